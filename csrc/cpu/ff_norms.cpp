@@ -1,0 +1,42 @@
+// ff_norms (contract: ffattr/ops.py), direct: every pair is a row of one long product with `down`.
+#include "wide_map.h"
+
+namespace ffattr::cpu {
+namespace {
+
+template <class T>
+void direct(const WideArguments& arguments, const Tensor& features, const Tensor& slope, const Tensor& down) {
+  const WideMap<T> map = arguments.map<T>();
+  const int64_t neurons = features.size(3);
+  // Keys outermost: neighbouring rows read the same features, which then stay in L1.
+  const std::vector<Pair> pairs = active_pairs(map, Order::keys_outermost);
+  const int64_t total = static_cast<int64_t>(pairs.size()), tasks = tiles(total);
+  const Buffer<T> down_packed = packed(data<T>(down), neurons, map.width);
+  const ScratchPool<T> scratch(workers(tasks), map.heads, map.width);
+  parallel_tasks(tasks, [&](int64_t task, int64_t worker) {
+    const int64_t first = task * kTileRows;
+    kernels<T>().direct({&map, features.size(0), neurons, data<T>(features), data<T>(slope), down_packed.get(),
+                         pairs.data() + first, std::min(kTileRows, total - first), scratch.of(worker)});
+  });
+}
+
+Tensor ff_norms(const Tensor& alpha, const Tensor& position, const Tensor& features_, const Tensor& slope_,
+                const Tensor& down_, const Tensor& residual, const std::optional<Tensor>& residual_scale,
+                const std::optional<Tensor>& gamma, const std::optional<Tensor>& norm_scale, bool centre) {
+  constexpr const char* op = "ff_norms";
+  const WideArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre);
+  FFATTR_CHECK(features_.dim() == 4, op, ": features has to be [S, M, H + 1, F]");
+  const Tensor features = torch::stable::contiguous(features_), slope = torch::stable::contiguous(slope_);
+  const Tensor down = torch::stable::contiguous(down_);
+  const int64_t streams = features.size(0), neurons = features.size(3);
+  check_tensor(op, "features", features, {streams, arguments.keys, arguments.heads + 1, neurons}, arguments.dtype);
+  check_tensor(op, "slope", slope, {streams, arguments.queries, neurons}, arguments.dtype);
+  check_tensor(op, "down", down, {neurons, arguments.width}, arguments.dtype);
+  FFATTR_DISPATCH_FLOATING(alpha, op, [&] { direct<scalar_t>(arguments, features, slope, down); });
+  return arguments.out;
+}
+
+}  // namespace
+}  // namespace ffattr::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(ffattr, CPU, m) { m.impl("ff_norms", TORCH_BOX(&ffattr::cpu::ff_norms)); }

@@ -1,0 +1,17 @@
+// The kernels of one instruction set, gathered in a table: what an isa_*.cpp file compiles.
+#pragma once
+
+#include "gram_row.h"
+#include "wide_tiles.h"
+
+namespace ffattr::cpu::FFATTR_ISA {
+
+template <class T>
+const Kernels<T>& table() {
+  static const Kernels<T> kernels{pack_row<T>, direct_tile<T>, operator_tile<T>, apply_tile<T>, gram_row<T>};
+  return kernels;
+}
+template const Kernels<float>& table();
+template const Kernels<double>& table();
+
+}  // namespace ffattr::cpu::FFATTR_ISA

@@ -1,0 +1,79 @@
+// operator_norms (contract: ffattr/ops.py): the layer at one query token as a matrix, applied to all its keys.
+#include "wide_map.h"
+
+namespace ffattr::cpu {
+namespace {
+
+// Matrices in memory at once: a few for every worker keep all busy in both halves, and stay a few MiB.
+constexpr int64_t kOperatorsPerWorker = 2;
+
+template <class T>
+void through_operator(const WideArguments& arguments, const Tensor& values, const Tensor& maps, const Tensor& own,
+                      const Tensor& slope, const Tensor& down) {
+  const WideMap<T> map = arguments.map<T>();
+  const int64_t streams = maps.size(0), inner = maps.size(1), neurons = maps.size(2), width = map.width;
+  const std::vector<Pair> pairs = active_pairs(map, Order::queries_outermost);
+  std::vector<int64_t> start(map.queries + 1, 0);  // pairs of query n: start[n] .. start[n + 1]
+  for (const Pair& pair : pairs) ++start[pair.query + 1];
+  for (int64_t n = 0; n < map.queries; ++n) start[n + 1] += start[n];
+
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t batch = std::min(kOperatorsPerWorker * threads, std::max<int64_t>(map.queries, 1));
+  const int64_t operator_size = inner * padded_columns<T>(width);
+  const Buffer<T> down_packed = packed(data<T>(down), neurons, width);
+  const Buffer<T> operators(batch * operator_size), own_rows(batch * width);
+  const ScratchPool<T> scratch(threads, map.heads, width);
+
+  const int64_t build_tiles = tiles(inner + 1), apply_tiles = tiles(map.keys);
+  for (int64_t first = 0; first < map.queries; first += batch) {
+    const int64_t count = std::min(batch, map.queries - first);
+    parallel_tasks(count * build_tiles, [&](int64_t task, int64_t worker) {
+      const int64_t slot = task / build_tiles, query = first + slot, row = task % build_tiles * kTileRows;
+      if (start[query] == start[query + 1]) return;
+      const int64_t itself = map.position[query];
+      const bool is_key = itself >= 0 && itself < map.keys;
+      const int64_t rows = std::min(kTileRows, inner + is_key - row);
+      if (rows <= 0) return;
+      kernels<T>().build_operator({streams, neurons, inner, width, data<T>(maps), map.queries * neurons,
+                                   map.keys * neurons, data<T>(slope) + query * neurons,
+                                   is_key ? data<T>(own) + itself * neurons : nullptr, down_packed.get(), row, rows,
+                                   operators.get() + slot * operator_size, own_rows.get() + slot * width,
+                                   scratch.of(worker)});
+    });
+    parallel_tasks(count * apply_tiles, [&](int64_t task, int64_t worker) {
+      const int64_t slot = task / apply_tiles, query = first + slot;
+      const int64_t pair = start[query] + task % apply_tiles * kTileRows;
+      if (pair >= start[query + 1]) return;
+      kernels<T>().apply_operator({&map, values.size(2), data<T>(values), operators.get() + slot * operator_size,
+                                   own_rows.get() + slot * width, pairs.data() + pair,
+                                   std::min(kTileRows, start[query + 1] - pair), scratch.of(worker)});
+    });
+  }
+}
+
+Tensor operator_norms(const Tensor& alpha, const Tensor& position, const Tensor& values_, const Tensor& maps_,
+                      const Tensor& own_, const Tensor& slope_, const Tensor& down_, const Tensor& residual,
+                      const std::optional<Tensor>& residual_scale, const std::optional<Tensor>& gamma,
+                      const std::optional<Tensor>& norm_scale, bool centre) {
+  using torch::stable::contiguous;
+  constexpr const char* op = "operator_norms";
+  const WideArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre);
+  FFATTR_CHECK(values_.dim() == 3 && maps_.dim() == 3, op, ": values has to be [M, H, dh], maps [S, H * dh, F]");
+  const Tensor values = contiguous(values_), maps = contiguous(maps_), own = contiguous(own_);
+  const Tensor slope = contiguous(slope_), down = contiguous(down_);
+  const int64_t streams = maps.size(0), neurons = maps.size(2), head_dim = values.size(2);
+  const auto [keys, heads, dtype] = std::tuple{arguments.keys, arguments.heads, arguments.dtype};
+  check_tensor(op, "values", values, {keys, heads, head_dim}, dtype);
+  check_tensor(op, "maps", maps, {streams, heads * head_dim, neurons}, dtype);
+  check_tensor(op, "own", own, {streams, keys, neurons}, dtype);
+  check_tensor(op, "slope", slope, {streams, arguments.queries, neurons}, dtype);
+  check_tensor(op, "down", down, {neurons, arguments.width}, dtype);
+  FFATTR_DISPATCH_FLOATING(alpha, op,
+                           [&] { through_operator<scalar_t>(arguments, values, maps, own, slope, down); });
+  return arguments.out;
+}
+
+}  // namespace
+}  // namespace ffattr::cpu
+
+STABLE_TORCH_LIBRARY_IMPL(ffattr, CPU, m) { m.impl("operator_norms", TORCH_BOX(&ffattr::cpu::operator_norms)); }

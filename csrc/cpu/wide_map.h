@@ -1,0 +1,116 @@
+// Host side of the two wide maps: their shared arguments, the pairs worth computing, and the workers' scratch memory.
+#pragma once
+
+#include "../common.h"
+#include "kernels.h"
+#include "parallel.h"
+
+namespace ffattr::cpu {
+
+// The arguments named _TAIL in ffattr/ops.py with alpha and position, contiguous, and the output they write.
+struct WideArguments {
+  const char* op;
+  Tensor alpha, position, residual;
+  std::optional<Tensor> residual_scale, gamma, norm_scale;
+  bool centre;
+  Tensor out;
+  int64_t heads, queries, keys, width;
+  ScalarType dtype;
+
+  WideArguments(const char* op, const Tensor& alpha, const Tensor& position, const Tensor& residual,
+                const std::optional<Tensor>& residual_scale, const std::optional<Tensor>& gamma,
+                const std::optional<Tensor>& norm_scale, bool centre)
+      : op(op),
+        alpha(torch::stable::contiguous(alpha)),
+        position(torch::stable::contiguous(position)),
+        residual(torch::stable::contiguous(residual)),
+        residual_scale(contiguous(residual_scale)),
+        gamma(contiguous(gamma)),
+        norm_scale(contiguous(norm_scale)),
+        centre(centre),
+        dtype(alpha.scalar_type()) {
+    FFATTR_CHECK(alpha.dim() == 3 && residual.dim() == 3, op, ": alpha has to be [H, N, M], residual [M, H + 1, d]");
+    heads = alpha.size(0), queries = alpha.size(1), keys = alpha.size(2), width = residual.size(2);
+    check_tensor(op, "position", position, {queries}, ScalarType::Long);
+    check_tensor(op, "residual", residual, {keys, heads + 1, width}, dtype);
+    check_tensor(op, "residual_scale", residual_scale, {queries}, dtype);
+    check_tensor(op, "gamma", gamma, {width}, dtype);
+    check_tensor(op, "norm_scale", norm_scale, {queries}, dtype);
+    out = torch::stable::new_zeros(this->alpha, {norm_scale.has_value() ? 3 : 2, queries, keys});
+  }
+
+  template <class T>
+  WideMap<T> map() const {
+    return {heads,
+            queries,
+            keys,
+            width,
+            data<T>(alpha),
+            data<int64_t>(position),
+            data<T>(residual),
+            data_or_null<T>(residual_scale),
+            data_or_null<T>(gamma),
+            data_or_null<T>(norm_scale),
+            centre,
+            mutable_data<T>(out)};
+  }
+};
+
+enum class Order { keys_outermost, queries_outermost };
+
+// The pairs with any weight; all others stay the zeros that `out` begins with. NaN counts as a weight.
+template <class T>
+std::vector<Pair> active_pairs(const WideMap<T>& map, Order order) {
+  std::vector<uint8_t> active(map.queries * map.keys, 0);
+  for (int64_t h = 0; h < map.heads; ++h)
+    for (int64_t i = 0; i < map.queries * map.keys; ++i)
+      active[i] |= map.alpha[h * map.queries * map.keys + i] != T{0};
+  for (int64_t n = 0; n < map.queries; ++n)
+    if (map.position[n] >= 0 && map.position[n] < map.keys) active[n * map.keys + map.position[n]] = 1;
+
+  std::vector<Pair> pairs;
+  const bool by_key = order == Order::keys_outermost;
+  const int64_t outer = by_key ? map.keys : map.queries, inner = by_key ? map.queries : map.keys;
+  for (int64_t i = 0; i < outer; ++i)
+    for (int64_t j = 0; j < inner; ++j) {
+      const Pair pair{static_cast<int32_t>(by_key ? j : i), static_cast<int32_t>(by_key ? i : j)};
+      if (active[pair.query * map.keys + pair.key]) pairs.push_back(pair);
+    }
+  return pairs;
+}
+
+// Scratch of every worker; `a` is zero because rows beyond a tile's last are multiplied too.
+template <class T>
+class ScratchPool {
+ public:
+  ScratchPool(int64_t workers, int64_t heads, int64_t width)
+      : c_size_(kTileRows * padded_columns<T>(width)),
+        w_size_(kTileRows * (heads + 1)),
+        a_(workers * kASize),
+        c_(workers * c_size_),
+        w_(workers * w_size_) {
+    std::fill_n(a_.get(), workers * kASize, T{0});
+  }
+  Scratch<T> of(int64_t worker) const {
+    return {a_.get() + worker * kASize, c_.get() + worker * c_size_, w_.get() + worker * w_size_};
+  }
+
+ private:
+  static constexpr int64_t kASize = kTileRows * kRowStride<T>;
+  int64_t c_size_, w_size_;
+  Buffer<T> a_, c_, w_;
+};
+
+// Packs all of `matrix` [depth, columns] on all threads.
+template <class T>
+Buffer<T> packed(const T* matrix, int64_t depth, int64_t columns) {
+  Buffer<T> to(depth * padded_columns<T>(columns));
+  parallel_tasks(depth, [&](int64_t k, int64_t) {
+    kernels<T>().pack_row(matrix + k * columns, k, depth, columns, to.get());
+  });
+  return to;
+}
+
+inline int64_t tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+
+}  // namespace ffattr::cpu

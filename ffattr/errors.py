@@ -1,0 +1,39 @@
+"""Every error that ffattr raises on purpose.
+
+All of them say what was wrong, what was expected and what to do, and name the offending value.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ArchitectureMismatch",
+    "BackendUnavailable",
+    "CaptureError",
+    "FfattrError",
+    "NonFiniteError",
+    "UnsupportedModel",
+]
+
+
+class FfattrError(Exception):
+    """Base class of the errors that are about ffattr rather than about an argument's type or value."""
+
+
+class UnsupportedModel(FfattrError, TypeError):
+    """The model's architecture is not known to any adapter, or has a part that no formula here covers."""
+
+
+class ArchitectureMismatch(FfattrError):
+    """The layer output recomputed from the adapter's description is not the output the model gave."""
+
+
+class CaptureError(FfattrError):
+    """The forward pass did not hand over what the decomposition needs, or changed while being recorded."""
+
+
+class NonFiniteError(FfattrError, ValueError):
+    """A weight or an activation is NaN or infinite."""
+
+
+class BackendUnavailable(FfattrError, RuntimeError):
+    """The backend asked for cannot run here; the message says why."""

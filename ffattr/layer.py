@@ -1,0 +1,290 @@
+"""What a Transformer layer is, as data: the description adapters write and every computation reads.
+
+Conventions: row vectors, ``y = x @ weight + bias``; ``T`` tokens, ``N`` selected query tokens, ``d`` model width,
+``H`` query heads, ``Hkv`` key/value heads, ``dh`` head width, ``F`` feed-forward width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UnsupportedModel
+
+__all__ = ["Attention", "Columns", "LayerRecord", "LayerSpec", "LayerWeights", "Linear", "Norm"]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``y = x @ weight + bias`` with ``weight`` ``[in, out]`` and ``bias`` ``[out]`` or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm (``kind="layer"``) or RMSNorm (``kind="rms"``), split into its linear part and its statistics.
+
+    With the statistics of the whole input frozen, a norm is ``scale_i * linear(p) + bias``
+    (Kobayashi et al. 2021, section 3.3): ``linear`` is the same for every token, ``scale`` is one number per token.
+    """
+
+    kind: Literal["layer", "rms"]
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+    def scale(self, p: Tensor) -> Tensor:
+        """``1 / s_i`` of the whole input ``p`` ``[..., d]``: shape ``[...]``."""
+        centred = p - p.mean(-1, keepdim=True) if self.kind == "layer" else p
+        return torch.rsqrt(centred.square().mean(-1) + self.eps)
+
+    def linear(self, p: Tensor) -> Tensor:
+        """The part linear in ``p`` ``[..., d]`` without ``1 / s_i``: centring (LayerNorm only), then gamma."""
+        if self.kind == "layer":
+            p = p - p.mean(-1, keepdim=True)
+        return p if self.weight is None else p * self.weight
+
+    def fold(self, matrix: Tensor) -> Tensor:
+        """``matrix'`` ``[d, n]`` such that ``p @ matrix' == linear(p) @ matrix``."""
+        if self.weight is not None:
+            matrix = self.weight[:, None] * matrix
+        return matrix - matrix.mean(0, keepdim=True) if self.kind == "layer" else matrix
+
+    def affine(self, p: Tensor, scale: Tensor) -> Tensor:
+        """``scale * linear(p) + bias``: what becomes of the bias stream ``p`` ``[..., d]``."""
+        y = self.linear(p) * scale[..., None]
+        return y if self.bias is None else y + self.bias
+
+    def __call__(self, p: Tensor) -> Tensor:
+        return self.affine(p, self.scale(p))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Output features ``start:stop`` of a fused projection, for instance the value third of GPT-2's ``c_attn``."""
+
+    module: nn.Module
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer's parameters in one dtype, on one device; the only thing the formulas see of a model.
+
+    A norm that the layer does not have is None. Post-LN (BERT) has ``norm_after_attn`` and ``norm_after_ff`` (both act
+    on the sum with the residual); pre-LN (GPT-2, Llama) has ``norm_before_attn`` and ``norm_before_ff``.
+    ``gate`` is None for a dense feed-forward block; a gated one computes ``activation(t @ gate) * (t @ up)``.
+    """
+
+    heads: int
+    kv_heads: int
+    value: Linear
+    out: Linear
+    up: Linear
+    gate: Linear | None
+    down: Linear
+    activation: Callable[[Tensor], Tensor]
+    norm_before_attn: Norm | None = None
+    norm_after_attn: Norm | None = None
+    norm_before_ff: Norm | None = None
+    norm_after_ff: Norm | None = None
+
+    @property
+    def width(self) -> int:
+        return self.out.weight.shape[1]
+
+    @property
+    def ff_width(self) -> int:
+        return self.down.weight.shape[0]
+
+    @property
+    def head_dim(self) -> int:
+        return self.out.weight.shape[0] // self.heads
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Scope names of this layer in order (METHOD: attention, residual, norm, FF, residual, norm)."""
+        names = ["attn_heads", "attn"]
+        if self.norm_after_attn is not None:
+            names.append("attn_res")
+        names.append("atb")
+        stem = "atb"
+        if self.norm_before_ff is not None:
+            stem = "atb_ln"
+            names.append(stem)
+        names += [f"{stem}_ff", f"{stem}_ff_res"]
+        if self.norm_after_ff is not None:
+            names.append(f"{stem}_ff_res_ln")
+        return tuple(names)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter with a readable name, for instance ``("norm_before_ff.weight", ...)``."""
+        for field in fields(self):
+            part = getattr(self, field.name)
+            if isinstance(part, (Linear, Norm)):
+                for name in ("weight", "bias"):
+                    tensor = getattr(part, name)
+                    if tensor is not None:
+                        yield f"{field.name}.{name}", tensor
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """Which module of a loaded model plays which part in one layer: what an adapter returns per layer.
+
+    ``module`` is the layer itself (its input and output are recorded), ``attention`` the module that calls the
+    attention function. Projections are ``nn.Linear``, transformers' ``Conv1D`` or `Columns` of a fused one.
+    ``weights(dtype)`` reads the parameters, so that nothing of the model is copied before its layer's turn.
+    """
+
+    module: nn.Module
+    attention: nn.Module
+    heads: int
+    kv_heads: int
+    value: nn.Module | Columns
+    out: nn.Module
+    up: nn.Module | Columns
+    down: nn.Module
+    activation: Callable[[Tensor], Tensor]
+    gate: nn.Module | Columns | None = None
+    norm_before_attn: nn.Module | None = None
+    norm_after_attn: nn.Module | None = None
+    norm_before_ff: nn.Module | None = None
+    norm_after_ff: nn.Module | None = None
+
+    def weights(self, dtype: torch.dtype) -> LayerWeights:
+        """The layer's parameters in ``dtype``. Raises `UnsupportedModel` for a module that no formula covers."""
+        return LayerWeights(
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            value=_linear(self.value, dtype),
+            out=_linear(self.out, dtype),
+            up=_linear(self.up, dtype),
+            gate=None if self.gate is None else _linear(self.gate, dtype),
+            down=_linear(self.down, dtype),
+            activation=self.activation,
+            norm_before_attn=_norm(self.norm_before_attn, dtype),
+            norm_after_attn=_norm(self.norm_after_attn, dtype),
+            norm_before_ff=_norm(self.norm_before_ff, dtype),
+            norm_after_ff=_norm(self.norm_after_ff, dtype),
+        )
+
+
+def _linear(module: nn.Module | Columns, dtype: torch.dtype) -> Linear:
+    if isinstance(module, Columns):
+        whole = _linear(module.module, dtype)
+        part = slice(module.start, module.stop)
+        return Linear(whole.weight[:, part], None if whole.bias is None else whole.bias[part])
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    # Exact types: a subclass may compute something else with the same parameters (a LoRA or a quantised linear).
+    if type(module) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        weight = module.weight.T
+    elif type(module) is nn.MultiheadAttention:  # its fused query, key and value projection
+        weight, bias = module.in_proj_weight.T, module.in_proj_bias
+    elif type(module).__name__ != "Conv1D":  # transformers' Conv1D already stores [in, out]
+        raise UnsupportedModel(
+            f"a projection is a {type(module).__module__}.{type(module).__name__}, expected nn.Linear or transformers' "
+            "Conv1D. Merge adapters (merge_and_unload) or dequantise the model first."
+        )
+    return Linear(_parameter(weight, dtype), None if bias is None else _parameter(bias, dtype))
+
+
+def _norm(module: nn.Module | None, dtype: torch.dtype) -> Norm | None:
+    if module is None:
+        return None
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
+    kind: Literal["layer", "rms"]
+    if isinstance(module, nn.LayerNorm):
+        kind = "layer"
+    elif type(module).__name__.endswith("RMSNorm"):
+        kind = "rms"
+        eps = torch.finfo(module.weight.dtype).eps if eps is None else eps  # nn.RMSNorm's own default
+    else:
+        raise UnsupportedModel(
+            f"a norm is a {type(module).__module__}.{type(module).__name__}, expected nn.LayerNorm or an RMSNorm"
+        )
+    return Norm(
+        kind,
+        None if weight is None else _parameter(weight, dtype),
+        None if bias is None else _parameter(bias, dtype),
+        float(eps),
+    )
+
+
+def _parameter(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.is_meta:
+        raise UnsupportedModel("a weight is on the meta device (offloaded). Load the model onto a real device first.")
+    return tensor.detach().to(dtype)
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What determines attention weights, without the weights: ``softmax(scale * query @ key^T + mask)``.
+
+    ``query`` ``[B, H, T, dh]`` and ``key`` ``[B, Hkv, T, dh]`` are taken after any position rotation. ``mask`` is
+    broadcastable to ``[B, H, T, T]``, boolean (True: may attend) or additive, or None; ``causal`` masks besides the
+    keys after the query. `sequence` gives one batch entry without its padding; its tensors lose the batch dimension.
+    """
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    mask: Tensor | None = None
+    causal: bool = False
+
+    def sequence(self, batch: int, tokens: Tensor, dtype: torch.dtype) -> Attention:
+        """Batch entry ``batch`` restricted to the token indices ``tokens`` ``[T']``, in ``dtype``."""
+        mask = self.mask
+        if mask is not None:
+            mask = mask[min(batch, mask.shape[0] - 1)]
+            if mask.shape[-2] > 1:
+                mask = mask.index_select(-2, tokens)
+            mask = mask.index_select(-1, tokens)
+        return replace(
+            self,
+            query=self.query[batch].index_select(1, tokens).to(dtype),
+            key=self.key[batch].index_select(1, tokens).to(dtype),
+            mask=mask,
+        )
+
+    def logits(self, rows: Tensor, columns: slice) -> Tensor:
+        """Logits of one sequence ``[H, N, M]`` for query tokens ``rows`` ``[N]`` and a slice of ``M`` keys."""
+        query = self.query.index_select(1, rows)
+        key = self.key[:, columns]
+        heads, kv_heads = query.shape[0], key.shape[0]
+        grouped = query.reshape(kv_heads, -1, query.shape[-1])  # query heads of one key/value head are neighbours
+        logits = (grouped @ key.transpose(1, 2)).reshape(heads, len(rows), -1).mul_(self.scale)
+        if self.mask is not None:
+            mask = self.mask[..., columns]
+            mask = mask.index_select(-2, rows) if mask.shape[-2] > 1 else mask
+            if mask.dtype == torch.bool:
+                logits.masked_fill_(~mask, -torch.inf)
+            else:
+                logits.add_(mask.to(logits.dtype))
+        if self.causal:
+            start, stop, _ = columns.indices(self.key.shape[1])
+            later = torch.arange(start, stop, device=rows.device) > rows[:, None]
+            logits.masked_fill_(later, -torch.inf)
+        return logits
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one forward pass left of one layer: its input and output ``[B, T, d]`` and its attention."""
+
+    index: int
+    input: Tensor
+    output: Tensor
+    attention: Attention
