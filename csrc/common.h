@@ -7,16 +7,29 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
 #include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
-// FFATTR_CHECK(condition, "ff_norms: slope is ", ..., ", expected ...") throws std::runtime_error (RuntimeError in Python).
-#define FFATTR_CHECK(condition, ...) STD_TORCH_CHECK(condition, __VA_ARGS__)
+namespace ffattr {
+
+template <class... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream stream;
+  (stream << ... << parts);
+  return stream.str();
+}
+
+}  // namespace ffattr
+
+// FFATTR_CHECK(condition, "ff_norms: slope is ", ..., ", expected ...") throws std::runtime_error: Python's
+// RuntimeError.
+#define FFATTR_CHECK(condition, ...) \
+  if (!(condition)) throw std::runtime_error(ffattr::text(__VA_ARGS__))
 
 namespace ffattr {
 
@@ -24,11 +37,22 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 inline std::string shape_text(const std::vector<int64_t>& sizes) {
-  std::ostringstream text;
-  text << '[';
-  for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "") << sizes[i];
-  text << ']';
-  return text.str();
+  std::string joined;
+  for (const int64_t size : sizes) joined += (joined.empty() ? "" : ", ") + std::to_string(size);
+  return "[" + joined + "]";
+}
+
+inline const char* dtype_text(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Long:
+      return "int64";
+    default:
+      return "another type";
+  }
 }
 
 inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
@@ -36,11 +60,18 @@ inline std::vector<int64_t> sizes_of(const Tensor& tensor) {
   return {sizes.begin(), sizes.end()};
 }
 
+// The argument whose dtype all others share.
+inline void check_floating(const char* op, const char* name, const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  FFATTR_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op, ": ", name, " has dtype ",
+               dtype_text(dtype), ", expected float32 or float64");
+}
+
 // `tensor` has exactly the sizes `expected` and the dtype `dtype`; the message names operator and argument.
 inline void check_tensor(const char* op, const char* name, const Tensor& tensor, const std::vector<int64_t>& expected,
                          ScalarType dtype) {
-  FFATTR_CHECK(tensor.scalar_type() == dtype, op, ": ", name,
-               " has another dtype than alpha (position: int64; gram: float64 or alpha's)");
+  FFATTR_CHECK(tensor.scalar_type() == dtype, op, ": ", name, " has dtype ", dtype_text(tensor.scalar_type()),
+               ", expected ", dtype_text(dtype));
   const std::vector<int64_t> sizes = sizes_of(tensor);
   FFATTR_CHECK(sizes == expected, op, ": ", name, " has shape ", shape_text(sizes), ", expected ",
                shape_text(expected));
@@ -72,16 +103,13 @@ T* mutable_data(const Tensor& tensor) {
 
 }  // namespace ffattr
 
-// Runs `...` with `scalar_t` = float or double; anything else is refused by name of the operator.
-#define FFATTR_DISPATCH_FLOATING(TENSOR, OP, ...)                                                                    \
-  [&] {                                                                                                              \
-    const auto dispatched = (TENSOR).scalar_type();                                                                  \
-    FFATTR_CHECK(dispatched == ffattr::ScalarType::Float || dispatched == ffattr::ScalarType::Double, OP,            \
-                 ": the CPU kernels compute in float32 or float64; convert the inputs");                             \
-    if (dispatched == ffattr::ScalarType::Float) {                                                                   \
-      using scalar_t = float;                                                                                        \
-      return __VA_ARGS__();                                                                                          \
-    }                                                                                                                \
-    using scalar_t = double;                                                                                         \
-    return __VA_ARGS__();                                                                                            \
+// Runs `...` with `scalar_t` = float or double, as check_floating() allows.
+#define FFATTR_DISPATCH_FLOATING(TENSOR, ...)                  \
+  [&] {                                                        \
+    if ((TENSOR).scalar_type() == ffattr::ScalarType::Float) { \
+      using scalar_t = float;                                  \
+      return __VA_ARGS__();                                    \
+    }                                                          \
+    using scalar_t = double;                                   \
+    return __VA_ARGS__();                                      \
   }()

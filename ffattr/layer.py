@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from .activations import Activation, identify
 from .errors import UnsupportedModel
 
 __all__ = ["Attention", "Columns", "LayerRecord", "LayerSpec", "LayerWeights", "Linear", "Norm"]
@@ -94,7 +95,7 @@ class LayerWeights:
     up: Linear
     gate: Linear | None
     down: Linear
-    activation: Callable[[Tensor], Tensor]
+    activation: Activation
     norm_before_attn: Norm | None = None
     norm_after_attn: Norm | None = None
     norm_before_ff: Norm | None = None
@@ -103,6 +104,11 @@ class LayerWeights:
     @property
     def width(self) -> int:
         return self.out.weight.shape[1]
+
+    @property
+    def projections(self) -> tuple[Linear, ...]:
+        """What makes the pre-activations: up alone, or gate and up."""
+        return (self.up,) if self.gate is None else (self.gate, self.up)
 
     @property
     def ff_width(self) -> int:
@@ -114,19 +120,13 @@ class LayerWeights:
 
     @property
     def scopes(self) -> tuple[str, ...]:
-        """Scope names of this layer in order (METHOD: attention, residual, norm, FF, residual, norm)."""
-        names = ["attn_heads", "attn"]
-        if self.norm_after_attn is not None:
-            names.append("attn_res")
-        names.append("atb")
-        stem = "atb"
-        if self.norm_before_ff is not None:
-            stem = "atb_ln"
-            names.append(stem)
-        names += [f"{stem}_ff", f"{stem}_ff_res"]
-        if self.norm_after_ff is not None:
-            names.append(f"{stem}_ff_res_ln")
-        return tuple(names)
+        """Scope names of this layer, in the order of its computation."""
+        return _scopes(self)
+
+    @property
+    def wide_scopes(self) -> tuple[str, ...]:
+        """Those from the feed-forward block on, which one pass yields together."""
+        return tuple(name for name in self.scopes if "_ff" in name)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter with a readable name, for instance ``("norm_before_ff.weight", ...)``."""
@@ -163,6 +163,16 @@ class LayerSpec:
     norm_before_ff: nn.Module | None = None
     norm_after_ff: nn.Module | None = None
 
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Scope names of this layer, in the order of its computation."""
+        return _scopes(self)
+
+    @property
+    def wide_scopes(self) -> tuple[str, ...]:
+        """Those from the feed-forward block on, which one pass yields together."""
+        return tuple(name for name in self.scopes if "_ff" in name)
+
     def weights(self, dtype: torch.dtype) -> LayerWeights:
         """The layer's parameters in ``dtype``. Raises `UnsupportedModel` for a module that no formula covers."""
         return LayerWeights(
@@ -173,12 +183,28 @@ class LayerSpec:
             up=_linear(self.up, dtype),
             gate=None if self.gate is None else _linear(self.gate, dtype),
             down=_linear(self.down, dtype),
-            activation=self.activation,
+            activation=identify(self.activation),
             norm_before_attn=_norm(self.norm_before_attn, dtype),
             norm_after_attn=_norm(self.norm_after_attn, dtype),
             norm_before_ff=_norm(self.norm_before_ff, dtype),
             norm_after_ff=_norm(self.norm_after_ff, dtype),
         )
+
+
+def _scopes(layer: LayerSpec | LayerWeights) -> tuple[str, ...]:
+    """Attention, residual, norm, feed-forward block, residual, norm, as far as there is one."""
+    names = ["attn_heads", "attn"]
+    if layer.norm_after_attn is not None:
+        names.append("attn_res")
+    names.append("atb")
+    stem = "atb"
+    if layer.norm_before_ff is not None:
+        stem = "atb_ln"
+        names.append(stem)
+    names += [f"{stem}_ff", f"{stem}_ff_res"]
+    if layer.norm_after_ff is not None:
+        names.append(f"{stem}_ff_res_ln")
+    return tuple(names)
 
 
 def _linear(module: nn.Module | Columns, dtype: torch.dtype) -> Linear:
@@ -259,25 +285,49 @@ class Attention:
             mask=mask,
         )
 
-    def logits(self, rows: Tensor, columns: slice) -> Tensor:
-        """Logits of one sequence ``[H, N, M]`` for query tokens ``rows`` ``[N]`` and a slice of ``M`` keys."""
+    def logits(self, rows: Tensor) -> Tensor:
+        """Logits of one sequence ``[H, N, T]`` for the query tokens ``rows`` ``[N]``."""
         query = self.query.index_select(1, rows)
-        key = self.key[:, columns]
-        heads, kv_heads = query.shape[0], key.shape[0]
+        heads, kv_heads = query.shape[0], self.key.shape[0]
         grouped = query.reshape(kv_heads, -1, query.shape[-1])  # query heads of one key/value head are neighbours
-        logits = (grouped @ key.transpose(1, 2)).reshape(heads, len(rows), -1).mul_(self.scale)
-        if self.mask is not None:
-            mask = self.mask[..., columns]
-            mask = mask.index_select(-2, rows) if mask.shape[-2] > 1 else mask
-            if mask.dtype == torch.bool:
-                logits.masked_fill_(~mask, -torch.inf)
-            else:
-                logits.add_(mask.to(logits.dtype))
+        logits = (grouped @ self.key.mT).reshape(heads, len(rows), -1).mul_(self.scale)
+        mask = self._mask_rows(rows)
+        if mask is not None and mask.dtype != torch.bool:
+            logits.add_(mask.to(logits.dtype))
+        elif mask is not None:
+            logits.masked_fill_(~mask, -torch.inf)
         if self.causal:
-            start, stop, _ = columns.indices(self.key.shape[1])
-            later = torch.arange(start, stop, device=rows.device) > rows[:, None]
-            logits.masked_fill_(later, -torch.inf)
+            logits.masked_fill_(self._later(rows), -torch.inf)
         return logits
+
+    def pairs(self, rows: Tensor) -> int:
+        """How many (query, key) pairs of one sequence are not masked for all heads."""
+        allowed = ~self._later(rows) if self.causal else None
+        mask = self._mask_rows(rows)
+        if mask is not None:
+            attends = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            attends = attends.flatten(0, -3).any(0) if attends.dim() > 2 else attends
+            allowed = attends if allowed is None else attends & allowed
+        tokens = self.key.shape[1]
+        return len(rows) * tokens if allowed is None else int(allowed.expand(len(rows), tokens).sum())
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether any token may attend to a later one."""
+        if self.causal:
+            return False
+        if self.mask is None or self.mask.shape[-2] == 1:
+            return True
+        allowed = self.mask if self.mask.dtype == torch.bool else self.mask > torch.finfo(self.mask.dtype).min / 2
+        return bool(allowed.triu(1).any())
+
+    def _mask_rows(self, rows: Tensor) -> Tensor | None:
+        if self.mask is None or self.mask.shape[-2] == 1:
+            return self.mask
+        return self.mask.index_select(-2, rows)
+
+    def _later(self, rows: Tensor) -> Tensor:
+        return torch.arange(self.key.shape[1], device=rows.device) > rows[:, None]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ Tensor ff_norms(const Tensor& alpha, const Tensor& position, const Tensor& featu
   check_tensor(op, "features", features, {streams, arguments.keys, arguments.heads + 1, neurons}, arguments.dtype);
   check_tensor(op, "slope", slope, {streams, arguments.queries, neurons}, arguments.dtype);
   check_tensor(op, "down", down, {neurons, arguments.width}, arguments.dtype);
-  FFATTR_DISPATCH_FLOATING(alpha, op, [&] { direct<scalar_t>(arguments, features, slope, down); });
+  FFATTR_DISPATCH_FLOATING(alpha, [&] { direct<scalar_t>(arguments, features, slope, down); });
   return arguments.out;
 }
 

@@ -26,6 +26,7 @@ Tensor gram_norms(const Tensor& alpha_, const Tensor& position_, const Tensor& g
   const Tensor alpha = contiguous(alpha_), position = contiguous(position_), gram = contiguous(gram_);
   const std::optional<Tensor> row_scale = ffattr::contiguous(row_scale_);
   FFATTR_CHECK(alpha.dim() == 3 && gram.dim() == 3, op, ": alpha has to be [H, N, M], gram [M, G, G]");
+  check_floating(op, "alpha", alpha);
   const int64_t heads = alpha.size(0), queries = alpha.size(1), keys = alpha.size(2), size = gram.size(1);
   FFATTR_CHECK(size == heads || size == heads + 1, op, ": gram is for ", size, " heads, expected ", heads,
                " or, with the residual, ", heads + 1);
@@ -37,7 +38,7 @@ Tensor gram_norms(const Tensor& alpha_, const Tensor& position_, const Tensor& g
   const Buffer<double> gram_keys_last = keys_last(data<double>(gram), keys, size, stride);
   const Buffer<double> weights(workers(queries) * size * kGramKeys);
   const Tensor out = torch::stable::new_empty(alpha, {queries, keys});
-  FFATTR_DISPATCH_FLOATING(alpha, op, [&] {
+  FFATTR_DISPATCH_FLOATING(alpha, [&] {
     parallel_tasks(queries, [&](int64_t query, int64_t worker) {
       kernels<scalar_t>().gram({heads, queries, keys, size, query, data<scalar_t>(alpha),
                                 data<int64_t>(position)[query], gram_keys_last.get(), stride,

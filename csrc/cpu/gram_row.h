@@ -39,8 +39,7 @@ void gram_row(const GramRow<T>& row) {
       for (int u = 0; u < 4; ++u) store(squares + (part + u) * lanes, square[u]);
     }
     // Rounding can leave a vanishing square below zero; a NaN stays one.
-    for (int64_t i = 0; i < count; ++i)
-      out[m + i] = static_cast<T>(std::sqrt(squares[i] < 0 ? 0 : squares[i])) * scale;
+    for (int64_t i = 0; i < count; ++i) out[m + i] = static_cast<T>(std::sqrt(squares[i] < 0 ? 0 : squares[i])) * scale;
   }
 }
 

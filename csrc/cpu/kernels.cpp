@@ -23,8 +23,6 @@ const Kernels<T>& table();
 
 namespace {
 
-enum class Isa { baseline, avx2, avx512 };
-
 Isa choose() {
   Isa widest = Isa::baseline;
 #if defined(__x86_64__)
@@ -39,12 +37,12 @@ Isa choose() {
   return widest;
 }
 
+}  // namespace
+
 Isa isa() {
   static const Isa chosen = choose();
   return chosen;
 }
-
-}  // namespace
 
 template <class T>
 const Kernels<T>& kernels() {
@@ -56,16 +54,5 @@ const Kernels<T>& kernels() {
 }
 template const Kernels<float>& kernels();
 template const Kernels<double>& kernels();
-
-const char* isa_name() {
-  switch (isa()) {
-    case Isa::avx512:
-      return "avx512";
-    case Isa::avx2:
-      return "avx2";
-    default:
-      return "baseline";
-  }
-}
 
 }  // namespace ffattr::cpu

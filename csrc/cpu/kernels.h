@@ -69,11 +69,11 @@ struct DirectTile {
 template <class T>
 struct OperatorTile {
   int64_t streams, neurons, inner, width;
-  const T* maps;     // [S, inner, F]
+  const T* maps;  // [S, inner, F]
   int64_t slope_stride, own_stride;
-  const T* slope;    // [F] of stream 0; the others slope_stride apart
-  const T* own;      // [F] of stream 0, others own_stride apart; null when the query is not among the keys
-  const T* packed;   // down [F, d], packed
+  const T* slope;   // [F] of stream 0; the others slope_stride apart
+  const T* own;     // [F] of stream 0, others own_stride apart; null when the query is not among the keys
+  const T* packed;  // down [F, d], packed
   int64_t first, rows;
   T* operator_packed;  // [inner, d], packed
   T* own_row;          // [d]
@@ -118,9 +118,11 @@ struct Kernels {
   void (*gram)(const GramRow<T>&);
 };
 
-// The kernels for the widest instruction set of this processor; FFATTR_CPU_ISA=baseline|avx2 asks for a narrower one.
+// The widest instruction set of this processor; FFATTR_CPU_ISA=baseline|avx2 asks for a narrower one.
+enum class Isa { baseline, avx2, avx512 };
+Isa isa();
+
 template <class T>
-const Kernels<T>& kernels();
-const char* isa_name();
+const Kernels<T>& kernels();  // for that instruction set
 
 }  // namespace ffattr::cpu

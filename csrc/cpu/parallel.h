@@ -27,7 +27,8 @@ class Buffer {
 };
 
 // Runs `work(task, worker)` for every task on PyTorch's own threads (torch.set_num_threads holds). Tasks are taken from
-// a shared counter as workers get free, so that unequal ones (a causal map's) balance; `worker` < workers() owns scratch.
+// a shared counter as workers get free, so that unequal ones (a causal map's) balance; `worker` < workers() owns
+// scratch.
 inline int64_t workers(int64_t tasks) {
   return std::max<int64_t>(1, std::min<int64_t>(tasks, torch::stable::get_num_threads()));
 }

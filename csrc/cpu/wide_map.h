@@ -30,6 +30,7 @@ struct WideArguments {
         centre(centre),
         dtype(alpha.scalar_type()) {
     FFATTR_CHECK(alpha.dim() == 3 && residual.dim() == 3, op, ": alpha has to be [H, N, M], residual [M, H + 1, d]");
+    check_floating(op, "alpha", alpha);
     heads = alpha.size(0), queries = alpha.size(1), keys = alpha.size(2), width = residual.size(2);
     check_tensor(op, "position", position, {queries}, ScalarType::Long);
     check_tensor(op, "residual", residual, {keys, heads + 1, width}, dtype);
@@ -63,8 +64,7 @@ template <class T>
 std::vector<Pair> active_pairs(const WideMap<T>& map, Order order) {
   std::vector<uint8_t> active(map.queries * map.keys, 0);
   for (int64_t h = 0; h < map.heads; ++h)
-    for (int64_t i = 0; i < map.queries * map.keys; ++i)
-      active[i] |= map.alpha[h * map.queries * map.keys + i] != T{0};
+    for (int64_t i = 0; i < map.queries * map.keys; ++i) active[i] |= map.alpha[h * map.queries * map.keys + i] != T{0};
   for (int64_t n = 0; n < map.queries; ++n)
     if (map.position[n] >= 0 && map.position[n] < map.keys) active[n * map.keys + map.position[n]] = 1;
 
@@ -105,9 +105,8 @@ class ScratchPool {
 template <class T>
 Buffer<T> packed(const T* matrix, int64_t depth, int64_t columns) {
   Buffer<T> to(depth * padded_columns<T>(columns));
-  parallel_tasks(depth, [&](int64_t k, int64_t) {
-    kernels<T>().pack_row(matrix + k * columns, k, depth, columns, to.get());
-  });
+  parallel_tasks(depth,
+                 [&](int64_t k, int64_t) { kernels<T>().pack_row(matrix + k * columns, k, depth, columns, to.get()); });
   return to;
 }
 

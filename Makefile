@@ -1,0 +1,71 @@
+# make demo | test | lint | format | clean. The first run creates .venv and builds the package; later runs reuse both.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: all demo test lint format install clean distclean
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOG := $(VENV)/build.log
+# The interpreter .venv is made with: the first python3 that is new enough for the pinned versions.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
+	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+# Byte-compiling every installed file takes longer than compiling the few that are imported.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+NATIVE := $(shell find csrc -type f 2>/dev/null)
+CXX_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+all: install
+
+demo: install
+	$(BIN)/python benchmarks/demo.py
+
+test: install
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.pins
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(if $(CXX_SOURCES),$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES))
+
+format: $(VENV)/.pins
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CXX_SOURCES),$(BIN)/clang-format -i $(CXX_SOURCES))
+
+install: $(VENV)/.built
+
+$(VENV)/.pins: requirements-dev.txt
+	@[[ -n "$(PYTHON)" ]] || { echo "no python3 >= 3.11 with venv found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	[[ -x $(BIN)/python ]] || $(PYTHON) -m venv $(VENV)
+	sed '/^# models:/,$$d' $< | $(PIP) -r /dev/stdin
+	sed -n '/^# models:/,$$p' $< | $(PIP) --no-deps -r /dev/stdin
+	touch $@
+
+# Editable, without build isolation: the binary must be built against the torch it will be loaded by.
+$(VENV)/.package: $(VENV)/.pins pyproject.toml setup.py
+	@echo "building ffattr (log: $(LOG))"
+	@touch $@.started
+	@$(BIN)/python -m pip install --verbose --no-build-isolation --no-deps --editable . > $(LOG) 2>&1 || { cat $(LOG); exit 1; }
+	@sed -n 's/^ *\(ffattr: .*\)/\1/p' $(LOG) | sort -u
+	@cp -p $@.started $(VENV)/.built
+	@mv $@.started $@
+
+# Installing has just built everything; afterwards only what changed in csrc is compiled again. A stamp has the time at
+# which its build started, so that a file saved meanwhile counts as changed.
+$(VENV)/.built: $(VENV)/.package $(NATIVE)
+	@if [[ -n "$$(find csrc -newer $@ -print -quit)" ]]; then \
+		echo "rebuilding what changed in csrc (log: $(LOG))"; \
+		touch $@.started; \
+		$(BIN)/python setup.py build_ext --inplace > $(LOG) 2>&1 || { cat $(LOG); exit 1; }; \
+		mv $@.started $@; \
+	fi
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo ffattr/*.so ffattr/_build_info.py
+	rm -f $(VENV)/.package $(VENV)/.built
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV) .cache

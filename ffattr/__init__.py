@@ -1,0 +1,89 @@
+"""ffattr: how much each input token contributes to each output token of every Transformer layer, FF block included.
+
+attr = ffattr.attribute(model, inputs, scopes="layer")
+attr.maps["atb_ff_res_ln"]  # [layers, batch, query, key]
+"""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .adapters import known_models, register_adapter
+    from .api import Vectors, attribute, explain, vectors
+    from .errors import (
+        ArchitectureMismatch,
+        BackendUnavailable,
+        CaptureError,
+        FfattrError,
+        NonFiniteError,
+        UnsupportedModel,
+    )
+    from .ig import GaussLegendre, Riemann
+    from .layer import Columns, LayerSpec
+    from .maps import Attribution, load
+    from .plan import Plan
+
+# Loaded at first use, see the end.
+_HOME = {
+    "adapters": ("known_models", "register_adapter"),
+    "api": ("Vectors", "attribute", "explain", "vectors"),
+    "errors": (
+        "ArchitectureMismatch",
+        "BackendUnavailable",
+        "CaptureError",
+        "FfattrError",
+        "NonFiniteError",
+        "UnsupportedModel",
+    ),
+    "ig": ("GaussLegendre", "Riemann"),
+    "layer": ("Columns", "LayerSpec"),
+    "maps": ("Attribution", "load"),
+    "plan": ("Plan",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "ArchitectureMismatch",
+    "Attribution",
+    "BackendUnavailable",
+    "CaptureError",
+    "Columns",
+    "FfattrError",
+    "GaussLegendre",
+    "LayerSpec",
+    "NonFiniteError",
+    "Plan",
+    "Riemann",
+    "UnsupportedModel",
+    "Vectors",
+    "__version__",
+    "attribute",
+    "explain",
+    "known_models",
+    "load",
+    "register_adapter",
+    "vectors",
+]
+
+
+def __getattr__(name: str) -> Any:
+    module = _MODULE.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+# The operators are there as soon as the package is imported; only the command line, whose --help must not wait for
+# torch, loads them when it needs them ("-m" stands in argv while `python -m ffattr` imports the package).
+if Path(sys.argv[0] if sys.argv else "").name not in ("ffattr", "ffattr.exe", "-m"):
+    import_module(f"{__name__}.backends")

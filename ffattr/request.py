@@ -1,0 +1,135 @@
+"""What a user asks for, checked against the model once, so that everything after can rely on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from . import backends, ig
+from .adapters import Adapted, resolve
+from .backends import Backend
+from .inputs import Inputs, prepare
+from .layer import LayerSpec
+from .reference import Rule
+
+__all__ = ["IG", "Indices", "Request"]
+
+Indices = int | slice | Sequence[int] | None
+IG = Literal["exact"] | ig.Riemann | ig.GaussLegendre
+
+
+@dataclass(frozen=True)
+class Request:
+    """A model, its inputs and the checked arguments of `ffattr.attribute`."""
+
+    adapted: Adapted
+    inputs: Inputs
+    layers: tuple[int, ...]
+    queries: tuple[int, ...]
+    scopes: tuple[str, ...]
+    rule: Rule
+    value_bias: str
+    dtype: torch.dtype
+    device: torch.device
+    backend: Backend
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        inputs: Any,
+        tokenizer: Any,
+        scopes: str | Sequence[str],
+        layers: Indices,
+        queries: Indices,
+        ig_rule: IG,
+        baseline: str | Tensor,
+        value_bias: str,
+        dtype: torch.dtype | None,
+        backend: str,
+    ) -> Request:
+        """Raises ValueError, TypeError or an `FfattrError` that names the offending value."""
+        adapted = resolve(model)
+        prepared = prepare(adapted, model, inputs, tokenizer)
+        first = adapted.layers[0]
+        if any(spec.scopes != first.scopes for spec in adapted.layers):
+            raise ValueError("the layers of this model differ in their norms; attribute them one kind at a time")
+        if value_bias not in ("token", "separate"):
+            raise ValueError(f"unknown value_bias {value_bias!r}, expected 'token' or 'separate'")
+        parameter = next(adapted.base.parameters())
+        if dtype is None:
+            dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        return cls(
+            adapted=adapted,
+            inputs=prepared,
+            layers=_indices("layers", layers, len(adapted.layers)),
+            queries=_indices("queries", queries, prepared.mask.shape[1]),
+            scopes=_scopes(scopes, first.scopes),
+            rule=Rule(*ig.rule_of(ig_rule), baseline=_baseline(baseline, first)),
+            value_bias=value_bias,
+            dtype=dtype,
+            device=parameter.device,
+            backend=backends.select(backend, parameter.device, dtype),
+        )
+
+    @property
+    def wide(self) -> bool:
+        """Whether any feed-forward scope is asked for."""
+        return not set(self.scopes).isdisjoint(self.adapted.layers[0].wide_scopes)
+
+    def places(self, layer: int) -> list[int]:
+        """Where in the result a layer of the model goes."""
+        return [place for place, asked in enumerate(self.layers) if asked == layer]
+
+    def sequence(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One batch row without its padding: the positions of its tokens, the wanted queries as indices into those,
+        and the rows of the map that these queries fill."""
+        mask = self.inputs.mask[batch]
+        tokens = mask.nonzero()[:, 0]
+        queries = torch.tensor(self.queries, device=mask.device, dtype=torch.int64)
+        filled = mask[queries].nonzero()[:, 0]
+        return tokens, (mask.cumsum(0) - 1)[queries[filled]], filled
+
+
+def _indices(name: str, asked: Indices, count: int) -> tuple[int, ...]:
+    if asked is None:
+        return tuple(range(count))
+    if isinstance(asked, slice):
+        return tuple(range(count)[asked])
+    values = [asked] if isinstance(asked, int) else list(asked)
+    for value in values:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise TypeError(f"{name} has {value!r}, expected integers, a slice or None")
+        if not -count <= value < count:
+            raise IndexError(f"{name} has {value}, but there are {count}: expected {-count} to {count - 1}")
+    return tuple(value % count for value in values)
+
+
+def _scopes(asked: str | Sequence[str], valid: tuple[str, ...]) -> tuple[str, ...]:
+    if asked == "all":
+        return valid
+    names = {valid[-1] if name == "layer" else name for name in ([asked] if isinstance(asked, str) else asked)}
+    unknown = sorted(names.difference(valid))
+    if unknown or not names:
+        wrong = f"unknown scope {unknown[0]!r}" if unknown else "no scope given"
+        raise ValueError(f"{wrong}; this architecture has: {', '.join(valid)} ('layer' for the last, 'all' for all)")
+    return tuple(name for name in valid if name in names)
+
+
+def _baseline(baseline: str | Tensor, spec: LayerSpec) -> str | Tensor:
+    if isinstance(baseline, str):
+        if baseline not in ("zero", "bias"):
+            raise ValueError(f"unknown baseline {baseline!r}, expected 'zero', 'bias' or a tensor [F]")
+        return baseline
+    width = spec.weights(baseline.dtype).ff_width
+    gated = spec.gate is not None
+    if list(baseline.shape) not in ([width], [2, width] if gated else [width]):
+        expected = f"[{width}]" + (f" (gate, with up at zero) or [2, {width}] (gate and up)" if gated else "")
+        raise ValueError(f"baseline has shape {list(baseline.shape)}, expected {expected}")
+    if not torch.isfinite(baseline).all():
+        raise ValueError("baseline has entries that are NaN or infinite")
+    return baseline

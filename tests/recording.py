@@ -1,0 +1,78 @@
+"""A layer computed once more from its record, and what a capture may not change: helpers of the tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tiny_models
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ffattr.adapters import Adapted, resolve
+from ffattr.capture import record
+from ffattr.inputs import prepare
+from ffattr.layer import LayerRecord, LayerSpec, Norm
+
+
+def run(name: str, model: nn.Module, inputs: Any = None, **options: Any) -> tuple[Adapted, list[LayerRecord], Tensor]:
+    adapted = resolve(model)
+    prepared = prepare(adapted, model, tiny_models.inputs(name) if inputs is None else inputs)
+    records: list[LayerRecord] = []
+    record(adapted, prepared.kwargs, records.append, **options)
+    return adapted, records, prepared.mask
+
+
+def norm(x: Tensor, parameters: Norm | None) -> Tensor:
+    if parameters is None:
+        return x
+    if parameters.kind == "layer":
+        return F.layer_norm(x, x.shape[-1:], parameters.weight, parameters.bias, parameters.eps)
+    y = x / (x.pow(2).mean(-1, keepdim=True) + parameters.eps).sqrt()
+    return y if parameters.weight is None else y * parameters.weight
+
+
+def layer_output(spec: LayerSpec, recorded: LayerRecord) -> Tensor:
+    """The layer from its description alone."""
+    weights = spec.weights(recorded.input.dtype)
+    x, attention = recorded.input, recorded.attention
+    batch, length, _ = x.shape
+    share = weights.heads // weights.kv_heads
+    value = weights.value(norm(x, weights.norm_before_attn)).view(batch, length, weights.kv_heads, -1).transpose(1, 2)
+    logits = attention.query @ attention.key.repeat_interleave(share, 1).transpose(2, 3) * attention.scale
+    if attention.mask is not None and attention.mask.dtype == torch.bool:
+        logits = logits.masked_fill(~attention.mask, -torch.inf)
+    elif attention.mask is not None:
+        logits = logits + attention.mask
+    if attention.causal:
+        logits = logits.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
+    mixed = logits.softmax(-1) @ value.repeat_interleave(share, 1)
+    attended = norm(x + weights.out(mixed.transpose(1, 2).reshape(batch, length, -1)), weights.norm_after_attn)
+    t = norm(attended, weights.norm_before_ff)
+    hidden = spec.activation(weights.up(t) if weights.gate is None else weights.gate(t))
+    if weights.gate is not None:
+        hidden = hidden * weights.up(t)
+    return norm(attended + weights.down(hidden), weights.norm_after_ff)
+
+
+def assert_recomputed(adapted: Adapted, records: list[LayerRecord], mask: Tensor, tolerance: float = 1e-10) -> None:
+    assert [r.index for r in records] == list(range(len(adapted.layers)))
+    for recorded in records:
+        expected = layer_output(adapted.layers[recorded.index], recorded)
+        torch.testing.assert_close(recorded.output[mask], expected[mask], rtol=0, atol=tolerance)
+
+
+def state(model: nn.Module) -> tuple[Any, ...]:
+    """Everything that a capture touches."""
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+    configs = [getattr(m, "config", None) for m in model.modules()]
+    implementations = [getattr(config, "_attn_implementation", None) for config in configs]
+    names: list[str] = []
+    if any(implementations):
+        from transformers.masking_utils import AttentionMaskInterface
+        from transformers.modeling_utils import AttentionInterface
+
+        names = [*AttentionInterface._global_mapping, *AttentionMaskInterface._global_mapping]
+    flags = torch.backends.mha.get_fastpath_enabled(), torch.is_grad_enabled(), [m.training for m in model.modules()]
+    grads = [(p.requires_grad, p.grad is None, p._version) for p in model.parameters()]
+    return hooks, implementations, names, flags, grads, torch.get_rng_state().tolist()

@@ -1,0 +1,295 @@
+"""Which models are known, how each is described, and how a user adds one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from recording import assert_recomputed
+from tiny_models import FAMILIES, HF_FAMILIES, build
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import ffattr.adapters as adapters
+from ffattr.adapters import known_models, register_adapter, resolve
+from ffattr.adapters.huggingface import FAMILIES as BUILT_IN
+from ffattr.capture import record
+from ffattr.errors import CaptureError, UnsupportedModel
+from ffattr.inputs import prepare
+from ffattr.layer import Columns, LayerRecord, LayerSpec
+
+POST = ("attn_heads", "attn", "attn_res", "atb", "atb_ff", "atb_ff_res", "atb_ff_res_ln")
+PRE = ("attn_heads", "attn", "atb", "atb_ln", "atb_ln_ff", "atb_ln_ff_res")
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "_registered", {})
+
+
+def test_every_family_is_tested() -> None:
+    assert {resolve(build(name)).family for name in HF_FAMILIES} == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_description(name: str) -> None:
+    model = build(name)
+    adapted = resolve(model)
+    pre = name.startswith(("gpt2", "llama", "mistral", "qwen2")) or name in (
+        "opt",
+        "opt-no-affine",
+        "torch-pre",
+        "torch-no-bias",
+    )
+    assert len(adapted.layers) == (1 if name == "torch-layer" else 2)
+    assert adapted.batch_first == (name != "torch-seq-first")
+    for spec in adapted.layers:
+        weights = spec.weights(torch.float64)
+        assert weights.scopes == (PRE if pre else POST)
+        assert weights.value.weight.shape[1] * weights.heads == weights.kv_heads * weights.out.weight.shape[0]
+        assert (weights.gate is not None) == name.startswith(("llama", "mistral", "qwen2"))
+        assert callable(spec.activation)
+        assert callable(weights.activation.value)
+        if name in ("opt-no-affine", "torch-no-bias"):
+            assert weights.up.bias is None
+            assert weights.norm_before_ff is not None
+            assert (weights.norm_before_ff.weight is None) == (name == "opt-no-affine")
+
+
+def test_grouped_heads() -> None:
+    spec = resolve(build("llama")).layers[0]
+    assert (spec.heads, spec.kv_heads, spec.weights(torch.float32).head_dim) == (6, 2, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("bert", "ForSequenceClassification"),
+        ("bert", "ForMaskedLM"),
+        ("roberta", "ForTokenClassification"),
+        ("distilbert", "ForMaskedLM"),
+        ("electra", "ForPreTraining"),
+        ("gpt2", "LMHeadModel"),
+        ("opt", "ForCausalLM"),
+        ("llama", "ForCausalLM"),
+        ("llama", "ForSequenceClassification"),
+        ("qwen2", "ForCausalLM"),
+    ],
+)
+def test_heads_are_left_out(name: str, head: str) -> None:
+    model = build(name, head=head)
+    adapted = resolve(model)
+    assert adapted.base is model.base_model is not model
+    records: list[LayerRecord] = []
+    called: list[nn.Module] = []
+    for module in (model, *(child for child in model.children() if child is not adapted.base)):
+        module.register_forward_hook(lambda module, args, output: called.append(module))
+    record(adapted, prepare(adapted, model, tiny_models.inputs(name)).kwargs, records.append)
+    assert len(records) == 2
+    assert not called
+
+
+@pytest.mark.parametrize(
+    ("name", "positions"),
+    [("bert", 32), ("roberta", 32), ("distilbert", 32), ("electra", 32), ("gpt2", 32), ("opt", 32), ("llama", None)],
+)
+def test_positions(name: str, positions: int | None) -> None:
+    assert resolve(build(name)).max_positions == positions
+
+
+def test_unknown_architecture_lists_the_known_ones() -> None:
+    with pytest.raises(UnsupportedModel, match=r"^Linear is an architecture.*bert.*gpt2.*ffattr\.register_adapter"):
+        resolve(nn.Linear(2, 2))
+    transformers: Any = sys.modules["transformers"]
+    config = transformers.MPNetConfig(
+        vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    with pytest.raises(UnsupportedModel, match=r"MPNetModel \(model_type 'mpnet'\).*TransformerEncoder, .*xlm-roberta"):
+        resolve(transformers.MPNetModel(config))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("bert", {"is_decoder": True, "add_cross_attention": True}), ("gpt2", {"add_cross_attention": True})],
+)
+def test_cross_attention_is_refused(name: str, options: dict[str, bool]) -> None:
+    with pytest.raises(UnsupportedModel, match=r"Model has cross-attention \(config.add_cross_attention is True\)"):
+        resolve(build(name, **options))
+
+
+def test_not_a_model() -> None:
+    with pytest.raises(TypeError, match="model is a str, expected a loaded"):
+        resolve("bert-base-uncased")  # type: ignore[arg-type]
+
+
+def test_missing_part_is_named() -> None:
+    model = build("bert")
+    del model.encoder.layer[1].intermediate.dense
+    with pytest.raises(UnsupportedModel, match=r"BertLayer has no 'intermediate.dense' .stopped at 'dense'"):
+        resolve(model)
+
+
+def test_unmerged_adapters() -> None:
+    class Peft(nn.Module):
+        def merge_and_unload(self) -> None: ...
+
+    with pytest.raises(UnsupportedModel, match="merge_and_unload"):
+        resolve(Peft())
+
+
+def test_torch_encoder_of_other_layers() -> None:
+    model = build("torch-post")
+    model.layers[1] = nn.Identity()
+    with pytest.raises(UnsupportedModel, match=r"is a Identity, expected nn.TransformerEncoderLayer"):
+        resolve(model)
+    model.layers[1] = build("torch-layer")
+    model.layers[1].self_attn = nn.MultiheadAttention(40, 5, add_bias_kv=True)
+    with pytest.raises(UnsupportedModel, match="add_bias_kv"):
+        resolve(model)
+
+
+def test_registered_adapter_wins_over_built_in() -> None:
+    seen: list[nn.Module] = []
+
+    def describe(base: nn.Module) -> Iterator[LayerSpec]:
+        seen.append(base)
+        return iter(known)
+
+    model = build("bert", head="ForMaskedLM")
+    known = resolve(model).layers[1:]
+    register_adapter("bert", describe)  # type: ignore[arg-type]
+    adapted = resolve(model)
+    assert adapted.layers == known
+    assert seen == [model.base_model]
+    assert adapted.family == "bert"
+    assert resolve(build("roberta")).family == "roberta"
+
+
+def test_known_models_includes_registered_ones() -> None:
+    assert {"bert", "gpt2", "opt", "llama", "TransformerEncoder"} <= set(known_models())
+    register_adapter("mine", lambda base: [])
+    assert "mine" in known_models()
+
+
+class Attention(nn.Module):
+    """A module of no library, with a fused projection and grouped heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(24, 24 + 2 * 12)
+        self.out = nn.Linear(24, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).split((24, 12, 12), -1)
+        q, k, v = (t.unflatten(-1, (-1, 6)).transpose(1, 2) for t in (q, k, v))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = Attention()
+        self.norm1, self.norm2 = nn.LayerNorm(24), nn.LayerNorm(24)
+        self.up, self.down = nn.Linear(24, 30), nn.Linear(30, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(self.norm1(x))
+        return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+class Mine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(50, 24)
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def describe(base: nn.Module) -> list[LayerSpec]:
+    assert isinstance(base, Mine)
+    return [
+        LayerSpec(
+            module=block,
+            attention=block.attention,
+            heads=4,
+            kv_heads=2,
+            value=Columns(block.attention.qkv, 36, 48),
+            out=block.attention.out,
+            up=block.up,
+            down=block.down,
+            activation=F.gelu,
+            norm_before_attn=block.norm1,
+            norm_before_ff=block.norm2,
+        )
+        for block in base.blocks
+    ]
+
+
+def test_registered_adapter_for_a_module_of_no_library() -> None:
+    register_adapter("Mine", describe)
+    model = Mine().double().eval()
+    adapted = resolve(model)
+    prepared = prepare(adapted, model, torch.arange(14).view(2, 7))
+    records: list[LayerRecord] = []
+    record(adapted, prepared.kwargs, records.append)
+    assert records[0].attention.causal
+    assert records[0].attention.key.shape == (2, 2, 7, 6)
+    assert_recomputed(adapted, records, prepared.mask)
+
+
+def test_registered_adapter_for_transformers_without_an_attention_interface() -> None:
+    transformers: Any = sys.modules["transformers"]
+    config = transformers.MPNetConfig(
+        vocab_size=61, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    model = transformers.MPNetModel(config).eval()
+    layer = model.encoder.layer[0]
+    spec = LayerSpec(
+        module=layer,
+        attention=layer.attention.attn,
+        heads=2,
+        kv_heads=2,
+        value=layer.attention.attn.v,
+        out=layer.attention.attn.o,
+        up=layer.intermediate.dense,
+        down=layer.output.dense,
+        activation=F.gelu,
+    )
+    register_adapter("mpnet", lambda base: [spec])
+    with pytest.raises(CaptureError, match=r"layer 0 of MPNetModel \(mpnet\) handed over no.*MPNetSelfAttention"):
+        record(resolve(model), {"input_ids": tiny_models.ids()}, lambda recorded: None)
+
+
+@pytest.mark.parametrize(("name", "fn"), [("", describe), (3, describe), ("bert", "describe")])
+def test_bad_registration(name: Any, fn: Any) -> None:
+    with pytest.raises(TypeError, match="expected"):
+        register_adapter(name, fn)
+
+
+def test_bad_adapter() -> None:
+    register_adapter("Linear", lambda base: [base])  # type: ignore[list-item]
+    with pytest.raises(
+        TypeError, match=r"adapter registered for 'Linear' returned .* expected one LayerSpec per layer"
+    ):
+        resolve(nn.Linear(2, 2))
+
+
+def test_transformers_is_not_imported() -> None:
+    code = (
+        "import sys, torch, ffattr.adapters, ffattr.capture, ffattr.inputs as i; "
+        "m = torch.nn.TransformerEncoderLayer(8, 2).eval(); a = ffattr.adapters.resolve(m); "
+        "ffattr.capture.record(a, i.prepare(a, m, torch.randn(3, 8)).kwargs, print, verify=False); "
+        "assert 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)

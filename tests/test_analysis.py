@@ -1,0 +1,103 @@
+import math
+
+import pandas as pd
+import pytest
+import torch
+from synthetic import POST_LN, PRE_LN, attribution
+
+from ffattr.analysis import contextualization_change, spearman
+
+
+def rho(a, b):
+    """Another way to the same number: pandas' average ranks, then its Pearson correlation."""
+    return pd.DataFrame({"a": a.flatten().numpy(), "b": b.flatten().numpy()}).rank().corr().loc["a", "b"]
+
+
+@pytest.mark.parametrize("levels", [0, 3, 10])
+def test_spearman_is_pandas_with_ties_too(levels):
+    generator = torch.Generator().manual_seed(levels)
+    a, b = torch.rand(2, 7, 11, generator=generator)
+    b = a + b
+    if levels:
+        a, b = (a * levels).floor(), (b * levels).floor()
+    expected = rho(a, b)
+    assert spearman(a, b) == pytest.approx(expected, abs=1e-12)
+
+
+def test_spearman_sees_order_only():
+    x = torch.linspace(-3, 3, 50)
+    assert spearman(x, x.exp()) == pytest.approx(1)
+    assert spearman(x, -(x**3)) == pytest.approx(-1)
+
+
+def test_spearman_where_it_is_not_defined():
+    assert math.isnan(spearman(torch.ones(4), torch.arange(4)))
+    assert math.isnan(spearman(torch.ones(1), torch.ones(1)))
+    assert math.isnan(spearman(torch.ones(0), torch.ones(0)))
+    with pytest.raises(ValueError, match=r"equal shapes, got \[2\] and \[3\]"):
+        spearman(torch.ones(2), torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("scopes", "expected"),
+    [
+        (
+            POST_LN,
+            [
+                ("FF", "atb", "atb_ff"),
+                ("RES", "atb_ff", "atb_ff_res"),
+                ("LN", "atb_ff_res", "atb_ff_res_ln"),
+                ("FF block", "atb", "atb_ff_res_ln"),
+            ],
+        ),
+        (
+            PRE_LN,
+            [
+                ("LN", "atb", "atb_ln"),
+                ("FF", "atb_ln", "atb_ln_ff"),
+                ("RES", "atb_ln_ff", "atb_ln_ff_res"),
+                ("FF block", "atb", "atb_ln_ff_res"),
+            ],
+        ),
+        (("atb", "atb_ff"), [("FF", "atb", "atb_ff")]),
+        (("atb", "atb_ln_ff_res"), [("FF block", "atb", "atb_ln_ff_res")]),
+    ],
+)
+def test_components_are_pairs_of_neighbouring_scopes(scopes, expected):
+    frame = contextualization_change(attribution(scopes))
+    assert list(frame) == ["layer", "component", "before", "after", "value"]
+    for _, rows in frame.groupby("layer"):
+        assert list(rows[["component", "before", "after"]].itertuples(index=False, name=None)) == expected
+    assert list(frame["layer"].unique()) == [0, 2, 5]
+
+
+def test_value_is_one_minus_rho_over_real_pairs_averaged_over_sequences():
+    attr = attribution(queries=(0, 3, 5))
+    frame = contextualization_change(attr)
+    value = frame[(frame.layer == 2) & (frame.component == "LN")]["value"].item()
+    expected = []
+    for batch, (rows, keys) in enumerate((([0, 1, 2], 6), ([0, 1], 4))):
+        a, b = (attr.maps[s][1, batch][rows, :keys].flatten() for s in ("atb_ff_res", "atb_ff_res_ln"))
+        expected.append(1 - rho(a, b))
+    assert value == pytest.approx(sum(expected) / 2, abs=1e-6)
+
+
+def test_a_causal_model_counts_no_key_after_the_query():
+    attr = attribution(PRE_LN, real=(6,), queries=(2, 4), causal=True)
+    value = contextualization_change(attr)["value"][0]
+    a, b = (torch.cat([attr.maps[s][0, 0, 0, :3], attr.maps[s][0, 0, 1, :5]]) for s in ("atb", "atb_ln"))
+    assert value == pytest.approx(1 - rho(a, b), abs=1e-6)
+    attr.arguments["causal"] = False
+    assert contextualization_change(attr)["value"][0] < value  # the zeros agree
+
+
+def test_unchanged_maps_change_nothing_and_padding_is_not_looked_at():
+    attr = attribution(("atb", "atb_ff"))
+    attr.maps["atb_ff"] = attr.maps["atb"] ** 2
+    attr.maps["atb_ff"][:, 1, :, 4:] = 7.0
+    assert contextualization_change(attr)["value"].abs().max() < 1e-6
+
+
+def test_scopes_without_a_component_are_an_error():
+    with pytest.raises(ValueError, match=r"no two neighbouring scopes .* among attn, atb: .*scopes='all'"):
+        contextualization_change(attribution(("attn", "atb")))

@@ -1,0 +1,244 @@
+"""What is recorded is what the model computed, and the model is left as it was."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import tiny_models
+import torch
+from recording import assert_recomputed, run, state
+from tiny_models import FAMILIES, HF_FAMILIES, TORCH_FAMILIES, build
+from torch import Tensor
+
+from ffattr.adapters import resolve
+from ffattr.capture import record
+from ffattr.errors import CaptureError, NonFiniteError, UnsupportedModel
+from ffattr.inputs import prepare
+from ffattr.layer import LayerRecord
+
+# transformers computes these softmaxes in float32 whatever the model's dtype; in float64 its mask value, the lowest
+# float64, becomes -inf there, so that a left-padded batch is NaN
+FLOAT32_SOFTMAX = ("opt", "opt-350m", "opt-no-affine", "llama", "llama-bias", "mistral", "qwen2")
+
+
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_records_recompute_every_layer(name: str, padding: str | None) -> None:
+    model = build(name)
+    assert_recomputed(*run(name, model, tiny_models.inputs(name, padding=padding)))
+
+
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+@pytest.mark.parametrize("name", HF_FAMILIES)
+def test_eager_attention(name: str, padding: str | None) -> None:
+    narrow = name in FLOAT32_SOFTMAX
+    model = build(name, attn_implementation="eager", dtype=torch.float32 if narrow else torch.float64)
+    given = tiny_models.inputs(name, padding=padding)
+    assert_recomputed(*run(name, model, given), tolerance=2e-4 if narrow else 1e-10)
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
+def test_float32_with_transformers_own_norms(name: str) -> None:
+    assert_recomputed(*run(name, build(name, dtype=torch.float32)), tolerance=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [*((n, i) for n in HF_FAMILIES for i in ("sdpa", "eager")), *((n, "") for n in TORCH_FAMILIES)],
+)
+def test_output_is_identical_with_and_without_capture(
+    name: str, implementation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build(name, **({"attn_implementation": implementation} if implementation else {}))
+    adapted = resolve(model)
+    outputs: list[Tensor] = []
+    hook = adapted.layers[-1].module.register_forward_hook(lambda module, args, output: outputs.append(output))
+    kwargs = prepare(adapted, model, tiny_models.inputs(name, padding="right")).kwargs
+    monkeypatch.setattr(
+        torch.backends.mha, "_is_fastpath_enabled", bool(implementation)
+    )  # other rounding, nested tensors
+    with torch.no_grad():
+        adapted.base(**kwargs)
+    before = state(model)
+    record(adapted, kwargs, lambda recorded: None, verify=False)
+    assert state(model) == before
+    hook.remove()
+    assert torch.equal(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "torch-even-heads"])
+def test_model_is_restored_when_on_layer_raises(name: str, error: type[BaseException]) -> None:
+    model = build(name)
+    before = state(model)
+
+    def fail(recorded: LayerRecord) -> None:
+        raise error("stop here")
+
+    adapted = resolve(model)
+    with pytest.raises(error, match="stop here"):
+        record(adapted, prepare(adapted, model, tiny_models.inputs(name)).kwargs, fail)
+    assert state(model) == before
+    assert len(run(name, model)[1]) == 2
+
+
+def test_model_is_restored_when_the_model_raises() -> None:
+    model = build("bert")
+    before = state(model)
+    adapted = resolve(model)
+    with pytest.raises(IndexError):
+        record(adapted, {"input_ids": torch.tensor([[999]])}, lambda recorded: None, verify=False)
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("name", ["bert", "torch-pre"])
+def test_one_layer_at_a_time_in_order(name: str) -> None:
+    model = build(name)
+    adapted = resolve(model)
+    events: list[str] = []
+    for index, spec in enumerate(adapted.layers):
+        spec.module.register_forward_pre_hook(lambda module, args, i=index: events.append(f"start {i}"))
+    kwargs = prepare(adapted, model, tiny_models.inputs(name)).kwargs
+    record(adapted, kwargs, lambda recorded: events.append(f"record {recorded.index}"), verify=False)
+    assert events == ["start 0", "record 0", "start 1", "record 1"]
+
+
+def test_selected_layers() -> None:
+    model = build("bert")
+    assert [r.index for r in run("bert", model, layers=[-1])[1]] == [1]
+    assert [r.index for r in run("bert", model, layers=[1, 0, 1])[1]] == [0, 1]
+    with pytest.raises(ValueError, match="layer 2 does not exist: BertModel has layers 0 to 1"):
+        run("bert", model, layers=[2])
+
+
+def test_capture_inside_capture() -> None:
+    model = build("gpt2")
+    adapted = resolve(model)
+    kwargs = prepare(adapted, model, tiny_models.inputs("gpt2")).kwargs
+    before = state(model)
+    inner: list[int] = []
+    outer: list[int] = []
+
+    def on_layer(recorded: LayerRecord) -> None:
+        outer.append(recorded.index)
+        model(**kwargs)
+        record(adapted, kwargs, lambda r: inner.append(r.index))
+
+    record(adapted, kwargs, on_layer)
+    assert (outer, inner) == ([0, 1], [0, 1, 0, 1])
+    assert state(model) == before
+
+
+def test_captures_in_threads() -> None:
+    model = build("bert")
+    adapted = resolve(model)
+    kwargs = prepare(adapted, model, tiny_models.inputs("bert")).kwargs
+    before = state(model)
+    seen: list[list[int]] = []
+
+    def work() -> None:
+        records: list[int] = []
+        record(adapted, kwargs, lambda recorded: records.append(recorded.index))
+        seen.append(records)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [[0, 1]] * 4
+    assert state(model) == before
+
+
+@pytest.mark.parametrize("name", ["torch-pre", "torch-seq-first", "torch-layer"])
+def test_torch_unbatched(name: str) -> None:
+    model = build(name)
+    src = tiny_models.inputs(name)["src"]
+    src = src[:, 0] if name == "torch-seq-first" else src[0]
+    adapted, records, mask = run(name, model, {"src": src, "src_key_padding_mask": torch.arange(7) > 5})
+    assert records[0].input.shape == (1, 7, 40)
+    assert mask.tolist() == [[True] * 6 + [False]]
+    assert_recomputed(adapted, records, mask)
+
+
+def test_one_token() -> None:
+    for name in ("gpt2", "bert", "torch-post"):
+        assert_recomputed(*run(name, build(name), tiny_models.inputs(name, batch=1, length=1)))
+
+
+def test_config_flags_do_not_collect_outputs() -> None:
+    model = build("bert", output_hidden_states=True, return_dict=False)
+    before = state(model)
+    assert len(run("bert", model)[1]) == 2
+    assert state(model) == before  # no output-collecting hooks were installed
+
+
+def test_compiled_model() -> None:
+    model = build("bert")
+    compiled = torch.compile(model, backend="eager")
+    assert_recomputed(*run("bert", compiled))
+    for layer in model.encoder.layer:
+        layer.compile(backend="eager")
+    assert_recomputed(*run("bert", model))
+    wrapped = build("llama")
+    for index, layer in enumerate(wrapped.layers):
+        wrapped.layers[index] = torch.compile(layer, backend="eager")
+    assert_recomputed(*run("llama", wrapped))
+
+
+def test_training_mode() -> None:
+    with pytest.raises(CaptureError, match=r"BertModel is in training mode.*model\.eval\(\)"):
+        run("bert", build("bert").train())
+    model = build("bert")
+    model.encoder.layer[1].output.dropout.train()
+    with pytest.raises(CaptureError, match="training mode"):
+        run("bert", model)
+
+
+def test_random_model_is_noticed() -> None:
+    model = build("bert")
+    generator = torch.Generator().manual_seed(0)
+    hook = model.embeddings.register_forward_hook(
+        lambda module, args, output: output + torch.randn(output.shape, generator=generator, dtype=output.dtype)
+    )
+    with pytest.raises(CaptureError, match="recording changed output of BertModel"):
+        run("bert", model)
+    hook.remove()
+
+
+@pytest.mark.parametrize("name", ["bert", "torch-pre"])
+def test_non_finite_values(name: str) -> None:
+    model = build(name)
+    adapted = resolve(model)
+    hook = adapted.layers[1].module.register_forward_hook(
+        lambda module, args, output: output.index_fill(1, torch.tensor([3]), torch.nan)
+    )
+    with pytest.raises(NonFiniteError, match=r"output of layer 1 .* is NaN or infinite \(first at batch 0, token 3"):
+        run(name, model)
+    hook.remove()
+
+
+def test_non_finite_padding_is_no_matter() -> None:
+    model = build("bert")
+    hook = model.encoder.layer[1].register_forward_hook(
+        lambda module, args, output: output.index_fill(1, torch.tensor([6]), torch.nan)
+    )
+    attention_mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0]])
+    assert len(run("bert", model, {"input_ids": tiny_models.ids(1), "attention_mask": attention_mask})[1]) == 2
+    hook.remove()
+
+
+def test_skipped_layer_is_an_error() -> None:
+    model = build("llama")
+    adapted = resolve(model)
+    model.config.num_hidden_layers = 1
+    with pytest.raises(CaptureError, match=r"layers \[1\] of LlamaModel .*did not run"):
+        record(adapted, {"input_ids": tiny_models.ids()}, lambda recorded: None)
+
+
+def test_shared_layers_are_an_error() -> None:
+    model = build("bert")
+    model.encoder.layer[1] = model.encoder.layer[0]
+    with pytest.raises(UnsupportedModel, match="share one module"):
+        run("bert", model)

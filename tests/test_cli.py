@@ -1,0 +1,216 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from synthetic import attribution
+from typer.testing import CliRunner
+
+from ffattr import api, backends, cli, maps
+from ffattr.errors import ArchitectureMismatch, BackendUnavailable, UnsupportedModel
+from ffattr.ig import GaussLegendre, Riemann
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replaces loading and computing; gives the list of what they were called with."""
+    seen = []
+
+    def attribute(model, inputs, *, progress, **options):
+        seen.append((model, inputs, options))
+        progress(1, 2)
+        return attribution()
+
+    def explain(model, inputs, **options):
+        seen.append((model, inputs, options))
+        return "direct on torch [3 layers]"
+
+    monkeypatch.setattr(cli, "_load", lambda name: (f"model {name}", "tokenizer"))
+    monkeypatch.setattr(api, "attribute", attribute)
+    monkeypatch.setattr(api, "explain", explain)
+    return seen
+
+
+def run(*arguments):
+    return RUNNER.invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def fails(code, message, *arguments):
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert len(result.stderr.strip().splitlines()) == 1
+    return result
+
+
+def test_help_lists_the_commands():
+    result = run("--help")
+    assert result.exit_code == 0
+    assert "map" in result.output
+    assert "info" in result.output
+
+
+HELP = """
+import runpy, sys
+try:
+    runpy.run_module("ffattr", run_name="__main__", alter_sys=True)
+finally:
+    print("LOADED", sorted(sys.modules.keys() & {"torch", "transformers", "numpy"}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["map", "--help"]])
+def test_help_loads_no_torch(arguments):
+    result = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Usage" in result.stdout
+    assert "LOADED []" in result.stderr
+
+
+def test_map_passes_what_was_asked_for(calls, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Grüße", encoding="utf-8")
+    options = [
+        "--scope",
+        "atb",
+        "--scope",
+        "layer",
+        "--layers",
+        "0,-1",
+        "--ig",
+        "riemann:50:midpoint",
+        "--dtype",
+        "float64",
+    ]
+    options += ["--value-bias", "separate", "--baseline", "bias", "--backend", "torch", "--method", "direct"]
+    result = run("map", "somewhere", "--file", text, *options)
+    assert result.exit_code == 0, result.output
+    assert calls == [
+        (
+            "model somewhere",
+            "Grüße",
+            {
+                "scopes": ["atb", "layer"],
+                "layers": [0, -1],
+                "ig": Riemann(50, "midpoint"),
+                "value_bias": "separate",
+                "baseline": "bias",
+                "dtype": torch.float64,
+                "backend": "torch",
+                "method": "direct",
+                "tokenizer": "tokenizer",
+            },
+        )
+    ]
+
+
+def test_map_defaults_are_those_of_attribute(calls):
+    assert run("map", "m", "text", "--layers", "1:", "--ig", "gauss:16").exit_code == 0
+    options = calls[0][2]
+    assert (options["scopes"], options["layers"], options["dtype"]) == ("layer", slice(1, None), None)
+    assert options["ig"] == GaussLegendre(16)
+
+
+def test_map_writes_files(calls, tmp_path):
+    output, png = tmp_path / "maps.safetensors", tmp_path / "map.png"
+    result = run("map", "m", "text", "-o", output, "--png", png)
+    assert result.exit_code == 0, result.output
+    assert maps.load(output).layers == (0, 2, 5)
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert sorted(tmp_path.iterdir()) == [png, output]
+
+
+def test_map_without_files_prints_the_strongest_pairs(calls):
+    result = run("map", "m", "text")
+    assert "atb_ff_res_ln, layer 5" in result.stdout
+    assert "tok0." in result.stdout
+    assert "a plan" in result.stdout
+
+
+def test_plan_computes_nothing(calls):
+    result = run("map", "m", "text", "--plan")
+    assert result.stdout.strip() == "direct on torch [3 layers]"
+    assert "progress" not in calls[0][2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give either TEXT or --file"),
+        (["text", "--file", "f"], "not both"),
+        (["  "], "the text is empty"),
+        (["--file", "nowhere.txt"], "cannot read 'nowhere.txt'"),
+        (["text", "--layers", "first"], "--layers 'first'"),
+        (["text", "--layers", "1:2:3"], "--layers '1:2:3'"),
+        (["text", "--ig", "simpson"], "--ig 'simpson'"),
+        (["text", "--ig", "riemann:x"], "--ig 'riemann:x'"),
+        (["text", "--ig", "riemann:5:up"], "'up'"),
+        (["text", "--dtype", "float31"], "--dtype 'float31'"),
+        (["text", "-o", "nowhere/a.safetensors"], "there is no folder 'nowhere'"),
+        (["text", "--png", "nowhere/a.png"], "there is no folder 'nowhere'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(calls, arguments, message):
+    fails(2, message, "map", "m", *arguments)
+    assert calls == []
+
+
+def test_a_file_that_is_not_text(calls, tmp_path):
+    (tmp_path / "f").write_bytes(b"\xff\xfe\x00")
+    fails(2, "is not UTF-8 text", "map", "m", "--file", tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (UnsupportedModel("no adapter for [bold]x[/bold],\n known: bert"), 2),
+        (ArchitectureMismatch("layer 3 is off"), 1),
+        (BackendUnavailable("no GPU"), 1),
+        (ZeroDivisionError("a bug"), 1),
+        (KeyError("no scope 'x'"), 2),
+        (MemoryError(), 1),
+    ],
+)
+def test_errors_are_one_line(calls, monkeypatch, error, code):
+    def attribute(*_, **__):
+        raise error
+
+    monkeypatch.setattr(api, "attribute", attribute)
+    text = " ".join(str(error.args[0]).split()) if error.args else "MemoryError"
+    fails(code, text, "map", "m", "text")
+    result = run("map", "m", "text", "--debug")
+    assert result.exception is error
+
+
+def test_ctrl_c_exits_with_130_and_leaves_no_file(calls, monkeypatch, tmp_path):
+    def half(tensors, filename, metadata):
+        filename.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(maps, "save_file", half)
+    result = fails(130, "interrupted", "map", "m", "text", "-o", tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+    assert "maps:" not in result.stdout
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "nowhere.gguf"])
+def test_a_model_path_that_does_not_exist_is_not_looked_up_elsewhere(name):
+    fails(2, f"no model at '{name}'", "map", name, "text")
+
+
+def test_a_folder_or_file_that_is_no_model(tmp_path):
+    fails(2, "could not load a model", "map", tmp_path, "text")
+    (tmp_path / "a.gguf").write_bytes(b"nothing")
+    fails(2, "could not load a model", "map", tmp_path / "a.gguf", "text")
+
+
+def test_info_says_what_can_run(monkeypatch):
+    monkeypatch.setattr(backends, "build_info", lambda: {"cuda": "not built: no nvcc [auto]"})
+    monkeypatch.setattr(backends, "report", lambda: [("cpu", True, "AVX2"), ("cuda", False, "no GPU here")])
+    result = run("info")
+    assert result.exit_code == 0, result.output
+    for text in (torch.__version__, "not built: no nvcc [auto]", "AVX2", "no GPU here"):
+        assert text in result.stdout

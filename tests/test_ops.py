@@ -1,0 +1,302 @@
+"""``torch.ops.ffattr.{gram_norms,ff_norms,operator_norms}`` on the CPU against plain PyTorch in float64."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ffattr import backends, torch_ops
+
+BINARY = backends.select("auto", torch.device("cpu"), torch.float32).name == "cpu"
+needs_binary = pytest.mark.skipif(not BINARY, reason="the C++ extension is not built")
+WIDE = ("ff_norms", "operator_norms")
+MAPS = ("gram_norms", *WIDE)
+OPERATORS: Any = torch.ops.ffattr
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Memory from ``torch.empty`` is full of NaN, so that what a kernel leaves out shows; one thread, but for some."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+def case(
+    operator: str,
+    queries: int = 5,
+    keys: int = 5,
+    width: int = 40,
+    neurons: int = 56,
+    heads: int = 5,
+    head_dim: int = 3,
+    streams: int = 1,
+    dtype: torch.dtype = torch.float32,
+    tail: str = "all",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Arguments by name. ``tail``: which of the optional ones are there."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    alpha = random(heads, queries, keys).softmax(-1)
+    position = torch.randint(-1, keys + 2, (queries,), generator=generator)  # outside the block too
+    scale, norm_scale = random(queries).abs() + 0.5, random(queries).abs() + 0.5
+    if operator == "gram_norms":
+        size = heads if tail == "none" else heads + 1
+        features = random(keys, size, width).double()
+        gram = features @ features.mT
+        return {"alpha": alpha, "position": position, "gram": gram, "row_scale": None if tail == "none" else scale}
+    given = {"alpha": alpha, "position": position}
+    if operator == "ff_norms":
+        given["features"] = random(streams, keys, heads + 1, neurons)
+    else:
+        given["values"] = random(keys, heads, head_dim)
+        given["maps"] = random(streams, heads * head_dim, neurons)
+        given["own"] = random(streams, keys, neurons)
+    return {
+        **given,
+        "slope": random(streams, queries, neurons),
+        "down": random(neurons, width),
+        "residual": random(keys, heads + 1, width),
+        "residual_scale": scale if tail in ("all", "scale", "rms") else None,
+        "gamma": random(width) if tail in ("all", "rms", "gamma") else None,
+        "norm_scale": norm_scale if tail in ("all", "rms", "norm", "gamma") else None,
+        "centre": tail in ("all", "norm"),
+    }
+
+
+def converted(given: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {n: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for n, t in given.items()}
+
+
+def check(operator: str, given: dict[str, Any]) -> Tensor:
+    """Within rounding of the largest entry of its scope; inputs stay as they are."""
+    before = {name: t.clone() for name, t in given.items() if isinstance(t, Tensor)}
+    out: Tensor = getattr(OPERATORS, operator)(*given.values())
+    assert all(torch.equal(given[name], t) for name, t in before.items())
+    expected = getattr(torch_ops, operator)(*converted(given, torch.float64).values())
+    assert out.shape == expected.shape
+    assert out.dtype == given["alpha"].dtype
+    limit = 3e-6 if out.dtype == torch.float32 else 1e-14
+    size = expected.amax((-1, -2), keepdim=True) if expected.numel() else expected
+    assert ((out - expected).abs() <= limit * size).all(), f"{((out - expected).abs() / size).max():.1e}"
+    return out
+
+
+# ---- sizes and arguments
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 1), (1, 33), (5, 5), (33, 5), (33, 33)])
+@pytest.mark.parametrize(("width", "neurons"), [(40, 56), (72, 200), (1, 300), (257, 1)])
+@pytest.mark.parametrize("operator", MAPS)
+def test_odd_sizes(operator: str, width: int, neurons: int, queries: int, keys: int, dtype: torch.dtype) -> None:
+    for streams in (1, 2) if operator in WIDE else (1,):
+        check(operator, case(operator, queries, keys, width, neurons, streams=streams, dtype=dtype))
+
+
+@pytest.mark.parametrize("head_dim", [1, 3, 64])
+@pytest.mark.parametrize("heads", [1, 5, 12, 17])
+@pytest.mark.parametrize("operator", MAPS)
+def test_heads(operator: str, heads: int, head_dim: int) -> None:
+    for dtype in (torch.float32, torch.float64):
+        check(operator, case(operator, heads=heads, head_dim=head_dim, streams=2, dtype=dtype))
+
+
+@pytest.mark.parametrize("tail", ["none", "scale", "norm", "gamma", "rms", "all"])
+@pytest.mark.parametrize("operator", MAPS)
+def test_optional_arguments(operator: str, tail: str) -> None:
+    out = check(operator, case(operator, 9, 21, tail=tail))
+    assert out.shape == (
+        (9, 21) if operator == "gram_norms" else (3 if tail in ("norm", "gamma", "rms", "all") else 2, 9, 21)
+    )
+
+
+@pytest.mark.parametrize("operator", MAPS)
+@pytest.mark.parametrize("positions", [[0, 0, 0, 0, 0], [-1, -7, 5, 6, 2**40], [4, 3, 2, 1, 0]])
+def test_positions(operator: str, positions: list[int]) -> None:
+    given = case(operator)
+    given["position"] = torch.tensor(positions)
+    found = check(operator, given)
+    nowhere = {**given, "position": torch.full((5,), -1)}
+    same = (found == getattr(OPERATORS, operator)(*nowhere.values())).reshape(-1, 5, 5).all(0)
+    own = torch.tensor(positions)[:, None] == torch.arange(5)
+    assert same[~own].all()
+    assert not same[own].any()
+
+
+@pytest.mark.parametrize("operator", MAPS)
+@pytest.mark.parametrize(("queries", "keys"), [(0, 5), (5, 0), (0, 0)])
+def test_nothing_to_do(operator: str, queries: int, keys: int) -> None:
+    given = case(operator, max(queries, 1), max(keys, 1))
+    for name, tensor in given.items():
+        if isinstance(tensor, Tensor) and name not in ("down", "gamma", "maps"):
+            axes = {"alpha": (1, 2), "features": (None, 1), "own": (None, 1), "slope": (1, None)}
+            by_key = name in ("residual", "values", "gram")
+            query_axis, key_axis = axes.get(name, (None, 0) if by_key else (0, None))
+            if query_axis is not None:
+                tensor = tensor.narrow(query_axis, 0, queries)
+            given[name] = tensor if key_axis is None else tensor.narrow(key_axis, 0, keys)
+    assert check(operator, given).shape[-2:] == (queries, keys)
+
+
+# ---- weights that are zero or not a number
+
+
+@pytest.mark.parametrize("operator", MAPS)
+def test_pairs_without_weight_are_exactly_zero(operator: str) -> None:
+    given = case(operator, 33, 33, dtype=torch.float32)
+    given["alpha"] = given["alpha"].tril()
+    given["alpha"][:, 7] = 0
+    given["position"] = torch.arange(33)
+    found = check(operator, given).reshape(-1, 33, 33)
+    zero = torch.ones(33, 33).triu(1).bool()
+    zero[7, :7] = True
+    assert (found == 0).equal(zero.expand_as(found))  # the diagonal keeps its residual
+
+
+@pytest.mark.parametrize("operator", MAPS)
+def test_nan_stays_in_its_pair(operator: str) -> None:
+    given = case(operator, 6, 40)
+    given["position"] = torch.arange(6)
+    given["alpha"][2, 4, 9] = torch.nan
+    given["alpha"][0, 1, 1] = torch.nan
+    found = getattr(OPERATORS, operator)(*given.values()).reshape(-1, 6, 40)
+    expected = torch.zeros(6, 40, dtype=torch.bool)
+    expected[4, 9] = expected[1, 1] = True
+    assert found.isnan().equal(expected.expand_as(found))
+
+
+def test_a_vanishing_square_is_no_nan() -> None:
+    feature = torch.randn(1, 1, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).expand(50, -1, -1)
+    features = torch.cat([feature, -feature], 1) * torch.linspace(0.1, 7, 50, dtype=torch.float64)[:, None, None]
+    alpha = torch.linspace(0.1, 1, 50).expand(2, 4, 50).contiguous()  # the two heads cancel
+    found = OPERATORS.gram_norms(alpha, torch.full((4,), -1), features @ features.mT, None)
+    assert (found <= 1e-6).all()
+
+
+# ---- memory and threads
+
+
+@pytest.mark.parametrize("operator", MAPS)
+def test_inputs_that_are_not_contiguous(operator: str) -> None:
+    given = case(operator, 9, 21, streams=2)
+    expected = getattr(OPERATORS, operator)(*given.values())
+    for name, tensor in given.items():
+        if isinstance(tensor, Tensor):
+            given[name] = torch.stack([tensor, tensor], -1).transpose(0, -1).contiguous().transpose(0, -1)[..., 0]
+            assert torch.equal(given[name], tensor)
+    assert any(not t.is_contiguous() for t in given.values() if isinstance(t, Tensor))
+    assert torch.equal(getattr(OPERATORS, operator)(*given.values()), expected)
+
+
+@pytest.mark.parametrize("operator", MAPS)
+def test_threads_agree(operator: str) -> None:
+    given = case(operator, 33, 50, heads=12, streams=2)
+    one = getattr(OPERATORS, operator)(*given.values())
+    torch.set_num_threads(2)
+    torch.testing.assert_close(getattr(OPERATORS, operator)(*given.values()), one, rtol=2e-6, atol=0)
+    check(operator, given)
+
+
+# The file is run by the test below, with another instruction set.
+def results() -> dict[str, Tensor]:
+    return {
+        f"{operator} {dtype} {keys}": getattr(OPERATORS, operator)(
+            *case(operator, 9, keys, 72, 200, dtype=dtype).values()
+        )
+        for operator in MAPS
+        for dtype in (torch.float32, torch.float64)
+        for keys in (5, 33)
+    }
+
+
+@needs_binary
+@pytest.mark.parametrize("isa", ["baseline", "avx2"])
+def test_instruction_sets_agree(isa: str, tmp_path: Path) -> None:
+    code = (
+        "import sys, torch, test_ops; from ffattr import backends; torch.set_num_threads(1); "
+        "print(backends.build_info()['instruction set']); torch.save(test_ops.results(), sys.argv[1])"
+    )
+    environment = {**os.environ, "FFATTR_CPU_ISA": isa, "PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", code, str(tmp_path / "results.pt")]
+    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() in ("baseline", isa)
+    other = torch.load(tmp_path / "results.pt")
+    for name, expected in results().items():
+        close = 2e-6 if expected.dtype == torch.float32 else 1e-14
+        torch.testing.assert_close(other[name], expected, rtol=0, atol=close * expected.max().item(), msg=name)
+
+
+# ---- errors
+
+
+DEFINING = {"alpha": (0, 1, 2), "residual": (2,), "features": (0, 3), "values": (2,), "maps": (0, 2)}
+"""Axes by which the others are measured: a change there is an error of another argument."""
+
+
+def wrong(operator: str) -> Iterator[tuple[str, Tensor]]:
+    """Arguments of a wrong shape or dtype, one at a time."""
+    for name, tensor in case(operator).items():
+        if isinstance(tensor, Tensor):
+            for axis in set(range(tensor.dim())).difference(DEFINING.get(name, ())):
+                yield name, torch.cat([tensor, tensor], axis)
+            yield name, tensor[None]
+            if name != "alpha":  # whose dtype is the others' measure
+                yield name, tensor.int() if name == "position" else tensor.half()
+
+
+@needs_binary
+@pytest.mark.parametrize("operator", MAPS)
+def test_errors_name_operator_and_argument(operator: str) -> None:
+    for name, tensor in wrong(operator):
+        given = {**case(operator), name: tensor}
+        with pytest.raises(RuntimeError, match=rf"{operator}: .*\b{name}\b"):
+            getattr(OPERATORS, operator)(*given.values())
+
+
+@needs_binary
+@pytest.mark.parametrize("operator", MAPS)
+def test_half_precision_is_refused(operator: str) -> None:
+    given = converted(case(operator), torch.bfloat16)
+    if operator == "gram_norms":
+        given["gram"] = given["gram"].double()
+    with pytest.raises(RuntimeError, match=f"{operator}.*float32 or float64"):
+        getattr(OPERATORS, operator)(*given.values())
+
+
+# ---- torch.library and torch.compile
+
+
+@pytest.mark.parametrize("tail", ["none", "all"])
+@pytest.mark.parametrize("operator", MAPS)
+def test_opcheck(operator: str, tail: str) -> None:
+    torch.library.opcheck(getattr(OPERATORS, operator).default, tuple(case(operator, tail=tail, streams=2).values()))
+
+
+def test_opcheck_of_ig_slope() -> None:
+    z = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    torch.library.opcheck(OPERATORS.ig_slope.default, (z, z[:, :1], z[0, :, 0].clone(), "silu", "right", 3))
+
+
+@pytest.mark.parametrize("operator", MAPS)
+def test_compiles_without_a_break(operator: str) -> None:
+    function = getattr(OPERATORS, operator)
+    compiled = torch.compile(lambda *args: function(*args) * 2, fullgraph=True, backend="eager")
+    for tail in ("none", "all"):
+        given = case(operator, tail=tail)
+        assert torch.equal(compiled(*given.values()), function(*given.values()) * 2)

@@ -1,0 +1,257 @@
+"""What is counted, chosen and cut into blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ffattr import plan as planning
+from ffattr import torch_ops
+from ffattr.backends import BACKENDS
+from ffattr.engine import layer_maps
+from ffattr.ig import ACTIVATIONS
+from ffattr.layer import Attention, LayerWeights, Linear, Norm
+from ffattr.plan import Blocks, LayerPlan, LayerShape, Plan, plan_layer
+from ffattr.reference import Rule
+
+CPU = torch.device("cpu")
+MiB = 1 << 20
+
+
+@pytest.fixture(autouse=True)
+def rates(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[float, float]]]:
+    """No test measures this machine: both methods run at one speed, unless a test says otherwise."""
+    speed = {"both": (1e9, 1e9)}
+    monkeypatch.setattr(planning, "_rates", lambda *key: speed["both"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield speed
+    torch.set_num_threads(threads)
+
+
+def shape(
+    tokens: int, width: int = 64, queries: int | None = None, causal: bool = False, streams: int = 1
+) -> LayerShape:
+    queries = tokens if queries is None else queries
+    pairs = tokens * (tokens + 1) // 2 if causal else queries * tokens
+    return LayerShape(queries, tokens, pairs, width, 4 * width, 8, width // 8, streams)
+
+
+def planned(
+    given: LayerShape,
+    method: str = "auto",
+    budget: int | None = 1 << 40,
+    backend: str = "torch",
+    layer: int = 0,
+    wide: bool = True,
+) -> LayerPlan:
+    return plan_layer(layer, given, wide, BACKENDS[backend], method, torch.float32, CPU, budget)
+
+
+# ---- counts
+
+
+def layer(given: LayerShape) -> tuple[LayerWeights, Tensor, Attention]:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    d, inner, f = given.width, given.inner, given.ff_width
+    weights = LayerWeights(
+        heads=given.heads,
+        kv_heads=given.heads,
+        value=Linear(random(d, inner)),
+        out=Linear(random(inner, d)),
+        up=Linear(random(d, f)),
+        gate=Linear(random(d, f)) if given.streams == 2 else None,
+        down=Linear(random(f, d)),
+        activation=ACTIVATIONS["gelu"],
+        norm_before_ff=Norm("rms", random(d), None, 1e-6),
+    )
+    query, key = random(2, given.heads, given.tokens, given.head_dim)
+    return weights, random(given.tokens, d), Attention(query, key, given.head_dim**-0.5)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("method", ["direct", "operator"])
+@pytest.mark.parametrize(("tokens", "queries"), [(256, 256), (256, 48)])
+def test_operations_are_those_of_the_matrix_products(tokens: int, queries: int, method: Any, streams: int) -> None:
+    """Long enough a sequence for the tokens' own way through the layer, which is not counted, to vanish."""
+    given = shape(tokens, queries=queries, streams=streams)
+    weights, x, attention = layer(given)
+    chosen = planned(given, method)
+    rows = torch.arange(queries)
+    with FlopCounterMode(display=False) as counter:
+        layer_maps(weights, x, attention, rows, weights.scopes, Rule(), "token", BACKENDS["torch"], chosen)
+    assert chosen.blocks == Blocks(queries, tokens)
+    assert chosen.flops == given.flops(method)
+    assert chosen.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_operations_of_the_wide_products(streams: int) -> None:
+    """The parts that grow fastest, against the operators alone: what is left is made outside them."""
+    n, m, h, dh, d, f = 24, 40, 8, 8, 64, 256
+    given = LayerShape(n, m, n * m, d, f, h, dh, streams)
+    alpha, position, slope = torch.rand(h, n, m), torch.full((n,), -1), torch.rand(streams, n, f)
+    tail = (torch.rand(f, d), torch.rand(m, h + 1, d), None, None, None, False)
+    with FlopCounterMode(display=False) as direct:
+        torch_ops.ff_norms(alpha, position, torch.rand(streams, m, h + 1, f), slope, *tail)
+    with FlopCounterMode(display=False) as operator:
+        maps, own = torch.rand(streams, h * dh, f), torch.rand(streams, m, f)
+        torch_ops.operator_norms(alpha, position, torch.rand(m, h, dh), maps, own, slope, *tail)
+    mixed = h + 1
+    outside = 2 * n * m * mixed**2 + 2 * streams * d * f * (h * dh + m)  # quadratic forms, maps, own features
+    features = 2 * streams * m * h * dh * f
+    assert given.flops("direct") - outside - features == pytest.approx(direct.get_total_flops(), rel=0.05)
+    assert given.flops("operator") - outside == pytest.approx(operator.get_total_flops(), rel=0.05)
+
+
+def test_causal_pairs_halve_the_direct_method() -> None:
+    whole, causal = shape(4096), shape(4096, causal=True)
+    assert causal.flops("direct") / whole.flops("direct") == pytest.approx(0.5, abs=0.01)
+
+
+# ---- the choice
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("width", [64, 256, 768])
+def test_operator_overtakes_direct_near_its_break_even(width: int, causal: bool) -> None:
+    """METHOD: from about T > 4d/3, causal 8d/3. Mixing and features shift it by less than a third."""
+    even = width * (8 if causal else 4) // 3
+    assert planned(shape(even * 2 // 3, width, causal=causal)).method == "direct"
+    assert planned(shape(even * 4 // 3, width, causal=causal)).method == "operator"
+
+
+def test_far_from_break_even_counts_decide(rates: dict[str, tuple[float, float]]) -> None:
+    for rates["both"] in ((1e12, 1e9), (1e9, 1e12)):
+        assert planned(shape(8)).method == "direct"
+        assert planned(shape(2000)).method == "operator"
+    assert "fewer operations" in planned(shape(2000)).reason
+
+
+@pytest.mark.parametrize(("speeds", "method"), [((3e9, 1e9), "direct"), ((1e9, 3e9), "operator")])
+def test_near_break_even_speeds_decide(
+    speeds: tuple[float, float], method: str, rates: dict[str, tuple[float, float]]
+) -> None:
+    rates["both"] = speeds
+    chosen = planned(shape(64 * 4 // 3))
+    assert chosen.method == method
+    assert f"{speeds[0] / 1e9:.0f} direct, {speeds[1] / 1e9:.0f} operator GFLOP/s measured here" in chosen.reason
+
+
+@pytest.mark.parametrize("tokens", [4, 2000])
+@pytest.mark.parametrize("method", ["direct", "operator"])
+def test_a_method_asked_for_is_taken(method: str, tokens: int) -> None:
+    chosen = planned(shape(tokens), method)
+    assert (chosen.method, chosen.reason) == (method, "asked for")
+
+
+@pytest.mark.parametrize("method", ["Direct", "reference", "sketch", ""])
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+def test_unknown_method(method: str, backend: str) -> None:
+    with pytest.raises(ValueError, match=f"unknown method '{method}', expected 'auto', 'direct' or 'operator'"):
+        planned(shape(4), method, backend=backend)
+
+
+def test_the_reference_has_one_method() -> None:
+    assert {planned(shape(9), method, backend="reference").method for method in ("auto", "direct")} == {"reference"}
+
+
+@pytest.mark.parametrize("method", ["auto", "direct", "operator"])
+def test_without_feed_forward_scopes_there_is_nothing_to_choose(method: str) -> None:
+    chosen, direct = planned(shape(500), method, 3 * MiB, wide=False), planned(shape(500), "direct", 3 * MiB)
+    assert chosen.method == "attention"
+    assert chosen.flops < direct.flops / 10
+    assert chosen.blocks.keys > direct.blocks.keys
+    assert planned(shape(9), wide=False, backend="reference").method == "reference"
+
+
+def test_measured_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the real ones
+    calls: list[str] = []
+
+    class Operators:
+        def __getattr__(self, name: str) -> Any:
+            calls.append(name)
+            return getattr(torch_ops, name)
+
+    monkeypatch.setitem(BACKENDS, "counting", replace(BACKENDS["torch"], name="counting", operators=Operators()))
+    first = planning._rates("counting", torch.float32, CPU, 1)
+    assert min(first) > 1e6
+    assert set(calls) == {"ff_norms", "operator_norms"}
+    made = len(calls)
+    assert planning._rates("counting", torch.float32, CPU, 1) == first
+    assert len(calls) == made  # once for a machine
+
+
+# ---- blocks
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("method", ["direct", "operator", "attention"])
+@pytest.mark.parametrize("budget", [1 * MiB, 3 * MiB, 10 * MiB, 100 * MiB])
+@pytest.mark.parametrize(("tokens", "queries"), [(1, 1), (7, 3), (200, 200), (500, 1), (500, 500)])
+def test_blocks_fit_the_budget(tokens: int, queries: int, budget: int, method: Any, streams: int) -> None:
+    given = shape(tokens, queries=queries, streams=streams)
+    chosen = planned(given, "auto" if method == "attention" else method, budget, wide=method != "attention")
+    assert 1 <= chosen.blocks.queries <= queries
+    assert 1 <= chosen.blocks.keys <= tokens
+    per_query, per_key, per_pair = given.query_bytes(4), given.key_bytes(method, 4), given.pair_bytes(4)
+    n, m = chosen.blocks.queries, chosen.blocks.keys
+    assert chosen.bytes == n * per_query + m * (per_key + n * per_pair) <= budget
+    more_keys = n * per_query + (m + 1) * (per_key + n * per_pair)
+    assert m == tokens or more_keys > budget  # no longer block would have fitted
+    assert ("features made" in chosen.reason) == (n < queries)
+
+
+@pytest.mark.parametrize("method", ["direct", "operator"])
+def test_the_smallest_budget(method: Any) -> None:
+    given = shape(50)
+    least = given.query_bytes(4) + given.key_bytes(method, 4) + given.pair_bytes(4)
+    assert planned(given, method, least).blocks == Blocks(1, 1)
+    with pytest.raises(
+        ValueError, match=rf"memory_budget={least - 1} bytes is too small for layer 3: .* need {least} bytes"
+    ):
+        planned(given, method, least - 1, layer=3)
+
+
+def test_reference_blocks_of_queries() -> None:
+    given = shape(50)
+    one = planned(given, budget=1, backend="reference")
+    assert one.blocks == Blocks(1, 50)
+    assert planned(given, budget=7 * one.bytes, backend="reference").blocks == Blocks(7, 50)
+    assert planned(given, backend="reference").blocks == Blocks(50, 50)
+
+
+def test_default_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Memory:
+        available = 40 * MiB
+
+    monkeypatch.setattr(planning.psutil, "virtual_memory", Memory)
+    assert planning.default_budget(CPU) == 10 * MiB
+    assert planned(shape(500), budget=None).bytes <= 10 * MiB
+    Memory.available = 1 << 50
+    assert planning.default_budget(CPU) == 64 * MiB
+
+
+def test_printing() -> None:
+    plan = Plan("torch", torch.float32, CPU)
+    assert (plan.flops, plan.bytes) == (0, 0)
+    plan.layers += [planned(shape(2000), layer=0), planned(shape(8), layer=11, budget=2 * MiB)]
+    assert plan.flops == sum(p.flops for p in plan.layers)
+    assert plan.bytes == max(p.bytes for p in plan.layers)
+    header, first, second, total = str(plan).splitlines()
+    assert header == "torch backend, float32 on cpu"
+    assert first.split()[:6] == ["layer", "0", "operator", "2000", "x", "2000"]
+    assert second.split()[:6] == ["layer", "11", "direct", "8", "x", "8"]
+    assert "blocks 8 x 8" in second
+    assert total.split()[:3] == ["total", f"{plan.flops / 1e9:.2f}", "GFLOP,"]

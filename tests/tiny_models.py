@@ -1,0 +1,174 @@
+"""Small random models of every supported family, for tests.
+
+All parameters are random, gains and biases too, so that nothing hides behind ones and zeros. In float64 the RMSNorm
+modules of transformers, which compute in float32 whatever their input, are replaced by ``nn.RMSNorm``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+VOCABULARY = 61
+POSITIONS = 32
+LAYERS = 2
+
+_BERT = {
+    "hidden_size": 40,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 5,
+    "intermediate_size": 52,
+    "max_position_embeddings": POSITIONS,
+    "type_vocab_size": 2,
+    "pad_token_id": 0,
+}
+_ROBERTA = {**_BERT, "max_position_embeddings": POSITIONS + 2, "type_vocab_size": 1, "pad_token_id": 1}
+_OPT = {
+    "hidden_size": 40,
+    "word_embed_proj_dim": 40,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 5,
+    "ffn_dim": 52,
+    "max_position_embeddings": POSITIONS,
+}
+_LLAMA = {
+    "hidden_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 76,
+    "max_position_embeddings": POSITIONS,
+}
+_TORCH: dict[str, Any] = {"d_model": 40, "nhead": 5, "dim_feedforward": 52, "activation": "gelu", "batch_first": True}
+
+# name: (class prefix, configuration); a torch model has the class name TransformerEncoder or TransformerEncoderLayer
+_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("Bert", _BERT),
+    "bert-decoder": ("Bert", {**_BERT, "is_decoder": True, "hidden_act": "gelu_new", "chunk_size_feed_forward": 1}),
+    "roberta": ("Roberta", _ROBERTA),
+    "xlm-roberta": ("XLMRoberta", _ROBERTA),
+    "camembert": ("Camembert", _ROBERTA),
+    "distilbert": (
+        "DistilBert",
+        {
+            "dim": 40,
+            "n_layers": LAYERS,
+            "n_heads": 5,
+            "hidden_dim": 52,
+            "max_position_embeddings": POSITIONS,
+            "pad_token_id": 0,
+        },
+    ),
+    "electra": ("Electra", {**_BERT, "embedding_size": 24}),
+    "gpt2": (
+        "GPT2",
+        {
+            "n_embd": 40,
+            "n_layer": LAYERS,
+            "n_head": 5,
+            "n_inner": 52,
+            "n_positions": POSITIONS,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        },
+    ),
+    "opt": ("OPT", {**_OPT, "do_layer_norm_before": True}),
+    "opt-350m": ("OPT", {**_OPT, "do_layer_norm_before": False, "word_embed_proj_dim": 24}),
+    "opt-no-affine": (
+        "OPT",
+        {**_OPT, "do_layer_norm_before": True, "layer_norm_elementwise_affine": False, "enable_bias": False},
+    ),
+    "llama": ("Llama", _LLAMA),
+    "llama-bias": ("Llama", {**_LLAMA, "attention_bias": True, "mlp_bias": True, "head_dim": 10}),
+    "mistral": ("Mistral", {**_LLAMA, "sliding_window": 3}),
+    "qwen2": ("Qwen2", _LLAMA),
+    "torch-post": ("TransformerEncoder", _TORCH),
+    "torch-pre": ("TransformerEncoder", {**_TORCH, "norm_first": True}),
+    "torch-seq-first": ("TransformerEncoder", {**_TORCH, "batch_first": False, "activation": "relu"}),
+    "torch-even-heads": ("TransformerEncoder", {**_TORCH, "nhead": 4}),  # takes the fused fast path
+    "torch-no-bias": ("TransformerEncoder", {**_TORCH, "norm_first": True, "bias": False}),
+    "torch-layer": ("TransformerEncoderLayer", {**_TORCH, "nhead": 4}),
+}
+
+FAMILIES = tuple(_MODELS)
+TORCH_FAMILIES = tuple(name for name in FAMILIES if name.startswith("torch-"))
+HF_FAMILIES = tuple(name for name in FAMILIES if name not in TORCH_FAMILIES)
+
+
+def build(
+    name: str, *, head: str = "Model", dtype: torch.dtype = torch.float64, seed: int = 0, **overrides: Any
+) -> nn.Module:
+    """A random model in eval mode. ``overrides`` go to its configuration, ``attn_implementation`` included.
+
+    ``head`` is the suffix of a transformers class, for instance ``ForSequenceClassification`` or ``LMHeadModel``.
+    """
+    prefix, settings = _MODELS[name]
+    settings = {**settings, **overrides}
+    generator_state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # why the nested-tensor path is not taken
+            model = (
+                _torch(prefix, settings) if prefix.startswith("Transformer") else _transformers(prefix, settings, head)
+            )
+        _randomise(model)
+    finally:
+        torch.set_rng_state(generator_state)
+    model = model.to(dtype).eval()
+    if dtype == torch.float64:
+        _exact_norms(model)
+    return model
+
+
+def ids(batch: int = 2, length: int = 7, seed: int = 1) -> Tensor:
+    """Token ids without special ones."""
+    return torch.randint(5, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(name: str, batch: int = 2, length: int = 7, padding: str | None = None, seed: int = 1) -> dict[str, Tensor]:
+    """Inputs for ``build(name)``: with ``padding`` ("left" or "right") the last row has two padding tokens."""
+    valid = torch.ones(batch, length, dtype=torch.bool)
+    if padding is not None:
+        valid[-1, slice(2) if padding == "left" else slice(-2, None)] = False
+    if name not in TORCH_FAMILIES:
+        return {"input_ids": ids(batch, length, seed), "attention_mask": valid.long()}
+    width = _MODELS[name][1]["d_model"]
+    src = torch.randn(batch, length, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    src = src if _MODELS[name][1]["batch_first"] else src.transpose(0, 1)
+    return {"src": src} if padding is None else {"src": src, "src_key_padding_mask": ~valid}
+
+
+def _transformers(prefix: str, settings: dict[str, Any], head: str) -> nn.Module:
+    transformers: Any = importlib.import_module("transformers")
+    config = getattr(transformers, f"{prefix}Config")(vocab_size=VOCABULARY, **settings)
+    model: nn.Module = getattr(transformers, prefix + head)(config)
+    return model
+
+
+def _torch(cls: str, settings: dict[str, Any]) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(**settings)
+    return layer if cls == "TransformerEncoderLayer" else nn.TransformerEncoder(layer, LAYERS)
+
+
+@torch.no_grad()
+def _randomise(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.uniform_(0.4, 1.6).mul_(torch.randint(0, 2, parameter.shape) * 2 - 1).mul_(0.7)
+        else:
+            parameter.normal_(std=1.4 / math.sqrt(min(parameter.shape)))
+
+
+def _exact_norms(model: nn.Module) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child).__name__.endswith("RMSNorm") and not isinstance(child, nn.RMSNorm):
+                norm = nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon, dtype=child.weight.dtype)
+                norm.weight = child.weight
+                setattr(module, name, norm.eval())
