@@ -2,8 +2,8 @@
 
     python benchmarks/bench_cpu.py [--tokens 128 256 512] [--threads 2] [--rounds 5] [--write]
 
-Every variant computes all feed-forward scopes of one layer (d 768, H 12, F 3072, float32, random weights) from its input
-to the norms, and is first compared with the float64 definition on a sample of queries: a wrong one is not timed. Rounds
+Every variant computes all feed-forward scopes of one layer (d 768, H 12, F 3072, float32, random weights) from input
+to norms, and is first compared with the float64 definition on a sample of queries: a wrong one is not timed. Rounds
 take the variants in turn, so that a change of the machine's speed meets them all; figures are medians. The share counts
 2 T^2 F d operations (half of them for a causal layer) and nothing else. ``--write`` keeps the table in
 benchmarks/results/.
@@ -98,7 +98,9 @@ def make_case(tokens: int, causal: bool) -> Case:
     return Case(weights, random(tokens, WIDTH), Attention(query, key, 64**-0.5, causal=causal))
 
 
-def maps(case: Case, backend: str, method: str, scopes: tuple[str, ...], rows: Tensor | None = None) -> dict[str, Tensor]:
+def maps(
+    case: Case, backend: str, method: str, scopes: tuple[str, ...], rows: Tensor | None = None
+) -> dict[str, Tensor]:
     """The maps as `ffattr.attribute` computes them, one layer and sequence."""
     chosen = backends.BACKENDS[backend]
     rows = torch.arange(len(case.x)) if rows is None else rows
@@ -205,7 +207,8 @@ def machine(threads: int) -> dict[str, object]:
 def processor() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        lines = info.read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
         if names:
             return f"{names[0]}, {len(names)} cores"
     return platform.processor() or platform.machine()

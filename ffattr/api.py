@@ -16,7 +16,7 @@ from .capture import record
 from .errors import ArchitectureMismatch, NonFiniteError
 from .layer import Attention, LayerRecord, LayerWeights
 from .maps import Attribution
-from .plan import LayerPlan, LayerShape, Plan, plan_layer
+from .plan import Plan
 from .request import IG, Indices, Request
 
 __all__ = ["Vectors", "attribute", "explain", "vectors"]
@@ -57,7 +57,8 @@ def attribute(
     baseline: start of its path: ``"zero"``, ``"bias"``, or pre-activations ``[F]`` (gated: ``[F]`` or ``[2, F]``).
     value_bias: ``"token"`` (b_V stays with its token, as in the papers) or ``"separate"`` (goes to the bias).
     dtype: compute precision; None: float64 for a float64 model, else float32.
-    backend: ``"auto"``, ``"cpu"`` (C++), ``"torch"`` or ``"reference"``. method: ``"auto"``, ``"direct"``, ``"operator"``.
+    backend: ``"auto"``, ``"cpu"`` (C++), ``"torch"`` or ``"reference"``.
+    method: ``"auto"``, ``"direct"`` or ``"operator"``; `explain` says which one is chosen, and why.
     memory_budget: bytes of working memory besides the maps. progress: called with (layers done, layers in all).
     check: compare the recomputed layer outputs with the model's; a difference raises `ArchitectureMismatch`.
 
@@ -65,7 +66,19 @@ def attribute(
     Method: Kobayashi et al. 2024 (arXiv 2302.00456). Raises ValueError, TypeError, IndexError or an `FfattrError`.
     """
     request = Request.of(
-        model, inputs, tokenizer, scopes, layers, queries, ig, baseline, value_bias, dtype, backend
+        model,
+        inputs,
+        tokenizer,
+        scopes,
+        layers,
+        queries,
+        ig,
+        baseline,
+        value_bias,
+        dtype,
+        backend,
+        method,
+        memory_budget,
     )
     mask = request.inputs.mask
     shape = (len(request.layers), len(mask), len(request.queries), mask.shape[1])
@@ -101,7 +114,8 @@ def attribute(
         places = request.places(captured.index)
         for batch in range(len(mask)):
             sequence = _Sequence.of(request, captured, batch)
-            layer_plan = sequence.plan(weights, request, method, memory_budget)
+            pairs = sequence.attention.pairs(sequence.rows)
+            layer_plan = request.plan(captured.index, weights, len(sequence.rows), len(sequence.tokens), pairs)
             plan.layers.append(layer_plan)
             done = engine.layer_maps(
                 weights,
@@ -166,11 +180,9 @@ def vectors(
     Arguments as for `attribute`; ``scope`` is one name. Meant for a few queries and layers: raises ValueError where
     the result would not fit the free memory.
     """
-    request = Request.of(
-        model, inputs, tokenizer, scope, layers, queries, ig, baseline, value_bias, dtype, "reference"
-    )
+    request = Request.of(model, inputs, tokenizer, scope, layers, queries, ig, baseline, value_bias, dtype, "reference")
     if len(request.scopes) != 1:
-        raise ValueError(f"scope={scope!r} is {len(request.scopes)} scopes, expected one of {', '.join(request.scopes)}")
+        raise ValueError(f"scope={scope!r} names {len(request.scopes)} scopes, expected one of them")
     (name,) = request.scopes
     width = _weights(request, request.layers[0]).width if request.layers else 0
     batch, tokens = request.inputs.mask.shape
@@ -214,7 +226,19 @@ def explain(
 ) -> Plan:
     """The plan that `attribute` would follow for the same arguments, without running the model."""
     request = Request.of(
-        model, inputs, tokenizer, scopes, layers, queries, ig, baseline, value_bias, dtype, backend
+        model,
+        inputs,
+        tokenizer,
+        scopes,
+        layers,
+        queries,
+        ig,
+        baseline,
+        value_bias,
+        dtype,
+        backend,
+        method,
+        memory_budget,
     )
     plan = Plan(request.backend.name, request.dtype, request.device)
     for index in request.layers:
@@ -223,10 +247,7 @@ def explain(
         for batch in range(len(request.inputs.mask)):
             tokens, rows, _ = request.sequence(batch)
             pairs = int((rows + 1).sum()) if causal else len(rows) * len(tokens)
-            shape = LayerShape.of(weights, len(rows), len(tokens), pairs)
-            plan.layers.append(
-                plan_layer(index, shape, request.wide, request.backend, method, request.dtype, request.device, memory_budget)
-            )
+            plan.layers.append(request.plan(index, weights, len(rows), len(tokens), pairs))
     return plan
 
 
@@ -251,12 +272,6 @@ class _Sequence:
         attention = captured.attention.sequence(batch, tokens, request.dtype)
         return cls(captured.index, tokens, rows, filled, x, output, attention)
 
-    def plan(self, weights: LayerWeights, request: Request, method: str, budget: int | None) -> LayerPlan:
-        shape = LayerShape.of(weights, len(self.rows), len(self.tokens), self.attention.pairs(self.rows))
-        return plan_layer(
-            self.layer, shape, request.wide, request.backend, method, request.dtype, self.x.device, budget
-        )
-
     def fill(self, to: Tensor, tile: Tensor) -> None:
         """Spread a map ``[..., n, t]`` of the real tokens over the padded one ``[..., N, T]``."""
         if tile.shape == to.shape:
@@ -269,7 +284,8 @@ class _Sequence:
         if len(self.rows) == 0:
             return self.output.new_zeros(())
         scale = self.output.norm(dim=-1).clamp_min(torch.finfo(self.output.dtype).tiny)
-        return ((recomputed - self.output).norm(dim=-1) / scale).max()
+        difference: Tensor = (recomputed - self.output).norm(dim=-1) / scale
+        return difference.max()
 
 
 def _zeros(request: Request, shape: Sequence[int], scope: str = "", reserve: bool = False) -> Tensor:

@@ -1,8 +1,8 @@
 """One layer of one sequence, from weights and attention to the norms of every scope asked for.
 
-Data flow. For a block of queries: attention rows, then the tokens' own stream through the layer, which yields the norms'
-scales, the slopes, the bias, and the output that is compared with the model's. Then, for a block of keys: value vectors,
-features, operators, a tile of each map. Nothing of size ``[N, T, d]`` exists.
+Data flow. For a block of queries: attention rows, then the tokens' own stream through the layer, which yields the
+norms' scales, the slopes, the bias, and the output that is compared with the model's. Then, for a block of keys: value
+vectors, features, operators, a tile of each map. Nothing of size ``[N, T, d]`` exists.
 """
 
 from __future__ import annotations

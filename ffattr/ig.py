@@ -30,6 +30,7 @@ __all__ = [
     "nodes",
     "rule_of",
     "slope",
+    "slopes",
 ]
 
 _RIEMANN = ("right", "left", "midpoint", "trapezoid")
@@ -139,6 +140,17 @@ def gated_slopes(
 
     c_u, c_v = _blockwise(compute, 2, u, v, *((None,) if base is None else base))
     return c_u, c_v
+
+
+def slopes(z: Tensor, activation: Activation, rule: str, steps: int, base: Tensor | None = None) -> Tensor:
+    """The factors of a whole block, ``[S, N, F]`` like ``z``: `slope` for ``S`` = 1, `gated_slopes` for 2 (gate, up).
+
+    ``base`` ``[S, N or 1, F]`` is where the path starts, zero by default.
+    """
+    if len(z) == 1:
+        return slope(z[0], activation, rule, steps, None if base is None else base[0])[None]
+    start = None if base is None else (base[0], base[1])
+    return torch.stack(gated_slopes(z[0], z[1], activation, rule, steps, start))
 
 
 def _check(rule: str, steps: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -212,13 +212,15 @@ def _linear(module: nn.Module | Columns, dtype: torch.dtype) -> Linear:
         whole = _linear(module.module, dtype)
         part = slice(module.start, module.stop)
         return Linear(whole.weight[:, part], None if whole.bias is None else whole.bias[part])
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    parts: Any = module
     # Exact types: a subclass may compute something else with the same parameters (a LoRA or a quantised linear).
     if type(module) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        weight = module.weight.T
+        weight, bias = parts.weight.T, parts.bias
     elif type(module) is nn.MultiheadAttention:  # its fused query, key and value projection
-        weight, bias = module.in_proj_weight.T, module.in_proj_bias
-    elif type(module).__name__ != "Conv1D":  # transformers' Conv1D already stores [in, out]
+        weight, bias = parts.in_proj_weight.T, parts.in_proj_bias
+    elif type(module).__name__ == "Conv1D":  # transformers' Conv1D already stores [in, out]
+        weight, bias = parts.weight, parts.bias
+    else:
         raise UnsupportedModel(
             f"a projection is a {type(module).__module__}.{type(module).__name__}, expected nn.Linear or transformers' "
             "Conv1D. Merge adapters (merge_and_unload) or dequantise the model first."
@@ -230,13 +232,13 @@ def _norm(module: nn.Module | None, dtype: torch.dtype) -> Norm | None:
     if module is None:
         return None
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    eps = getattr(module, "eps", getattr(module, "variance_epsilon", None))
+    eps: Any = getattr(module, "eps", getattr(module, "variance_epsilon", None))
     kind: Literal["layer", "rms"]
     if isinstance(module, nn.LayerNorm):
         kind = "layer"
     elif type(module).__name__.endswith("RMSNorm"):
         kind = "rms"
-        eps = torch.finfo(module.weight.dtype).eps if eps is None else eps  # nn.RMSNorm's own default
+        eps = torch.finfo(dtype if weight is None else weight.dtype).eps if eps is None else eps  # nn.RMSNorm's default
     else:
         raise UnsupportedModel(
             f"a norm is a {type(module).__module__}.{type(module).__name__}, expected nn.LayerNorm or an RMSNorm"

@@ -225,14 +225,12 @@ def _rates(name: str, dtype: torch.dtype, device: torch.device, threads: int) ->
     shape = LayerShape(queries, keys, queries * keys, width, ff_width, heads, head_dim, 1)
     inner = heads * head_dim
 
-    def direct() -> torch.Tensor:
+    def direct() -> object:
         return operators.ff_norms(alpha, position, tensor(1, keys, heads + 1, ff_width), slope, down, *tail)
 
-    def operator() -> torch.Tensor:
+    def operator() -> object:
         maps, own = tensor(1, inner, ff_width), tensor(1, keys, ff_width)
-        return operators.operator_norms(
-            alpha, position, tensor(keys, heads, head_dim), maps, own, slope, down, *tail
-        )
+        return operators.operator_norms(alpha, position, tensor(keys, heads, head_dim), maps, own, slope, down, *tail)
 
     flops = (
         2.0 * shape.pairs * ff_width * width,
@@ -241,7 +239,7 @@ def _rates(name: str, dtype: torch.dtype, device: torch.device, threads: int) ->
     return flops[0] / _best(direct, device), flops[1] / _best(operator, device)
 
 
-def _best(run: Callable[[], torch.Tensor], device: torch.device, repeats: int = 3) -> float:
+def _best(run: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
     times = []
     for _ in range(repeats + 1):  # the first warms up
         start = time.perf_counter()

@@ -75,7 +75,8 @@ class FeedForward:
 
 def attention_rows(attention: Attention, rows: Tensor) -> Tensor:
     """Attention weights ``alpha`` ``[H, N, T]`` of the query tokens ``rows`` ``[N]``."""
-    return attention.logits(rows).softmax(-1)
+    alpha: Tensor = attention.logits(rows).softmax(-1)
+    return alpha
 
 
 def own_values(weights: LayerWeights, x: Tensor, value_bias: str) -> tuple[Tensor, Tensor]:
@@ -106,9 +107,7 @@ def head_vectors(weights: LayerWeights, values: Tensor) -> Tensor:
     return (values.transpose(0, 1) @ out).transpose(0, 1)
 
 
-def attention_stream(
-    weights: LayerWeights, alpha: Tensor, values: Tensor, constant: Tensor, vectors: Tensor
-) -> Stream:
+def attention_stream(weights: LayerWeights, alpha: Tensor, values: Tensor, constant: Tensor, vectors: Tensor) -> Stream:
     """After attention: vectors ``sum_h alpha[h, i, j] f_h(x_j)``; ``b_O`` and the values' constant are bias.
 
     Rows of ``alpha`` may sum to less than one (attention sinks).
@@ -148,11 +147,7 @@ def preactivations(weights: LayerWeights, stream: Stream, baseline: Baseline) ->
 
 def slopes(weights: LayerWeights, path: FeedForward, rule: Rule) -> Tensor:
     """The factors ``S`` ``[S, N, F]`` that Integrated Gradients multiply every input's pre-activation by (2024)."""
-    if weights.gate is None:
-        base = None if path.base is None else path.base[0]
-        return ig.slope(path.z[0], weights.activation, rule.name, rule.steps, base)[None]
-    start = None if path.base is None else (path.base[0], path.base[1])
-    return torch.stack(ig.gated_slopes(path.z[0], path.z[1], weights.activation, rule.name, rule.steps, start))
+    return ig.slopes(path.z, weights.activation, rule.name, rule.steps, path.base)
 
 
 def feed_forward_stream(weights: LayerWeights, stream: Stream, path: FeedForward, slope: Tensor) -> Stream:

@@ -13,7 +13,8 @@ from . import backends, ig
 from .adapters import Adapted, resolve
 from .backends import Backend
 from .inputs import Inputs, prepare
-from .layer import LayerSpec
+from .layer import LayerSpec, LayerWeights
+from .plan import LayerPlan, LayerShape, plan_layer
 from .reference import Rule
 
 __all__ = ["IG", "Indices", "Request"]
@@ -36,6 +37,8 @@ class Request:
     dtype: torch.dtype
     device: torch.device
     backend: Backend
+    method: str
+    memory_budget: int | None
 
     @classmethod
     def of(
@@ -51,6 +54,8 @@ class Request:
         value_bias: str,
         dtype: torch.dtype | None,
         backend: str,
+        method: str = "auto",
+        memory_budget: int | None = None,
     ) -> Request:
         """Raises ValueError, TypeError or an `FfattrError` that names the offending value."""
         adapted = resolve(model)
@@ -74,12 +79,21 @@ class Request:
             dtype=dtype,
             device=parameter.device,
             backend=backends.select(backend, parameter.device, dtype),
+            method=method,
+            memory_budget=memory_budget,
         )
 
     @property
     def wide(self) -> bool:
         """Whether any feed-forward scope is asked for."""
         return not set(self.scopes).isdisjoint(self.adapted.layers[0].wide_scopes)
+
+    def plan(self, layer: int, weights: LayerWeights, queries: int, tokens: int, pairs: int) -> LayerPlan:
+        """How one layer of one sequence is to be computed."""
+        shape = LayerShape.of(weights, queries, tokens, pairs)
+        return plan_layer(
+            layer, shape, self.wide, self.backend, self.method, self.dtype, self.device, self.memory_budget
+        )
 
     def places(self, layer: int) -> list[int]:
         """Where in the result a layer of the model goes."""

@@ -19,12 +19,7 @@ _CHUNK = 1 << 22
 def ig_slope(
     z: Tensor, base: Tensor | None, row_scale: Tensor | None, activation: str, rule: str, steps: int
 ) -> Tensor:
-    start = None if base is None else base.unbind(0)
-    function = ig.ACTIVATIONS[activation]
-    if z.shape[0] == 1:
-        slope = ig.slope(z[0], function, rule, steps, base=None if start is None else start[0])[None]
-    else:
-        slope = torch.stack(ig.gated_slopes(z[0], z[1], function, rule, steps, base=start))
+    slope = ig.slopes(z, ig.ACTIVATIONS[activation], rule, steps, base)
     return slope if row_scale is None else slope * row_scale[:, None]
 
 
