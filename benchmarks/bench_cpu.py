@@ -28,7 +28,8 @@ from torch import Tensor
 
 from ffattr import backends, engine, reference
 from ffattr.activations import ACTIVATIONS
-from ffattr.layer import Attention, LayerWeights, Linear, Norm
+from ffattr.attention import Attention
+from ffattr.layer import LayerWeights, Linear, Norm
 from ffattr.plan import LayerShape, plan_layer
 from ffattr.reference import Rule
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from . import engine, reference
 from ._version import __version__
+from .attention import Attention, LayerRecord
 from .capture import record
-from .errors import ArchitectureMismatch, NonFiniteError
-from .layer import Attention, LayerRecord, LayerWeights
+from .errors import ArchitectureMismatch
 from .maps import Attribution
 from .plan import Plan
 from .request import IG, Indices, Request
@@ -110,7 +110,7 @@ def attribute(
 
     def on_layer(captured: LayerRecord) -> None:
         nonlocal reached
-        weights = _weights(request, captured.index)
+        weights = request.adapted.layers[captured.index].weights(request.dtype)
         places = request.places(captured.index)
         for batch in range(len(mask)):
             sequence = _Sequence.of(request, captured, batch)
@@ -184,15 +184,15 @@ def vectors(
     if len(request.scopes) != 1:
         raise ValueError(f"scope={scope!r} names {len(request.scopes)} scopes, expected one of them")
     (name,) = request.scopes
-    width = _weights(request, request.layers[0]).width if request.layers else 0
+    width = request.adapted.layers[0].weights(request.dtype).width
     batch, tokens = request.inputs.mask.shape
     shape = (len(request.layers), batch, len(request.queries))
     values = _zeros(request, (*shape, tokens, width), name, reserve=True)
     bias, total = _zeros(request, (*shape, width)), _zeros(request, (*shape, width))
 
     def on_layer(captured: LayerRecord) -> None:
-        weights = _weights(request, captured.index)
-        at = torch.tensor(request.places(captured.index))
+        weights = request.adapted.layers[captured.index].weights(request.dtype)
+        places = request.places(captured.index)
         for row in range(batch):
             sequence = _Sequence.of(request, captured, row)
             for n, query in zip(sequence.filled.tolist(), sequence.rows, strict=True):
@@ -200,9 +200,10 @@ def vectors(
                     weights, sequence.x, sequence.attention, query[None], request.rule, value_bias
                 )
                 stream = next(stream for found, stream in streams if found == name)
-                values[at, row, ..., n, sequence.tokens, :] = stream.vectors.squeeze(-3)
-                if name != "attn_heads":
-                    bias[at, row, n], total[at, row, n] = stream.bias[0], stream.total[0]
+                for at in places:
+                    values[at, row, ..., n, sequence.tokens, :] = stream.vectors.squeeze(-3)
+                    if name != "attn_heads":
+                        bias[at, row, n], total[at, row, n] = stream.bias[0], stream.total[0]
 
     record(request.adapted, request.inputs.kwargs, on_layer, request.layers)
     return Vectors(values, bias, total, request.inputs.tokens, request.layers, request.queries, name)
@@ -242,7 +243,7 @@ def explain(
     )
     plan = Plan(request.backend.name, request.dtype, request.device)
     for index in request.layers:
-        weights = _weights(request, index)
+        weights = request.adapted.layers[index].weights(request.dtype)
         causal = bool(getattr(request.adapted.layers[index].attention, "is_causal", False))
         for batch in range(len(request.inputs.mask)):
             tokens, rows, _ = request.sequence(batch)
@@ -301,14 +302,6 @@ def _zeros(request: Request, shape: Sequence[int], scope: str = "", reserve: boo
             "ask for fewer layers or queries, or for norms with ffattr.attribute"
         )
     return torch.zeros(shape, dtype=request.dtype, device=request.inputs.mask.device)
-
-
-def _weights(request: Request, layer: int) -> LayerWeights:
-    weights = request.adapted.layers[layer].weights(request.dtype)
-    for name, tensor in weights.tensors():
-        if not torch.isfinite(tensor).all():
-            raise NonFiniteError(f"layer {layer}: {name} has entries that are NaN or infinite")
-    return weights
 
 
 def _check_error(request: Request, captured: LayerRecord, batch: int, error: float) -> None:

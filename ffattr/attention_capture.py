@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .attention import Attention
 from .errors import CaptureError, UnsupportedModel
-from .layer import Attention
 
 __all__ = ["Sink", "attention_interface", "called_sdpa", "multihead"]
 

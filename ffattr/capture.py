@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import Adapted
+from .attention import Attention, LayerRecord
 from .attention_capture import Sink, attention_interface, called_sdpa, multihead
 from .errors import CaptureError, NonFiniteError, UnsupportedModel
 from .inputs import token_mask
-from .layer import Attention, LayerRecord
 
 __all__ = ["record"]
 

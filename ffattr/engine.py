@@ -7,15 +7,16 @@ vectors, features, operators, a tile of each map. Nothing of size ``[N, T, d]`` 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from . import ig, reference
+from .attention import Attention
 from .backends import Backend
-from .layer import Attention, LayerWeights, Norm
+from .layer import LayerWeights, Norm
 from .plan import LayerPlan
 from .reference import Rule, Stream
 
@@ -94,6 +95,25 @@ class _Queries:
     norm_scale: Tensor | None  # of the norm after the feed-forward block
 
 
+@dataclass(frozen=True)
+class _Level:
+    """The residual stream at one point before the feed-forward block, as linear functions of what a token brings.
+
+    ``matrix`` ``[H * dh, d]`` takes head values there, ``own`` ``[T, d]`` is the token's residual there, both without
+    the norms' scales.
+    """
+
+    matrix: Tensor
+    own: Tensor
+
+    def after(self, norm: Norm | None) -> _Level:
+        return self if norm is None else _Level(norm.linear(self.matrix), norm.linear(self.own))
+
+
+_Tiles = Iterator[tuple[str, Tensor]]
+_Compute = Callable[[_Queries, Tensor, Tensor, slice], _Tiles]
+
+
 class _Layer:
     """What all blocks of one layer and sequence share."""
 
@@ -110,34 +130,37 @@ class _Layer:
         self.weights, self.x, self.rule, self.plan = weights, x, rule, plan
         self.operators = backend.operators
         self.scopes = frozenset(scopes)
-        self.wide_scopes = weights.wide_scopes
-        self.wide = not self.scopes.isdisjoint(self.wide_scopes)
+        self.wide = not self.scopes.isdisjoint(weights.wide_scopes)
         self.values, self.constant = reference.own_values(weights, x, value_bias)
-        if self.wide:
-            self.projections = torch.stack([projection.weight for projection in weights.projections])  # [S, d, F]
-            folded = self.projections
-            for norm in reversed(self._norms_before_ff()):
-                folded = torch.stack([norm.fold(matrix) for matrix in folded])
-            self.maps = weights.out.weight @ folded  # [S, H * dh, F]: from the heads' values to pre-activations
+        self.raw = _Level(weights.out.weight, x)
+        self.residual = self.raw.after(weights.norm_after_attn)
+        self.ff_input = self.residual.after(weights.norm_before_ff)
+        if self.wide:  # from head values to pre-activations, [S, H * dh, F]
+            self.maps = torch.stack([self.ff_input.matrix @ part.weight for part in weights.projections])
             self.down = weights.down.weight.contiguous()
-
-    def _norms_before_ff(self) -> list[Norm]:
-        norms = (self.weights.norm_after_attn, self.weights.norm_before_ff)
-        return [norm for norm in norms if norm is not None]
+            # Buffers of the longest block: fresh memory of this size for every block would cost as much as filling it.
+            shape = (plan.blocks.wide_keys, weights.heads + 1)
+            self.residual_features = x.new_empty(*shape, weights.width)
+            if plan.method == "direct":
+                self.features = x.new_empty(len(weights.projections), *shape, weights.ff_width)
 
     def run(self, attention: Attention, rows: Tensor, part: slice, result: LayerMaps) -> None:
         """All maps of one block of query tokens."""
         queries = self._query_block(attention, rows, part, result)
-        step = self.plan.blocks.keys
+        if not self.scopes.issubset(self.weights.wide_scopes):
+            self._tiles(self._narrow, self.plan.blocks.keys, queries, part, result)
+        if self.wide:
+            self._tiles(self._wide, self.plan.blocks.wide_keys, queries, part, result)
+
+    def _tiles(self, compute: _Compute, step: int, queries: _Queries, part: slice, result: LayerMaps) -> None:
         for start in range(0, len(self.x), step):
             keys = slice(start, min(start + step, len(self.x)))
-            alpha, position = queries.alpha[..., keys], rows - start
-            own_keys = (position >= 0) & (position < keys.stop - start)
-            if not own_keys.any() and not alpha.any():  # a block beyond the causal diagonal or outside a window
-                for tile in result.maps.values():
-                    tile[..., part, keys] = 0
-                continue
-            for name, tile in self._key_block(queries, alpha.contiguous(), position, keys):
+            alpha, position = queries.alpha[..., keys], queries.rows - start
+            if bool(((position >= 0) & (position < keys.stop - start)).any()) or bool(alpha.any()):
+                tiles = compute(queries, alpha.contiguous(), position, keys)
+            else:  # beyond the causal diagonal or outside a window
+                tiles = ((name, torch.zeros(())) for name in self.scopes)
+            for name, tile in tiles:
                 if name in self.scopes:
                     result.maps[name][..., part, keys] = tile
 
@@ -194,66 +217,61 @@ class _Layer:
         out: Tensor = self.operators.ig_slope(path.z, path.base, None, name, self.rule.name, self.rule.steps)
         return out
 
-    def _key_block(
-        self, queries: _Queries, alpha: Tensor, position: Tensor, keys: slice
-    ) -> Iterator[tuple[str, Tensor]]:
-        """``(scope, [n, m])`` of the wanted scopes, and of those that come from the same pass."""
+    def _narrow(self, queries: _Queries, alpha: Tensor, position: Tensor, keys: slice) -> _Tiles:
+        """Tiles ``(scope, [n, m])`` of the attention-level scopes, by quadratic forms."""
         weights, scopes = self.weights, self.scopes
+
+        def gram(level: _Level) -> Tensor:
+            features = self.x.new_empty(keys.stop - keys.start, weights.heads + 1, weights.width)
+            wide = self._features(level.matrix, level.own[keys], keys, features).double()
+            return wide @ wide.mT  # in float64: in float32 a squared norm would lose half the digits
 
         def norms(gram: Tensor, scale: Tensor | None) -> Tensor:
             out: Tensor = self.operators.gram_norms(alpha, position, gram, scale)
             return out
 
-        vectors = reference.head_vectors(weights, self.values[keys])
-        raw = torch.cat([vectors, self.x[keys, None]], dim=1)  # [m, H + 1, d]: the residual is one more head
-        if "attn_heads" in scopes:
-            yield "attn_heads", alpha * vectors.norm(dim=-1).T[:, None]
         summed = "atb" if weights.norm_after_attn is None else "attn_res"
-        if not scopes.isdisjoint(("attn", summed)):
-            gram = _gram(raw)
-            yield "attn", norms(gram[:, :-1, :-1], None)
-            yield summed, norms(gram, None)
-        residual = raw
-        if weights.norm_after_attn is not None:
-            residual = weights.norm_after_attn.linear(raw)
-            if "atb" in scopes:
-                yield "atb", norms(_gram(residual), queries.residual_scale)
+        if not scopes.isdisjoint(("attn_heads", "attn", summed)):
+            raw = gram(self.raw)
+            of_heads = raw[:, :-1, :-1]
+            head_norms = of_heads.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().to(alpha.dtype)  # [m, H]
+            if "attn_heads" in scopes:
+                yield "attn_heads", alpha * head_norms.T[:, None]
+            if "attn" in scopes:
+                yield "attn", norms(of_heads, None)
+            if summed in scopes:
+                yield summed, norms(raw, None)
+        if weights.norm_after_attn is not None and "atb" in scopes:
+            yield "atb", norms(gram(self.residual), queries.residual_scale)
         if weights.norm_before_ff is not None and "atb_ln" in scopes:
-            yield "atb_ln", norms(_gram(weights.norm_before_ff.linear(residual)), queries.ff_scale)
-        if self.wide:
-            yield from zip(self.wide_scopes, self._wide(queries, alpha, position, keys, residual), strict=True)
+            yield "atb_ln", norms(gram(self.ff_input), queries.ff_scale)
 
-    def _wide(self, queries: _Queries, alpha: Tensor, position: Tensor, keys: slice, residual: Tensor) -> Tensor:
-        """All feed-forward scopes at once: ``[2 or 3, n, m]``."""
-        weights = self.weights
-        values, own = self.values[keys], self.x[keys]
-        for norm in self._norms_before_ff():
-            own = norm.linear(own)
-        own = own @ self.projections  # [S, m, F]
-        after = weights.norm_after_ff
+    def _wide(self, queries: _Queries, alpha: Tensor, position: Tensor, keys: slice) -> _Tiles:
+        """Tiles ``(scope, [n, m])`` of all feed-forward scopes, by one pass."""
+        weights, after = self.weights, self.weights.norm_after_ff
+        count = keys.stop - keys.start
         tail = (
-            residual,
+            self._features(self.residual.matrix, self.residual.own[keys], keys, self.residual_features[:count]),
             queries.residual_scale,
             None if after is None else after.weight,
             queries.norm_scale,
             after is not None and after.kind == "layer",
         )
-        out: Tensor
         if self.plan.method == "operator":
+            own = torch.stack([self.ff_input.own[queries.rows] @ part.weight for part in weights.projections])
             out = self.operators.operator_norms(
-                alpha, position, values, self.maps, own, queries.slope, self.down, *tail
+                alpha, position, self.values[keys], self.maps, own, queries.slope, self.down, *tail
             )
-            return out
-        features = own.new_empty(len(own), len(values), weights.heads + 1, weights.ff_width)
-        for stream, matrix in enumerate(self.maps):
-            by_head = values.transpose(0, 1) @ matrix.unflatten(0, (weights.heads, -1))  # [H, m, F]
-            features[stream, :, :-1] = by_head.transpose(0, 1)
-        features[:, :, -1] = own
-        out = self.operators.ff_norms(alpha, position, features, queries.slope, self.down, *tail)
-        return out
+        else:
+            features = self.features[:, :count]
+            for matrix, part, to in zip(self.maps, weights.projections, features, strict=True):
+                self._features(matrix, self.ff_input.own[keys] @ part.weight, keys, to)
+            out = self.operators.ff_norms(alpha, position, features, queries.slope, self.down, *tail)
+        yield from zip(weights.wide_scopes, out, strict=True)
 
-
-def _gram(features: Tensor) -> Tensor:
-    """Inner products of each token's feature vectors, ``[m, G, d]`` to ``[m, G, G]``."""
-    wide = features.double()  # in float32 a squared norm would lose half the digits
-    return wide @ wide.mT
+    def _features(self, matrix: Tensor, own: Tensor, keys: slice, to: Tensor) -> Tensor:
+        """What every head, and as one more head the residual, of a block of keys brings: ``[m, H + 1, width]``."""
+        for head, part in enumerate(matrix.unflatten(0, (self.weights.heads, -1))):
+            torch.mm(self.values[keys, head], part, out=to[:, head])
+        to[:, -1] = own
+        return to

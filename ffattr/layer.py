@@ -7,7 +7,7 @@ Conventions: row vectors, ``y = x @ weight + bias``; ``T`` tokens, ``N`` selecte
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .activations import Activation, identify
 from .errors import UnsupportedModel
 
-__all__ = ["Attention", "Columns", "LayerRecord", "LayerSpec", "LayerWeights", "Linear", "Norm"]
+__all__ = ["Columns", "LayerSpec", "LayerWeights", "Linear", "Norm"]
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,6 @@ class Norm:
         if self.kind == "layer":
             p = p - p.mean(-1, keepdim=True)
         return p if self.weight is None else p * self.weight
-
-    def fold(self, matrix: Tensor) -> Tensor:
-        """``matrix'`` ``[d, n]`` such that ``p @ matrix' == linear(p) @ matrix``."""
-        if self.weight is not None:
-            matrix = self.weight[:, None] * matrix
-        return matrix - matrix.mean(0, keepdim=True) if self.kind == "layer" else matrix
 
     def affine(self, p: Tensor, scale: Tensor) -> Tensor:
         """``scale * linear(p) + bias``: what becomes of the bias stream ``p`` ``[..., d]``."""
@@ -173,8 +167,11 @@ class LayerSpec:
         """Those from the feed-forward block on, which one pass yields together."""
         return tuple(name for name in self.scopes if "_ff" in name)
 
-    def weights(self, dtype: torch.dtype) -> LayerWeights:
-        """The layer's parameters in ``dtype``. Raises `UnsupportedModel` for a module that no formula covers."""
+    def weights(self, dtype: torch.dtype | None) -> LayerWeights:
+        """The layer's parameters in ``dtype`` (None: as they are, nothing copied).
+
+        Raises `UnsupportedModel` for a module that no formula covers.
+        """
         return LayerWeights(
             heads=self.heads,
             kv_heads=self.kv_heads,
@@ -207,7 +204,7 @@ def _scopes(layer: LayerSpec | LayerWeights) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _linear(module: nn.Module | Columns, dtype: torch.dtype) -> Linear:
+def _linear(module: nn.Module | Columns, dtype: torch.dtype | None) -> Linear:
     if isinstance(module, Columns):
         whole = _linear(module.module, dtype)
         part = slice(module.start, module.stop)
@@ -228,7 +225,7 @@ def _linear(module: nn.Module | Columns, dtype: torch.dtype) -> Linear:
     return Linear(_parameter(weight, dtype), None if bias is None else _parameter(bias, dtype))
 
 
-def _norm(module: nn.Module | None, dtype: torch.dtype) -> Norm | None:
+def _norm(module: nn.Module | None, dtype: torch.dtype | None) -> Norm | None:
     if module is None:
         return None
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
@@ -238,7 +235,9 @@ def _norm(module: nn.Module | None, dtype: torch.dtype) -> Norm | None:
         kind = "layer"
     elif type(module).__name__.endswith("RMSNorm"):
         kind = "rms"
-        eps = torch.finfo(dtype if weight is None else weight.dtype).eps if eps is None else eps  # nn.RMSNorm's default
+        eps = (
+            torch.finfo(dtype or torch.float32 if weight is None else weight.dtype).eps if eps is None else eps
+        )  # nn.RMSNorm's default
     else:
         raise UnsupportedModel(
             f"a norm is a {type(module).__module__}.{type(module).__name__}, expected nn.LayerNorm or an RMSNorm"
@@ -251,92 +250,7 @@ def _norm(module: nn.Module | None, dtype: torch.dtype) -> Norm | None:
     )
 
 
-def _parameter(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+def _parameter(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     if tensor.is_meta:
         raise UnsupportedModel("a weight is on the meta device (offloaded). Load the model onto a real device first.")
-    return tensor.detach().to(dtype)
-
-
-@dataclass(frozen=True)
-class Attention:
-    """What determines attention weights, without the weights: ``softmax(scale * query @ key^T + mask)``.
-
-    ``query`` ``[B, H, T, dh]`` and ``key`` ``[B, Hkv, T, dh]`` are taken after any position rotation. ``mask`` is
-    broadcastable to ``[B, H, T, T]``, boolean (True: may attend) or additive, or None; ``causal`` masks besides the
-    keys after the query. `sequence` gives one batch entry without its padding; its tensors lose the batch dimension.
-    """
-
-    query: Tensor
-    key: Tensor
-    scale: float
-    mask: Tensor | None = None
-    causal: bool = False
-
-    def sequence(self, batch: int, tokens: Tensor, dtype: torch.dtype) -> Attention:
-        """Batch entry ``batch`` restricted to the token indices ``tokens`` ``[T']``, in ``dtype``."""
-        mask = self.mask
-        if mask is not None:
-            mask = mask[min(batch, mask.shape[0] - 1)]
-            if mask.shape[-2] > 1:
-                mask = mask.index_select(-2, tokens)
-            mask = mask.index_select(-1, tokens)
-        return replace(
-            self,
-            query=self.query[batch].index_select(1, tokens).to(dtype),
-            key=self.key[batch].index_select(1, tokens).to(dtype),
-            mask=mask,
-        )
-
-    def logits(self, rows: Tensor) -> Tensor:
-        """Logits of one sequence ``[H, N, T]`` for the query tokens ``rows`` ``[N]``."""
-        query = self.query.index_select(1, rows)
-        heads, kv_heads = query.shape[0], self.key.shape[0]
-        grouped = query.reshape(kv_heads, -1, query.shape[-1])  # query heads of one key/value head are neighbours
-        logits = (grouped @ self.key.mT).reshape(heads, len(rows), -1).mul_(self.scale)
-        mask = self._mask_rows(rows)
-        if mask is not None and mask.dtype != torch.bool:
-            logits.add_(mask.to(logits.dtype))
-        elif mask is not None:
-            logits.masked_fill_(~mask, -torch.inf)
-        if self.causal:
-            logits.masked_fill_(self._later(rows), -torch.inf)
-        return logits
-
-    def pairs(self, rows: Tensor) -> int:
-        """How many (query, key) pairs of one sequence are not masked for all heads."""
-        allowed = ~self._later(rows) if self.causal else None
-        mask = self._mask_rows(rows)
-        if mask is not None:
-            attends = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-            attends = attends.flatten(0, -3).any(0) if attends.dim() > 2 else attends
-            allowed = attends if allowed is None else attends & allowed
-        tokens = self.key.shape[1]
-        return len(rows) * tokens if allowed is None else int(allowed.expand(len(rows), tokens).sum())
-
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether any token may attend to a later one."""
-        if self.causal:
-            return False
-        if self.mask is None or self.mask.shape[-2] == 1:
-            return True
-        allowed = self.mask if self.mask.dtype == torch.bool else self.mask > torch.finfo(self.mask.dtype).min / 2
-        return bool(allowed.triu(1).any())
-
-    def _mask_rows(self, rows: Tensor) -> Tensor | None:
-        if self.mask is None or self.mask.shape[-2] == 1:
-            return self.mask
-        return self.mask.index_select(-2, rows)
-
-    def _later(self, rows: Tensor) -> Tensor:
-        return torch.arange(self.key.shape[1], device=rows.device) > rows[:, None]
-
-
-@dataclass(frozen=True)
-class LayerRecord:
-    """What one forward pass left of one layer: its input and output ``[B, T, d]`` and its attention."""
-
-    index: int
-    input: Tensor
-    output: Tensor
-    attention: Attention
+    return tensor.detach() if dtype is None else tensor.detach().to(dtype)

@@ -49,8 +49,8 @@ SCHEMAS = {
     #   features [S, M, H + 1, F], slope [S, N, F], down [F, d], residual [M, H + 1, d].
     "ff_norms": f"(Tensor alpha, Tensor position, Tensor features, Tensor slope, Tensor down, {_TAIL}) -> Tensor",
     # The same through one matrix per query token: J_n = (sum_s maps[s] * slope[s, n]) @ down,
-    #   o = (alpha-scaled values) @ J_n, plus (sum_s slope[s, n] * own[s, m]) @ down where m is n itself.
-    #   values [M, H, dh], maps [S, H * dh, F], own [S, M, F]: column H of ff_norms' features.
+    #   o = (alpha-scaled values) @ J_n, plus (sum_s slope[s, n] * own[s, n]) @ down where m is n itself.
+    #   values [M, H, dh], maps [S, H * dh, F], own [S, N, F]: the residual's features of the query token itself.
     "operator_norms": "(Tensor alpha, Tensor position, Tensor values, Tensor maps, Tensor own, Tensor slope, "
     f"Tensor down, {_TAIL}) -> Tensor",
 }

@@ -7,9 +7,10 @@ machine decide.
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import psutil
@@ -74,28 +75,39 @@ class LayerShape:
         return shared + wide + 2.0 * self.streams * self.tokens * self.inner * self.ff_width
 
     def key_bytes(self, method: Method, itemsize: int) -> int:
-        """Working memory for one key token in a block of keys."""
+        """Working memory for one key token of a block: features for the wide map, or what a Gram matrix is made of."""
         mixed = self.heads + 1
-        features = mixed * self.width * (3 * itemsize + 8)  # raw, normed, being made; in float64 for the Gram matrix
-        # The heads' features and the block they are copied into stand side by side for a moment.
-        per_stream = {"direct": 2 * mixed, "operator": 1}.get(method, 0)
-        return features + per_stream * self.streams * self.ff_width * itemsize + 2 * mixed * mixed * 8
+        if method == "attention":
+            return mixed * self.width * (itemsize + 8) + 3 * mixed * mixed * 8
+        neurons = self.streams * self.ff_width if method == "direct" else 0
+        return mixed * (self.width + neurons) * itemsize
 
     def pair_bytes(self, itemsize: int) -> int:
-        """Working memory for one pair of a block: its weights, and a tile of every scope."""
-        return (self.heads + 8) * itemsize
+        """Working memory for one pair of a block: its weights, and a tile of every scope of a pass."""
+        return (self.heads + 4) * itemsize
 
-    def query_bytes(self, itemsize: int) -> int:
-        """Working memory for one query token in a block of queries: weights of its keys, its path and its slopes."""
-        return (2 * self.heads * self.tokens + 8 * self.streams * self.ff_width + 12 * self.width) * itemsize
+    def query_bytes(self, itemsize: int) -> tuple[int, int]:
+        """Working memory for one query token: at most, on its own way through the layer, and kept for all keys."""
+        kept = self.heads * self.tokens + 2 * self.streams * self.ff_width + 4 * self.width
+        return (kept + self.heads * self.tokens + 6 * self.streams * self.ff_width + 8 * self.width) * itemsize, (
+            kept * itemsize
+        )
+
+    def fixed_bytes(self, method: Method, itemsize: int) -> int:
+        """The layer's own matrices, whatever the blocks: maps, down as it is and packed, and J of a few queries."""
+        if method == "attention":
+            return 0
+        matrices = self.streams * self.inner * self.ff_width + 2 * self.ff_width * self.width
+        return (matrices + (4 * self.inner * self.width if method == "operator" else 0)) * itemsize
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How many query tokens, and how many key tokens, are worked on at a time."""
+    """How many query tokens are worked on at a time, and how many key tokens for attention-level and wide maps."""
 
     queries: int
     keys: int
+    wide_keys: int
 
 
 @dataclass(frozen=True)
@@ -130,22 +142,27 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [f"{self.backend} backend, {str(self.dtype).removeprefix('torch.')} on {self.device}"]
-        for p in self.layers:
-            shape = p.shape
+        for _, group in itertools.groupby(self.layers, key=lambda layer: replace(layer, layer=0)):
+            same = list(group)
+            first, last = same[0], same[-1]
+            layers = f"{first.layer}" if first.layer == last.layer else f"{first.layer}-{last.layer}"
+            keys = first.blocks.keys if first.method == "attention" else first.blocks.wide_keys
             lines.append(
-                f"layer {p.layer:3d}  {p.method:9s} {shape.queries} x {shape.tokens} tokens  "
-                f"{p.flops / 1e9:10.2f} GFLOP  {p.bytes / _MiB:7.1f} MiB  "
-                f"blocks {p.blocks.queries} x {p.blocks.keys}  ({p.reason})"
+                f"{len(same)} x layer {layers}: {first.method}, {first.shape.queries} queries x {first.shape.tokens} "
+                f"tokens in blocks of {first.blocks.queries} x {keys}, {first.flops / 1e9:.2f} GFLOP and "
+                f"{first.bytes / _MiB:.1f} MiB each ({first.reason})"
             )
-        lines.append(f"total      {self.flops / 1e9:.2f} GFLOP, working memory {self.bytes / _MiB:.1f} MiB")
+        lines.append(f"total: {self.flops / 1e9:.2f} GFLOP, working memory {self.bytes / _MiB:.1f} MiB")
         return "\n".join(lines)
 
 
-def default_budget(device: torch.device) -> int:
-    """Bytes of working memory when the user names none: a share of what is free, no more than is of use."""
+def default_budget(device: torch.device) -> tuple[int, int]:
+    """Bytes of working memory when the user names none: what is of use, and a share of what is free at most."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0] // 4)
-    return min(_DEFAULT_BUDGET, psutil.virtual_memory().available // 4)
+        free = int(torch.cuda.mem_get_info(device)[0])
+        return free // 4, free // 4
+    free = int(psutil.virtual_memory().available)
+    return min(_DEFAULT_BUDGET, free // 4), free // 4
 
 
 def plan_layer(
@@ -160,30 +177,54 @@ def plan_layer(
 ) -> LayerPlan:
     """Choose the method and the blocks of one layer, of which feed-forward scopes are asked for if ``wide``.
 
-    Raises ValueError where ``budget`` cannot hold a single pair.
+    ``budget`` bounds what blocks take; the maps and the layer's own matrices come on top. Raises ValueError where it
+    cannot hold a single pair.
     """
+    useful, most = default_budget(device) if budget is None else (budget, budget)
     chosen, reason = _choose(shape, wide, backend, method, dtype, device)
-    budget = default_budget(device) if budget is None else budget
-    itemsize = dtype.itemsize
-    per_query, per_key = shape.query_bytes(itemsize), shape.key_bytes(chosen, itemsize)
-    per_pair = shape.pair_bytes(itemsize)
+    size = dtype.itemsize
     if chosen == "reference":
-        per_key = 4 * shape.tokens * shape.ff_width * itemsize  # of one query: it knows no blocks of keys
-        blocks = Blocks(max(1, min(shape.queries, budget // per_key)), shape.tokens)
-        return LayerPlan(layer, shape, chosen, blocks, shape.flops("direct"), blocks.queries * per_key, reason)
-    if budget < per_query + per_key + per_pair:
+        per_query = 4 * shape.tokens * shape.ff_width * size
+        blocks = Blocks(max(1, min(shape.queries, useful // per_query)), shape.tokens, shape.tokens)
+        return LayerPlan(layer, shape, chosen, blocks, shape.flops("direct"), blocks.queries * per_query, reason)
+    if chosen == "operator" and _least(shape, "operator", size) > most and method == "auto":
+        chosen, reason = "direct", "operator would not fit the memory"
+    least = _least(shape, chosen, size)
+    if least > most:
         raise ValueError(
-            f"memory_budget={budget} bytes is too small for layer {layer}: one query and one key token of "
-            f"{shape.tokens} need {per_query + per_key + per_pair} bytes"
+            f"memory_budget={budget} bytes is too small for layer {layer} ({chosen}, {shape.tokens} tokens): "
+            f"expected at least {least}"
         )
-    # Half for the queries: a longer block of queries repeats the keys' features less often.
-    queries = max(1, min(shape.queries, budget // 2 // per_query))
-    keys = max(1, min(shape.tokens, (budget - queries * per_query) // (per_key + queries * per_pair)))
-    used = queries * per_query + keys * (per_key + queries * per_pair)
+    useful = max(useful, least)
+    passing, kept = shape.query_bytes(size)
+    wide_keys = shape.tokens if chosen == "operator" else 1
+    spare = useful - wide_keys * shape.key_bytes(chosen, size)
+    queries = max(1, min(shape.queries, useful // passing, spare // 2 // (kept + wide_keys * shape.pair_bytes(size))))
+    left = useful - queries * kept
+
+    def keys(method: Method) -> int:
+        return max(1, min(shape.tokens, left // (shape.key_bytes(method, size) + queries * shape.pair_bytes(size))))
+
+    if chosen == "direct":
+        wide_keys = keys("direct")
+    blocks = Blocks(queries, keys("attention"), wide_keys)
+    longest = max(
+        count * (shape.key_bytes(kind, size) + queries * shape.pair_bytes(size))
+        for kind, count in ((chosen, wide_keys), ("attention", blocks.keys))  # type: tuple[Method, int]
+    )
+    used = shape.fixed_bytes(chosen, size) + max(queries * passing, queries * kept + longest)
     repeats = -(-shape.queries // queries)
     if repeats > 1:
         reason += f", features made {repeats} times"
-    return LayerPlan(layer, shape, chosen, Blocks(queries, keys), shape.flops(chosen), used, reason)
+    return LayerPlan(layer, shape, chosen, blocks, shape.flops(chosen), used, reason)
+
+
+def _least(shape: LayerShape, method: Method, size: int) -> int:
+    """Bytes that the smallest blocks need: one query with one key, or with all keys where the method needs them all."""
+    passing, kept = shape.query_bytes(size)
+    keys = shape.tokens if method == "operator" else 1
+    block = max(keys * shape.key_bytes(method, size), shape.key_bytes("attention", size))
+    return max(passing, kept + block + keys * shape.pair_bytes(size))
 
 
 def _choose(
@@ -229,7 +270,7 @@ def _rates(name: str, dtype: torch.dtype, device: torch.device, threads: int) ->
         return operators.ff_norms(alpha, position, tensor(1, keys, heads + 1, ff_width), slope, down, *tail)
 
     def operator() -> object:
-        maps, own = tensor(1, inner, ff_width), tensor(1, keys, ff_width)
+        maps, own = tensor(1, inner, ff_width), tensor(1, queries, ff_width)
         return operators.operator_norms(alpha, position, tensor(keys, heads, head_dim), maps, own, slope, down, *tail)
 
     flops = (

@@ -50,7 +50,7 @@ def map_figure(
         )
     longest = size or min(max(0.24 * max(rows, columns), 3.5), 12.0)
     inch = longest / max(rows, columns, 1)
-    figure = Figure(figsize=(max(inch * columns, 2.0) + 2.6, max(inch * rows, 2.0) + 1.6), layout="constrained")
+    figure = Figure(figsize=(max(inch * columns, 2.0) + 2.6, max(inch * rows, 2.0) + 1.6), layout="compressed")
     axes = figure.add_subplot()
     image = axes.imshow(_array(values), cmap=cmap, norm=_colours(values, scale), interpolation="nearest")
     font = min(max(inch * 40, 5.0), 9.0)
@@ -80,7 +80,7 @@ def layer_grid(
         raise ValueError(f"expected maps [layers, N, T] of {len(layers)} layers, got shape {list(values.shape)}")
     columns = max(1, min(columns, len(layers)))
     rows = math.ceil(len(layers) / columns)
-    figure = Figure(figsize=(2.1 * columns + 0.4, 1.9 * rows + 0.6), layout="constrained")
+    figure = Figure(figsize=(2.1 * columns + 0.4, 1.9 * rows + 0.6), layout="compressed")
     grid = figure.subplots(rows, columns, squeeze=False)
     for place, axes in enumerate(grid.flat):
         if place >= len(layers):

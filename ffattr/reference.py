@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from . import ig
-from .layer import Attention, LayerWeights, Norm
+from .attention import Attention
+from .layer import LayerWeights, Norm
 
 __all__ = [
     "Baseline",
@@ -104,7 +105,8 @@ def own_values(weights: LayerWeights, x: Tensor, value_bias: str) -> tuple[Tenso
 def head_vectors(weights: LayerWeights, values: Tensor) -> Tensor:
     """``f_h(x_j) = v_jh W_O^h``: ``[T, H, d]`` from values ``[T, H, dh]``."""
     out = weights.out.weight.unflatten(0, (weights.heads, -1))  # [H, dh, d]
-    return (values.transpose(0, 1) @ out).transpose(0, 1)
+    vectors: Tensor = values.transpose(0, 1) @ out
+    return vectors.transpose(0, 1)
 
 
 def attention_stream(weights: LayerWeights, alpha: Tensor, values: Tensor, constant: Tensor, vectors: Tensor) -> Stream:

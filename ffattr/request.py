@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import backends, ig
 from .adapters import Adapted, resolve
 from .backends import Backend
+from .errors import NonFiniteError
 from .inputs import Inputs, prepare
 from .layer import LayerSpec, LayerWeights
 from .plan import LayerPlan, LayerShape, plan_layer
@@ -63,15 +64,21 @@ class Request:
         first = adapted.layers[0]
         if any(spec.scopes != first.scopes for spec in adapted.layers):
             raise ValueError("the layers of this model differ in their norms; attribute them one kind at a time")
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"dtype is {dtype!r}, expected a torch.dtype such as torch.float32, or None")
+        if memory_budget is not None and (not isinstance(memory_budget, int) or memory_budget <= 0):
+            raise TypeError(f"memory_budget is {memory_budget!r}, expected a positive number of bytes, or None")
         if value_bias not in ("token", "separate"):
             raise ValueError(f"unknown value_bias {value_bias!r}, expected 'token' or 'separate'")
         parameter = next(adapted.base.parameters())
         if dtype is None:
             dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        chosen = _indices("layers", layers, len(adapted.layers))
+        _check_weights(adapted, chosen)
         return cls(
             adapted=adapted,
             inputs=prepared,
-            layers=_indices("layers", layers, len(adapted.layers)),
+            layers=chosen,
             queries=_indices("queries", queries, prepared.mask.shape[1]),
             scopes=_scopes(scopes, first.scopes),
             rule=Rule(*ig.rule_of(ig_rule), baseline=_baseline(baseline, first)),
@@ -109,11 +116,21 @@ class Request:
         return tokens, (mask.cumsum(0) - 1)[queries[filled]], filled
 
 
+def _check_weights(adapted: Adapted, layers: Sequence[int]) -> None:
+    """Before the forward pass, so that a weight which is no number is named, not the activation that it spoils."""
+    for layer in sorted(set(layers)):
+        for name, tensor in adapted.layers[layer].weights(None).tensors():
+            if not torch.isfinite(tensor).all():
+                raise NonFiniteError(f"layer {layer}: {name} has entries that are NaN or infinite")
+
+
 def _indices(name: str, asked: Indices, count: int) -> tuple[int, ...]:
     if asked is None:
         return tuple(range(count))
     if isinstance(asked, slice):
         return tuple(range(count)[asked])
+    if not isinstance(asked, (int, Sequence)) or isinstance(asked, str):
+        raise TypeError(f"{name} is {asked!r}, expected an integer, a sequence of integers, a slice or None")
     values = [asked] if isinstance(asked, int) else list(asked)
     for value in values:
         if not isinstance(value, int) or isinstance(value, bool):
@@ -124,8 +141,10 @@ def _indices(name: str, asked: Indices, count: int) -> tuple[int, ...]:
 
 
 def _scopes(asked: str | Sequence[str], valid: tuple[str, ...]) -> tuple[str, ...]:
-    if asked == "all":
+    if isinstance(asked, str) and asked == "all":
         return valid
+    if not isinstance(asked, Sequence) or not all(isinstance(name, str) for name in asked):
+        raise TypeError(f"scopes is {asked!r}, expected a scope's name or a sequence of names")
     names = {valid[-1] if name == "layer" else name for name in ([asked] if isinstance(asked, str) else asked)}
     unknown = sorted(names.difference(valid))
     if unknown or not names:
@@ -139,7 +158,9 @@ def _baseline(baseline: str | Tensor, spec: LayerSpec) -> str | Tensor:
         if baseline not in ("zero", "bias"):
             raise ValueError(f"unknown baseline {baseline!r}, expected 'zero', 'bias' or a tensor [F]")
         return baseline
-    width = spec.weights(baseline.dtype).ff_width
+    if not isinstance(baseline, Tensor):
+        raise TypeError(f"baseline is {baseline!r}, expected 'zero', 'bias' or a tensor [F]")
+    width = spec.weights(None).ff_width
     gated = spec.gate is not None
     if list(baseline.shape) not in ([width], [2, width] if gated else [width]):
         expected = f"[{width}]" + (f" (gate, with up at zero) or [2, {width}] (gate and up)" if gated else "")

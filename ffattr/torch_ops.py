@@ -87,7 +87,7 @@ def operator_norms(
         wide = scaled @ operator
         itself = weights[..., -1]  # [n, M], 1 where the key is the query itself
         n, m = itself.nonzero(as_tuple=True)
-        wide[n, m] += (slope[:, rows][:, n] * own[:, m]).sum(0) @ down
+        wide[n, m] += (slope[:, rows][:, n] * own[:, rows][:, n]).sum(0) @ down
         out[:, rows] = _wide_norms(
             wide,
             _mix(weights, residual),

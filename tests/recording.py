@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ffattr.adapters import Adapted, resolve
+from ffattr.attention import LayerRecord
 from ffattr.capture import record
 from ffattr.inputs import prepare
-from ffattr.layer import LayerRecord, LayerSpec, Norm
+from ffattr.layer import LayerSpec, Norm
 
 
 def run(name: str, model: nn.Module, inputs: Any = None, **options: Any) -> tuple[Adapted, list[LayerRecord], Tensor]:

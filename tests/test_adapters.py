@@ -18,10 +18,11 @@ from torch.nn import functional as F
 import ffattr.adapters as adapters
 from ffattr.adapters import known_models, register_adapter, resolve
 from ffattr.adapters.huggingface import FAMILIES as BUILT_IN
+from ffattr.attention import LayerRecord
 from ffattr.capture import record
 from ffattr.errors import CaptureError, UnsupportedModel
 from ffattr.inputs import prepare
-from ffattr.layer import Columns, LayerRecord, LayerSpec
+from ffattr.layer import Columns, LayerSpec
 
 POST = ("attn_heads", "attn", "attn_res", "atb", "atb_ff", "atb_ff_res", "atb_ff_res_ln")
 PRE = ("attn_heads", "attn", "atb", "atb_ln", "atb_ln_ff", "atb_ln_ff_res")

@@ -72,7 +72,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"layers": True}, TypeError, "layers has True, expected integers, a slice or None"),
     ({"queries": [0.0]}, TypeError, "queries has 0.0, expected integers"),
     ({"queries": 1.5}, TypeError, "queries.*1.5"),
-    ({"layers": "all"}, TypeError, "layers has 'a', expected integers"),
+    ({"layers": "all"}, TypeError, "layers is 'all', expected an integer"),
     ({"ig": "riemann"}, ValueError, r"unknown Integrated-Gradients rule 'riemann', expected \"exact\", Riemann"),
     ({"ig": 20}, ValueError, "unknown Integrated-Gradients rule 20"),
     ({"value_bias": "none"}, ValueError, "unknown value_bias 'none', expected 'token' or 'separate'"),
@@ -86,7 +86,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"baseline": torch.zeros(2, 52)}, ValueError, r"baseline has shape \[2, 52\], expected \[52\]$"),
     ({"baseline": torch.zeros(52).fill_(math.nan)}, ValueError, "baseline has entries that are NaN or infinite"),
     ({"baseline": torch.zeros(52).fill_(math.inf)}, ValueError, "baseline has entries that are NaN or infinite"),
-    ({"memory_budget": 1000}, ValueError, "memory_budget=1000 bytes is too small for layer 0: .* need [0-9]+ bytes"),
+    ({"memory_budget": 1000}, ValueError, r"memory_budget=1000 bytes is too small for layer 0 .*at least \d+"),
     ({"memory_budget": "1G"}, TypeError, "memory_budget.*'1G'"),
 ]
 

@@ -12,10 +12,10 @@ from tiny_models import FAMILIES, HF_FAMILIES, TORCH_FAMILIES, build
 from torch import Tensor
 
 from ffattr.adapters import resolve
+from ffattr.attention import LayerRecord
 from ffattr.capture import record
 from ffattr.errors import CaptureError, NonFiniteError, UnsupportedModel
 from ffattr.inputs import prepare
-from ffattr.layer import LayerRecord
 
 # transformers computes these softmaxes in float32 whatever the model's dtype; in float64 its mask value, the lowest
 # float64, becomes -inf there, so that a left-padded batch is NaN

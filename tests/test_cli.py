@@ -55,6 +55,7 @@ def test_help_lists_the_commands():
 
 HELP = """
 import runpy, sys
+sys.argv[0] = "ffattr"  # as the installed command has it
 try:
     runpy.run_module("ffattr", run_name="__main__", alter_sys=True)
 finally:

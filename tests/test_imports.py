@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "ffattr"
 
 ORDER = [
     {"_C", "_build_info", "_version"},
-    {"errors", "activations", "closed_forms", "reference", "ig", "layer"},
+    {"errors", "activations", "closed_forms", "reference", "ig", "layer", "attention"},
     {"torch_ops", "ops", "triton_ops", "backends"},
     {"plan", "engine"},
     {"attention_capture", "capture", "inputs", "adapters"},
@@ -86,7 +86,10 @@ def test_the_reader_sees_every_form(tmp_path, monkeypatch, statement):
     ("code", "absent"),
     [
         ("import ffattr; ffattr.attribute", ["transformers", "triton", "matplotlib", "pandas"]),
-        ("import ffattr.cli", ["torch", "transformers", "matplotlib", "pandas", "numpy"]),
+        (
+            "import sys; sys.argv[0] = 'ffattr'; import ffattr.cli",
+            ["torch", "transformers", "matplotlib", "pandas", "numpy"],
+        ),
     ],
 )
 def test_what_an_import_does_not_load(code, absent):

@@ -11,10 +11,10 @@ from tiny_models import VOCABULARY, build, ids
 from torch import Tensor, nn
 
 from ffattr.adapters import resolve
+from ffattr.attention import LayerRecord
 from ffattr.capture import record
 from ffattr.errors import UnsupportedModel
 from ffattr.inputs import Inputs, prepare
-from ffattr.layer import LayerRecord
 
 
 def ready(model: nn.Module, inputs: Any, tokenizer: Any = None) -> Inputs:

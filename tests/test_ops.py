@@ -66,7 +66,7 @@ def case(
     else:
         given["values"] = random(keys, heads, head_dim)
         given["maps"] = random(streams, heads * head_dim, neurons)
-        given["own"] = random(streams, keys, neurons)
+        given["own"] = random(streams, queries, neurons)
     return {
         **given,
         "slope": random(streams, queries, neurons),
@@ -120,6 +120,7 @@ def test_heads(operator: str, heads: int, head_dim: int) -> None:
 @pytest.mark.parametrize("tail", ["none", "scale", "norm", "gamma", "rms", "all"])
 @pytest.mark.parametrize("operator", MAPS)
 def test_optional_arguments(operator: str, tail: str) -> None:
+    check(operator, case(operator, 9, 21, tail=tail, dtype=torch.float64))
     out = check(operator, case(operator, 9, 21, tail=tail))
     assert out.shape == (
         (9, 21) if operator == "gram_norms" else (3 if tail in ("norm", "gamma", "rms", "all") else 2, 9, 21)
@@ -145,7 +146,7 @@ def test_nothing_to_do(operator: str, queries: int, keys: int) -> None:
     given = case(operator, max(queries, 1), max(keys, 1))
     for name, tensor in given.items():
         if isinstance(tensor, Tensor) and name not in ("down", "gamma", "maps"):
-            axes = {"alpha": (1, 2), "features": (None, 1), "own": (None, 1), "slope": (1, None)}
+            axes = {"alpha": (1, 2), "features": (None, 1), "own": (1, None), "slope": (1, None)}
             by_key = name in ("residual", "values", "gram")
             query_axis, key_axis = axes.get(name, (None, 0) if by_key else (0, None))
             if query_axis is not None:
@@ -185,8 +186,8 @@ def test_a_vanishing_square_is_no_nan() -> None:
     feature = torch.randn(1, 1, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3)).expand(50, -1, -1)
     features = torch.cat([feature, -feature], 1) * torch.linspace(0.1, 7, 50, dtype=torch.float64)[:, None, None]
     alpha = torch.linspace(0.1, 1, 50).expand(2, 4, 50).contiguous()  # the two heads cancel
-    found = OPERATORS.gram_norms(alpha, torch.full((4,), -1), features @ features.mT, None)
-    assert (found <= 1e-6).all()
+    for function in (OPERATORS.gram_norms, torch_ops.gram_norms):
+        assert (function(alpha, torch.full((4,), -1), features @ features.mT, None) <= 1e-6).all()
 
 
 # ---- memory and threads

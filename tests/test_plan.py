@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,10 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ffattr import plan as planning
 from ffattr import torch_ops
+from ffattr.attention import Attention
 from ffattr.backends import BACKENDS
 from ffattr.engine import layer_maps
 from ffattr.ig import ACTIVATIONS
-from ffattr.layer import Attention, LayerWeights, Linear, Norm
+from ffattr.layer import LayerWeights, Linear, Norm
 from ffattr.plan import Blocks, LayerPlan, LayerShape, Plan, plan_layer
 from ffattr.reference import Rule
 
@@ -91,7 +93,7 @@ def test_operations_are_those_of_the_matrix_products(tokens: int, queries: int, 
     rows = torch.arange(queries)
     with FlopCounterMode(display=False) as counter:
         layer_maps(weights, x, attention, rows, scopes, Rule(), "token", BACKENDS["torch"], chosen)
-    assert chosen.blocks == Blocks(queries, tokens)
+    assert (chosen.blocks.queries, chosen.blocks.keys) == (queries, tokens)
     assert chosen.flops == given.flops(method)
     assert chosen.flops == pytest.approx(counter.get_total_flops(), rel=0.05)
 
@@ -106,7 +108,7 @@ def test_operations_of_the_wide_products(streams: int) -> None:
     with FlopCounterMode(display=False) as direct:
         torch_ops.ff_norms(alpha, position, torch.rand(streams, m, h + 1, f), slope, *tail)
     with FlopCounterMode(display=False) as operator:
-        maps, own = torch.rand(streams, h * dh, f), torch.rand(streams, m, f)
+        maps, own = torch.rand(streams, h * dh, f), torch.rand(streams, n, f)
         torch_ops.operator_norms(alpha, position, torch.rand(m, h, dh), maps, own, slope, *tail)
     mixed = h + 1
     outside = 2 * n * m * mixed**2 + 2 * streams * d * f * (h * dh + m)  # quadratic forms, maps, own features
@@ -172,7 +174,7 @@ def test_without_feed_forward_scopes_there_is_nothing_to_choose(method: str) -> 
     chosen, direct = planned(shape(500), method, 3 * MiB, wide=False), planned(shape(500), "direct", 3 * MiB)
     assert chosen.method == "attention"
     assert chosen.flops < direct.flops / 10
-    assert chosen.blocks.keys > direct.blocks.keys
+    assert chosen.blocks.keys >= direct.blocks.wide_keys
     assert planned(shape(9), wide=False, backend="reference").method == "reference"
 
 
@@ -197,62 +199,81 @@ def test_measured_rates(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- blocks
 
 
+def least(given: LayerShape, method: str) -> int:
+    with pytest.raises(ValueError, match=r"memory_budget=1 bytes is too small for layer 3 ") as caught:
+        planned(given, method, 1, layer=3)
+    found = re.search(r"at least (\d+)", str(caught.value))
+    assert found, caught.value
+    return int(found[1])
+
+
 @pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.parametrize("method", ["direct", "operator", "attention"])
-@pytest.mark.parametrize("budget", [1 * MiB, 3 * MiB, 10 * MiB, 100 * MiB])
 @pytest.mark.parametrize(("tokens", "queries"), [(1, 1), (7, 3), (200, 200), (500, 1), (500, 500)])
-def test_blocks_fit_the_budget(tokens: int, queries: int, budget: int, method: Any, streams: int) -> None:
+def test_blocks_grow_with_the_budget(tokens: int, queries: int, method: Any, streams: int) -> None:
     given = shape(tokens, queries=queries, streams=streams)
-    chosen = planned(given, "auto" if method == "attention" else method, budget, wide=method != "attention")
-    assert 1 <= chosen.blocks.queries <= queries
-    assert 1 <= chosen.blocks.keys <= tokens
-    per_query, per_key, per_pair = given.query_bytes(4), given.key_bytes(method, 4), given.pair_bytes(4)
-    n, m = chosen.blocks.queries, chosen.blocks.keys
-    assert chosen.bytes == n * per_query + m * (per_key + n * per_pair) <= budget
-    more_keys = n * per_query + (m + 1) * (per_key + n * per_pair)
-    assert m == tokens or more_keys > budget  # no longer block would have fitted
-    assert ("features made" in chosen.reason) == (n < queries)
+    asked, wide = ("auto", False) if method == "attention" else (method, True)
+    whole = planned(given, asked, wide=wide)
+    assert whole.blocks == Blocks(queries, tokens, whole.blocks.wide_keys)
+    assert whole.blocks.wide_keys == tokens or method == "attention"
+    before = 0
+    for budget in (200_000, MiB, 3 * MiB, 10 * MiB, 100 * MiB):
+        try:
+            chosen = planned(given, asked, budget, wide=wide)
+        except ValueError:
+            assert before == 0  # what fits once fits from there on
+            continue
+        n, m, k = chosen.blocks.queries, chosen.blocks.keys, chosen.blocks.wide_keys
+        assert 1 <= n <= queries
+        assert 1 <= m <= tokens
+        assert 1 <= k <= tokens
+        assert chosen.method == method
+        assert before <= chosen.bytes <= budget + given.fixed_bytes(method, 4)
+        assert ("features made" in chosen.reason) == (n < queries)
+        before = chosen.bytes
+    assert chosen.bytes <= whole.bytes
 
 
 @pytest.mark.parametrize("method", ["direct", "operator"])
 def test_the_smallest_budget(method: Any) -> None:
     given = shape(50)
-    least = given.query_bytes(4) + given.key_bytes(method, 4) + given.pair_bytes(4)
-    assert planned(given, method, least).blocks == Blocks(1, 1)
-    with pytest.raises(
-        ValueError, match=rf"memory_budget={least - 1} bytes is too small for layer 3: .* need {least} bytes"
-    ):
-        planned(given, method, least - 1, layer=3)
+    smallest = least(given, method)
+    assert planned(given, method, smallest).blocks.queries == 1
+    assert least(shape(50, streams=2), method) > smallest
+    with pytest.raises(ValueError, match=f"memory_budget={smallest - 1} bytes is too small"):
+        planned(given, method, smallest - 1)
 
 
 def test_reference_blocks_of_queries() -> None:
     given = shape(50)
     one = planned(given, budget=1, backend="reference")
-    assert one.blocks == Blocks(1, 50)
-    assert planned(given, budget=7 * one.bytes, backend="reference").blocks == Blocks(7, 50)
-    assert planned(given, backend="reference").blocks == Blocks(50, 50)
+    assert one.blocks.queries == 1
+    assert planned(given, budget=7 * one.bytes, backend="reference").blocks.queries == 7
+    assert planned(given, backend="reference").blocks.queries == 50
 
 
-def test_default_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_budget_memory_in_use_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     class Memory:
-        available = 40 * MiB
+        available = 20 * MiB
 
     monkeypatch.setattr(planning.psutil, "virtual_memory", Memory)
-    assert planning.default_budget(CPU) == 10 * MiB
-    assert planned(shape(500), budget=None).bytes <= 10 * MiB
+    given = shape(3000)
+    tight = planned(given, "direct", None)
+    assert tight.bytes - given.fixed_bytes("direct", 4) <= Memory.available // 4
     Memory.available = 1 << 50
-    assert planning.default_budget(CPU) == 64 * MiB
+    loose = planned(given, "direct", None)
+    assert tight.bytes < loose.bytes < 128 * MiB
 
 
 def test_printing() -> None:
     plan = Plan("torch", torch.float32, CPU)
     assert (plan.flops, plan.bytes) == (0, 0)
-    plan.layers += [planned(shape(2000), layer=0), planned(shape(8), layer=11, budget=2 * MiB)]
+    plan.layers += [planned(shape(2000)), *(planned(shape(8), layer=index) for index in (1, 2, 3))]
     assert plan.flops == sum(p.flops for p in plan.layers)
     assert plan.bytes == max(p.bytes for p in plan.layers)
-    header, first, second, total = str(plan).splitlines()
+    header, first, others, total = str(plan).splitlines()  # layers that run alike share a line
     assert header == "torch backend, float32 on cpu"
-    assert first.split()[:6] == ["layer", "0", "operator", "2000", "x", "2000"]
-    assert second.split()[:6] == ["layer", "11", "direct", "8", "x", "8"]
-    assert "blocks 8 x 8" in second
-    assert total.split()[:3] == ["total", f"{plan.flops / 1e9:.2f}", "GFLOP,"]
+    assert re.search(r"layer 0\b.*operator.*\b2000 queries x 2000 tokens.*\b2000 x 2000\b.*fewer operations", first)
+    assert re.search(r"layer 1-3\b.*direct.*\b8 queries x 8 tokens.*\b8 x 8\b.*fewer operations", others)
+    assert f"{plan.layers[0].flops / 1e9:.2f} GFLOP" in first
+    assert re.search(rf"total.*{plan.flops / 1e9:.2f} GFLOP.*{plan.bytes / MiB:.1f} MiB", total)

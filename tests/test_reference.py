@@ -13,8 +13,18 @@ from recording import run
 from tiny_models import FAMILIES, TORCH_FAMILIES, build
 from torch import Tensor, nn
 
-from ffattr.layer import Attention, LayerRecord, LayerSpec, LayerWeights
-from ffattr.reference import Baseline, Rule, Stream, attention_rows, decompose
+from ffattr.attention import Attention, LayerRecord
+from ffattr.layer import LayerSpec, LayerWeights
+from ffattr.reference import (
+    Baseline,
+    Rule,
+    Stream,
+    attention_rows,
+    attention_stream,
+    decompose,
+    head_vectors,
+    own_values,
+)
 
 GATED = ("llama", "llama-bias", "mistral", "qwen2")
 
@@ -106,6 +116,18 @@ def test_value_bias_moves_between_token_and_bias(name: str) -> None:
         out = sequence.weights.out.bias
         assert out is not None
         torch.testing.assert_close(token["attn"].bias, out.expand_as(token["attn"].bias))
+
+
+def test_rows_of_attention_may_sum_to_less_than_one() -> None:
+    for sequence in sequences("gpt2"):
+        weights = sequence.weights
+        values, constant = own_values(weights, sequence.x, "separate")
+        alpha = attention_rows(sequence.attention, torch.arange(7)) * 0.3
+        vectors = torch.einsum("hij,jhd->ijd", alpha, head_vectors(weights, values))
+        stream = attention_stream(weights, alpha, values, constant, vectors)
+        torch.testing.assert_close(stream.vectors.sum(1) + stream.bias, stream.total)
+        mixed = torch.einsum("hij,jhk->ihk", alpha, values + constant).flatten(1)
+        torch.testing.assert_close(stream.total, weights.out(mixed))
 
 
 @pytest.mark.parametrize(

@@ -69,11 +69,11 @@ struct DirectTile {
 template <class T>
 struct OperatorTile {
   int64_t streams, neurons, inner, width;
-  const T* maps;  // [S, inner, F]
-  int64_t slope_stride, own_stride;
-  const T* slope;   // [F] of stream 0; the others slope_stride apart
-  const T* own;     // [F] of stream 0, others own_stride apart; null when the query is not among the keys
-  const T* packed;  // down [F, d], packed
+  const T* maps;          // [S, inner, F]
+  int64_t stream_stride;  // between the streams of slope and own
+  const T* slope;         // [F] of this query
+  const T* own;           // [F] of this query
+  const T* packed;        // down [F, d], packed
   int64_t first, rows;
   T* operator_packed;  // [inner, d], packed
   T* own_row;          // [d]

@@ -30,14 +30,11 @@ void through_operator(const WideArguments& arguments, const Tensor& values, cons
     parallel_tasks(count * build_tiles, [&](int64_t task, int64_t worker) {
       const int64_t slot = task / build_tiles, query = first + slot, row = task % build_tiles * kTileRows;
       if (start[query] == start[query + 1]) return;
-      const int64_t itself = map.position[query];
-      const bool is_key = itself >= 0 && itself < map.keys;
-      const int64_t rows = std::min(kTileRows, inner + is_key - row);
-      if (rows <= 0) return;
-      kernels<T>().build_operator(
-          {streams, neurons, inner, width, data<T>(maps), map.queries * neurons, map.keys * neurons,
-           data<T>(slope) + query * neurons, is_key ? data<T>(own) + itself * neurons : nullptr, down_packed.get(), row,
-           rows, operators.get() + slot * operator_size, own_rows.get() + slot * width, scratch.of(worker)});
+      const int64_t rows = std::min(kTileRows, inner + 1 - row);
+      kernels<T>().build_operator({streams, neurons, inner, width, data<T>(maps), map.queries * neurons,
+                                   data<T>(slope) + query * neurons, data<T>(own) + query * neurons, down_packed.get(),
+                                   row, rows, operators.get() + slot * operator_size, own_rows.get() + slot * width,
+                                   scratch.of(worker)});
     });
     parallel_tasks(count * apply_tiles, [&](int64_t task, int64_t worker) {
       const int64_t slot = task / apply_tiles, query = first + slot;
@@ -64,7 +61,7 @@ Tensor operator_norms(const Tensor& alpha, const Tensor& position, const Tensor&
   const auto [keys, heads, dtype] = std::tuple{arguments.keys, arguments.heads, arguments.dtype};
   check_tensor(op, "values", values, {keys, heads, head_dim}, dtype);
   check_tensor(op, "maps", maps, {streams, heads * head_dim, neurons}, dtype);
-  check_tensor(op, "own", own, {streams, keys, neurons}, dtype);
+  check_tensor(op, "own", own, {streams, arguments.queries, neurons}, dtype);
   check_tensor(op, "slope", slope, {streams, arguments.queries, neurons}, dtype);
   check_tensor(op, "down", down, {neurons, arguments.width}, dtype);
   FFATTR_DISPATCH_FLOATING(alpha, [&] { through_operator<scalar_t>(arguments, values, maps, own, slope, down); });

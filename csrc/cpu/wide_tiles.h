@@ -113,9 +113,9 @@ void operator_tile(const OperatorTile<T>& tile) {
       const bool own = tile.first + row == tile.inner;
       for (int64_t s = 0; s < tile.streams; ++s)
         scaled_mix(&one, 1,
-                   own ? tile.own + s * tile.own_stride + k0
+                   own ? tile.own + s * tile.stream_stride + k0
                        : tile.maps + (s * tile.inner + tile.first + row) * tile.neurons + k0,
-                   0, tile.slope + s * tile.slope_stride + k0, depth, s > 0, tile.scratch.a + row * kRowStride<T>);
+                   0, tile.slope + s * tile.stream_stride + k0, depth, s > 0, tile.scratch.a + row * kRowStride<T>);
     }
   };
   multiply(tile.rows, tile.neurons, tile.width, tile.packed, tile.scratch.a, tile.scratch.c, produce);
