@@ -25,7 +25,7 @@ Method = Literal["direct", "operator", "attention", "reference"]
 """``attention``: no feed-forward scope is asked for, and nothing d-wide is done for a pair."""
 
 _MiB = 1 << 20
-_DEFAULT_BUDGET = 64 * _MiB
+_DEFAULT_BUDGET = 24 * _MiB
 """Working memory on a CPU beyond which no shape tried ran faster: blocks are then long enough to hide their set-up."""
 _NEAR = 2.0  # counts further apart than this decide by themselves: no machine's rates differ by more
 
@@ -62,17 +62,20 @@ class LayerShape:
 
     def flops(self, method: Method) -> float:
         """Floating point operations by ``method``; "reference" is counted as the sums it evaluates."""
-        mixed = self.heads + 1
-        gram = 2.0 * mixed * mixed * (self.pairs + self.tokens * self.width)
-        if method == "attention":
-            return gram
-        shared = gram + 2.0 * self.pairs * mixed * self.width  # residual rows
-        shared += 2.0 * self.streams * self.width * self.ff_width * (self.inner + self.tokens)  # maps, own features
+        n, t, d, f, mixed = self.queries, self.tokens, self.width, self.ff_width, self.heads + 1
+        # The tokens' own way through the layer: values, attention, output projection of the stream and of its bias.
+        own = 2.0 * t * d * self.inner + 4.0 * n * t * self.inner + 4.0 * n * self.inner * d
+        features = 2.0 * t * self.inner * d
+        if method == "attention":  # two levels, before and after a norm; three scopes; no bias through the FF block
+            quadratic = 2.0 * mixed * mixed * (2 * t * d + 3 * self.pairs)
+            return own + 2 * features + quadratic + 2.0 * n * (self.streams + 1) * f * d
+        own += 4.0 * n * (self.streams + 1) * f * d
+        shared = own + features + 2.0 * self.pairs * mixed * d + 2.0 * self.streams * self.inner * d * f
         if method == "operator":
-            build = 2.0 * self.inner * self.ff_width * self.width
-            return shared + self.queries * build + 2.0 * self.pairs * self.inner * self.width
-        wide = 2.0 * self.pairs * self.ff_width * (self.width + self.streams * mixed)
-        return shared + wide + 2.0 * self.streams * self.tokens * self.inner * self.ff_width
+            operators = 2.0 * n * f * d * (self.inner + self.streams + 1)
+            return shared + operators + 2.0 * self.pairs * self.inner * d
+        made = 2.0 * self.streams * t * (self.inner + d) * f
+        return shared + made + 2.0 * self.pairs * f * (d + self.streams * mixed)
 
     def key_bytes(self, method: Method, itemsize: int) -> int:
         """Working memory for one key token of a block: features for the wide map, or what a Gram matrix is made of."""

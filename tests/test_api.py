@@ -143,9 +143,9 @@ LIES: list[tuple[str, str, Callable[[LayerSpec], LayerSpec]]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "what", "change"), LIES, ids=[f"{name} {what}" for name, what, _ in LIES])
-def test_an_adapter_that_lies_is_found_out(name: str, what: str, change: Callable[[LayerSpec], LayerSpec]) -> None:
-    for dtype in (torch.float64, torch.float32)[: 1 if what == "tanh instead of erf" else 2]:
+@pytest.mark.parametrize(("name", "change"), [(n, c) for n, _, c in LIES], ids=[f"{n} {what}" for n, what, _ in LIES])
+def test_an_adapter_that_lies_is_found_out(name: str, change: Callable[[LayerSpec], LayerSpec]) -> None:
+    for dtype in (torch.float64, torch.float32):
         model = build(name, dtype=dtype)
         family = type(model).__name__
         given = {k: t.to(dtype) if t.is_floating_point() else t for k, t in tiny_models.inputs(name).items()}

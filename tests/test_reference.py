@@ -84,7 +84,7 @@ def baselines(name: str) -> dict[str, Baseline]:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_vectors_and_bias_add_up(name: str, value_bias: str) -> None:
     padding = "right" if name in TORCH_FAMILIES else "left"
-    for sequence in sequences(name, padding):
+    for sequence in sequences(name, padding)[1:3]:  # a padded one, and one of another layer
         for baseline in baselines(name).values():
             found = sequence.scopes(Rule(baseline=baseline), value_bias)
             assert tuple(found) == sequence.weights.scopes

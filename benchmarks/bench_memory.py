@@ -1,0 +1,80 @@
+"""Peak memory of `ffattr.attribute` on this machine, each case in a process of its own (Linux).
+
+    python benchmarks/bench_memory.py [--write]
+
+"extra" is the largest resident size while attributing, less the resident size just before (model loaded, first small
+call made) and less the maps returned; "process" is the largest resident size in all. Random weights: sizes do not depend
+on them. ``--write`` keeps the figures in benchmarks/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+MiB = 1 << 20
+RESULTS = Path(__file__).parent / "results"
+
+# name: (configuration of a BERT, tokens, arguments of attribute)
+BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 1}
+MINILM = {"hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536, "num_hidden_layers": 6}
+CASES: dict[str, tuple[dict[str, int], int, dict[str, Any]]] = {
+    "BERT-base layer, T = 128, all scopes": (BASE, 128, {"scopes": "all"}),
+    "BERT-base layer, T = 512, last scope": (BASE, 512, {}),
+    "BERT-base layer, T = 512, all scopes": (BASE, 512, {"scopes": "all"}),
+    "MiniLM shape, 6 layers, T = 4096, last query": (MINILM, 4096, {"queries": [-1]}),
+}
+
+
+def measure(name: str) -> dict[str, float]:
+    """Runs in the child process."""
+    import psutil
+    import torch
+    import transformers
+
+    import ffattr
+
+    shape, tokens, arguments = CASES[name]
+    torch.set_num_threads(2)
+    config = transformers.BertConfig(max_position_embeddings=tokens, vocab_size=1000, **shape)
+    model = transformers.BertModel(config, add_pooling_layer=False).eval()
+    ffattr.attribute(model, torch.arange(8)[None], **arguments)  # what a process loads once
+    ids = torch.randint(0, 1000, (1, tokens))
+    before = psutil.Process().memory_info().rss
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
+    attr = ffattr.attribute(model, ids, **arguments)
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    peak = int(status["VmHWM"].split()[0]) * 1024
+    outputs = sum(tensor.numel() * tensor.element_size() for tensor in (*attr.maps.values(), *attr.bias.values()))
+    return {
+        "extra MiB": round((peak - before - outputs) / MiB, 1),
+        "outputs MiB": round(outputs / MiB, 1),
+        "process MiB": round(peak / MiB, 1),
+        "planned MiB": round(getattr(attr.plan, "bytes", 0) / MiB, 1),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.case:
+        print(json.dumps(measure(asked.case)))
+        return
+    rows = {}
+    for name in CASES:
+        child = [sys.executable, __file__, "--case", name]
+        rows[name] = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
+        print(f"{name}: " + ", ".join(f"{value} {key}" for key, value in rows[name].items()))
+    if asked.write:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "memory.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
