@@ -147,8 +147,7 @@ class Plan:
         lines = [f"{self.backend} backend, {str(self.dtype).removeprefix('torch.')} on {self.device}"]
         for _, group in itertools.groupby(self.layers, key=lambda layer: replace(layer, layer=0)):
             same = list(group)
-            first, last = same[0], same[-1]
-            layers = f"{first.layer}" if first.layer == last.layer else f"{first.layer}-{last.layer}"
+            first, layers = same[0], _ranges([layer.layer for layer in same])
             keys = first.blocks.keys if first.method == "attention" else first.blocks.wide_keys
             lines.append(
                 f"{len(same)} x layer {layers}: {first.method}, {first.shape.queries} queries x {first.shape.tokens} "
@@ -157,6 +156,17 @@ class Plan:
             )
         lines.append(f"total: {self.flops / 1e9:.2f} GFLOP, working memory {self.bytes / _MiB:.1f} MiB")
         return "\n".join(lines)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``[0, 1, 2, 5, 5]`` as ``0-2, 5``."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def default_budget(device: torch.device) -> tuple[int, int]:
