@@ -10,13 +10,13 @@ void direct(const WideArguments& arguments, const Tensor& features, const Tensor
   const int64_t neurons = features.size(3);
   // Keys outermost: neighbouring rows read the same features, which then stay in L1.
   const std::vector<Pair> pairs = active_pairs(map, Order::keys_outermost);
-  const int64_t total = static_cast<int64_t>(pairs.size()), tasks = tiles(total);
+  const int64_t total = static_cast<int64_t>(pairs.size()), rows = tile_rows(total), tasks = ceil_div(total, rows);
   const Buffer<T> down_packed = packed(data<T>(down), neurons, map.width);
   const ScratchPool<T> scratch(workers(tasks), map.heads, map.width);
   parallel_tasks(tasks, [&](int64_t task, int64_t worker) {
-    const int64_t first = task * kTileRows;
+    const int64_t first = task * rows;
     kernels<T>().direct({&map, features.size(0), neurons, data<T>(features), data<T>(slope), down_packed.get(),
-                         pairs.data() + first, std::min(kTileRows, total - first), scratch.of(worker)});
+                         pairs.data() + first, std::min(rows, total - first), scratch.of(worker)});
   });
 }
 

@@ -24,7 +24,7 @@ void through_operator(const WideArguments& arguments, const Tensor& values, cons
   const Buffer<T> operators(batch * operator_size), own_rows(batch * width);
   const ScratchPool<T> scratch(threads, map.heads, width);
 
-  const int64_t build_tiles = tiles(inner + 1), apply_tiles = tiles(map.keys);
+  const int64_t build_tiles = ceil_div(inner + 1, kTileRows), apply_tiles = ceil_div(map.keys, kTileRows);
   for (int64_t first = 0; first < map.queries; first += batch) {
     const int64_t count = std::min(batch, map.queries - first);
     parallel_tasks(count * build_tiles, [&](int64_t task, int64_t worker) {

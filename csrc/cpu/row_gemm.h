@@ -12,7 +12,7 @@ namespace ffattr::cpu::FFATTR_ISA {
 constexpr int kPanelRows = FFATTR_VECTOR_BYTES == 64 ? 12 : 6;
 template <class T>
 constexpr int kPanelColumns = 2 * kLanes<T>;
-static_assert(kTileRows % kPanelRows == 0);
+static_assert(kTileRows % kTileStep == 0 && kTileStep % kPanelRows == 0);
 
 template <class T>
 inline int64_t panels_width(int64_t columns) {
@@ -32,6 +32,7 @@ template <class T>
 inline void micro_kernel(int64_t depth, const T* __restrict a, const T* __restrict b, T* __restrict c, int64_t width,
                          bool accumulate) {
   Vector<T> sum[kPanelRows][2] = {};
+#pragma GCC unroll 4
   for (int64_t k = 0; k < depth; ++k) {
     const Vector<T> b0 = load(b + k * kPanelColumns<T>), b1 = load(b + k * kPanelColumns<T> + kLanes<T>);
 #pragma GCC unroll 12

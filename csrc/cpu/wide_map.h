@@ -110,6 +110,13 @@ Buffer<T> packed(const T* matrix, int64_t depth, int64_t columns) {
   return to;
 }
 
-inline int64_t tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+// Rows of a task when `rows` are to be shared out: long tiles read B less often, but every thread wants a few.
+inline int64_t tile_rows(int64_t rows) {
+  const int64_t tasks = 4 * static_cast<int64_t>(torch::stable::get_num_threads());
+  const int64_t share = (rows + tasks * kTileStep - 1) / (tasks * kTileStep) * kTileStep;
+  return std::clamp(share, kTileStep, kTileRows);
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace ffattr::cpu
