@@ -3,8 +3,8 @@
     python benchmarks/bench_memory.py [--write]
 
 "extra" is the largest resident size while attributing, less the resident size just before (model loaded, first small
-call made) and less the maps returned; "process" is the largest resident size in all. Random weights: sizes do not depend
-on them. ``--write`` keeps the figures in benchmarks/results/.
+call made) and less the maps returned; "process" is the largest resident size in all. Random weights: sizes do not
+depend on them. ``--write`` keeps the figures in benchmarks/results/.
 """
 
 from __future__ import annotations

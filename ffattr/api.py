@@ -21,8 +21,8 @@ from .request import IG, Indices, Request
 
 __all__ = ["Vectors", "attribute", "explain", "vectors"]
 
-# Largest relative difference, over tokens, between the recomputed and the model's own layer output. Rounding alone gives
-# 1e-6 in float32; erf-GELU taken for tanh-GELU, the smallest mistake known, gives 7e-5 and more.
+# Largest relative difference, over tokens, between the recomputed and the model's own layer output. Rounding alone
+# gives 1e-6 in float32; erf-GELU taken for tanh-GELU, the smallest mistake known, gives 7e-5 and more.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
