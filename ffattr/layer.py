@@ -73,8 +73,37 @@ class Columns:
     stop: int
 
 
+class _Scoped:
+    """Scopes of a layer whose norms are modules (`LayerSpec`) or parameters (`LayerWeights`), None where none is."""
+
+    norm_after_attn: object | None
+    norm_before_ff: object | None
+    norm_after_ff: object | None
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Scope names in order: attention, residual, norm, feed-forward block, residual, norm, those that there are."""
+        names = ["attn_heads", "attn"]
+        if self.norm_after_attn is not None:
+            names.append("attn_res")
+        names.append("atb")
+        stem = "atb"
+        if self.norm_before_ff is not None:
+            stem = "atb_ln"
+            names.append(stem)
+        names += [f"{stem}_ff", f"{stem}_ff_res"]
+        if self.norm_after_ff is not None:
+            names.append(f"{stem}_ff_res_ln")
+        return tuple(names)
+
+    @property
+    def wide_scopes(self) -> tuple[str, ...]:
+        """Those from the feed-forward block on, which one pass yields together."""
+        return tuple(name for name in self.scopes if "_ff" in name)
+
+
 @dataclass(frozen=True)
-class LayerWeights:
+class LayerWeights(_Scoped):
     """One layer's parameters in one dtype, on one device; the only thing the formulas see of a model.
 
     A norm that the layer does not have is None. Post-LN (BERT) has ``norm_after_attn`` and ``norm_after_ff`` (both act
@@ -112,16 +141,6 @@ class LayerWeights:
     def head_dim(self) -> int:
         return self.out.weight.shape[0] // self.heads
 
-    @property
-    def scopes(self) -> tuple[str, ...]:
-        """Scope names of this layer, in the order of its computation."""
-        return _scopes(self)
-
-    @property
-    def wide_scopes(self) -> tuple[str, ...]:
-        """Those from the feed-forward block on, which one pass yields together."""
-        return tuple(name for name in self.scopes if "_ff" in name)
-
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter with a readable name, for instance ``("norm_before_ff.weight", ...)``."""
         for field in fields(self):
@@ -134,7 +153,7 @@ class LayerWeights:
 
 
 @dataclass(frozen=True)
-class LayerSpec:
+class LayerSpec(_Scoped):
     """Which module of a loaded model plays which part in one layer: what an adapter returns per layer.
 
     ``module`` is the layer itself (its input and output are recorded), ``attention`` the module that calls the
@@ -157,16 +176,6 @@ class LayerSpec:
     norm_before_ff: nn.Module | None = None
     norm_after_ff: nn.Module | None = None
 
-    @property
-    def scopes(self) -> tuple[str, ...]:
-        """Scope names of this layer, in the order of its computation."""
-        return _scopes(self)
-
-    @property
-    def wide_scopes(self) -> tuple[str, ...]:
-        """Those from the feed-forward block on, which one pass yields together."""
-        return tuple(name for name in self.scopes if "_ff" in name)
-
     def weights(self, dtype: torch.dtype | None) -> LayerWeights:
         """The layer's parameters in ``dtype`` (None: as they are, nothing copied).
 
@@ -186,22 +195,6 @@ class LayerSpec:
             norm_before_ff=_norm(self.norm_before_ff, dtype),
             norm_after_ff=_norm(self.norm_after_ff, dtype),
         )
-
-
-def _scopes(layer: LayerSpec | LayerWeights) -> tuple[str, ...]:
-    """Attention, residual, norm, feed-forward block, residual, norm, as far as there is one."""
-    names = ["attn_heads", "attn"]
-    if layer.norm_after_attn is not None:
-        names.append("attn_res")
-    names.append("atb")
-    stem = "atb"
-    if layer.norm_before_ff is not None:
-        stem = "atb_ln"
-        names.append(stem)
-    names += [f"{stem}_ff", f"{stem}_ff_res"]
-    if layer.norm_after_ff is not None:
-        names.append(f"{stem}_ff_res_ln")
-    return tuple(names)
 
 
 def _linear(module: nn.Module | Columns, dtype: torch.dtype | None) -> Linear:
