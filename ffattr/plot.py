@@ -109,12 +109,23 @@ def _colours(values: Tensor, scale: str) -> Normalize:
     from matplotlib.colors import LogNorm, Normalize
 
     top = float(values.max()) if values.numel() else 0.0
+    if scale == "log" and values.numel():
+        top = _typical_top(values) or top
     top = top if math.isfinite(top) and top > 0 else 1.0
     if scale == "linear":
         return Normalize(0.0, top)
     if scale == "log":
         return LogNorm(top / _SPAN, top, clip=True)  # clip: an exact zero gets the lowest colour, not a hole
     raise ValueError(f"scale={scale!r}, expected 'linear' or 'log'")
+
+
+def _typical_top(values: Tensor) -> float:
+    """The largest entry but for one in a thousand.
+
+    In many language models the first token's own norm is a hundred times every other, and would leave them no colour.
+    """
+    ordered = values.detach().float().flatten().sort().values
+    return float(ordered[len(ordered) - 1 - len(ordered) // 1000])
 
 
 def _label(axes: Axes, axis: Literal["x", "y"], tokens: Sequence[str], font: float) -> None:

@@ -79,3 +79,12 @@ def test_pyplot_is_not_touched():
     map_figure(torch.rand(1, 1), ["a"], ["b"])
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
+
+
+def test_one_huge_entry_leaves_colours_to_the_others():
+    values = torch.rand(64, 64) + 1
+    values[0, 0] = 1e6
+    figure = map_figure(values, ["q"] * 64, ["k"] * 64, scale="log")
+    norm = figure.axes[0].images[0].norm
+    assert values[1:].max() * 0.99 < norm.vmax <= values[1:].max() * 1.01
+    assert map_figure(values, ["q"] * 64, ["k"] * 64).axes[0].images[0].norm.vmax == 1e6
