@@ -256,7 +256,6 @@ def explain(
 class _Sequence:
     """One batch row of one captured layer without its padding, in the compute dtype."""
 
-    layer: int
     tokens: Tensor
     rows: Tensor
     filled: Tensor
@@ -271,7 +270,7 @@ class _Sequence:
         x = captured.input[batch].index_select(0, tokens).to(request.dtype)
         output = captured.output[batch].index_select(0, tokens[rows]).to(request.dtype)
         attention = captured.attention.sequence(batch, tokens, request.dtype)
-        return cls(captured.index, tokens, rows, filled, x, output, attention)
+        return cls(tokens, rows, filled, x, output, attention)
 
     def fill(self, to: Tensor, tile: Tensor) -> None:
         """Spread a map ``[..., n, t]`` of the real tokens over the padded one ``[..., N, T]``."""

@@ -16,7 +16,7 @@ from typing import Literal
 import psutil
 import torch
 
-from .backends import Backend
+from .backends import BACKENDS, Backend
 from .layer import LayerWeights
 
 __all__ = ["Blocks", "LayerPlan", "LayerShape", "Method", "Plan", "default_budget", "plan_layer"]
@@ -265,8 +265,6 @@ def _choose(
 def _rates(name: str, dtype: torch.dtype, device: torch.device, threads: int) -> tuple[float, float]:
     """Operations per second of *direct* and *operator* on this machine, by a short run of each (about 0.1 s)."""
     del threads  # part of the key: another number of threads has other rates
-    from .backends import BACKENDS
-
     operators = BACKENDS[name].operators
     heads, head_dim, width, ff_width, queries, keys = 8, 32, 256, 1024, 16, 192
 

@@ -34,7 +34,7 @@ Tensor gram_norms(const Tensor& alpha_, const Tensor& position_, const Tensor& g
   check_tensor(op, "gram", gram, {keys, size, size}, ScalarType::Double);
   check_tensor(op, "row_scale", row_scale, {queries}, alpha.scalar_type());
 
-  const int64_t stride = (keys + kGramKeys - 1) / kGramKeys * kGramKeys;
+  const int64_t stride = ceil_div(keys, kGramKeys) * kGramKeys;
   const Buffer<double> gram_keys_last = keys_last(data<double>(gram), keys, size, stride);
   const Buffer<double> weights(workers(queries) * size * kGramKeys);
   const Tensor out = torch::stable::new_empty(alpha, {queries, keys});

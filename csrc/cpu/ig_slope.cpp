@@ -189,7 +189,7 @@ void run(const Slopes<T>& task) {
     if (isa() != Isa::baseline) kernel = rows_avx2<Activation, gated, T>;
 #endif
   const int64_t per_task = std::max<int64_t>(1, kTask / std::max<int64_t>(1, task.neurons));
-  parallel_tasks((task.rows + per_task - 1) / per_task, [&](int64_t index, int64_t) {
+  parallel_tasks(ceil_div(task.rows, per_task), [&](int64_t index, int64_t) {
     kernel(task, index * per_task, std::min(task.rows, (index + 1) * per_task));
   });
 }

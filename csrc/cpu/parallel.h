@@ -11,6 +11,8 @@
 
 namespace ffattr::cpu {
 
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Uninitialised, cache-line aligned memory that is freed with its owner.
 template <class T>
 class Buffer {

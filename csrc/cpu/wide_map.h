@@ -113,10 +113,8 @@ Buffer<T> packed(const T* matrix, int64_t depth, int64_t columns) {
 // Rows of a task when `rows` are to be shared out: long tiles read B less often, but every thread wants a few.
 inline int64_t tile_rows(int64_t rows) {
   const int64_t tasks = 4 * static_cast<int64_t>(torch::stable::get_num_threads());
-  const int64_t share = (rows + tasks * kTileStep - 1) / (tasks * kTileStep) * kTileStep;
+  const int64_t share = ceil_div(rows, tasks * kTileStep) * kTileStep;
   return std::clamp(share, kTileStep, kTileRows);
 }
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace ffattr::cpu
