@@ -48,6 +48,14 @@ inline const char* dtype_text(ScalarType dtype) {
       return "float32";
     case ScalarType::Double:
       return "float64";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Float8_e4m3fn:
+      return "float8_e4m3fn";
+    case ScalarType::Int:
+      return "int32";
     case ScalarType::Long:
       return "int64";
     default:
@@ -84,6 +92,11 @@ inline void check_tensor(const char* op, const char* name, const std::optional<T
 
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor.has_value() ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+// Entries first .. first + count of `axis`, as a tensor of their own where they do not lie together.
+inline Tensor narrowed(Tensor tensor, int64_t axis, int64_t first, int64_t count) {
+  return torch::stable::contiguous(torch::stable::narrow(tensor, axis, first, count));
 }
 
 template <class T>

@@ -5,14 +5,26 @@ Nothing of size ``[N, M, d]`` exists for more than a chunk. The C++, CUDA and Tr
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
 from . import ig
 
-__all__ = ["ff_norms", "gram_norms", "ig_slope", "operator_norms"]
+__all__ = [
+    "chunks",
+    "ff_norms",
+    "gram_norms",
+    "ig_slope",
+    "mix",
+    "operator_norms",
+    "sequence_bounds",
+    "with_residual",
+]
 
-_CHUNK = 1 << 22
+CHUNK = 1 << 22
 """Elements of the widest temporary of a chunk (16 MiB in float32): larger ones leave the caches for no gain."""
 
 
@@ -20,14 +32,21 @@ def ig_slope(
     z: Tensor, base: Tensor | None, row_scale: Tensor | None, activation: str, rule: str, steps: int
 ) -> Tensor:
     slope = ig.slopes(z, ig.ACTIVATIONS[activation], rule, steps, base)
-    return slope if row_scale is None else slope * row_scale[:, None]
+    # A scale wider than z would widen the product.
+    return slope if row_scale is None else (slope * row_scale[:, None]).to(z.dtype)
 
 
-def gram_norms(alpha: Tensor, position: Tensor, gram: Tensor, row_scale: Tensor | None) -> Tensor:
-    weights = _with_residual(alpha, position)[..., : gram.shape[-1]].to(gram.dtype)  # [N, M, G]
-    squared = torch.einsum("nmg,mgk,nmk->nm", weights, gram, weights)
-    norms = squared.clamp_min_(0).sqrt_().to(alpha.dtype)  # rounding can leave a vanishing square below zero
-    return norms if row_scale is None else norms * row_scale[:, None]
+def gram_norms(
+    alpha: Tensor, position: Tensor, gram: Tensor, row_scale: Tensor | None, sequences: Tensor | None = None
+) -> Tensor:
+    size = gram.shape[-1]
+    out = alpha.new_zeros(alpha.shape[1:])
+    for rows, columns, keys in chunks("gram_norms", alpha, len(gram), sequences, per_key=2 * size):
+        weights = with_residual(alpha[:, rows, columns], position[rows])[..., :size].to(gram.dtype)  # [n, m, G]
+        squared = torch.einsum("nmg,mgk,nmk->nm", weights, gram[keys], weights)
+        norms = squared.clamp_min_(0).sqrt_().to(alpha.dtype)  # rounding can leave a vanishing square below zero
+        out[rows, columns] = norms if row_scale is None else norms * row_scale[rows, None]
+    return out
 
 
 def ff_norms(
@@ -36,30 +55,28 @@ def ff_norms(
     features: Tensor,
     slope: Tensor,
     down: Tensor,
+    down_scale: Tensor | None,
     residual: Tensor,
     residual_scale: Tensor | None,
     gamma: Tensor | None,
     norm_scale: Tensor | None,
     centre: bool,
+    sequences: Tensor | None = None,
 ) -> Tensor:
-    queries, keys = alpha.shape[1:]
-    out = alpha.new_empty((2 if norm_scale is None else 3, queries, keys))
-    for rows in _chunks(queries, keys * (down.shape[0] + 2 * down.shape[1])):
-        weights = _with_residual(alpha[:, rows], position[rows])
+    if down_scale is not None:  # what float8 stands for; its product is as accurate as alpha's dtype
+        down = down.to(alpha.dtype) * down_scale
+
+    def feed_forward(weights: Tensor, rows: slice, keys: slice) -> Tensor:
         neurons: Tensor | None = None
-        for stream, factor in zip(features, slope[:, rows], strict=True):
-            part = _mix(weights, stream).mul_(factor[:, None])
+        for stream, factor in zip(features[:, keys], slope[:, rows], strict=True):
+            part = mix(weights, stream).mul_(factor[:, None])
             neurons = part if neurons is None else neurons.add_(part)
         assert neurons is not None
-        out[:, rows] = _wide_norms(
-            neurons @ down,
-            _mix(weights, residual),
-            None if residual_scale is None else residual_scale[rows],
-            gamma,
-            None if norm_scale is None else norm_scale[rows],
-            centre,
-        )
-    return out
+        return (neurons.to(down.dtype) @ down).to(alpha.dtype)
+
+    tail = (residual, residual_scale, gamma, norm_scale, centre)
+    parts = chunks("ff_norms", alpha, len(residual), sequences, per_key=down.shape[0] + 2 * down.shape[1])
+    return _wide_norms(parts, feed_forward, alpha, position, *tail)
 
 
 def operator_norms(
@@ -75,62 +92,130 @@ def operator_norms(
     gamma: Tensor | None,
     norm_scale: Tensor | None,
     centre: bool,
+    sequences: Tensor | None = None,
 ) -> Tensor:
-    queries, keys = alpha.shape[1:]
-    inner, width = maps.shape[1], down.shape[1]
-    out = alpha.new_empty((2 if norm_scale is None else 3, queries, keys))
-    per_query = max(inner * (down.shape[0] + width), keys * (inner + 2 * width))
-    for rows in _chunks(queries, per_query):
-        weights = _with_residual(alpha[:, rows], position[rows])
+    def feed_forward(weights: Tensor, rows: slice, keys: slice) -> Tensor:
         operator = (maps[:, None] * slope[:, rows, None]).sum(0) @ down  # [n, H * dh, d]
-        scaled = (weights[..., :-1, None] * values).flatten(2)  # [n, M, H * dh]
-        wide = scaled @ operator
-        itself = weights[..., -1]  # [n, M], 1 where the key is the query itself
+        scaled = (weights[..., :-1, None] * values[keys]).flatten(2)  # [n, m, H * dh]
+        wide = (scaled @ operator).to(alpha.dtype)
+        itself = weights[..., -1]  # [n, m], not zero where the key is the query itself
         n, m = itself.nonzero(as_tuple=True)
-        wide[n, m] += (slope[:, rows][:, n] * own[:, rows][:, n]).sum(0) @ down
-        out[:, rows] = _wide_norms(
-            wide,
-            _mix(weights, residual),
-            None if residual_scale is None else residual_scale[rows],
-            gamma,
-            None if norm_scale is None else norm_scale[rows],
-            centre,
+        wide[n, m] += itself[n, m, None] * ((slope[:, rows][:, n] * own[:, rows][:, n]).sum(0) @ down).to(alpha.dtype)
+        return wide
+
+    inner, width = maps.shape[1], down.shape[1]
+    tail = (residual, residual_scale, gamma, norm_scale, centre)
+    per_query = inner * (down.shape[0] + width)
+    parts = chunks("operator_norms", alpha, len(residual), sequences, inner + 2 * width, per_query)
+    return _wide_norms(parts, feed_forward, alpha, position, *tail)
+
+
+def sequence_bounds(operator: str, sequences: Tensor | None, alpha: Tensor, keys: int) -> list[tuple[int, int]]:
+    """``[B + 1]`` pairs (first query, first key) of the argument ``sequences``; None is one sequence.
+
+    ``keys``: rows of the key-wise arguments. Raises ValueError where they, ``alpha`` and ``sequences`` do not agree.
+    """
+    queries, columns = alpha.shape[1:]
+    if sequences is None:
+        if columns != keys:
+            raise ValueError(f"{operator}: alpha has {columns} columns, expected {keys}, one for each key")
+        return [(0, 0), (queries, keys)]
+    if sequences.dtype != torch.int64 or sequences.device.type != "cpu":
+        got = f"{sequences.dtype} on {sequences.device}"
+        raise ValueError(f"{operator}: sequences is {got}, expected torch.int64 on the CPU")
+    if sequences.dim() != 2 or sequences.shape[0] < 1 or sequences.shape[1] != 2:
+        raise ValueError(f"{operator}: sequences has shape {list(sequences.shape)}, expected [B + 1, 2]")
+    bounds = [(query, key) for query, key in sequences.tolist()]
+    if bounds[0] != (0, 0) or bounds[-1] != (queries, keys):
+        raise ValueError(
+            f"{operator}: sequences goes from {list(bounds[0])} to {list(bounds[-1])}, expected from [0, 0] to "
+            f"[{queries}, {keys}], the numbers of queries and keys"
         )
-    return out
+    for b, ((query, key), (next_query, next_key)) in enumerate(itertools.pairwise(bounds)):
+        if next_query < query or next_key < key:
+            raise ValueError(
+                f"{operator}: sequences decreases from [{query}, {key}] in row {b} to [{next_query}, {next_key}]"
+            )
+        if next_key - key > columns:
+            raise ValueError(
+                f"{operator}: sequences has {next_key - key} keys in sequence {b}, but alpha only {columns} columns"
+            )
+    return bounds
 
 
-def _with_residual(alpha: Tensor, position: Tensor) -> Tensor:
+def chunks(
+    operator: str,
+    alpha: Tensor,
+    keys: int,
+    sequences: Tensor | None,
+    per_key: int,
+    per_query: int = 0,
+    limit: int = CHUNK,
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Queries of one sequence at a time, the columns of ``alpha`` that they need, and the keys that these are.
+
+    As many queries as keep temporaries of ``per_key`` elements for every pair and of ``per_query`` for every query below
+    ``limit`` elements each.
+    """
+    bounds = sequence_bounds(operator, sequences, alpha, keys)
+    for (query, key), (next_query, next_key) in itertools.pairwise(bounds):
+        count = next_key - key
+        step = max(1, limit // max(1, count * per_key, per_query))
+        for start in range(query, next_query, step):
+            yield slice(start, min(start + step, next_query)), slice(count), slice(key, next_key)
+
+
+def with_residual(alpha: Tensor, position: Tensor) -> Tensor:
     """``[N, M, H + 1]``: the attention weights and, as one more head, the residual's."""
     keys = torch.arange(alpha.shape[2], device=alpha.device)
     itself = (position[:, None] == keys).to(alpha.dtype)
     return torch.cat([alpha, itself[None]]).permute(1, 2, 0)
 
 
-def _mix(weights: Tensor, features: Tensor) -> Tensor:
+def mix(weights: Tensor, features: Tensor) -> Tensor:
     """``sum_h weights[n, m, h] features[m, h]``: ``[N, M, width]``."""
     return (weights.transpose(0, 1) @ features).transpose(0, 1)
 
 
+def _relative(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Weights as ``dtype``, and where that is narrower, what they were divided by: the pair's largest, ``[N, M]``.
+
+    Every pair then uses the whole of a narrow range, however small its weights are. Pairs without weight stay zero.
+    """
+    if dtype.itemsize >= weights.dtype.itemsize:
+        return weights, None
+    largest = weights.abs().amax(-1)
+    return (weights / torch.where(largest == 0, 1, largest)[..., None]).to(dtype), largest
+
+
 def _wide_norms(
-    wide: Tensor,
+    parts: Iterator[tuple[slice, slice, slice]],
+    feed_forward: Callable[[Tensor, slice, slice], Tensor],
+    alpha: Tensor,
+    position: Tensor,
     residual: Tensor,
     residual_scale: Tensor | None,
     gamma: Tensor | None,
     norm_scale: Tensor | None,
     centre: bool,
 ) -> Tensor:
-    norms = [wide.norm(dim=-1)]
-    total = wide.add_(residual if residual_scale is None else residual * residual_scale[:, None, None])
-    norms.append(total.norm(dim=-1))
-    if norm_scale is not None:
-        if centre:
-            total = total - total.mean(-1, keepdim=True)
-        if gamma is not None:
-            total = total * gamma
-        norms.append(total.norm(dim=-1) * norm_scale[:, None])
-    return torch.stack(norms)
-
-
-def _chunks(queries: int, elements_per_query: int) -> list[slice]:
-    step = max(1, _CHUNK // max(1, elements_per_query))
-    return [slice(start, min(start + step, queries)) for start in range(0, queries, step)]
+    """What both wide maps share; ``feed_forward(weights [n, m, H + 1], queries, keys)`` makes ``[n, m, d]`` like
+    ``alpha``."""
+    out = alpha.new_zeros((2 if norm_scale is None else 3, *alpha.shape[1:]))
+    for rows, columns, keys in parts:
+        whole = with_residual(alpha[:, rows, columns], position[rows])
+        weights, largest = _relative(whole, residual.dtype)
+        total = feed_forward(weights, rows, keys)
+        norms = [total.norm(dim=-1)]
+        mixed = mix(weights, residual[keys]).to(alpha.dtype)
+        total += mixed if residual_scale is None else mixed * residual_scale[rows, None, None]
+        norms.append(total.norm(dim=-1))
+        if norm_scale is not None:
+            if centre:
+                total = total - total.mean(-1, keepdim=True)
+            if gamma is not None:
+                total = total * gamma
+            norms.append(total.norm(dim=-1) * norm_scale[rows, None])
+        stacked = torch.stack(norms)
+        out[:, rows, columns] = stacked if largest is None else stacked * largest
+    return out

@@ -71,6 +71,7 @@ def case(
         **given,
         "slope": random(streams, queries, neurons),
         "down": random(neurons, width),
+        **({"down_scale": None} if operator == "ff_norms" else {}),
         "residual": random(keys, heads + 1, width),
         "residual_scale": scale if tail in ("all", "scale", "rms") else None,
         "gamma": random(width) if tail in ("all", "rms", "gamma") else None,

@@ -7,10 +7,10 @@ namespace {
 // Matrices in memory at once: a few for every worker keep all busy in both halves, and stay a few MiB.
 constexpr int64_t kOperatorsPerWorker = 2;
 
+// One sequence: values [M, H, dh], own and slope [S, N, F].
 template <class T>
-void through_operator(const WideArguments& arguments, const Tensor& values, const Tensor& maps, const Tensor& own,
-                      const Tensor& slope, const Tensor& down) {
-  const WideMap<T> map = arguments.map<T>();
+void through_operator(const WideMap<T>& map, const Tensor& values, const Tensor& maps, const Tensor& own,
+                      const Tensor& slope, const T* down_packed) {
   const int64_t streams = maps.size(0), inner = maps.size(1), neurons = maps.size(2), width = map.width;
   const std::vector<Pair> pairs = active_pairs(map, Order::queries_outermost);
   std::vector<int64_t> start(map.queries + 1, 0);  // pairs of query n: start[n] .. start[n + 1]
@@ -20,7 +20,6 @@ void through_operator(const WideArguments& arguments, const Tensor& values, cons
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t batch = std::min(kOperatorsPerWorker * threads, std::max<int64_t>(map.queries, 1));
   const int64_t operator_size = inner * padded_columns<T>(width);
-  const Buffer<T> down_packed = packed(data<T>(down), neurons, width);
   const Buffer<T> operators(batch * operator_size), own_rows(batch * width);
   const ScratchPool<T> scratch(threads, map.heads, width);
 
@@ -32,8 +31,8 @@ void through_operator(const WideArguments& arguments, const Tensor& values, cons
       if (start[query] == start[query + 1]) return;
       const int64_t rows = std::min(kTileRows, inner + 1 - row);
       kernels<T>().build_operator({streams, neurons, inner, width, data<T>(maps), map.queries * neurons,
-                                   data<T>(slope) + query * neurons, data<T>(own) + query * neurons, down_packed.get(),
-                                   row, rows, operators.get() + slot * operator_size, own_rows.get() + slot * width,
+                                   data<T>(slope) + query * neurons, data<T>(own) + query * neurons, down_packed, row,
+                                   rows, operators.get() + slot * operator_size, own_rows.get() + slot * width,
                                    scratch.of(worker)});
     });
     parallel_tasks(count * apply_tiles, [&](int64_t task, int64_t worker) {
@@ -50,10 +49,10 @@ void through_operator(const WideArguments& arguments, const Tensor& values, cons
 Tensor operator_norms(const Tensor& alpha, const Tensor& position, const Tensor& values_, const Tensor& maps_,
                       const Tensor& own_, const Tensor& slope_, const Tensor& down_, const Tensor& residual,
                       const std::optional<Tensor>& residual_scale, const std::optional<Tensor>& gamma,
-                      const std::optional<Tensor>& norm_scale, bool centre) {
+                      const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences) {
   using torch::stable::contiguous;
   constexpr const char* op = "operator_norms";
-  const WideArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre);
+  const WideArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences);
   FFATTR_CHECK(values_.dim() == 3 && maps_.dim() == 3, op, ": values has to be [M, H, dh], maps [S, H * dh, F]");
   const Tensor values = contiguous(values_), maps = contiguous(maps_), own = contiguous(own_);
   const Tensor slope = contiguous(slope_), down = contiguous(down_);
@@ -64,8 +63,13 @@ Tensor operator_norms(const Tensor& alpha, const Tensor& position, const Tensor&
   check_tensor(op, "own", own, {streams, arguments.queries, neurons}, dtype);
   check_tensor(op, "slope", slope, {streams, arguments.queries, neurons}, dtype);
   check_tensor(op, "down", down, {neurons, arguments.width}, dtype);
-  FFATTR_DISPATCH_FLOATING(alpha, [&] { through_operator<scalar_t>(arguments, values, maps, own, slope, down); });
-  return arguments.out;
+  return FFATTR_DISPATCH_FLOATING(alpha, [&] {
+    const Buffer<scalar_t> down_packed = packed(data<scalar_t>(down), neurons, arguments.width);
+    return arguments.each_sequence<scalar_t>([&](const WideMap<scalar_t>& map, const Sequence& sequence) {
+      through_operator(map, sequence.of_keys(values), maps, sequence.of_queries(own, 1), sequence.of_queries(slope, 1),
+                       down_packed.get());
+    });
+  });
 }
 
 }  // namespace

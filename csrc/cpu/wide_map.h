@@ -4,24 +4,23 @@
 #include "../common.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "sequences.h"
 
 namespace ffattr::cpu {
 
-// The arguments named _TAIL in ffattr/ops.py with alpha and position, contiguous, and the output they write.
+// The arguments named _TAIL in ffattr/ops.py with alpha and position, checked and contiguous.
 struct WideArguments {
-  const char* op;
   Tensor alpha, position, residual;
   std::optional<Tensor> residual_scale, gamma, norm_scale;
   bool centre;
-  Tensor out;
-  int64_t heads, queries, keys, width;
+  std::vector<Sequence> sequences;
+  int64_t heads, queries, keys, width;  // of all sequences together
   ScalarType dtype;
 
   WideArguments(const char* op, const Tensor& alpha, const Tensor& position, const Tensor& residual,
                 const std::optional<Tensor>& residual_scale, const std::optional<Tensor>& gamma,
-                const std::optional<Tensor>& norm_scale, bool centre)
-      : op(op),
-        alpha(torch::stable::contiguous(alpha)),
+                const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences)
+      : alpha(torch::stable::contiguous(alpha)),
         position(torch::stable::contiguous(position)),
         residual(torch::stable::contiguous(residual)),
         residual_scale(contiguous(residual_scale)),
@@ -31,29 +30,32 @@ struct WideArguments {
         dtype(alpha.scalar_type()) {
     FFATTR_CHECK(alpha.dim() == 3 && residual.dim() == 3, op, ": alpha has to be [H, N, M], residual [M, H + 1, d]");
     check_floating(op, "alpha", alpha);
-    heads = alpha.size(0), queries = alpha.size(1), keys = alpha.size(2), width = residual.size(2);
+    heads = alpha.size(0), queries = alpha.size(1), width = residual.size(2);
+    keys = sequences.has_value() ? residual.size(0) : alpha.size(2);
+    this->sequences = sequences_of(op, sequences, alpha, keys);
     check_tensor(op, "position", position, {queries}, ScalarType::Long);
     check_tensor(op, "residual", residual, {keys, heads + 1, width}, dtype);
     check_tensor(op, "residual_scale", residual_scale, {queries}, dtype);
     check_tensor(op, "gamma", gamma, {width}, dtype);
     check_tensor(op, "norm_scale", norm_scale, {queries}, dtype);
-    out = torch::stable::new_zeros(this->alpha, {norm_scale.has_value() ? 3 : 2, queries, keys});
   }
 
-  template <class T>
-  WideMap<T> map() const {
-    return {heads,
-            queries,
-            keys,
-            width,
-            data<T>(alpha),
-            data<int64_t>(position),
-            data<T>(residual),
-            data_or_null<T>(residual_scale),
-            data_or_null<T>(gamma),
-            data_or_null<T>(norm_scale),
-            centre,
-            mutable_data<T>(out)};
+  // The whole result; `run(map, sequence)` writes the pairs of one sequence, whose places begin with zeros.
+  template <class T, class Run>
+  Tensor each_sequence(const Run& run) const {
+    const int64_t scopes = norm_scale.has_value() ? 3 : 2;
+    return cpu::each_sequence(sequences, alpha, {scopes, queries, alpha.size(2)}, [&](const Sequence& sequence) {
+      const Tensor own_alpha = torch::stable::contiguous(sequence.of_pairs(alpha));
+      const Tensor own_position = sequence.of_queries(position), own_residual = sequence.of_keys(residual);
+      const std::optional<Tensor> own_residual_scale = sequence.of_queries(residual_scale);
+      const std::optional<Tensor> own_norm_scale = sequence.of_queries(norm_scale);
+      const Tensor out = torch::stable::new_zeros(alpha, {scopes, sequence.queries, sequence.keys});
+      run(WideMap<T>{heads, sequence.queries, sequence.keys, width, data<T>(own_alpha), data<int64_t>(own_position),
+                     data<T>(own_residual), data_or_null<T>(own_residual_scale), data_or_null<T>(gamma),
+                     data_or_null<T>(own_norm_scale), centre, mutable_data<T>(out)},
+          sequence);
+      return out;
+    });
   }
 };
 
