@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         CaptureError,
         FfattrError,
         NonFiniteError,
+        OutOfMemory,
         UnsupportedModel,
     )
     from .ig import GaussLegendre, Riemann
@@ -37,6 +38,7 @@ _HOME = {
         "CaptureError",
         "FfattrError",
         "NonFiniteError",
+        "OutOfMemory",
         "UnsupportedModel",
     ),
     "ig": ("GaussLegendre", "Riemann"),
@@ -56,6 +58,7 @@ __all__ = [
     "GaussLegendre",
     "LayerSpec",
     "NonFiniteError",
+    "OutOfMemory",
     "Plan",
     "Riemann",
     "UnsupportedModel",

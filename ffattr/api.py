@@ -56,10 +56,15 @@ def attribute(
     ig: ``"exact"``, `ffattr.Riemann` or `ffattr.GaussLegendre`: Integrated Gradients through the FF activation.
     baseline: start of its path: ``"zero"``, ``"bias"``, or pre-activations ``[F]`` (gated: ``[F]`` or ``[2, F]``).
     value_bias: ``"token"`` (b_V stays with its token, as in the papers) or ``"separate"`` (goes to the bias).
-    dtype: compute precision; None: float64 for a float64 model, else float32.
-    backend: ``"auto"``, ``"cpu"`` (C++), ``"torch"`` or ``"reference"``.
+    dtype: precision of the wide products, those with the feed-forward matrices: ``torch.float64``, ``float32``,
+        ``bfloat16``, ``float16`` or ``float8_e4m3fn``; None: float64 for a float64 model, a half model's own on a GPU,
+        else float32. Everything else, the maps included, is float64 with float64 and float32 otherwise.
+    backend: ``"auto"``, ``"cpu"`` (C++), ``"triton"`` (GPU), ``"torch"`` or ``"reference"``; ``ffattr info`` says which
+        run here and in which dtypes.
     method: ``"auto"``, ``"direct"`` or ``"operator"``; `explain` says which one is chosen, and why.
-    memory_budget: bytes of working memory besides the maps. progress: called with (layers done, layers in all).
+    memory_budget: bytes of working memory besides the maps. Where memory runs out all the same, a layer is computed
+        again in smaller blocks; `OutOfMemory` says that the smallest do not fit.
+    progress: called with (layers done, layers in all).
     check: compare the recomputed layer outputs with the model's; a difference raises `ArchitectureMismatch`.
 
     Returns an `Attribution`; ``maps[scope]`` is ``[layers, B, queries, T]`` (``attn_heads``: heads before queries).
@@ -82,7 +87,7 @@ def attribute(
     )
     mask = request.inputs.mask
     shape = (len(request.layers), len(mask), len(request.queries), mask.shape[1])
-    plan = Plan(request.backend.name, request.dtype, request.device)
+    plan = Plan(request.backend.name, request.wide_dtype, request.device)
     result = Attribution(
         maps={name: _zeros(request, shape, name) for name in request.scopes},
         bias={name: _zeros(request, shape[:3]) for name in request.scopes},
@@ -98,7 +103,7 @@ def attribute(
             "ig": str(ig),
             "baseline": baseline if isinstance(baseline, str) else f"tensor {list(baseline.shape)}",
             "value_bias": value_bias,
-            "dtype": str(request.dtype).removeprefix("torch."),
+            "dtype": str(request.wide_dtype).removeprefix("torch."),
             "backend": request.backend.name,
             "method": method,
             "ffattr": __version__,
@@ -116,7 +121,6 @@ def attribute(
             sequence = _Sequence.of(request, captured, batch)
             pairs = sequence.attention.pairs(sequence.rows)
             layer_plan = request.plan(captured.index, weights, len(sequence.rows), len(sequence.tokens), pairs)
-            plan.layers.append(layer_plan)
             done = engine.layer_maps(
                 weights,
                 sequence.x,
@@ -128,6 +132,7 @@ def attribute(
                 request.backend,
                 layer_plan,
             )
+            plan.layers.append(done.plan)
             error = sequence.error(done.output)
             for at in places:
                 for name in request.scopes:
@@ -241,7 +246,7 @@ def explain(
         method,
         memory_budget,
     )
-    plan = Plan(request.backend.name, request.dtype, request.device)
+    plan = Plan(request.backend.name, request.wide_dtype, request.device)
     for index in request.layers:
         weights = request.adapted.layers[index].weights(request.dtype)
         causal = bool(getattr(request.adapted.layers[index].attention, "is_causal", False))
@@ -254,7 +259,7 @@ def explain(
 
 @dataclass(frozen=True)
 class _Sequence:
-    """One batch row of one captured layer without its padding, in the compute dtype."""
+    """One batch row of one captured layer without its padding, in the dtype of the result."""
 
     tokens: Tensor
     rows: Tensor

@@ -57,7 +57,11 @@ def map_command(
         str, typer.Option(help='Start of the gradient path: "zero" or "bias".', metavar="START")
     ] = "zero",
     dtype: Annotated[
-        str | None, typer.Option(help="Precision of the wide products, for instance float64.", metavar="DTYPE")
+        str | None,
+        typer.Option(
+            help="Precision of the wide products: float64, float32, bfloat16, float16 or float8_e4m3fn.",
+            metavar="DTYPE",
+        ),
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, or one that `ffattr info` lists.", metavar="NAME")] = "auto",
     method: Annotated[str, typer.Option(help="auto, direct or operator.", metavar="NAME")] = "auto",

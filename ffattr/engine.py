@@ -1,38 +1,27 @@
-"""One layer of one sequence, from weights and attention to the norms of every scope asked for.
-
-Data flow. For a block of queries: attention rows, then the tokens' own stream through the layer, which yields the
-norms' scales, the slopes, the bias, and the output that is compared with the model's. Then, for a block of keys: value
-vectors, features, operators, a tile of each map. Nothing of size ``[N, T, d]`` exists.
+"""One layer of one sequence, from weights and attention to the norms of every scope asked for: in blocks of query
+tokens, and in smaller ones where memory runs out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+import logging
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
-from . import ig, reference
+from . import reference
 from .attention import Attention
 from .backends import Backend
-from .layer import LayerWeights, Norm
-from .plan import LayerPlan
-from .reference import Rule, Stream
+from .errors import NonFiniteError, OutOfMemory
+from .layer import LayerWeights
+from .plan import LayerPlan, free_bytes
+from .reference import Rule
+from .tiles import Layer, LayerMaps
 
 __all__ = ["LayerMaps", "layer_maps"]
 
-
-@dataclass(frozen=True)
-class LayerMaps:
-    """Norms of one layer and one sequence, and the layer output ``[N, d]`` recomputed on the way.
-
-    ``maps[scope]`` ``[N, T]`` (``attn_heads``: ``[H, N, T]``), ``bias[scope]`` ``[N]`` (zero for ``attn_heads``).
-    """
-
-    maps: dict[str, Tensor]
-    bias: dict[str, Tensor]
-    output: Tensor
+_log = logging.getLogger("ffattr")
 
 
 def layer_maps(
@@ -46,14 +35,61 @@ def layer_maps(
     backend: Backend,
     plan: LayerPlan,
 ) -> LayerMaps:
-    """Norm maps of the query tokens ``rows`` ``[N]`` of one sequence ``x`` ``[T, d]`` without padding."""
+    """Norm maps of the query tokens ``rows`` ``[N]`` of one sequence ``x`` ``[T, d]`` without padding.
+
+    In the blocks of ``plan``, or where memory runs out in halves of them, quarters and so on. Raises `OutOfMemory`
+    where the smallest do not fit, and `NonFiniteError` where the range of float16 does not do.
+    """
+    while True:
+        try:
+            result = _in_blocks(weights, x, attention, rows, scopes, rule, value_bias, backend, plan)
+            break
+        except torch.OutOfMemoryError as error:
+            _log.debug("layer %d ran out of memory in blocks %s: %s", plan.layer, plan.blocks, str(error))
+        # Out of the handler, where the error's traceback still holds the tensors of the run that failed.
+        if x.is_cuda:
+            torch.cuda.empty_cache()
+        smaller = plan.halved()
+        if smaller is None:
+            raise OutOfMemory(_too_large(plan, x.device))
+        plan = smaller
+    if plan.dtype == torch.float16 and not all(bool(tile.isfinite().all()) for tile in result.maps.values()):
+        raise NonFiniteError(
+            f"layer {plan.layer}: its wide products exceed the range of float16; pass dtype=torch.bfloat16 or "
+            "dtype=torch.float32"
+        )
+    return result
+
+
+def _too_large(plan: LayerPlan, device: torch.device) -> str:
+    narrower = {torch.float64: "torch.float32", torch.float32: "torch.bfloat16"}.get(plan.dtype)
+    return (
+        f"layer {plan.layer} ran out of memory: the smallest blocks need {plan.bytes} bytes by the plan, "
+        f"{free_bytes(device)} are free on {device}. Ask for fewer layers or queries, pass shorter inputs"
+        + (f" or dtype={narrower}" if narrower else "")
+        + ", or free what else the device holds."
+    )
+
+
+def _in_blocks(
+    weights: LayerWeights,
+    x: Tensor,
+    attention: Attention,
+    rows: Tensor,
+    scopes: Collection[str],
+    rule: Rule,
+    value_bias: str,
+    backend: Backend,
+    plan: LayerPlan,
+) -> LayerMaps:
     shape = (len(rows), len(x))
     result = LayerMaps(
         {name: x.new_empty((weights.heads, *shape) if name == "attn_heads" else shape) for name in scopes},
         {name: x.new_zeros(len(rows)) for name in scopes},
         x.new_empty(len(rows), weights.width),
+        plan,
     )
-    layer = None if backend.is_reference else _Layer(weights, x, scopes, rule, value_bias, backend, plan)
+    layer = None if backend.is_reference else Layer(weights, x, scopes, rule, value_bias, backend, plan)
     for start in range(0, len(rows), plan.blocks.queries):
         part = slice(start, min(start + plan.blocks.queries, len(rows)))
         if layer is None:
@@ -80,198 +116,3 @@ def _materialised(
             result.bias[name][part] = stream.bias.norm(dim=-1)
         output = stream.total
     result.output[part] = output
-
-
-@dataclass(frozen=True)
-class _Queries:
-    """What a block of ``n`` query tokens brings to every key: ``alpha`` ``[H, n, T]``, ``rows`` ``[n]``, the scales
-    ``1 / s_i`` ``[n]`` of the norms on the way (None: no such norm) and the slopes ``[S, n, F]``."""
-
-    rows: Tensor
-    alpha: Tensor
-    residual_scale: Tensor | None  # of the norm after attention
-    ff_scale: Tensor | None  # of all norms before the feed-forward block
-    slope: Tensor | None  # with ff_scale folded in; None where no feed-forward scope is wanted
-    norm_scale: Tensor | None  # of the norm after the feed-forward block
-
-
-@dataclass(frozen=True)
-class _Level:
-    """The residual stream at one point before the feed-forward block, as linear functions of what a token brings.
-
-    ``matrix`` ``[H * dh, d]`` takes head values there, ``own`` ``[T, d]`` is the token's residual there, both without
-    the norms' scales.
-    """
-
-    matrix: Tensor
-    own: Tensor
-
-    def after(self, norm: Norm | None) -> _Level:
-        return self if norm is None else _Level(norm.linear(self.matrix), norm.linear(self.own))
-
-
-_Tiles = Iterator[tuple[str, Tensor]]
-_Compute = Callable[[_Queries, Tensor, Tensor, slice], _Tiles]
-
-
-class _Layer:
-    """What all blocks of one layer and sequence share."""
-
-    def __init__(
-        self,
-        weights: LayerWeights,
-        x: Tensor,
-        scopes: Collection[str],
-        rule: Rule,
-        value_bias: str,
-        backend: Backend,
-        plan: LayerPlan,
-    ) -> None:
-        self.weights, self.x, self.rule, self.plan = weights, x, rule, plan
-        self.operators = backend.operators
-        self.scopes = frozenset(scopes)
-        self.wide = not self.scopes.isdisjoint(weights.wide_scopes)
-        self.values, self.constant = reference.own_values(weights, x, value_bias)
-        self.raw = _Level(weights.out.weight, x)
-        self.residual = self.raw.after(weights.norm_after_attn)
-        self.ff_input = self.residual.after(weights.norm_before_ff)
-        if self.wide:  # from head values to pre-activations, [S, H * dh, F]
-            self.maps = torch.stack([self.ff_input.matrix @ part.weight for part in weights.projections])
-            self.down = weights.down.weight.contiguous()
-            # Buffers of the longest block: fresh memory of this size for every block would cost as much as filling it.
-            shape = (plan.blocks.wide_keys, weights.heads + 1)
-            self.residual_features = x.new_empty(*shape, weights.width)
-            if plan.method == "direct":
-                self.features = x.new_empty(len(weights.projections), *shape, weights.ff_width)
-
-    def run(self, attention: Attention, rows: Tensor, part: slice, result: LayerMaps) -> None:
-        """All maps of one block of query tokens."""
-        queries = self._query_block(attention, rows, part, result)
-        if not self.scopes.issubset(self.weights.wide_scopes):
-            self._tiles(self._narrow, self.plan.blocks.keys, queries, part, result)
-        if self.wide:
-            self._tiles(self._wide, self.plan.blocks.wide_keys, queries, part, result)
-
-    def _tiles(self, compute: _Compute, step: int, queries: _Queries, part: slice, result: LayerMaps) -> None:
-        for start in range(0, len(self.x), step):
-            keys = slice(start, min(start + step, len(self.x)))
-            alpha, position = queries.alpha[..., keys], queries.rows - start
-            if bool(((position >= 0) & (position < keys.stop - start)).any()) or bool(alpha.any()):
-                tiles = compute(queries, alpha.contiguous(), position, keys)
-            else:  # beyond the causal diagonal or outside a window
-                tiles = ((name, torch.zeros(())) for name in self.scopes)
-            for name, tile in tiles:
-                if name in self.scopes:
-                    result.maps[name][..., part, keys] = tile
-
-    def _query_block(self, attention: Attention, rows: Tensor, part: slice, result: LayerMaps) -> _Queries:
-        """The query tokens' own way through the layer, by the formulas of `reference` without any vectors."""
-        weights = self.weights
-        alpha = reference.attention_rows(attention, rows)
-        none = self.x.new_empty(len(rows), 0, weights.width)
-        names = iter(weights.scopes)
-        next(names)  # attn_heads has no bias and no output
-
-        def keep(stream: Stream) -> None:
-            name = next(names)
-            if name in self.scopes:
-                result.bias[name][part] = stream.bias.norm(dim=-1)
-
-        stream = reference.attention_stream(weights, alpha, self.values, self.constant, none)
-        keep(stream)
-        own = self.x[rows]
-        stream = reference.residual_stream(stream, Stream(none, torch.zeros_like(own), own))
-        keep(stream)
-        residual_scale = None
-        if weights.norm_after_attn is not None:
-            stream, residual_scale = reference.norm_stream(weights.norm_after_attn, stream)
-            keep(stream)
-        ff_input, ff_scale = stream, residual_scale
-        if weights.norm_before_ff is not None:
-            ff_input, scale = reference.norm_stream(weights.norm_before_ff, stream)
-            ff_scale = scale if ff_scale is None else ff_scale * scale
-            keep(ff_input)
-
-        if not self.wide:  # the rest of the layer only to compare its output
-            result.output[part] = reference.layer_output(weights, stream.total, ff_input.total)
-            return _Queries(rows, alpha, residual_scale, ff_scale, None, None)
-        path = reference.preactivations(weights, ff_input, self.rule.baseline)
-        slope = self._slope(path)
-        ff = reference.feed_forward_stream(weights, ff_input, path, slope)
-        keep(ff)
-        stream = reference.residual_stream(stream, ff)
-        keep(stream)
-        norm_scale = None
-        if weights.norm_after_ff is not None:
-            stream, norm_scale = reference.norm_stream(weights.norm_after_ff, stream)
-            keep(stream)
-        result.output[part] = stream.total
-        if ff_scale is not None:
-            slope *= ff_scale[:, None]
-        return _Queries(rows, alpha, residual_scale, ff_scale, slope, norm_scale)
-
-    def _slope(self, path: reference.FeedForward) -> Tensor:
-        name = self.weights.activation.name
-        if name not in ig.ACTIVATIONS:  # the operators know names; any other activation is differentiated here
-            return reference.slopes(self.weights, path, self.rule)
-        out: Tensor = self.operators.ig_slope(path.z, path.base, None, name, self.rule.name, self.rule.steps)
-        return out
-
-    def _narrow(self, queries: _Queries, alpha: Tensor, position: Tensor, keys: slice) -> _Tiles:
-        """Tiles ``(scope, [n, m])`` of the attention-level scopes, by quadratic forms."""
-        weights, scopes = self.weights, self.scopes
-
-        def gram(level: _Level) -> Tensor:
-            features = self.x.new_empty(keys.stop - keys.start, weights.heads + 1, weights.width)
-            wide = self._features(level.matrix, level.own[keys], keys, features).double()
-            return wide @ wide.mT  # in float64: in float32 a squared norm would lose half the digits
-
-        def norms(gram: Tensor, scale: Tensor | None) -> Tensor:
-            out: Tensor = self.operators.gram_norms(alpha, position, gram, scale)
-            return out
-
-        summed = "atb" if weights.norm_after_attn is None else "attn_res"
-        if not scopes.isdisjoint(("attn_heads", "attn", summed)):
-            raw = gram(self.raw)
-            of_heads = raw[:, :-1, :-1]
-            head_norms = of_heads.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().to(alpha.dtype)  # [m, H]
-            if "attn_heads" in scopes:
-                yield "attn_heads", alpha * head_norms.T[:, None]
-            if "attn" in scopes:
-                yield "attn", norms(of_heads, None)
-            if summed in scopes:
-                yield summed, norms(raw, None)
-        if weights.norm_after_attn is not None and "atb" in scopes:
-            yield "atb", norms(gram(self.residual), queries.residual_scale)
-        if weights.norm_before_ff is not None and "atb_ln" in scopes:
-            yield "atb_ln", norms(gram(self.ff_input), queries.ff_scale)
-
-    def _wide(self, queries: _Queries, alpha: Tensor, position: Tensor, keys: slice) -> _Tiles:
-        """Tiles ``(scope, [n, m])`` of all feed-forward scopes, by one pass."""
-        weights, after = self.weights, self.weights.norm_after_ff
-        count = keys.stop - keys.start
-        tail = (
-            self._features(self.residual.matrix, self.residual.own[keys], keys, self.residual_features[:count]),
-            queries.residual_scale,
-            None if after is None else after.weight,
-            queries.norm_scale,
-            after is not None and after.kind == "layer",
-        )
-        if self.plan.method == "operator":
-            own = torch.stack([self.ff_input.own[queries.rows] @ part.weight for part in weights.projections])
-            out = self.operators.operator_norms(
-                alpha, position, self.values[keys], self.maps, own, queries.slope, self.down, *tail
-            )
-        else:
-            features = self.features[:, :count]
-            for matrix, part, to in zip(self.maps, weights.projections, features, strict=True):
-                self._features(matrix, self.ff_input.own[keys] @ part.weight, keys, to)
-            out = self.operators.ff_norms(alpha, position, features, queries.slope, self.down, *tail)
-        yield from zip(weights.wide_scopes, out, strict=True)
-
-    def _features(self, matrix: Tensor, own: Tensor, keys: slice, to: Tensor) -> Tensor:
-        """What every head, and as one more head the residual, of a block of keys brings: ``[m, H + 1, width]``."""
-        for head, part in enumerate(matrix.unflatten(0, (self.weights.heads, -1))):
-            torch.mm(self.values[keys, head], part, out=to[:, head])
-        to[:, -1] = own
-        return to

@@ -11,6 +11,7 @@ __all__ = [
     "CaptureError",
     "FfattrError",
     "NonFiniteError",
+    "OutOfMemory",
     "UnsupportedModel",
 ]
 
@@ -32,8 +33,12 @@ class CaptureError(FfattrError):
 
 
 class NonFiniteError(FfattrError, ValueError):
-    """A weight or an activation is NaN or infinite."""
+    """A weight, an activation or a result is NaN or infinite."""
 
 
 class BackendUnavailable(FfattrError, RuntimeError):
     """The backend asked for cannot run here; the message says why."""
+
+
+class OutOfMemory(FfattrError, MemoryError):
+    """A layer does not fit the memory of its device even in the smallest blocks."""

@@ -6,20 +6,19 @@ machine decide.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import psutil
 import torch
 
-from .backends import BACKENDS, Backend
+from .backends import Backend
+from .dtypes import operand_dtype, result_dtype
 from .layer import LayerWeights
+from .rates import measured
 
-__all__ = ["Blocks", "LayerPlan", "LayerShape", "Method", "Plan", "default_budget", "plan_layer"]
+__all__ = ["Blocks", "LayerPlan", "LayerShape", "Method", "Plan", "default_budget", "free_bytes", "plan_layer"]
 
 Method = Literal["direct", "operator", "attention", "reference"]
 """``attention``: no feed-forward scope is asked for, and nothing d-wide is done for a pair."""
@@ -28,6 +27,15 @@ _MiB = 1 << 20
 _DEFAULT_BUDGET = 24 * _MiB
 """Working memory on a CPU beyond which no shape tried ran faster: blocks are then long enough to hide their set-up."""
 _NEAR = 2.0  # counts further apart than this decide by themselves: no machine's rates differ by more
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How many query tokens are worked on at a time, and how many key tokens for attention-level and wide maps."""
+
+    queries: int
+    keys: int
+    wide_keys: int
 
 
 @dataclass(frozen=True)
@@ -45,16 +53,8 @@ class LayerShape:
 
     @classmethod
     def of(cls, weights: LayerWeights, queries: int, tokens: int, pairs: int) -> LayerShape:
-        return cls(
-            queries,
-            tokens,
-            pairs,
-            weights.width,
-            weights.ff_width,
-            weights.heads,
-            weights.head_dim,
-            streams=len(weights.projections),
-        )
+        streams, heads = len(weights.projections), weights.heads
+        return cls(queries, tokens, pairs, weights.width, weights.ff_width, heads, weights.head_dim, streams)
 
     @property
     def inner(self) -> int:
@@ -77,58 +77,99 @@ class LayerShape:
         made = 2.0 * self.streams * t * (self.inner + d) * f
         return shared + made + 2.0 * self.pairs * f * (d + self.streams * mixed)
 
-    def key_bytes(self, method: Method, itemsize: int) -> int:
+    def key_bytes(self, method: Method, dtype: torch.dtype) -> int:
         """Working memory for one key token of a block: features for the wide map, or what a Gram matrix is made of."""
         mixed = self.heads + 1
         if method == "attention":
-            return mixed * self.width * (itemsize + 8) + 3 * mixed * mixed * 8
+            return mixed * self.width * (result_dtype(dtype).itemsize + 8) + 3 * mixed * mixed * 8
         neurons = self.streams * self.ff_width if method == "direct" else 0
-        return mixed * (self.width + neurons) * itemsize
+        return mixed * (self.width + neurons) * operand_dtype(dtype).itemsize
 
-    def pair_bytes(self, itemsize: int) -> int:
+    def pair_bytes(self, dtype: torch.dtype) -> int:
         """Working memory for one pair of a block: its weights, and a tile of every scope of a pass."""
-        return (self.heads + 4) * itemsize
+        return (self.heads + 4) * result_dtype(dtype).itemsize
 
-    def query_bytes(self, itemsize: int) -> tuple[int, int]:
+    def query_bytes(self, dtype: torch.dtype) -> tuple[int, int]:
         """Working memory for one query token: at most, on its own way through the layer, and kept for all keys."""
         kept = self.heads * self.tokens + 2 * self.streams * self.ff_width + 4 * self.width
-        return (kept + self.heads * self.tokens + 6 * self.streams * self.ff_width + 8 * self.width) * itemsize, (
-            kept * itemsize
-        )
+        passing = kept + self.heads * self.tokens + 6 * self.streams * self.ff_width + 8 * self.width
+        size = result_dtype(dtype).itemsize
+        return passing * size, kept * size
 
-    def fixed_bytes(self, method: Method, itemsize: int) -> int:
+    def fixed_bytes(self, method: Method, dtype: torch.dtype) -> int:
         """The layer's own matrices, whatever the blocks: maps, down as it is and packed, and J of a few queries."""
-        if method == "attention":
+        if method in ("attention", "reference"):
             return 0
         matrices = self.streams * self.inner * self.ff_width + 2 * self.ff_width * self.width
-        return (matrices + (4 * self.inner * self.width if method == "operator" else 0)) * itemsize
+        if dtype != result_dtype(dtype):  # the projections once more, in the dtype of the wide products
+            matrices += self.streams * self.width * self.ff_width
+        if method == "operator":
+            matrices += 4 * self.inner * self.width
+        return matrices * operand_dtype(dtype).itemsize
 
-
-@dataclass(frozen=True)
-class Blocks:
-    """How many query tokens are worked on at a time, and how many key tokens for attention-level and wide maps."""
-
-    queries: int
-    keys: int
-    wide_keys: int
+    def bytes(self, method: Method, blocks: Blocks, dtype: torch.dtype) -> int:
+        """Working memory of the whole layer in these blocks."""
+        if method == "reference":
+            return blocks.queries * 4 * self.tokens * self.ff_width * result_dtype(dtype).itemsize
+        passing, kept = self.query_bytes(dtype)
+        per_pair = blocks.queries * self.pair_bytes(dtype)
+        longest = max(
+            count * (self.key_bytes(kind, dtype) + per_pair)
+            for kind, count in ((method, blocks.wide_keys), ("attention", blocks.keys))  # type: tuple[Method, int]
+        )
+        return self.fixed_bytes(method, dtype) + max(blocks.queries * passing, blocks.queries * kept + longest)
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer of one sequence: what runs, in which blocks, and what it costs."""
+    """One layer of one sequence: what runs, in which blocks, and what it costs.
+
+    ``dtype`` is that of the wide products, ``choice`` why it is this method, ``halvings`` how often the blocks were
+    halved because memory ran out.
+    """
 
     layer: int
     shape: LayerShape
     method: Method
     blocks: Blocks
-    flops: float
-    bytes: int
-    reason: str
+    dtype: torch.dtype
+    choice: str
+    halvings: int = 0
+
+    @property
+    def flops(self) -> float:
+        return self.shape.flops(self.method)
+
+    @property
+    def bytes(self) -> int:
+        return self.shape.bytes(self.method, self.blocks, self.dtype)
+
+    @property
+    def reason(self) -> str:
+        """Why this method, and what became of the blocks."""
+        reason = self.choice
+        repeats = -(-self.shape.queries // self.blocks.queries)
+        if repeats > 1 and self.method != "reference":
+            reason += f", features made {repeats} times"
+        if self.halvings:
+            reason += f", halved {self.halvings} time{'s' * (self.halvings > 1)} after running out of memory"
+        return reason
+
+    def halved(self) -> LayerPlan | None:
+        """The same layer in blocks of half the queries or, of one query, half the keys. None: nothing is left."""
+        queries, keys, wide_keys = self.blocks.queries, self.blocks.keys, self.blocks.wide_keys
+        if queries > 1:
+            smaller = Blocks(queries // 2, keys, wide_keys)
+        elif self.method != "reference" and max(keys, wide_keys) > 1:
+            smaller = Blocks(1, max(1, keys // 2), max(1, wide_keys // 2))
+        else:
+            return None
+        return replace(self, blocks=smaller, halvings=self.halvings + 1)
 
 
 @dataclass
 class Plan:
-    """What ran, or would run: backend, method, operations and working memory of every layer. Printable."""
+    """What ran, or would run: backend, dtype of the wide products, operations and memory of every layer. Printable."""
 
     backend: str
     dtype: torch.dtype
@@ -169,13 +210,18 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device, with what torch holds there for tensors to come."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + held
+
+
 def default_budget(device: torch.device) -> tuple[int, int]:
     """Bytes of working memory when the user names none: what is of use, and a share of what is free at most."""
-    if device.type == "cuda":
-        free = int(torch.cuda.mem_get_info(device)[0])
-        return free // 4, free // 4
-    free = int(psutil.virtual_memory().available)
-    return min(_DEFAULT_BUDGET, free // 4), free // 4
+    most = free_bytes(device) // 4
+    return (most if device.type == "cuda" else min(_DEFAULT_BUDGET, most)), most
 
 
 def plan_layer(
@@ -190,54 +236,48 @@ def plan_layer(
 ) -> LayerPlan:
     """Choose the method and the blocks of one layer, of which feed-forward scopes are asked for if ``wide``.
 
+    ``dtype`` is that of the wide products: the matrices of the feed-forward block and what is multiplied by them.
     ``budget`` bounds what blocks take; the maps and the layer's own matrices come on top. Raises ValueError where it
     cannot hold a single pair.
     """
     useful, most = default_budget(device) if budget is None else (budget, budget)
-    chosen, reason = _choose(shape, wide, backend, method, dtype, device)
-    size = dtype.itemsize
+    chosen, choice = _choose(shape, wide, backend, method, dtype, device)
     if chosen == "reference":
-        per_query = 4 * shape.tokens * shape.ff_width * size
+        per_query = shape.bytes(chosen, Blocks(1, shape.tokens, shape.tokens), dtype)
         blocks = Blocks(max(1, min(shape.queries, useful // per_query)), shape.tokens, shape.tokens)
-        return LayerPlan(layer, shape, chosen, blocks, shape.flops("direct"), blocks.queries * per_query, reason)
-    if chosen == "operator" and _least(shape, "operator", size) > most and method == "auto":
-        chosen, reason = "direct", "operator would not fit the memory"
-    least = _least(shape, chosen, size)
+        return LayerPlan(layer, shape, chosen, blocks, dtype, choice)
+    if chosen == "operator" and _least(shape, "operator", dtype) > most and method == "auto":
+        chosen, choice = "direct", "operator would not fit the memory"
+    least = _least(shape, chosen, dtype)
     if least > most:
         raise ValueError(
             f"memory_budget={budget} bytes is too small for layer {layer} ({chosen}, {shape.tokens} tokens): "
             f"expected at least {least}"
         )
-    useful = max(useful, least)
-    passing, kept = shape.query_bytes(size)
+    return LayerPlan(layer, shape, chosen, _blocks(shape, chosen, max(useful, least), dtype), dtype, choice)
+
+
+def _blocks(shape: LayerShape, chosen: Method, useful: int, dtype: torch.dtype) -> Blocks:
+    """The longest blocks that ``useful`` bytes hold."""
+    passing, kept = shape.query_bytes(dtype)
+    pair = shape.pair_bytes(dtype)
     wide_keys = shape.tokens if chosen == "operator" else 1
-    spare = useful - wide_keys * shape.key_bytes(chosen, size)
-    queries = max(1, min(shape.queries, useful // passing, spare // 2 // (kept + wide_keys * shape.pair_bytes(size))))
+    spare = useful - wide_keys * shape.key_bytes(chosen, dtype)
+    queries = max(1, min(shape.queries, useful // passing, spare // 2 // (kept + wide_keys * pair)))
     left = useful - queries * kept
 
     def keys(method: Method) -> int:
-        return max(1, min(shape.tokens, left // (shape.key_bytes(method, size) + queries * shape.pair_bytes(size))))
+        return max(1, min(shape.tokens, left // (shape.key_bytes(method, dtype) + queries * pair)))
 
-    if chosen == "direct":
-        wide_keys = keys("direct")
-    blocks = Blocks(queries, keys("attention"), wide_keys)
-    longest = max(
-        count * (shape.key_bytes(kind, size) + queries * shape.pair_bytes(size))
-        for kind, count in ((chosen, wide_keys), ("attention", blocks.keys))  # type: tuple[Method, int]
-    )
-    used = shape.fixed_bytes(chosen, size) + max(queries * passing, queries * kept + longest)
-    repeats = -(-shape.queries // queries)
-    if repeats > 1:
-        reason += f", features made {repeats} times"
-    return LayerPlan(layer, shape, chosen, blocks, shape.flops(chosen), used, reason)
+    return Blocks(queries, keys("attention"), keys("direct") if chosen == "direct" else wide_keys)
 
 
-def _least(shape: LayerShape, method: Method, size: int) -> int:
+def _least(shape: LayerShape, method: Method, dtype: torch.dtype) -> int:
     """Bytes that the smallest blocks need: one query with one key, or with all keys where the method needs them all."""
-    passing, kept = shape.query_bytes(size)
+    passing, kept = shape.query_bytes(dtype)
     keys = shape.tokens if method == "operator" else 1
-    block = max(keys * shape.key_bytes(method, size), shape.key_bytes("attention", size))
-    return max(passing, kept + block + keys * shape.pair_bytes(size))
+    block = max(keys * shape.key_bytes(method, dtype), shape.key_bytes("attention", dtype))
+    return max(passing, kept + block + keys * shape.pair_bytes(dtype))
 
 
 def _choose(
@@ -251,52 +291,13 @@ def _choose(
         return "attention", "no feed-forward scope asked for"
     if method != "auto":
         return ("direct" if method == "direct" else "operator"), "asked for"
+    if dtype == torch.float8_e4m3fn:
+        return "direct", "the only method in float8"
     direct, operator = shape.flops("direct"), shape.flops("operator")
     ratio = direct / operator
     if not 1 / _NEAR < ratio < _NEAR:
         chosen: Method = "operator" if ratio > 1 else "direct"
         return chosen, f"{max(ratio, 1 / ratio):.1f}x fewer operations"
-    rates = _rates(backend.name, dtype, device, torch.get_num_threads())
+    rates = measured(backend.name, dtype, device, torch.get_num_threads())
     chosen = "operator" if direct / rates[0] > operator / rates[1] else "direct"
     return chosen, f"faster at {rates[0] / 1e9:.0f} direct, {rates[1] / 1e9:.0f} operator GFLOP/s measured here"
-
-
-@functools.lru_cache(maxsize=16)
-def _rates(name: str, dtype: torch.dtype, device: torch.device, threads: int) -> tuple[float, float]:
-    """Operations per second of *direct* and *operator* on this machine, by a short run of each (about 0.1 s)."""
-    del threads  # part of the key: another number of threads has other rates
-    operators = BACKENDS[name].operators
-    heads, head_dim, width, ff_width, queries, keys = 8, 32, 256, 1024, 16, 192
-
-    def tensor(*shape: int) -> torch.Tensor:
-        return torch.full(shape, 0.5, dtype=dtype, device=device)
-
-    alpha, position = tensor(heads, queries, keys), torch.arange(queries, device=device)
-    slope, down = tensor(1, queries, ff_width), tensor(ff_width, width)
-    tail = (tensor(keys, heads + 1, width), None, None, None, False)
-    shape = LayerShape(queries, keys, queries * keys, width, ff_width, heads, head_dim, 1)
-    inner = heads * head_dim
-
-    def direct() -> object:
-        return operators.ff_norms(alpha, position, tensor(1, keys, heads + 1, ff_width), slope, down, *tail)
-
-    def operator() -> object:
-        maps, own = tensor(1, inner, ff_width), tensor(1, queries, ff_width)
-        return operators.operator_norms(alpha, position, tensor(keys, heads, head_dim), maps, own, slope, down, *tail)
-
-    flops = (
-        2.0 * shape.pairs * ff_width * width,
-        2.0 * queries * inner * ff_width * width + 2.0 * shape.pairs * inner * width,
-    )
-    return flops[0] / _best(direct, device), flops[1] / _best(operator, device)
-
-
-def _best(run: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    times = []
-    for _ in range(repeats + 1):  # the first warms up
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return max(min(times[1:]), 1e-9)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from . import backends, ig
 from .adapters import Adapted, resolve
 from .backends import Backend
-from .errors import NonFiniteError
+from .dtypes import result_dtype
+from .errors import BackendUnavailable, NonFiniteError
 from .inputs import Inputs, prepare
 from .layer import LayerSpec, LayerWeights
 from .plan import LayerPlan, LayerShape, plan_layer
@@ -26,7 +27,10 @@ IG = Literal["exact"] | ig.Riemann | ig.GaussLegendre
 
 @dataclass(frozen=True)
 class Request:
-    """A model, its inputs and the checked arguments of `ffattr.attribute`."""
+    """A model, its inputs and the checked arguments of `ffattr.attribute`.
+
+    ``wide_dtype`` is what the user calls the precision, that of the wide products; all else is in ``dtype``.
+    """
 
     adapted: Adapted
     inputs: Inputs
@@ -36,6 +40,7 @@ class Request:
     rule: Rule
     value_bias: str
     dtype: torch.dtype
+    wide_dtype: torch.dtype
     device: torch.device
     backend: Backend
     method: str
@@ -70,9 +75,9 @@ class Request:
             raise TypeError(f"memory_budget is {memory_budget!r}, expected a positive number of bytes, or None")
         if value_bias not in ("token", "separate"):
             raise ValueError(f"unknown value_bias {value_bias!r}, expected 'token' or 'separate'")
-        parameter = next(adapted.base.parameters())
-        if dtype is None:
-            dtype = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        if dtype == torch.float8_e4m3fn and method == "operator":
+            raise ValueError(f"method='operator' does not run in {dtype}; 'direct' is the only one that does")
+        wide_dtype, selected = _precision(adapted, dtype, backend)
         chosen = _indices("layers", layers, len(adapted.layers))
         _check_weights(adapted, chosen)
         return cls(
@@ -83,9 +88,10 @@ class Request:
             scopes=_scopes(scopes, first.scopes),
             rule=Rule(*ig.rule_of(ig_rule), baseline=_baseline(baseline, first)),
             value_bias=value_bias,
-            dtype=dtype,
-            device=parameter.device,
-            backend=backends.select(backend, parameter.device, dtype),
+            dtype=result_dtype(wide_dtype),
+            wide_dtype=wide_dtype,
+            device=next(adapted.base.parameters()).device,
+            backend=selected,
             method=method,
             memory_budget=memory_budget,
         )
@@ -99,7 +105,7 @@ class Request:
         """How one layer of one sequence is to be computed."""
         shape = LayerShape.of(weights, queries, tokens, pairs)
         return plan_layer(
-            layer, shape, self.wide, self.backend, self.method, self.dtype, self.device, self.memory_budget
+            layer, shape, self.wide, self.backend, self.method, self.wide_dtype, self.device, self.memory_budget
         )
 
     def places(self, layer: int) -> list[int]:
@@ -114,6 +120,21 @@ class Request:
         queries = torch.tensor(self.queries, device=mask.device, dtype=torch.int64)
         filled = mask[queries].nonzero()[:, 0]
         return tokens, (mask.cumsum(0) - 1)[queries[filled]], filled
+
+
+def _precision(adapted: Adapted, dtype: torch.dtype | None, backend: str) -> tuple[torch.dtype, Backend]:
+    """The dtype of the wide products and who computes them.
+
+    Where the user names no dtype: a half model's own on a GPU, which is made for it, where the backend has it.
+    """
+    parameter, heads = next(adapted.base.parameters()), max(spec.heads for spec in adapted.layers)
+    if dtype is None and parameter.is_cuda and parameter.dtype in (torch.bfloat16, torch.float16):
+        try:
+            return parameter.dtype, backends.select(backend, parameter.device, parameter.dtype, heads)
+        except BackendUnavailable:
+            pass  # it then says below why it cannot run at all, or runs in float32
+    dtype = result_dtype(parameter.dtype) if dtype is None else dtype
+    return dtype, backends.select(backend, parameter.device, dtype, heads)
 
 
 def _check_weights(adapted: Adapted, layers: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ from synthetic import attribution
 from typer.testing import CliRunner
 
 from ffattr import api, backends, cli, maps
-from ffattr.errors import ArchitectureMismatch, BackendUnavailable, UnsupportedModel
+from ffattr.errors import ArchitectureMismatch, BackendUnavailable, OutOfMemory, UnsupportedModel
 from ffattr.ig import GaussLegendre, Riemann
 
 RUNNER = CliRunner()
@@ -170,6 +170,7 @@ def test_a_file_that_is_not_text(calls, tmp_path):
         (UnsupportedModel("no adapter for [bold]x[/bold],\n known: bert"), 2),
         (ArchitectureMismatch("layer 3 is off"), 1),
         (BackendUnavailable("no GPU"), 1),
+        (OutOfMemory("layer 3 ran out of memory"), 1),
         (ZeroDivisionError("a bug"), 1),
         (KeyError("no scope 'x'"), 2),
         (MemoryError(), 1),

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "ffattr"
 
 ORDER = [
     {"_C", "_build_info", "_version"},
-    {"errors", "activations", "closed_forms", "reference", "ig", "layer", "attention"},
+    {"errors", "activations", "closed_forms", "reference", "ig", "layer", "attention", "dtypes"},
     {"torch_ops", "ops", "triton_ops", "backends"},
-    {"plan", "engine"},
+    {"plan", "rates", "tiles", "engine"},
     {"attention_capture", "capture", "inputs", "adapters"},
     {"plot", "analysis"},
     {"maps"},

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffattr import plan as planning
-from ffattr import torch_ops
 from ffattr.attention import Attention
 from ffattr.backends import BACKENDS
 from ffattr.engine import layer_maps
@@ -30,7 +29,7 @@ MiB = 1 << 20
 def rates(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, tuple[float, float]]]:
     """No test measures this machine: both methods run at one speed, unless a test says otherwise."""
     speed = {"both": (1e9, 1e9)}
-    monkeypatch.setattr(planning, "_rates", lambda *key: speed["both"])
+    monkeypatch.setattr(planning, "measured", lambda *key: speed["both"])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield speed
@@ -52,8 +51,9 @@ def planned(
     backend: str = "torch",
     layer: int = 0,
     wide: bool = True,
+    dtype: torch.dtype = torch.float32,
 ) -> LayerPlan:
-    return plan_layer(layer, given, wide, BACKENDS[backend], method, torch.float32, CPU, budget)
+    return plan_layer(layer, given, wide, BACKENDS[backend], method, dtype, CPU, budget)
 
 
 # ---- counts
@@ -159,24 +159,6 @@ def test_without_feed_forward_scopes_there_is_nothing_to_choose(method: str) -> 
     assert planned(shape(9), wide=False, backend="reference").method == "reference"
 
 
-def test_measured_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # the real ones
-    calls: list[str] = []
-
-    class Operators:
-        def __getattr__(self, name: str) -> Any:
-            calls.append(name)
-            return getattr(torch_ops, name)
-
-    monkeypatch.setitem(BACKENDS, "counting", replace(BACKENDS["torch"], name="counting", operators=Operators()))
-    first = planning._rates("counting", torch.float32, CPU, 1)
-    assert min(first) > 1e6
-    assert set(calls) == {"ff_norms", "operator_norms"}
-    made = len(calls)
-    assert planning._rates("counting", torch.float32, CPU, 1) == first
-    assert len(calls) == made  # once for a machine
-
-
 # ---- blocks
 
 
@@ -209,7 +191,7 @@ def test_blocks_grow_with_the_budget(tokens: int, queries: int, method: Any, str
         assert 1 <= m <= tokens
         assert 1 <= k <= tokens
         assert chosen.method == method
-        assert before <= chosen.bytes <= budget + given.fixed_bytes(method, 4)
+        assert before <= chosen.bytes <= budget + given.fixed_bytes(method, torch.float32)
         assert ("features made" in chosen.reason) == (n < queries)
         before = chosen.bytes
     assert chosen.bytes <= whole.bytes
@@ -240,10 +222,69 @@ def test_without_a_budget_memory_in_use_is_respected(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(planning.psutil, "virtual_memory", Memory)
     given = shape(3000)
     tight = planned(given, "direct", None)
-    assert tight.bytes - given.fixed_bytes("direct", 4) <= Memory.available // 4
+    assert tight.bytes - given.fixed_bytes("direct", torch.float32) <= Memory.available // 4
     Memory.available = 1 << 50
     loose = planned(given, "direct", None)
     assert tight.bytes < loose.bytes < 128 * MiB
+
+
+NARROW = (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize("method", ["direct", "operator"])
+def test_narrow_operands_take_less_memory(method: Any) -> None:
+    given = shape(50)
+    whole = Blocks(50, 50, 50)
+    single = given.bytes(method, whole, torch.float32)
+    assert given.bytes(method, whole, torch.float64) > 1.8 * single
+    for dtype in NARROW:  # float8 is for one matrix, the operands beside it are 2 bytes wide
+        assert given.bytes(method, whole, dtype) == given.bytes(method, whole, torch.bfloat16) < single
+        assert given.key_bytes(method, dtype) == given.key_bytes(method, torch.float32) // 2
+        assert given.fixed_bytes(method, dtype) < given.fixed_bytes(method, torch.float32)
+        assert given.key_bytes("attention", dtype) == given.key_bytes("attention", torch.float32)
+        assert given.pair_bytes(dtype) == given.pair_bytes(torch.float32)
+        assert given.query_bytes(dtype) == given.query_bytes(torch.float32)
+    assert (
+        planned(given, "direct", 3 * MiB, dtype=torch.bfloat16).blocks.wide_keys
+        >= planned(given, "direct", 3 * MiB).blocks.wide_keys
+    )
+
+
+def test_memory_that_torch_holds_on_a_gpu_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (600, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 300)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+    device = torch.device("cuda", 0)
+    assert planning.free_bytes(device) == 800
+    assert planning.default_budget(device) == (200, 200)
+
+
+@pytest.mark.parametrize(
+    ("method", "backend", "wide"),
+    [
+        ("direct", "torch", True),
+        ("operator", "torch", True),
+        ("auto", "torch", False),
+        ("auto", "reference", True),
+    ],
+)
+def test_halving(method: str, backend: str, wide: bool) -> None:
+    first = step = planned(shape(37, queries=11), method, backend=backend, wide=wide)
+    seen = [first]
+    while (smaller := step.halved()) is not None:
+        one, other = smaller.blocks, step.blocks
+        assert (one.queries, one.keys) in ((other.queries // 2, other.keys), (1, max(1, other.keys // 2)))
+        assert smaller.bytes < step.bytes
+        assert replace(smaller, blocks=first.blocks, halvings=0) == first
+        step = smaller
+        seen.append(step)
+    assert [plan.halvings for plan in seen] == list(range(len(seen)))
+    keys = 37 if backend == "reference" else 1
+    assert step.blocks == Blocks(1, keys, keys)
+    assert "halved" not in first.reason
+    assert seen[1].reason.endswith("halved 1 time after running out of memory")
+    assert seen[2].reason.endswith("halved 2 times after running out of memory")
+    assert ("features made 6 times, halved" in seen[2].reason) == (backend != "reference")
 
 
 def test_printing() -> None:
@@ -257,6 +298,7 @@ def test_printing() -> None:
     assert re.search(r"layer 0\b.*operator.*\b2000 queries x 2000 tokens.*\b2000 x 2000\b.*fewer operations", first)
     assert re.search(r"layer 1-3\b.*direct.*\b8 queries x 8 tokens.*\b8 x 8\b.*fewer operations", others)
     assert f"{plan.layers[0].flops / 1e9:.2f} GFLOP" in first
+    assert str(Plan("triton", torch.bfloat16, CPU)).startswith("triton backend, bfloat16 on cpu\n")
     assert re.search(rf"total.*{plan.flops / 1e9:.2f} GFLOP.*{plan.bytes / MiB:.1f} MiB", total)
 
 

@@ -1,0 +1,32 @@
+"""What the precision that a user asks for means for each operand.
+
+That precision is one of the *wide products*, those with the feed-forward matrices. Everything else of a layer
+(attention, statistics of norms, slopes, the norms that are the result) is float64 with float64 and float32 otherwise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["operand_dtype", "quantised", "result_dtype"]
+
+
+def result_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What maps and everything but the wide products are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def operand_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What the wide operands are in: with float8 only the down matrix is float8, all others are bfloat16."""
+    return torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
+
+
+def quantised(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """``matrix`` ``[F, d]`` as float8_e4m3fn and a scale ``[d]``, so that ``float8 * scale`` is near it.
+
+    Every column is scaled to the largest float8 number; a column of zeros stays one.
+    """
+    largest = torch.finfo(torch.float8_e4m3fn).max
+    scale = (matrix.abs().amax(0) / largest).clamp_min(torch.finfo(matrix.dtype).tiny)
+    return (matrix / scale).clamp(-largest, largest).to(torch.float8_e4m3fn), scale

@@ -1,0 +1,38 @@
+"""What the precision asked for means for each operand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ffattr.dtypes import operand_dtype, quantised, result_dtype
+
+
+def test_result_and_operands() -> None:
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float8_e4m3fn):
+        assert result_dtype(dtype) == torch.float32
+    assert result_dtype(torch.float64) == torch.float64
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        assert operand_dtype(dtype) == dtype
+    assert operand_dtype(torch.float8_e4m3fn) == torch.bfloat16
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-3, 1.0, 1e30])
+def test_quantised(size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(300, 7, generator=generator) * torch.logspace(-4, 4, 7) * size
+    matrix[:, 3] = 0
+    narrow, scale = quantised(matrix)
+    assert (narrow.dtype, narrow.shape, scale.dtype, scale.shape) == (
+        torch.float8_e4m3fn,
+        (300, 7),
+        torch.float32,
+        (7,),
+    )
+    back = narrow.float() * scale
+    assert (back[:, 3] == 0).all()
+    largest = matrix.abs().amax(0)
+    assert (back.abs().amax(0) == largest).all() or torch.allclose(back.abs().amax(0), largest, rtol=1e-6)
+    # Three bits after the leading one: off by a sixteenth at most, or by half a step of what is too small for that.
+    bound = torch.maximum(matrix.abs() / 16, largest * 2.0**-10 / 448)
+    assert ((back - matrix).abs() <= bound * (1 + 1e-5)).all()
