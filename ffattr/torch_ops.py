@@ -154,8 +154,8 @@ def chunks(
 ) -> Iterator[tuple[slice, slice, slice]]:
     """Queries of one sequence at a time, the columns of ``alpha`` that they need, and the keys that these are.
 
-    As many queries as keep temporaries of ``per_key`` elements for every pair and of ``per_query`` for every query below
-    ``limit`` elements each.
+    As many queries at a time as keep temporaries of ``per_key`` elements for a pair, and those of ``per_query`` for a
+    query, below ``limit`` elements.
     """
     bounds = sequence_bounds(operator, sequences, alpha, keys)
     for (query, key), (next_query, next_key) in itertools.pairwise(bounds):

@@ -1,0 +1,214 @@
+"""Tile sizes: what was measured on this device if `ffattr bench --tune` was run on it, else by rule.
+
+The rules rest on registers and shared memory as compiled ahead of time (``benchmarks/resources.py`` prints them); none
+has been timed on a GPU yet. A thread has 255 registers, and the sums of a tile take ``queries * columns / threads``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+
+from .runtime import INTERPRETED
+
+__all__ = [
+    "Config",
+    "Shape",
+    "apply",
+    "build",
+    "candidates",
+    "direct",
+    "padded_heads",
+    "remember",
+    "save",
+    "tuned_file",
+]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Tile of a program: ``queries`` rows, ``columns`` of the output at a time, ``neurons`` of a step.
+
+    ``stages`` steps are under way at once, loaded by TMA where ``tma`` and the strides allow it. Where rows are not
+    queries, or the sum is not over neurons, the names stand for what is in their place.
+    """
+
+    queries: int
+    columns: int
+    neurons: int
+    warps: int
+    stages: int
+    tma: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a config depends on; ``dtype`` is that of ``down``, ``capability`` (0, 0) stands for the interpreter."""
+
+    heads: int
+    streams: int
+    width: int
+    queries: int
+    dtype: torch.dtype
+    capability: tuple[int, int]
+    device: str = ""
+
+    @classmethod
+    def of(cls, alpha: Tensor, down: Tensor, streams: int) -> Shape:
+        heads, queries, _ = alpha.shape
+        if INTERPRETED:
+            return cls(heads, streams, down.shape[1], queries, down.dtype, (0, 0))
+        properties = torch.cuda.get_device_properties(alpha.device)
+        capability = (properties.major, properties.minor)
+        return cls(heads, streams, down.shape[1], queries, down.dtype, capability, properties.name)
+
+    @property
+    def warpgroups(self) -> bool:
+        """Whether the matrix unit takes operands of whole warpgroups from shared memory, where TMA puts them."""
+        return self.capability[0] in (9, 10)
+
+    @property
+    def few(self) -> bool:
+        return self.queries <= 64
+
+    @property
+    def narrow(self) -> bool:
+        """Whether blocks of 256 columns would leave more than a tenth of their work outside the matrix."""
+        return triton.cdiv(self.width, 256) * 256 > 1.1 * self.width
+
+    def key(self, kernel: str) -> str:
+        """Shapes with one key have one tuned config."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        size = f"{'few' if self.few else 'many'} queries, {'narrow' if self.narrow else 'wide'}"
+        return f"{kernel}: {dtype}, {self.streams} stream(s), {padded_heads(self.heads)} heads, {size}"
+
+
+def padded_heads(heads: int) -> int:
+    """Rows of a tile of heads: a power of two, and no fewer than a matrix instruction sums over."""
+    return max(16, triton.next_power_of_2(heads))
+
+
+def direct(shape: Shape) -> Config:
+    return _chosen("direct", shape, _direct)
+
+
+def build(shape: Shape) -> Config:
+    return _chosen("build", shape, _build)
+
+
+def apply(shape: Shape, head_dim: int) -> Config:
+    config = _chosen("apply", shape, _apply)
+    # A step stays within one head, whose weight is one number for each row.
+    return replace(config, neurons=max(16, min(config.neurons, triton.next_power_of_2(head_dim))))
+
+
+def _direct(shape: Shape) -> Config:
+    heads, gated = padded_heads(shape.heads), shape.streams == 2
+    if shape.dtype == torch.float32:  # three products from operands split in registers: a quarter of a bfloat16 tile
+        if shape.warpgroups:
+            return Config(64, 64 if gated or heads > 16 else 128, 32, 8, 2, True)
+        return Config(64, 32 if gated or heads > 16 else 64, 16, 8, 2, False)
+    if not shape.warpgroups:  # operands and sums share the registers of mma.sync
+        return Config(128, 64 if gated else 128, 32, 8, 3, False)
+    # 128 x 256 sums take half the registers of 8 warps: more leave no room for z, fewer columns make z more often.
+    columns = 128 if shape.narrow or heads == 128 else 256
+    if shape.dtype == torch.float8_e4m3fn and heads > 16 and not gated:
+        columns = 128  # with 256: spills, for the wider tile of weights comes on top of float8 conversions
+    # Two z and two slopes of a gated block, or many heads, leave room for half as many neurons.
+    neurons, stages = (32, 4 if heads < 64 else 3) if gated or (heads == 64 and columns == 256) else (64, 3)
+    if shape.few and heads <= 32:
+        return Config(64, columns, neurons, 4, 3, True)
+    return Config(128, columns, neurons, 8, stages, True)
+
+
+def _build(shape: Shape) -> Config:
+    if shape.dtype == torch.float32:
+        return Config(64, 64, 32, 8, 2, True) if shape.warpgroups else Config(64, 64, 16, 8, 2, False)
+    if not shape.warpgroups:
+        return Config(128, 128, 32, 8, 3, False)
+    return Config(128, 128 if shape.narrow else 256, 64, 8, 3, True)
+
+
+def _apply(shape: Shape) -> Config:
+    if shape.dtype == torch.float32:
+        return Config(64, 64, 32, 8, 2, True) if shape.warpgroups else Config(64, 64, 16, 8, 2, False)
+    if not shape.warpgroups:
+        return Config(128, 64, 32, 8, 3, False)
+    return Config(128, 128, 64, 8, 3, True)  # 256 columns spill: the mixed residual is a second tile of that size
+
+
+_INTERPRETED = Config(32, 64, 64, 4, 1, True)
+"""The interpreter's time goes by operations, whatever their size; loops should still turn more than once in a test."""
+
+
+def _chosen(kernel: str, shape: Shape, rule: Callable[[Shape], Config]) -> Config:
+    if shape.capability == (0, 0):
+        return _INTERPRETED
+    return _tuned().get(shape.device, {}).get(shape.key(kernel)) or rule(shape)
+
+
+def candidates(shape: Shape) -> Iterator[Config]:
+    """What ``ffattr bench --tune`` tries: tiles whose sums leave registers for the rest; some will not compile."""
+    least = 32 if shape.dtype == torch.float8_e4m3fn else 16
+    for queries, columns, neurons, warps, stages in itertools.product(
+        (64, 128), (64, 128, 256), (16, 32, 64, 128), (4, 8), (2, 3, 4)
+    ):
+        sums = queries * columns // (32 * warps)
+        if neurons >= least and 16 <= sums <= 128:
+            for tma in (True, False) if shape.capability >= (9, 0) else (False,):
+                yield Config(queries, columns, neurons, warps, stages, tma)
+
+
+def tuned_file() -> Path:
+    """Where tuned configs are kept, by device name; ``FFATTR_CACHE`` names another folder."""
+    folder = os.environ.get("FFATTR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ffattr"
+    return Path(folder).expanduser() / "triton.json"
+
+
+def remember(shape: Shape, kernel: str, config: Config | None) -> None:
+    """Use ``config`` for shapes like this one in this process; None: the rule again."""
+    table = _tuned().setdefault(shape.device, {})
+    if config is None:
+        table.pop(shape.key(kernel), None)
+    else:
+        table[shape.key(kernel)] = config
+
+
+def save() -> Path:
+    """Keep what is remembered for later processes. Raises OSError where the file cannot be written."""
+    file = tuned_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    table = {device: {key: asdict(c) for key, c in configs.items()} for device, configs in _tuned().items()}
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return file
+
+
+@lru_cache
+def _tuned() -> dict[str, dict[str, Config]]:
+    file = tuned_file()
+    try:
+        text = file.read_text()
+    except OSError:
+        return {}
+    try:
+        return {
+            device: {key: Config(**c) for key, c in configs.items()} for device, configs in json.loads(text).items()
+        }
+    except (ValueError, TypeError, AttributeError) as error:
+        warnings.warn(f"{file} is not what `ffattr bench --tune` writes ({error}): ignored; delete it", stacklevel=2)
+        return {}
