@@ -1,4 +1,4 @@
-"""The command line: ``ffattr map`` and ``ffattr info``.
+"""The command line: ``ffattr map``, ``ffattr info`` and ``ffattr bench``.
 
 torch, transformers and the rest of ffattr are imported inside the commands, so that ``--help`` answers at once.
 """
@@ -137,6 +137,38 @@ def info(debug: Debug = False) -> None:
         for name, available, reason in backends.report():
             table.add_row(escape(name), "[green]yes" if available else "[yellow]no", escape(reason))
         console.print(table)
+
+
+@app.command()
+def bench(
+    shape: Annotated[str, typer.Option(help="minilm, bert-base, gpt2 or llama-7b.", metavar="NAME")] = "bert-base",
+    tokens: Annotated[int | None, typer.Option(help="Tokens (default: 512, on a CPU 128).", min=1)] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Precision of the wide products (default: bfloat16, on a CPU float32).", metavar="DTYPE"),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto (all that can run) or one of them.", metavar="NAME")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.", metavar="NAME")] = "auto",
+    rounds: Annotated[int, typer.Option(help="Times are medians of up to so many.", min=1)] = 5,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Find the fastest tiles of the Triton kernels here, and store them.")
+    ] = False,
+    minutes: Annotated[
+        float | None, typer.Option(help="End --tune after about so long (default: when all is tried).", min=0)
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Time one random layer of a known SHAPE, all feed-forward scopes; or --tune the kernels for it."""
+    with _one_line_errors(debug):
+        from . import cli_bench
+
+        if minutes is not None and not tune:
+            raise ValueError("--minutes goes with --tune")
+        layer = cli_bench.layer(shape, tokens, _dtype(dtype), device)
+        if tune:
+            cli_bench.tune(layer, minutes)
+        else:
+            cli_bench.compare(layer, backend, rounds)
 
 
 def main() -> None:

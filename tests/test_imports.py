@@ -17,9 +17,9 @@ ORDER = [
     {"attention_capture", "capture", "inputs", "adapters"},
     {"plot", "analysis"},
     {"maps"},
-    {"request", "api"},
+    {"request", "api", "timing", "bench", "tune"},
     {""},  # the package itself: `import ffattr`
-    {"cli", "__main__"},
+    {"cli_bench", "cli", "__main__"},
 ]
 RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
 

@@ -1,0 +1,239 @@
+"""benchmarks/device.py: processes that hang or die, what it reports, and a dry run from end to end."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "benchmarks"
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+# ---- processes
+
+ANSWERS = """
+import json, os, sys, time
+print("something else")
+for line in sys.stdin:
+    job = json.loads(line)
+    if job["do"] == "die":
+        print("went wrong", file=sys.stderr)
+        os._exit(3)
+    if job["do"] == "hang":
+        time.sleep(60)
+    print("answer", json.dumps({"status": "ok", "pid": os.getpid(), "unusable": job["do"] == "spoil"}), flush=True)
+"""
+
+
+@pytest.fixture
+def worker(scripts: None) -> Iterator[Any]:
+    from device_process import Worker
+
+    started = Worker([sys.executable, "-c", ANSWERS], dict(os.environ), ROOT)
+    yield started
+    started.stop()
+
+
+def test_a_worker_answers_until_it_dies_hangs_or_is_spoilt(worker: Any) -> None:
+    first = worker.ask({"do": "answer"}, 30)
+    assert worker.ask({"do": "answer"}, 30) == first == {"status": "ok", "pid": first["pid"]}
+    assert worker.ask({"do": "die"}, 30) == {"status": "failed", "reason": "the process died: went wrong"}
+    second = worker.ask({"do": "spoil"}, 30)
+    assert second["status"] == "ok"
+    third = worker.ask({"do": "answer"}, 30)
+    assert len({first["pid"], second["pid"], third["pid"]}) == 3
+    start = time.monotonic()
+    assert worker.ask({"do": "hang"}, 0.5)["reason"] == "no answer within 0 s: given up"
+    assert time.monotonic() - start < 10
+    with pytest.raises(ProcessLookupError):
+        os.kill(third["pid"], 0)
+    assert worker.ask({"do": "answer"}, 30)["status"] == "ok"
+
+
+def test_a_worker_that_cannot_start(scripts: None) -> None:
+    from device_process import Worker
+
+    started = Worker([sys.executable, "-c", "raise ImportError('no torch')"], dict(os.environ), ROOT)
+    assert started.ask({}, 30) == {"status": "failed", "reason": "the process died: ImportError: no torch"}
+    started.stop()
+
+
+def test_a_command_with_a_limit(scripts: None) -> None:
+    from device_process import run_limited
+
+    code = "print('begun', flush=True); import time; time.sleep({})"
+    assert run_limited([sys.executable, "-c", code.format(0)], dict(os.environ), ROOT, 30) == (0, "begun\n")
+    assert run_limited([sys.executable, "-c", code.format(60)], dict(os.environ), ROOT, 1) == (None, "begun\n")
+
+
+# ---- what is measured and reported
+
+
+def test_jobs_are_in_order_of_what_they_tell(scripts: None) -> None:
+    from device import COMPILED, DIRECT, SHAPES, Estimate, jobs
+
+    every = list(jobs(list(SHAPES), dry_run=False))
+    layers = [(job["shape"], job["tokens"]) for job in every if job["kind"] == "layer"]
+    assert list(dict.fromkeys(layers))[:3] == [("bert-base", 512), ("bert-base", 1024), ("llama-7b", 1024)]
+    assert set(layers) == {(s, t) for s in SHAPES for t in (128, 256, 512, 1024, 2048, 4096, 8192)}
+    assert every[0]["variant"] == DIRECT
+    assert {job["shape"] for job in jobs(["gpt2"], dry_run=False)} == {"gpt2"}
+
+    estimate, flops = Estimate(), 4e12
+    before = estimate.of(every[0], flops)
+    estimate.learn(every[0], {"status": "ok", "seconds": 0.1, "flops": flops})
+    assert estimate.of(every[0], flops) == pytest.approx(2 + 0.4 + 1.0)
+    assert before > 10  # with compiling
+    assert estimate.of(every[0], 100 * flops) == pytest.approx(2 + 40 + 3)
+    assert estimate.of({**every[0], "variant": COMPILED}, 0.0) > 40
+
+
+def test_what_is_not_tried_again(scripts: None, tmp_path: Path) -> None:
+    from device import Session
+    from device_report import Report
+
+    report = Report([tmp_path], True)
+    session = Session(argparse.Namespace(minutes=1.0, dry_run=True), report, {})
+    job = {"kind": "layer", "shape": "gpt2", "tokens": 8, "variant": "a"}
+    report.result(job, {"status": "out of memory"})
+    assert session._hopeless({**job, "tokens": 4}) is None
+    assert session._hopeless({**job, "variant": "b"}) is None
+    assert session._hopeless({**job, "tokens": 16}) == {"status": "out of memory", "reason": "already at 8 tokens"}
+    report.result({**job, "variant": "b"}, {"status": "failed", "reason": "?"})
+    assert session._hopeless({**job, "variant": "b"}) is None
+    report.result({**job, "variant": "b", "tokens": 9}, {"status": "failed", "reason": "?"})
+    assert session._hopeless({**job, "variant": "b"}) == {"status": "not tried", "reason": "failed twice before"}
+
+
+def answer(seconds: float, flops: float = 2e9) -> dict[str, Any]:
+    return {"status": "ok", "seconds": seconds, "flops": flops, "error": 1e-3, "peak_bytes": 1 << 30}
+
+
+def filled(folder: Path, dry_run: bool) -> Any:
+    from device_report import Report
+
+    report = Report([folder], dry_run)
+    report.step("tests", "5 passed", 3.0)
+    report.machine({"status": "ok", "name": "NVIDIA A-1 80GB", "torch": "2", "dtype": "torch.bfloat16"})
+    report.machine({"status": "ok", "flops_per_second": 1e12, "bytes_per_second": 3e12})
+    job = {"kind": "layer", "shape": "gpt2", "tokens": 8}
+    report.result({**job, "variant": "Triton direct"}, answer(0.004))
+    report.result({**job, "variant": "PyTorch, chunked"}, {"status": "wrong", "reason": "off by 1"})
+    report.result({**job, "variant": "PyTorch, materialising"}, answer(0.4))
+    report.result({**job, "kind": "slope"}, answer(0.001, 0.0))
+    batch = {"kind": "batch", "shape": "gpt2", "tokens": 8, "sequences": 64}
+    report.result({**batch, "looped": False}, answer(0.01))
+    report.result({**batch, "looped": True}, answer(0.05))
+    report.skip("gpt2, T = 99, Triton direct")
+    trials = [{"config": {"warps": 8}, "seconds": 0.001, "reason": "", "rule": False}]
+    trials += [{"config": {"warps": 4}, "seconds": None, "reason": "out of resources", "rule": True}]
+    tuned = {"status": "ok", "kernels": [{"kernel": "direct", "key": "direct: bfloat16", "trials": trials, "left": 7}]}
+    report.tuned({"kind": "tune", "shape": "gpt2", "tokens": 8}, tuned)
+    report.log("tests", "5 passed\n")
+    report.save()
+    return report
+
+
+def test_the_report(scripts: None, tmp_path: Path) -> None:
+    report = filled(tmp_path, dry_run=False)
+    assert [path.name for path in report.files] == [f"nvidia-a-1-80gb.{end}" for end in ("json", "md", "tests.txt")]
+    assert report.failures == ["gpt2, T = 8, PyTorch, chunked"]
+    table = (tmp_path / "nvidia-a-1-80gb.md").read_text().splitlines()
+    for line in (
+        "torch 2, torch.bfloat16 matrix product 1 TFLOP/s, copies 3000 GB/s, read and written.",
+        "| tests | 5 passed | 3 |",
+        "| 8 | Triton direct | 4.000 | 50.0% | 1.00 | 1e-03 | 100.0 |",
+        "| 8 | PyTorch, chunked | wrong: off by 1 |  |  |  |  |",
+        "| 8 | PyTorch, materialising | 400.000 | 0.5% | 1.00 | 1e-03 | 1.0 |",
+        "| gpt2, T = 8, slope | 1.000 | 25.0% |  | 1e-03 |",
+        "| gpt2, T = 8, 64 sequences, in one launch | 10.000 |  | 5.0 | 1e-03 |",
+        "direct: bfloat16: 1 timed, 1 do not run or are wrong, 7 not tried.",
+        "| 1.000 | warps 8 |  |",
+        "| out of resources | warps 4 | yes |",
+        "- gpt2, T = 99, Triton direct",
+    ):
+        assert line in table, line
+
+
+def test_a_dry_run_keeps_no_figures(scripts: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    filled(tmp_path, dry_run=True)
+    whole = json.loads((tmp_path / "nvidia-a-1-80gb.json").read_text())
+    assert whole["note"] == "dry run, no figures"
+    assert {result.get("seconds") for result in whole["results"]} == {None}
+    table = (tmp_path / "nvidia-a-1-80gb.md").read_text()
+    assert "Dry run, no figures." in table
+    for text in ("TFLOP", "4.000", "50.0%", "100.0", "25.0%"):
+        assert text not in table
+    assert " ms" not in capsys.readouterr().out
+
+
+def test_nothing_is_kept_of_an_unknown_machine(scripts: None, tmp_path: Path) -> None:
+    from device_report import Report
+
+    report = Report([tmp_path / "results", tmp_path / "out"], dry_run=False)
+    report.step("machine", "failed: no GPU", 1.0)
+    report.save()
+    assert not (tmp_path / "results").exists()
+    assert {path.name for path in report.files} == {"unknown-device.json", "unknown-device.md"}
+
+
+# ---- from end to end
+
+
+def device(tmp_path: Path, *arguments: str) -> tuple[int, str, Path]:
+    """Without what a bare machine does not have, or may not use."""
+    for name in ("rich", "typer", "psutil", "safetensors", "transformers", "matplotlib", "pandas"):
+        (tmp_path / f"{name}.py").write_text("raise ImportError(__name__ + ' is not to be used')\n")
+    out = tmp_path / "out"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "OUT": str(out), "TMPDIR": str(tmp_path)}
+    command = [sys.executable, str(FOLDER / "device.py"), "--dry-run", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    return done.returncode, done.stdout + done.stderr, out
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
+def test_dry_run(tmp_path: Path) -> None:
+    code, said, out = device(tmp_path, "--no-tests", "--shapes", "minilm", "--profile", "--tune")
+    whole = json.loads(next(out.glob("*.json")).read_text())
+    assert [step["name"] for step in whole["steps"]] == ["build", "machine", "profile", "tune"], said
+    assert whole["steps"][0]["status"] == "ffattr"
+    variants = [result.get("variant", result["kind"]) for result in whole["results"]]
+    assert variants == [
+        "Triton direct",
+        "Triton direct, fp8",
+        "Triton operator",
+        "PyTorch, materialising",
+        "PyTorch, chunked",
+        "Triton, attention level",
+        "slope",
+        "batch",
+        "batch",
+        "PyTorch, chunked, compiled",
+    ]
+    assert {result["status"] for result in whole["results"]} == {"ok"}, said
+    assert {result["seconds"] for result in whole["results"]} == {None}
+    assert code in (0, 1)  # a GPU's profiler is missing here, on most machines
+    assert str(out) in said
+    assert not any(name in said for name in (" ms", "Traceback"))
+
+
+def test_no_time(tmp_path: Path) -> None:
+    code, said, out = device(tmp_path, "--minutes", "0.01")
+    assert code == 0, said
+    whole = json.loads(next(out.glob("*.json")).read_text())
+    assert whole["no time left for"] == ["build", "tests", "machine"]
