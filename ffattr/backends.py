@@ -122,8 +122,8 @@ def _gpu_reason(device: torch.device, dtype: torch.dtype) -> str | None:
         found, needed = (".".join(map(str, version)) for version in (capability, least))
         remedy = "pass dtype=torch.bfloat16" if capability >= (8, 0) else "use backend='torch'"
         return f"{device} has compute capability {found}, {dtype} needs {needed}; {remedy}"
-    failure: str | None = importlib.import_module("ffattr.triton_ops.selfcheck").failure(device)
-    return None if failure is None else f"its self-check on {device} failed: {failure}; use backend='torch'"
+    failure: str | None = importlib.import_module("ffattr.triton_ops.selfcheck").failure(device, dtype)
+    return None if failure is None else f"its self-check in {dtype} on {device} failed: {failure}; use backend='torch'"
 
 
 def _interpreter_reason(device: torch.device) -> str | None:

@@ -10,6 +10,7 @@ are in that of ``x``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
@@ -239,7 +240,9 @@ class Layer:
                 alpha, position, values, self.maps, own, queries.slope, self.down, *tail
             )
         else:
-            features = self.features[:, :count]
+            # The first part of the buffer, so that a short last block is as contiguous as the others.
+            shape = (len(self.features), count, *self.features.shape[2:])
+            features = self.features.flatten()[: math.prod(shape)].view(shape)
             for matrix, weight, to in zip(self.maps, self.projections, features, strict=True):
                 _features(values, matrix, self.wide_input.own[keys] @ weight, to)
             out = self.operators.ff_norms(alpha, position, features, queries.slope, self.down, self.down_scale, *tail)

@@ -32,7 +32,7 @@ class Triton:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
         monkeypatch.setitem(sys.modules, "ffattr.triton_ops", self.kernels)
         monkeypatch.setitem(sys.modules, "ffattr.triton_ops.runtime", self._runtime)
-        selfcheck = SimpleNamespace(failure=lambda device: self.failure)
+        selfcheck = SimpleNamespace(failure=lambda device, dtype: self.failure)
         monkeypatch.setitem(sys.modules, "ffattr.triton_ops.selfcheck", selfcheck)
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 

@@ -172,7 +172,9 @@ def test_report_with_a_gpu(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> N
     assert rows["triton"][1].endswith("; cuda:0: float32, bfloat16, float16")
     assert rows["reference"][1].endswith("; cuda:0: float32, float64; cpu: float32, float64")
     triton.failure = "wrong"
-    assert {name: text for name, _, text in backends.report()}["triton"].startswith("its self-check on cuda:0")
+    assert {name: text for name, _, text in backends.report()}["triton"].startswith(
+        "its self-check in torch.float32 on cuda:0"
+    )
 
 
 def test_build_info(monkeypatch: pytest.MonkeyPatch, with_binary: None) -> None:

@@ -114,16 +114,19 @@ def apply(shape: Shape, head_dim: int) -> Config:
 
 def _direct(shape: Shape) -> Config:
     heads, gated = padded_heads(shape.heads), shape.streams == 2
+    tensor_memory = shape.capability[0] == 10  # its 512 columns hold sums, z and P: 128 x 256 sums would take all
     if shape.dtype == torch.float32:  # three products from operands split in registers: a quarter of a bfloat16 tile
+        if shape.warpgroups and heads >= 64:  # as few spills as any tile tried
+            return Config(64, 64, 16, 4, 2, True) if heads == 64 else Config(128, 32, 16, 8, 2, True)
         if shape.warpgroups:
-            return Config(64, 64 if gated or heads > 16 else 128, 32, 8, 2, True)
+            return Config(64, 64 if gated or heads > 16 or tensor_memory else 128, 32, 8, 2, True)
         return Config(64, 32 if gated or heads > 16 else 64, 16, 8, 2, False)
     if not shape.warpgroups:  # operands and sums share the registers of mma.sync
         return Config(128, 64 if gated else 128, 32, 8, 3, False)
     # 128 x 256 sums take half the registers of 8 warps: more leave no room for z, fewer columns make z more often.
-    columns = 128 if shape.narrow or heads == 128 else 256
-    if shape.dtype == torch.float8_e4m3fn and heads > 16 and not gated:
-        columns = 128  # with 256: spills, for the wider tile of weights comes on top of float8 conversions
+    # A step's float8 products are summed apart, which takes the registers of a tile once more.
+    float8 = shape.dtype == torch.float8_e4m3fn
+    columns = 128 if shape.narrow or heads == 128 or float8 or tensor_memory else 256
     # Two z and two slopes of a gated block, or many heads, leave room for half as many neurons.
     neurons, stages = (32, 4 if heads < 64 else 3) if gated or (heads == 64 and columns == 256) else (64, 3)
     if shape.few and heads <= 32:

@@ -19,12 +19,12 @@ def column_sums(acc, gamma, column, width, COLUMNS: tl.constexpr):
     squares = tl.sum(acc * acc, 1)
     total = tl.sum(acc, 1)
     if gamma is None:
-        return squares, total, squares, total, tl.sum((c < width).to(tl.float32))
-    g = tl.load(gamma + c, mask=c < width, other=0.0)
-    acc = acc * g[None, :]
-    weighted_squares = tl.sum(acc * acc, 1)
-    weighted = tl.sum(acc * g[None, :], 1)
-    return squares, total, weighted_squares, weighted, tl.sum(g * g)
+        weighted_squares, weighted, gamma_squares = squares, total, tl.sum((c < width).to(tl.float32))
+    else:
+        g = tl.load(gamma + c, mask=c < width, other=0.0)
+        acc = acc * g[None, :]
+        weighted_squares, weighted, gamma_squares = tl.sum(acc * acc, 1), tl.sum(acc * g[None, :], 1), tl.sum(g * g)
+    return squares, total, weighted_squares, weighted, gamma_squares
 
 
 @triton.jit

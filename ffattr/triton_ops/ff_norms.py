@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ..torch_ops import sequence_bounds
 from . import configs
-from .arguments import WideArguments, check
+from .arguments import WideArguments, check, contiguous
 from .blocks import query_blocks
 from .epilogue import column_sums, store_norms
 from .runtime import on_device_of
@@ -60,7 +60,8 @@ def mixed(
     return dot(rows, tile, tl.zeros([QUERIES, NEURONS], tl.float32), PRECISION)
 
 
-@triton.jit(do_not_specialize=["queries", "keys"])  # a size of 1 would be a constant, which has no dtype to widen
+# A size of 1 would be a constant, which has no dtype to widen, and a short last block of keys a kernel of its own.
+@triton.jit(do_not_specialize=["queries", "keys", "columns"])
 def direct_kernel(
     alpha,  # [H, N, M]
     position,  # [N]
@@ -164,7 +165,10 @@ def direct_kernel(
                     rows, features, up, ahead, heads, neurons, feature_pitch, HEADS, QUERIES, NEURONS, TMA, PRECISION
                 )
             down_tile = load_rows(down, c, start, width, neurons, COLUMNS, NEURONS, TMA)
-            acc = dot(p.to(down_tile.dtype), down_tile.T, acc, PRECISION)
+            if down_scale is None:
+                acc = dot(p, down_tile.T, acc, PRECISION)
+            else:  # the matrix unit adds float8 products with some 14 bits: a step's at most
+                acc += dot(p.to(down_tile.dtype), down_tile.T, tl.zeros([QUERIES, COLUMNS], tl.float32), PRECISION)
 
         col = c + tl.arange(0, COLUMNS)
         if down_scale is not None:
@@ -226,13 +230,15 @@ def ff_norms(
     """``[2 or 3, N, M]``, see `ffattr.ops`. Raises ValueError for arguments that no kernel takes."""
     op = "ff_norms"
     given = WideArguments.of(op, alpha, position, residual, residual_scale, gamma, norm_scale)
-    streams, neurons = features.shape[0], features.shape[-1]
+    streams, neurons = (2 if len(features) == 2 else 1), features.shape[-1]
+    if neurons == 0:
+        raise ValueError(f"{op}: features has shape {list(features.shape)}, expected at least one neuron")
     check(op, "features", features, (streams, given.keys, given.heads + 1, neurons), given.wide)
     check(op, "slope", slope, (streams, given.queries, neurons), given.wide)
     check(op, "down_scale", down_scale, (given.width,), torch.float32)
     check(op, "down", down, (neurons, given.width), given.wide if down_scale is None else torch.float8_e4m3fn)
     out = given.output()
-    if out.numel() == 0 or neurons == 0 or given.width == 0:
+    if out.numel() == 0 or given.keys == 0 or given.width == 0:
         return out
 
     config = configs.direct(configs.Shape.of(alpha, down, streams))
@@ -240,7 +246,7 @@ def ff_norms(
     if down_scale is not None:
         slope_size = slope.abs().amax((0, 2)).float()
         slope = slope / slope_size.clamp_min(torch.finfo(torch.float32).tiny)[:, None].to(slope.dtype)
-        feature_bound = features.abs().amax(-1).float().sum(0)
+        feature_bound = torch.maximum(features.amax(-1), -features.amin(-1)).float().sum(0)
     features, residual = features.contiguous().flatten(0, 1), given.residual
     slope, down = slope.contiguous().flatten(0, 1), down.T.contiguous()  # every type has a product of such operands
     heads = configs.padded_heads(given.heads)
@@ -260,7 +266,7 @@ def ff_norms(
                 given.residual_scale,
                 given.gamma,
                 given.norm_scale,
-                down_scale,
+                contiguous(down_scale),
                 slope_size,
                 feature_bound,
                 blocks,

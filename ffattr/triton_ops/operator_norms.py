@@ -25,8 +25,8 @@ from .tiles import dot, load_rows, matrix, product_precision, scaled, tma_fits
 
 __all__ = ["apply_kernel", "build_kernel", "operator_norms"]
 
-_BATCH = 1 << 25
-"""Elements of ``J``, or of ``r``, of a batch: enough programs to fill a GPU, few enough to stay near its L2 cache."""
+_BATCH = 1 << 27
+"""Elements of ``J``, or of ``r``, of a batch: at ``d`` = 4096 eight queries, so that every SM has a program or two."""
 
 
 @triton.jit(do_not_specialize=["first", "queries"])  # 1 would be a constant, which has no dtype to widen
@@ -68,9 +68,9 @@ def build_kernel(
     tl.store(at, acc.to(out.dtype.element_ty), mask=(r < inner)[:, None] & (col < width)[None, :])
 
 
-@triton.jit(do_not_specialize=["first", "batch", "queries", "keys"])
+@triton.jit(do_not_specialize=["first", "batch", "queries", "keys", "columns"])
 def apply_kernel(
-    weights,  # [batch, H, K]: divided by their sizes
+    weights,  # [batch, H, K] float32, which loads ahead, unlike narrower numbers: divided by their sizes
     sizes,  # [batch, K]
     position,  # [N]
     values,  # [K, H * dh]
@@ -90,6 +90,7 @@ def apply_kernel(
     head_dim,
     width,
     CENTRE: tl.constexpr,
+    EVEN: tl.constexpr,
     TMA: tl.constexpr,
     PRECISION: tl.constexpr,
     KEYS: tl.constexpr,
@@ -122,7 +123,8 @@ def apply_kernel(
             tile = load_rows(values, key, start, keys, inner, KEYS, DEPTH, TMA)
             weight = tl.load(weights + head * keys, mask=live, other=0.0).to(tile.dtype)
             part = scaled(tile, weight[:, None])
-            part = tl.where((k < head_dim - within)[None, :], part, 0.0)  # what lies beyond belongs to the next head
+            if not EVEN:  # what lies beyond belongs to the next head
+                part = tl.where((k < head_dim - within)[None, :], part, 0.0)
             operator_tile = load_rows(operator, slot * inner + start, c, batch * inner, width, DEPTH, COLUMNS, TMA)
             acc = dot(part.to(operator_tile.dtype), operator_tile, acc, PRECISION)
         col = c + tl.arange(0, COLUMNS)
@@ -178,7 +180,7 @@ def operator_norms(
     """``[2 or 3, N, M]``, see `ffattr.ops`. Raises ValueError for arguments that no kernel takes."""
     op = "operator_norms"
     given = WideArguments.of(op, alpha, position, residual, residual_scale, gamma, norm_scale)
-    streams, _, neurons = maps.shape
+    streams, neurons = (2 if len(maps) == 2 else 1), maps.shape[-1]
     head_dim = values.shape[-1]
     inner = given.heads * head_dim
     check(op, "values", values, (given.keys, given.heads, head_dim), given.wide)
@@ -205,12 +207,15 @@ def operator_norms(
     tiles = triton.cdiv(inner, build.queries) * triton.cdiv(given.width, build.columns)
     for rows, columns, keys in chunks(op, alpha, given.keys, sequences, given.width, inner * given.width, _BATCH):
         batch, count = rows.stop - rows.start, keys.stop - keys.start
+        if count == 0:
+            continue
         whole = with_residual(given.alpha[:, rows, columns], given.position[rows])
         sizes = whole.abs().amax(-1)  # [batch, count]
-        weights = (whole / torch.where(sizes == 0, 1, sizes)[..., None]).to(given.wide)
-        mixed = mix(weights, given.residual[keys]).transpose(0, 1).contiguous()  # [count, batch, d]
+        weights = whole / torch.where(sizes == 0, 1, sizes)[..., None]
+        mixed = mix(weights.to(given.wide), given.residual[keys]).transpose(0, 1).contiguous()  # [count, batch, d]
         operator = maps.new_empty(batch * inner, given.width)
-        apply_tma = apply.tma and tma_fits(values, operator)
+        # A head starts where TMA can: at a multiple of 16 bytes.
+        apply_tma = apply.tma and head_dim * values.element_size() % 16 == 0 and tma_fits(values, operator)
         with on_device_of(alpha):
             build_kernel[(tiles * batch,)](
                 *built_from,
@@ -251,6 +256,7 @@ def operator_norms(
                 head_dim,
                 given.width,
                 CENTRE=centre,
+                EVEN=head_dim % apply.neurons == 0,
                 TMA=apply_tma,
                 PRECISION=precision,
                 KEYS=apply.queries,

@@ -1,13 +1,14 @@
 """Once per process and GPU: do the kernels, as compiled here, compute what plain PyTorch computes?
 
 A map has no check of its own, unlike a layer's output. Compilers and drivers differ, and not every GPU that Triton
-knows has been tried; so `ffattr.backends` asks before the first map is made. It costs the compilation of a few small
-cases, which Triton keeps on disk.
+knows has been tried; so `ffattr.backends` asks before the first map is made. It costs the compilation of some kernels,
+half a minute the first time, which Triton keeps on disk.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import torch_ops
+from ..dtypes import operand_dtype, quantised
 from .ff_norms import ff_norms
 from .gram_norms import gram_norms
 from .ig_slope import ig_slope
@@ -22,56 +24,83 @@ from .operator_norms import operator_norms
 
 __all__ = ["failure"]
 
-_TOKENS, _HEADS, _HEAD_DIM, _NEURONS, _WIDTH = 70, 5, 16, 144, 80  # more than one block, and no multiple of one
-_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2, torch.float8_e4m3fn: 8e-2}
 """Of the largest entry: far above rounding, far below a wrong index."""
 
 
-def failure(device: torch.device) -> str | None:
-    """What went wrong on ``device``, or None."""
-    return _failure(torch.device(device.type, device.index or 0))
+@dataclass(frozen=True)
+class _Layer:
+    """Sizes that the rules give tiles of their own, and that are no multiple of one."""
+
+    tokens: int
+    heads: int
+    neurons: int
+    width: int
+    streams: int
+    normed: bool  # whether norms follow, as in a post-LN layer
+
+
+_LAYERS = (_Layer(70, 5, 144, 80, 1, True), _Layer(130, 17, 80, 496, 2, False), _Layer(33, 12, 80, 496, 1, False))
+_HEAD_DIM = 16
+
+
+def failure(device: torch.device, dtype: torch.dtype) -> str | None:
+    """What went wrong on ``device`` with wide products in ``dtype``, or None."""
+    current = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
+    return _failure(torch.device(device.type, current), dtype)
 
 
 @lru_cache
-def _failure(device: torch.device) -> str | None:
+def _failure(device: torch.device, dtype: torch.dtype) -> str | None:
     try:
-        for name, kernel, definition, arguments, tolerance in _cases(device):
-            wide = tuple(t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in arguments)
+        for name, kernel, definition, arguments in _cases(device, dtype):
+            wide = tuple(_double(argument) for argument in arguments)
             found, expected = kernel(*arguments).double(), definition(*wide)
             error = float(((found - expected).abs() / expected.abs().amax((-1, -2), keepdim=True)).max())
-            if not error <= tolerance:
-                return f"{name} is off by {error:.1e} of the largest entry, expected at most {tolerance:.0e}"
+            if not error <= _TOLERANCE[dtype]:
+                return f"{name} is off by {error:.1e} of the largest entry, expected at most {_TOLERANCE[dtype]:.0e}"
+    except torch.OutOfMemoryError:
+        raise  # says nothing of the kernels, and is not to be remembered
     except Exception as error:  # whatever a compiler or driver raises: the backend is not fit to be used
         text = str(error).strip().splitlines() or [""]
         return f"{type(error).__name__}: {text[0]}"
     return None
 
 
-Case = tuple[str, Callable[..., Tensor], Callable[..., Tensor], tuple[Any, ...], float]
+def _double(argument: object) -> object:
+    """In float64, but for float8 and the dtype-less."""
+    floating = isinstance(argument, Tensor) and argument.is_floating_point()
+    return argument.double() if floating and argument.dtype != torch.float8_e4m3fn else argument
 
 
-def _cases(device: torch.device) -> Iterator[Case]:
+Case = tuple[str, Callable[..., Tensor], Callable[..., Tensor], tuple[Any, ...]]
+
+
+def _cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
     generator = torch.Generator().manual_seed(0)
+    operand = operand_dtype(dtype)
 
     def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
-    alpha = random(_HEADS, _TOKENS, _TOKENS).softmax(-1).tril().contiguous()
-    position = torch.arange(_TOKENS, device=device)
-    scale, gamma = random(_TOKENS).abs() + 0.5, random(_WIDTH)
-    vectors = random(_TOKENS, _HEADS + 1, _WIDTH).double()
-    yield "gram_norms", gram_norms, torch_ops.gram_norms, (alpha, position, vectors @ vectors.mT, scale), 1e-5
-    for dtype, tolerance in _TOLERANCE.items():
-        for streams, activation in ((1, "gelu"), (2, "silu")):
-            z = random(streams, _TOKENS, _NEURONS, dtype=dtype)
-            arguments = (z, None, None, activation, "exact", 0)
-            yield f"ig_slope in {dtype}", ig_slope, torch_ops.ig_slope, arguments, tolerance
-            slope, down = random(streams, _TOKENS, _NEURONS, dtype=dtype), random(_NEURONS, _WIDTH, dtype=dtype)
-            tail = (random(_TOKENS, _HEADS + 1, _WIDTH, dtype=dtype), scale, gamma, scale, True)
-            features = random(streams, _TOKENS, _HEADS + 1, _NEURONS, dtype=dtype)
-            given = (alpha, position, features, slope, down, None, *tail)
-            yield f"ff_norms in {dtype}", ff_norms, torch_ops.ff_norms, given, tolerance
-            values = random(_TOKENS, _HEADS, _HEAD_DIM, dtype=dtype)
-            maps = random(streams, _HEADS * _HEAD_DIM, _NEURONS, dtype=dtype)
-            given = (alpha, position, values, maps, slope, slope, down, *tail)
-            yield f"operator_norms in {dtype}", operator_norms, torch_ops.operator_norms, given, tolerance
+    for layer in _LAYERS:
+        tokens, heads, neurons, width, streams = layer.tokens, layer.heads, layer.neurons, layer.width, layer.streams
+        alpha = random(heads, tokens, tokens).softmax(-1).tril().contiguous()
+        position, scale = torch.arange(tokens, device=device), random(tokens).abs() + 0.5
+        norms = (scale, random(width), scale, True) if layer.normed else (None, None, None, False)
+        vectors = random(tokens, heads + 1, width).double()
+        yield "gram_norms", gram_norms, torch_ops.gram_norms, (alpha, position, vectors @ vectors.mT, norms[0])
+        z = random(streams, tokens, neurons)
+        arguments = (z, None, None, "gelu" if streams == 1 else "silu", "exact", 0)
+        yield "ig_slope", ig_slope, torch_ops.ig_slope, arguments
+        slope, down = random(streams, tokens, neurons, dtype=operand), random(neurons, width)
+        residual = random(tokens, heads + 1, width, dtype=operand)
+        features = random(streams, tokens, heads + 1, neurons, dtype=operand)
+        matrix, matrix_scale = quantised(down) if dtype == torch.float8_e4m3fn else (down.to(dtype), None)
+        given = (alpha, position, features, slope, matrix, matrix_scale, residual, *norms)
+        yield "ff_norms", ff_norms, torch_ops.ff_norms, given
+        if dtype != torch.float8_e4m3fn:  # which has no other method
+            values = random(tokens, heads, _HEAD_DIM, dtype=dtype)
+            maps = random(streams, heads * _HEAD_DIM, neurons, dtype=dtype)
+            given = (alpha, position, values, maps, slope, slope, matrix, residual, *norms)
+            yield "operator_norms", operator_norms, torch_ops.operator_norms, given
