@@ -150,17 +150,17 @@ def chunks(
     sequences: Tensor | None,
     per_key: int,
     per_query: int = 0,
-    limit: int = CHUNK,
+    limit: int | None = None,
 ) -> Iterator[tuple[slice, slice, slice]]:
     """Queries of one sequence at a time, the columns of ``alpha`` that they need, and the keys that these are.
 
     As many queries at a time as keep temporaries of ``per_key`` elements for a pair, and those of ``per_query`` for a
-    query, below ``limit`` elements.
+    query, below ``limit`` elements (None: `CHUNK`).
     """
     bounds = sequence_bounds(operator, sequences, alpha, keys)
     for (query, key), (next_query, next_key) in itertools.pairwise(bounds):
         count = next_key - key
-        step = max(1, limit // max(1, count * per_key, per_query))
+        step = max(1, (limit or CHUNK) // max(1, count * per_key, per_query))
         for start in range(query, next_query, step):
             yield slice(start, min(start + step, next_query)), slice(count), slice(key, next_key)
 

@@ -89,7 +89,7 @@ def test_one_sequence_and_none(operator: str, implementation: str) -> None:
 def test_chunks_of_queries(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, joined = batch(operator, SIZES, dtype=torch.float64)
     expected = getattr(torch_ops, operator)(*joined.values())
-    monkeypatch.setattr(torch_ops, "_CHUNK", 1)  # one query at a time
+    monkeypatch.setattr(torch_ops, "CHUNK", 1)  # one query at a time
     torch.testing.assert_close(getattr(torch_ops, operator)(*joined.values()), expected, rtol=0, atol=1e-12)
 
 
