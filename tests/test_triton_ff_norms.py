@@ -87,6 +87,7 @@ def test_float8_of_columns_and_rows_of_any_size(streams: int) -> None:
     given["slope"][:, 1] *= 1e-6
     given["slope"][:, 2] = 0
     given["features"][:, 0] = -given["features"][:, 0].abs()
+    given["features"][:, 0, :, 0] = 1e-2  # the largest, but not in size
     given["features"][:, 1] *= 1e5
     given["features"][:, 2] = 0
     out = check("ff_norms", given, FLOAT8)
