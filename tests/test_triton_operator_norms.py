@@ -84,6 +84,15 @@ def test_several_steps_of_a_head(head_dim: int, monkeypatch: pytest.MonkeyPatch)
 # ---- batches of queries
 
 
+def test_nan_stays_in_its_query() -> None:
+    """Heads of 3 in steps of 16: what a step reads beyond the last head is the next query's operator."""
+    given = case("operator_norms", 4, 3, 24, 24, heads=2, head_dim=3, streams=2)
+    given["slope"][1, 2, 5] = torch.nan
+    found = function("operator_norms")(*(t.to(DEVICE) if isinstance(t, torch.Tensor) else t for t in given.values()))
+    expected = torch.zeros(4, 3, dtype=torch.bool).index_fill(0, torch.tensor([2]), True)
+    assert all(torch.equal(scope.isnan().cpu(), expected) for scope in found)
+
+
 @pytest.mark.parametrize("limit", [1, 2 * 5 * 3 * 40])
 def test_batches(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of one query, and of two: the last one has only one left."""

@@ -116,7 +116,7 @@ def _direct(shape: Shape) -> Config:
     heads, gated = padded_heads(shape.heads), shape.streams == 2
     tensor_memory = shape.capability[0] == 10  # its 512 columns hold sums, z and P: 128 x 256 sums would take all
     if shape.dtype == torch.float32:  # three products from operands split in registers: a quarter of a bfloat16 tile
-        if shape.warpgroups and heads >= 64:  # as few spills as any tile tried
+        if shape.warpgroups and heads >= 64 and not (heads == 128 and tensor_memory):  # as few spills as any tile tried
             return Config(64, 64, 16, 4, 2, True) if heads == 64 else Config(128, 32, 16, 8, 2, True)
         if shape.warpgroups:
             return Config(64, 64 if gated or heads > 16 or tensor_memory else 128, 32, 8, 2, True)
@@ -129,6 +129,8 @@ def _direct(shape: Shape) -> Config:
     columns = 128 if shape.narrow or heads == 128 or float8 or tensor_memory else 256
     # Two z and two slopes of a gated block, or many heads, leave room for half as many neurons.
     neurons, stages = (32, 4 if heads < 64 else 3) if gated or (heads == 64 and columns == 256) else (64, 3)
+    if float8 and not gated and heads >= 64:  # two sets of sums beside rows of so many heads: half the queries fit
+        return Config(64, 128, 64, 8, 3, True)
     if shape.few and heads <= 32:
         return Config(64, columns, neurons, 4, 3, True)
     return Config(128, columns, neurons, 8, stages, True)

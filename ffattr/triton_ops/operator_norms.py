@@ -126,6 +126,8 @@ def apply_kernel(
             if not EVEN:  # what lies beyond belongs to the next head
                 part = tl.where((k < head_dim - within)[None, :], part, 0.0)
             operator_tile = load_rows(operator, slot * inner + start, c, batch * inner, width, DEPTH, COLUMNS, TMA)
+            if not EVEN:  # nor may a NaN there, which is the next query's where the heads end
+                operator_tile = tl.where((k < head_dim - within)[:, None], operator_tile, 0.0)
             acc = dot(part.to(operator_tile.dtype), operator_tile, acc, PRECISION)
         col = c + tl.arange(0, COLUMNS)
         inside = col < width
