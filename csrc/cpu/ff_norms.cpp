@@ -25,7 +25,7 @@ Tensor ff_norms(const Tensor& alpha, const Tensor& position, const Tensor& featu
                 const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences) {
   constexpr const char* op = "ff_norms";
   FFATTR_CHECK(!down_scale.has_value(), op, ": down_scale belongs to float8, which the CPU kernels do not have");
-  const WideArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences);
+  const CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences);
   FFATTR_CHECK(features_.dim() == 4, op, ": features has to be [S, M, H + 1, F]");
   const Tensor features = torch::stable::contiguous(features_), slope = torch::stable::contiguous(slope_);
   const Tensor down = torch::stable::contiguous(down_);

@@ -52,7 +52,7 @@ Tensor operator_norms(const Tensor& alpha, const Tensor& position, const Tensor&
                       const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences) {
   using torch::stable::contiguous;
   constexpr const char* op = "operator_norms";
-  const WideArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences);
+  const CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences);
   FFATTR_CHECK(values_.dim() == 3 && maps_.dim() == 3, op, ": values has to be [M, H, dh], maps [S, H * dh, F]");
   const Tensor values = contiguous(values_), maps = contiguous(maps_), own = contiguous(own_);
   const Tensor slope = contiguous(slope_), down = contiguous(down_);

@@ -1,55 +1,29 @@
 // Host side of the two wide maps: their shared arguments, the pairs worth computing, and the workers' scratch memory.
 #pragma once
 
-#include "../common.h"
+#include "../wide_arguments.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "sequences.h"
 
 namespace ffattr::cpu {
 
-// The arguments named _TAIL in ffattr/ops.py with alpha and position, checked and contiguous.
-struct WideArguments {
-  Tensor alpha, position, residual;
-  std::optional<Tensor> residual_scale, gamma, norm_scale;
-  bool centre;
-  std::vector<Sequence> sequences;
-  int64_t heads, queries, keys, width;  // of all sequences together
-  ScalarType dtype;
-
-  WideArguments(const char* op, const Tensor& alpha, const Tensor& position, const Tensor& residual,
-                const std::optional<Tensor>& residual_scale, const std::optional<Tensor>& gamma,
-                const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences)
-      : alpha(torch::stable::contiguous(alpha)),
-        position(torch::stable::contiguous(position)),
-        residual(torch::stable::contiguous(residual)),
-        residual_scale(contiguous(residual_scale)),
-        gamma(contiguous(gamma)),
-        norm_scale(contiguous(norm_scale)),
-        centre(centre),
-        dtype(alpha.scalar_type()) {
-    FFATTR_CHECK(alpha.dim() == 3 && residual.dim() == 3, op, ": alpha has to be [H, N, M], residual [M, H + 1, d]");
-    check_floating(op, "alpha", alpha);
-    heads = alpha.size(0), queries = alpha.size(1), width = residual.size(2);
-    keys = sequences.has_value() ? residual.size(0) : alpha.size(2);
-    this->sequences = sequences_of(op, sequences, alpha, keys);
-    check_tensor(op, "position", position, {queries}, ScalarType::Long);
-    check_tensor(op, "residual", residual, {keys, heads + 1, width}, dtype);
-    check_tensor(op, "residual_scale", residual_scale, {queries}, dtype);
-    check_tensor(op, "gamma", gamma, {width}, dtype);
-    check_tensor(op, "norm_scale", norm_scale, {queries}, dtype);
+// The arguments of a wide map, and its whole result, one sequence after the other.
+struct CpuArguments : WideArguments {
+  template <class... Given>
+  CpuArguments(const char* op, const Given&... given) : WideArguments(op, given...) {
+    FFATTR_CHECK(wide == dtype, op, ": residual has dtype ", dtype_text(wide), ", expected ", dtype_text(dtype));
   }
 
-  // The whole result; `run(map, sequence)` writes the pairs of one sequence, whose places begin with zeros.
+  // `run(map, sequence)` writes the pairs of one sequence, whose places begin with zeros.
   template <class T, class Run>
   Tensor each_sequence(const Run& run) const {
-    const int64_t scopes = norm_scale.has_value() ? 3 : 2;
-    return cpu::each_sequence(sequences, alpha, {scopes, queries, alpha.size(2)}, [&](const Sequence& sequence) {
+    return cpu::each_sequence(sequences, alpha, {scopes(), queries, columns}, [&](const Sequence& sequence) {
       const Tensor own_alpha = torch::stable::contiguous(sequence.of_pairs(alpha));
       const Tensor own_position = sequence.of_queries(position), own_residual = sequence.of_keys(residual);
       const std::optional<Tensor> own_residual_scale = sequence.of_queries(residual_scale);
       const std::optional<Tensor> own_norm_scale = sequence.of_queries(norm_scale);
-      const Tensor out = torch::stable::new_zeros(alpha, {scopes, sequence.queries, sequence.keys});
+      const Tensor out = torch::stable::new_zeros(alpha, {scopes(), sequence.queries, sequence.keys});
       run(WideMap<T>{heads, sequence.queries, sequence.keys, width, data<T>(own_alpha), data<int64_t>(own_position),
                      data<T>(own_residual), data_or_null<T>(own_residual_scale), data_or_null<T>(gamma),
                      data_or_null<T>(own_norm_scale), centre, mutable_data<T>(out)},

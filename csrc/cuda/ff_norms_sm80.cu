@@ -1,0 +1,243 @@
+// ff_norms (contract: ffattr/ops.py) by warp-wide products, for sm_80 and newer.
+//
+// Four warps have 64 queries and 2 keys; each warp 32 queries, one key and 128 columns of `o`, in registers:
+//
+//   for a block of columns of `down`:
+//     for a step of 128 bytes of neurons:               # in shared memory: down, slopes, features; one step ahead
+//       for 16 of them:
+//         p = sum over streams (weights @ features[key]) * slopes      # in registers
+//         o += p @ down                                                # meanwhile the next p is made
+//     squares of o; o += weights @ residual[key]; sums of that         # pairs.h
+//
+// A warp reads 4 KiB of `down` for 32 rows of p: with 16 rows shared memory would be the limit.
+#include "ff_norms.h"
+#include "fragments.h"
+#include "launch.h"
+
+namespace ffattr::cuda {
+namespace {
+
+constexpr int kColumns = 128, kThreads = 128, kStages = 2, kWarpRows = 32;
+
+template <class T>
+struct Operands {
+  const T *features, *slope, *down, *residual;
+  int64_t feature_pitch, width_pitch;
+};
+
+// What one stage of the pipeline holds: a step of neurons, or the residuals of the keys for a block of columns.
+template <class T, int Streams>
+struct Stage {
+  static constexpr int neurons = kRowBytes / static_cast<int>(sizeof(T));
+  static constexpr int down_row = kColumns * static_cast<int>(sizeof(T));
+  static constexpr int slope = neurons * down_row, features = slope + Streams * kQueries * kRowBytes;
+
+  FFATTR_HD static int features_of(int stream, int key, int heads) {
+    return features + (stream * kKeys + key) * heads * kRowBytes;
+  }
+  FFATTR_HD static int bytes(int heads) {
+    const int step = features_of(Streams, 0, heads), residual = kKeys * heads * down_row;
+    return step > residual ? step : residual;
+  }
+  static int shared_bytes(int heads) {
+    return kStages * bytes(heads) + kKeys * weight_bytes<T>(heads) + kKeys * kQueries * static_cast<int>(sizeof(PairSums));
+  }
+};
+
+// Copies [rows, row_bytes] from rows `pitch` apart, zeros from row `rows_there` and element `there` on.
+template <class T>
+__device__ __forceinline__ void copy_tile(uint8_t* to, int rows, int row_bytes, const T* from, int64_t pitch,
+                                          int rows_there, int there) {
+  constexpr int per_chunk = 16 / static_cast<int>(sizeof(T));
+  const int chunks = row_bytes / 16;
+  for (int i = threadIdx.x; i < rows * chunks; i += kThreads) {
+    const int row = i / chunks, chunk = i % chunks;
+    const bool inside = row < rows_there && chunk * per_chunk < there;
+    copy_async(shared_address(to) + swizzled(row, chunk * 16, row_bytes),
+               inside ? from + row * pitch + chunk * per_chunk : from, inside);
+  }
+}
+
+template <class T, int Streams>
+__global__ void __launch_bounds__(kThreads) direct(const __grid_constant__ Pairs p, const Operands<T> from) {
+  using S = Stage<T, Streams>;
+  const Tile tile = tile_of(p, blockIdx.x, kKeys);
+  if (!wanted(p, tile, kKeys)) return;
+
+  const int heads = p.padded_rows();
+  uint8_t* const stages = dynamic_shared();
+  uint8_t* const weights = stages + kStages * S::bytes(heads);
+  PairSums* const sums = reinterpret_cast<PairSums*>(weights + kKeys * weight_bytes<T>(heads));
+  load_weights<T>(p, tile, weights, sums);
+
+  const int steps = (p.neurons + S::neurons - 1) / S::neurons, turns = (p.width + kColumns - 1) / kColumns;
+  const auto load = [&](uint8_t* to, int turn, int step) {
+    const int f = step * S::neurons, column = turn * kColumns;
+    if (step < steps) {
+      copy_tile(to, S::neurons, S::down_row, from.down + f * from.width_pitch + column, from.width_pitch, p.neurons - f,
+                p.width - column);
+#pragma unroll
+      for (int s = 0; s < Streams; ++s)
+        copy_tile(to + S::slope + s * kQueries * kRowBytes, kQueries, kRowBytes,
+                  from.slope + (s * p.queries + tile.first) * from.feature_pitch + f, from.feature_pitch, tile.count,
+                  p.neurons - f);
+    }
+    for (int key = 0; key < kKeys; ++key) {
+      const int64_t slab = tile.first_key + tile.column + key;
+      const int rows = tile.column + key < tile.keys ? p.rows() : 0;
+      if (step == steps)
+        copy_tile(to + key * heads * S::down_row, heads, S::down_row,
+                  from.residual + slab * (p.heads + 1) * from.width_pitch + column, from.width_pitch, rows,
+                  p.width - column);
+      else
+        for (int s = 0; s < Streams; ++s)
+          copy_tile(to + S::features_of(s, key, heads), heads, kRowBytes,
+                    from.features + (s * p.keys + slab) * (p.heads + 1) * from.feature_pitch + f, from.feature_pitch,
+                    rows, p.neurons - f);
+    }
+    copy_commit();
+  };
+
+  const int warp = threadIdx.x / 32, slot = warp % kKeys, first_row = warp / kKeys * kWarpRows;
+  const Lane lane = lane_of(threadIdx.x);
+  const uint32_t own_weights = shared_address(weights + slot * weight_bytes<T>(heads));
+  const auto load_own_weights = [&](Left<T>& to, int half, int head) {
+    constexpr int per_piece = kRowBytes / static_cast<int>(sizeof(T));
+    load_left(to, own_weights + head / per_piece * kPieceBytes, first_row + 16 * half, head % per_piece);
+  };
+  // Rows `half` of 16 of p for the 16 neurons from `f` of the stage on.
+  const auto make_p = [&](Left<T> (&to)[2], uint32_t at, int f) {
+    Product p_of[2];
+#pragma unroll
+    for (int s = 0; s < Streams; ++s) {
+      Product z[2] = {};
+      for (int h = 0; h < heads; h += 16) {
+        Right<T> features;
+        load_right(features, at + S::features_of(s, slot, heads), h, f, kRowBytes);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          Left<T> left;
+          load_own_weights(left, half, h);
+#pragma unroll
+          for (int j = 0; j < 2; ++j) multiply(z[half].value[j], left, features.value[j]);
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        Product slope;
+        load_factors<T>(slope, at + S::slope + s * kQueries * kRowBytes, first_row + 16 * half, f);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          const float scaled = z[half].value[i / 4][i % 4] * slope.value[i / 4][i % 4];
+          p_of[half].value[i / 4][i % 4] = s == 0 ? scaled : p_of[half].value[i / 4][i % 4] + scaled;
+        }
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) to[half] = as_left<T>(p_of[half]);
+  };
+
+  float o[2][kColumns / 8][4];  // of 16 rows each
+  const auto add_product = [&](const Left<T> (&left)[2], uint32_t at, int row) {
+#pragma unroll
+    for (int c = 0; c < kColumns; c += 16) {
+      Right<T> right;
+      load_right(right, at, row, c, S::down_row);
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) multiply(o[half][c / 8 + j], left[half], right.value[j]);
+    }
+  };
+  const auto finish = [&](uint32_t at, int turn) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int half = i / 2, r = i % 2, row = first_row + 16 * half + lane.g + 8 * r;
+      const auto element = [&](int j, int k) -> float& { return o[half][j][2 * r + k]; };
+      add_squares<kColumns>(sums[slot * kQueries + row], lane.t, element);
+      if (p.residual_scale == nullptr) continue;
+      // o / scale + r: to scale the weights would round them once more.
+      const float inverse = row < tile.count ? 1 / p.residual_scale[tile.first + row] : 1;
+#pragma unroll
+      for (int j = 0; j < kColumns / 8; ++j)
+#pragma unroll
+        for (int k = 0; k < 2; ++k) element(j, k) *= inverse;
+    }
+    for (int h = 0; h < heads; h += 16) {
+      Left<T> left[2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) load_own_weights(left[half], half, h);
+      add_product(left, at + slot * heads * S::down_row, h);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int half = i / 2, r = i % 2, row = first_row + 16 * half + lane.g + 8 * r;
+      add_total<kColumns>(sums[slot * kQueries + row], lane.t, p, turn * kColumns,
+                          [&](int j, int k) { return o[half][j][2 * r + k]; });
+    }
+  };
+
+  load(stages, 0, 0);
+  int next_turn = 0, next_step = 0, stage = 0;
+  for (int turn = 0; turn < turns; ++turn) {
+#pragma unroll
+    for (int i = 0; i < kColumns; ++i) o[i / 64][i / 4 % 16][i % 4] = 0;
+    for (int step = 0; step <= steps; ++step) {
+      if (++next_step > steps) next_step = 0, ++next_turn;
+      if (next_turn < turns)
+        load(stages + (stage ^ 1) * S::bytes(heads), next_turn, next_step);
+      else
+        copy_commit();
+      copy_wait<1>();
+      __syncthreads();
+      const uint32_t at = shared_address(stages + stage * S::bytes(heads));
+      if (step < steps) {
+        Left<T> left[2], next[2];
+        make_p(left, at, 0);
+#pragma unroll
+        for (int f = 0; f < S::neurons; f += 16) {
+          if (f + 16 < S::neurons) make_p(next, at, f + 16);
+          add_product(left, at, f);
+#pragma unroll
+          for (int half = 0; half < 2; ++half) left[half] = next[half];
+        }
+      } else {
+        finish(at, turn);
+      }
+      __syncthreads();
+      stage ^= 1;
+    }
+  }
+
+  // Every pair is a thread's again, as in load_weights.
+  const int slot_of = threadIdx.x / kQueries, row = threadIdx.x % kQueries, column = tile.column + slot_of;
+  if (tile.has(row, column)) store_norms(p, tile.first + row, column, sums[threadIdx.x]);
+}
+
+template <class T>
+void launch_typed(const Pairs& p, const WideOperands& from, int64_t blocks) {
+  const Operands<T> operands{static_cast<const T*>(from.features), static_cast<const T*>(from.slope),
+                             static_cast<const T*>(from.down), static_cast<const T*>(from.residual),
+                             from.feature_pitch, from.width_pitch};
+  const int64_t tiles = blocks * ceil_div(p.columns, kKeys);
+  const int heads = p.padded_rows();
+  if (from.streams == 1)
+    launch("ff_norms", {tiles, kThreads, Stage<T, 1>::shared_bytes(heads), 1}, direct<T, 1>, p, operands);
+  else
+    launch("ff_norms", {tiles, kThreads, Stage<T, 2>::shared_bytes(heads), 1}, direct<T, 2>, p, operands);
+}
+
+}  // namespace
+
+void launch_direct_sm80(const Pairs& pairs, const WideOperands& from, int64_t blocks) {
+  switch (from.type) {
+    case Wide::bfloat16:
+      return launch_typed<Bfloat16>(pairs, from, blocks);
+    case Wide::half:
+      return launch_typed<Half>(pairs, from, blocks);
+    default:
+      return launch_typed<float>(pairs, from, blocks);
+  }
+}
+
+}  // namespace ffattr::cuda

@@ -1,0 +1,363 @@
+// ff_norms (contract: ffattr/ops.py) on Hopper, by products of warpgroups.
+//
+// A cluster of two blocks has 64 queries and 4 keys; each of a block's two consumers, warpgroups, has one key and 256
+// columns of `o` (128 in float8) in registers. A producer keeps a ring of stages full by TMA: `down` and slopes, which
+// both blocks want, are fetched once for the cluster, half by each, and each block fetches its keys' features. Of L2, a
+// step of 64 neurons then asks 32 KiB of `down` for 4 keys instead of one.
+//
+//   producer                      consumer
+//     for a block of columns:       for a block of columns:
+//       for a step of neurons:        z = weights @ features                       the first neurons'
+//         wait until empty            for a step, for 64 neurons of it (32 if gated):
+//         fetch                         p = z * slopes                             from registers to registers
+//       fetch the residual              o += p @ down;  z = weights @ features     in flight together, the next z's
+//                                       empty
+//                                     squares of o; o += weights @ residual; sums  see pairs.h
+//
+// While one consumer makes p, the products of the other one run: they take turns. z is made whether or not a step
+// follows (then of what lies there, for nothing): a condition would have the compiler wait for every single product.
+//
+// In float8 the matrix unit adds products with some 14 bits: those of a step are summed apart and then added in float32.
+#include "ff_norms.h"
+#include "fragments.h"
+#include "hopper.h"
+#include "launch.h"
+
+namespace ffattr::cuda {
+namespace {
+
+constexpr int kBlocks = 2, kThreads = 384, kConsumers = 2, kBoxBytes = 64 * kRowBytes;
+constexpr int kBarrierBytes = 1024;  // two barriers for each stage
+
+struct Maps {
+  TensorMap features, slope, down, residual;
+  const float* down_scale;
+};
+
+template <class T, int Streams>
+struct Stage {
+  static constexpr bool float8 = sizeof(T) == 1;
+  static constexpr int columns = float8 ? 128 : 256, boxes = columns / 64;
+  static constexpr int neurons = kRowBytes / static_cast<int>(sizeof(T)), pieces = neurons / 64;  // pieces of 64
+  static constexpr int slab = 64 / Streams;  // neurons of one z
+  static constexpr int slope = boxes * kBoxBytes, features = slope + Streams * pieces * kBoxBytes;
+
+  FFATTR_HD static int features_of(int stream, int piece, int key, int heads) {
+    return features + ((stream * pieces + piece) * kKeys + key) * heads * kRowBytes;
+  }
+  FFATTR_HD static int step_bytes(int heads) { return features_of(Streams, 0, 0, heads); }
+  FFATTR_HD static int residual_of(int key, int box, int heads) { return (key * boxes + box) * heads * kRowBytes; }
+  FFATTR_HD static int residual_bytes(int heads) { return residual_of(kKeys, 0, heads); }
+  FFATTR_HD static int bytes(int heads) {
+    const int step = step_bytes(heads), residual = residual_bytes(heads);
+    return round_up(step > residual ? step : residual, 1024);
+  }
+};
+
+template <class T>
+struct Operand16 {  // of weights, features, slopes and residual
+  using type = T;
+};
+template <>
+struct Operand16<Float8> {
+  using type = Bfloat16;
+};
+
+// What lies beside the stages.
+template <class T>
+int rest_bytes(int heads) {
+  return kKeys * weight_bytes<typename Operand16<T>::type>(heads) + kKeys * kQueries * static_cast<int>(sizeof(PairSums)) +
+         kBarrierBytes;
+}
+template <class T, int Streams>
+int stages_of(int heads) {
+  const int stages = (shared_limit() - rest_bytes<T>(heads)) / Stage<T, Streams>::bytes(heads);
+  return stages < 8 ? stages : 8;
+}
+
+// A place in the ring.
+struct Place {
+  int stage = 0, parity = 0;
+  __device__ __forceinline__ void advance(int stages) {
+    if (++stage == stages) stage = 0, parity ^= 1;
+  }
+};
+
+template <class T, int Streams>
+__device__ __forceinline__ void produce(const Pairs& p, const Maps& maps, const Tile& tile, int stages, uint32_t tiles,
+                                        uint32_t full, uint32_t empty) {
+  using S = Stage<T, Streams>;
+  const int heads = p.padded_rows(), steps = static_cast<int>(ceil_div(p.neurons, S::neurons));
+  const int rank = static_cast<int>(cluster_rank());
+  constexpr uint16_t kBoth = 3;
+  const auto slab_of = [&](int key) {  // of keys beyond the last: any
+    const int64_t slab = tile.first_key + tile.column + key;
+    return static_cast<int>(slab < p.keys ? slab : p.keys - 1);
+  };
+  Place place;
+#pragma unroll 1
+  for (int column = 0; column < p.width; column += S::columns)
+#pragma unroll 1
+    for (int step = 0; step <= steps; ++step, place.advance(stages)) {
+      const uint32_t to = tiles + place.stage * S::bytes(heads), barrier = full + 8 * place.stage;
+      barrier_wait(empty + 8 * place.stage, place.parity ^ 1);
+      if (step == steps) {
+        barrier_expect(barrier, S::residual_bytes(heads));
+        for (int key = 0; key < kKeys; ++key)
+          for (int box = 0; box < S::boxes; ++box)
+            load_box(to + S::residual_of(key, box, heads), &maps.residual, barrier, column + 64 * box, 0, slab_of(key));
+        continue;
+      }
+      const int f = step * S::neurons;
+      barrier_expect(barrier, S::step_bytes(heads));
+      for (int box = rank; box < S::boxes; box += kBlocks) {
+        const int x = S::float8 ? f : column + 64 * box, y = S::float8 ? column + 64 * box : f;
+        load_box_to_all(to + box * kBoxBytes, &maps.down, barrier, kBoth, x, y, 0);
+      }
+      for (int s = 0; s < Streams; ++s)
+        for (int piece = 0; piece < S::pieces; ++piece) {
+          const int half = rank * kQueries / kBlocks;
+          load_box_to_all(to + S::slope + (s * S::pieces + piece) * kBoxBytes + half * kRowBytes, &maps.slope, barrier,
+                          kBoth, f + 64 * piece, tile.first + half, s);
+          for (int key = 0; key < kKeys; ++key)
+            load_box(to + S::features_of(s, piece, key, heads), &maps.features, barrier, f + 64 * piece, 0,
+                     static_cast<int>(s * p.keys) + slab_of(key));
+        }
+    }
+}
+
+// A slab of p, from z and the slopes at `f` of a stage.
+template <class T, int Streams>
+__device__ __forceinline__ void make_p(uint32_t (&to)[16 / Streams], const float (&z)[Streams][32 / Streams],
+                                       uint32_t slopes, int f) {
+  using S = Stage<T, Streams>;
+  constexpr int kGroups = S::slab / 16;
+  const int row = threadIdx.x / 32 % 4 * 16;
+  Product p[kGroups];
+#pragma unroll
+  for (int group = 0; group < kGroups; ++group)
+#pragma unroll
+    for (int s = 0; s < Streams; ++s) {
+      const int at = f + 16 * group;
+      Product slope;
+      load_factors<typename Operand16<T>::type>(slope, slopes + (s * S::pieces + at / 64) * kBoxBytes, row, at % 64);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        const float scaled = z[s][8 * group + i] * slope.value[i / 4][i % 4];
+        float& sum = p[group].value[i / 4][i % 4];
+        sum = s == 0 ? scaled : sum + scaled;
+      }
+    }
+  if constexpr (S::float8) {
+#pragma unroll
+    for (int i = 0; i < kGroups * 2; ++i) {  // see float8_neuron
+      const Product& of = p[i / 2];
+      const int r = i % 2;
+      to[i / 4 * 4 + i % 4] = pack_float8(of.value[0][2 * r], of.value[0][2 * r + 1], of.value[1][2 * r],
+                                          of.value[1][2 * r + 1]);
+    }
+  } else {
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      const Left<T> left = as_left<T>(p[group]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) to[4 * group + i] = left.value[i];
+    }
+  }
+}
+
+template <class T, int Streams>
+__device__ __forceinline__ void consume(const Pairs& p, const float* down_scale, const Tile& tile, int stages,
+                                        uint32_t tiles, uint32_t full, uint32_t empty, uint32_t weights,
+                                        PairSums* sums, int slot) {
+  using S = Stage<T, Streams>;
+  using Narrow = typename Operand16<T>::type;
+  const int heads = p.padded_rows(), steps = static_cast<int>(ceil_div(p.neurons, S::neurons));
+  const Lane lane = lane_of(threadIdx.x);
+  const int first_row = threadIdx.x / 32 % 4 * 16 + lane.g;
+  const auto left = [&](int head) { return operand(weights + head / 64 * kPieceBytes + head % 64 * 2, 16, 1024); };
+
+  float o[S::columns / 2], z[Streams][32 / Streams];
+  uint32_t packed[16 / Streams];
+  float part[S::float8 ? S::columns / 2 : 1];  // of `o`, from one step
+  const auto make_z = [&](uint32_t at, int f) {
+#pragma unroll
+    for (int s = 0; s < Streams; ++s)
+#pragma unroll 1
+      for (int head = 0; head < heads; head += 16) {
+        multiply_fence();
+        multiply_shared(Narrow{}, z[s], left(head),
+                        operand(at + S::features_of(s, f / 64, slot, heads) + head * kRowBytes + f % 64 * 2, 16, 1024),
+                        head > 0);
+      }
+  };
+  const auto add_product = [&](uint32_t at, int f) {
+    if constexpr (S::float8) {
+#pragma unroll
+      for (int k = 0; k < S::slab; k += 32)
+        multiply_registers(T{}, part, packed + k / 8, operand(at + f + k, 16, 1024), f + k > 0);
+    } else {
+#pragma unroll
+      for (int k = 0; k < S::slab; k += 16)
+        multiply_registers(T{}, o, packed + k / 4, operand(at + (f + k) * kRowBytes, kBoxBytes, 1024), 1);
+    }
+  };
+  const auto release = [&](const Place& place) {
+    if (threadIdx.x % 128 < kBlocks) barrier_arrive(empty + 8 * place.stage, threadIdx.x % 128);
+  };
+
+  Place place;
+  if (slot == 1) meet_later(1, 256);  // the first turn is the other one's
+  for (int column = 0; column < p.width; column += S::columns) {
+#pragma unroll
+    for (int i = 0; i < S::columns / 2; ++i) o[i] = 0;
+    barrier_wait(full + 8 * place.stage, place.parity);
+    make_z(tiles + place.stage * S::bytes(heads), 0);
+    multiply_commit();
+    multiply_wait();
+    for (int step = 0; step < steps; ++step) {
+      const Place here = place;
+      const uint32_t at = tiles + here.stage * S::bytes(heads);
+      place.advance(stages);
+      const uint32_t next = tiles + place.stage * S::bytes(heads);
+#pragma unroll
+      for (int f = 0; f < S::neurons; f += S::slab) {
+        const bool last = f + S::slab == S::neurons;
+        make_p<T, Streams>(packed, z, at + S::slope, f);
+        if (last) barrier_wait(full + 8 * place.stage, place.parity);
+        meet(1 + slot, 256);
+        multiply_fence();
+        add_product(at, f);
+        make_z(last ? next : at, last ? 0 : f + S::slab);
+        multiply_commit();
+        meet_later(2 - slot, 256);
+        multiply_wait();
+      }
+      release(here);
+      if constexpr (S::float8) {
+#pragma unroll
+        for (int i = 0; i < S::columns / 2; ++i) o[i] += part[i];
+      }
+    }
+
+    const uint32_t at = tiles + place.stage * S::bytes(heads);
+    if constexpr (S::float8) {
+#pragma unroll
+      for (int i = 0; i < S::columns / 2; ++i) {
+        const int c = column + i / 4 * 8 + 2 * lane.t + i % 2;
+        o[i] *= c < p.width ? down_scale[c] : 0;
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_row + 8 * r;
+      const auto element = [&](int j, int k) -> float& { return o[4 * j + 2 * r + k]; };
+      add_squares<S::columns>(sums[row], lane.t, element);
+      // o / scale + r: to scale the weights would round them once more.
+      const float inverse = p.residual_scale != nullptr && row < tile.count ? 1 / p.residual_scale[tile.first + row] : 1;
+#pragma unroll
+      for (int i = 0; i < S::columns / 4; ++i) element(i / 2, i % 2) *= inverse;
+    }
+#pragma unroll 1
+    for (int head = 0; head < heads; head += 16) {
+      multiply_fence();
+      multiply_shared(Narrow{}, o, left(head),
+                      operand(at + S::residual_of(slot, 0, heads) + head * kRowBytes, heads * kRowBytes, 1024), 1);
+    }
+    multiply_commit();
+    multiply_wait();
+    release(place);
+    place.advance(stages);
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      add_total<S::columns>(sums[first_row + 8 * r], lane.t, p, column,
+                            [&](int j, int k) { return o[4 * j + 2 * r + k]; });
+  }
+  if (slot == 0) meet(1, 256);  // nobody leaves a turn behind
+  for (int r = 0; r < 2; ++r)
+    if (lane.t == 0 && tile.has(first_row + 8 * r, tile.column + slot))
+      store_norms(p, tile.first + first_row + 8 * r, tile.column + slot, sums[first_row + 8 * r]);
+}
+
+template <class T, int Streams>
+__global__ void __launch_bounds__(kThreads, 1)
+    direct(const __grid_constant__ Pairs p, const __grid_constant__ Maps maps, const int stages) {
+  using S = Stage<T, Streams>;
+  using Narrow = typename Operand16<T>::type;
+  // Both blocks of a cluster decide alike: they wait for each other below.
+  Tile tile = tile_of(p, blockIdx.x / kBlocks, kKeys * kBlocks);
+  if (!wanted(p, tile, kKeys * kBlocks)) return;
+  tile.column += static_cast<int>(cluster_rank()) * kKeys;
+
+  const int heads = p.padded_rows();
+  uint8_t* const weights = dynamic_shared() + stages * S::bytes(heads);
+  PairSums* const sums = reinterpret_cast<PairSums*>(weights + kKeys * weight_bytes<Narrow>(heads));
+  const uint32_t tiles = shared_address(dynamic_shared()), full = shared_address(sums + kKeys * kQueries);
+  const uint32_t empty = full + 8 * stages;
+  load_weights<Narrow>(p, tile, weights, sums);
+  fence_shared();
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < stages; ++i) {
+      barrier_init(full + 8 * i, 1);
+      barrier_init(empty + 8 * i, kConsumers * kBlocks);
+    }
+    fence_barrier_init();
+  }
+  cluster_sync();
+
+  const int group = threadIdx.x / 128;
+  if (group == kConsumers) {
+    give_registers<40>();
+    if (threadIdx.x % 128 == 0) produce<T, Streams>(p, maps, tile, stages, tiles, full, empty);
+  } else {
+    take_registers<232>();
+    consume<T, Streams>(p, maps.down_scale, tile, stages, tiles, full, empty,
+                        shared_address(weights + group * weight_bytes<Narrow>(heads)), sums + group * kQueries, group);
+  }
+  cluster_sync();  // a block's shared memory must outlive what the other sends there
+}
+
+template <class T, int Streams>
+void launch_typed(const Pairs& p, const WideOperands& from, int64_t blocks) {
+  using S = Stage<T, Streams>;
+  const auto u = [](int64_t size) { return static_cast<uint64_t>(size); };
+  const uint32_t heads = static_cast<uint32_t>(p.padded_rows());
+  const uint64_t feature_row = u(from.feature_pitch) * 2, width_row = u(from.width_pitch) * 2,
+                 down_row = u(from.down_pitch) * sizeof(T), slabs = u(p.heads + 1);
+  const uint64_t rows = S::float8 ? u(p.width) : u(p.neurons);
+  const Maps maps{tensor_map(from.features, 2, {u(p.neurons), u(p.rows()), u(Streams * p.keys)},
+                             {feature_row, slabs * feature_row}, {64, heads, 1}),
+                  tensor_map(from.slope, 2, {u(p.neurons), u(p.queries), Streams},
+                             {feature_row, u(p.queries) * feature_row}, {64, kQueries / kBlocks, 1}),
+                  tensor_map(from.down, sizeof(T), {S::float8 ? u(from.down_pitch) : u(p.width), rows, 1},
+                             {down_row, rows * down_row}, {S::neurons, 64, 1}),
+                  tensor_map(from.residual, 2, {u(p.width), u(p.rows()), u(p.keys)}, {width_row, slabs * width_row},
+                             {64, heads, 1}),
+                  from.down_scale};
+  const int stages = stages_of<T, Streams>(p.padded_rows());
+  const int shared = stages * S::bytes(p.padded_rows()) + rest_bytes<T>(p.padded_rows());
+  launch("ff_norms", {blocks * ceil_div(p.columns, kKeys * kBlocks) * kBlocks, kThreads, shared, kBlocks},
+         direct<T, Streams>, p, maps, stages);
+}
+
+template <class Visitor>
+auto with_type(const WideOperands& from, const Visitor& visit) {
+  const auto streams = [&](auto type) {
+    return from.streams == 1 ? visit.template operator()<decltype(type), 1>()
+                             : visit.template operator()<decltype(type), 2>();
+  };
+  return from.type == Wide::bfloat16 ? streams(Bfloat16{}) : from.type == Wide::half ? streams(Half{}) : streams(Float8{});
+}
+
+}  // namespace
+
+void launch_direct_sm90(const Pairs& pairs, const WideOperands& from, int64_t blocks) {
+  with_type(from, [&]<class T, int Streams>() { launch_typed<T, Streams>(pairs, from, blocks); });
+}
+
+bool fits_sm90(const Pairs& pairs, const WideOperands& from) {
+  if (capability() != 90 || from.type == Wide::float32) return false;
+  return with_type(from, [&]<class T, int Streams>() { return stages_of<T, Streams>(pairs.padded_rows()) >= 2; });
+}
+
+}  // namespace ffattr::cuda
