@@ -1,12 +1,12 @@
 """Everything that is measured on a GPU, by one command, within a time limit.
 
-    python benchmarks/device.py [--minutes 8.5] [--no-build] [--no-tests] [--tune] [--profile]
+    python benchmarks/device.py [--minutes 8.5] [--no-build] [--no-tests] [--tune] [--profile] [--sanitize]
     python benchmarks/device.py --dry-run      # the same program on a CPU, with tiny layers in Triton's interpreter
 
-Builds the extension, runs the GPU tests, measures the machine (copies, matrix product) and then one layer after the
-other, the most telling first. Every result is compared with the float64 definition before it is timed; a wrong one is
-reported as such. What fails is recorded and does not stop the rest; what no longer fits the time is named. Results go
-to benchmarks/results/<device>.json with a table beside it, and to $OUT where that is set.
+Builds the extension with its CUDA kernels, runs the GPU tests, measures the machine (copies, matrix product) and then
+one layer after the other, the most telling first. Every result is compared with the float64 definition before it is
+timed; a wrong one is reported as such. What fails is recorded and does not stop the rest; what no longer fits the time
+is named. Results go to benchmarks/results/<device>.json with a table beside it, and to $OUT where that is set.
 
 Needs torch, Triton and the standard library: no part of ffattr that needs more is imported, and by this process none.
 """
@@ -14,84 +14,32 @@ Needs torch, Triton and the standard library: no part of ffattr that needs more 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import shutil
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from device_plan import FIRST, SHAPES, Estimate, Job, dtype_of, is_cuda, jobs
 from device_process import Worker, run_limited
 from device_report import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 JOBS = Path(__file__).with_name("device_jobs.py")
 
+# In two runs: a CUDA kernel that hangs shall not take the time of the others' tests.
+CUDA_TESTS = ("test_cuda_*.py", "test_selfcheck.py")
 TESTS = ("test_triton_*.py", "test_ops*.py", "test_ig_slope_op.py", "test_backend*.py")
-BUILD_LIMIT, TEST_LIMIT, PROFILE_LIMIT, TUNE_LEAST = 100.0, 150.0, 90.0, 120.0  # seconds
-
-DIRECT = "Triton direct"
-VARIANTS = (DIRECT, "Triton direct, fp8", "Triton operator", "PyTorch, materialising", "PyTorch, chunked")
-COMPILED = "PyTorch, chunked, compiled"
-NARROW = "Triton, attention level"
-FIRST = (("bert-base", 512), ("bert-base", 1024), ("llama-7b", 1024))
-SHAPES = ("bert-base", "llama-7b", "gpt2", "minilm")
-LENGTHS = (2048, 256, 128, 512, 1024, 4096, 8192)
-
-# Until they are measured: operations per second, and seconds to compile.
-GUESSED_RATES = {DIRECT: 2e14, "Triton direct, fp8": 2e14, "Triton operator": 5e13, COMPILED: 3e13}
-SLOWEST = 1e13
-COMPILING, COMPILING_GRAPHS = 12.0, 45.0
-
-Job = dict[str, Any]
-
-
-def jobs(shapes: list[str], dry_run: bool) -> Iterator[Job]:
-    """All that is measured of layers, the most telling first."""
-    if dry_run:
-        first, rest, batch = [(shape, 2) for shape in shapes[:1]], [(shape, 2) for shape in shapes[1:]], (3, 2)
-    else:
-        first = [case for case in FIRST if case[0] in shapes]
-        every = [(shape, tokens) for tokens in LENGTHS for shape in SHAPES if shape in shapes]
-        rest, batch = [case for case in every if case not in first], (64, 128)
-    for shape, tokens in first:
-        for variant in (*VARIANTS, NARROW):
-            yield {"kind": "layer", "shape": shape, "tokens": tokens, "variant": variant}
-        yield {"kind": "slope", "shape": shape, "tokens": tokens}
-    for looped in (False, True):
-        yield {"kind": "batch", "shape": shapes[0], "sequences": batch[0], "tokens": batch[1], "looped": looped}
-    for shape, tokens in first:
-        yield {"kind": "layer", "shape": shape, "tokens": tokens, "variant": COMPILED}
-    for shape, tokens in rest:
-        for variant in VARIANTS:
-            yield {"kind": "layer", "shape": shape, "tokens": tokens, "variant": variant}
-
-
-class Estimate:
-    """How long a job will take, from what the same variant has reached so far."""
-
-    def __init__(self) -> None:
-        self._rates: dict[str, float] = {}
-        self._compiled: set[tuple[str, str]] = set()
-
-    def of(self, job: Job, flops: float) -> float:
-        variant = str(job.get("variant", job["kind"]))
-        once = flops / self._rates.get(variant, GUESSED_RATES.get(variant, SLOWEST))
-        if variant == COMPILED:  # for every length anew
-            setup = COMPILING_GRAPHS
-        else:
-            setup = 0.0 if (variant, job["shape"]) in self._compiled else COMPILING
-        return 2.0 + setup + 4 * once + min(10 * once, 3.0)
-
-    def learn(self, job: Job, answer: dict[str, Any]) -> None:
-        if answer.get("seconds"):
-            variant = str(job.get("variant", job["kind"]))
-            self._compiled.add((variant, job["shape"]))
-            if answer["flops"]:
-                self._rates[variant] = answer["flops"] / answer["seconds"]
+CHECKED = ("bfloat16", "float8_e4m3fn", "float32", "float16")
+# Seconds.
+BUILD_LIMIT, CUDA_TEST_LIMIT, TEST_LIMIT, CHECK_LIMIT = 180.0, 60.0, 150.0, 45.0
+PROFILE_LIMIT, SANITIZE_LIMIT, TUNE_LEAST = 90.0, 90.0, 120.0
+CAPABILITY = "import torch; print('{}.{}'.format(*torch.cuda.get_device_capability()))"
 
 
 class Session:
@@ -102,6 +50,7 @@ class Session:
         self.end: float = time.monotonic() + 60 * asked.minutes
         arguments = ["--dry-run"] if asked.dry_run else []
         self.worker = Worker([sys.executable, str(JOBS), *arguments], environment, ROOT)
+        self.silent: dict[str, str] = {}  # dtypes in which CUDA kernels hang, or end the process
 
     @property
     def left(self) -> float:
@@ -125,22 +74,34 @@ class Session:
     # ---- steps
 
     def build(self) -> str:
+        environment = self.environment
         # A dry run asks for no more than the name: another build may be in use.
-        arguments = ["--name"] if self.asked.dry_run else ["build_ext", "--inplace"]
-        command = [sys.executable, "setup.py", *arguments]
-        return self._command("build", command, min(BUILD_LIMIT, self.left))
+        arguments = ["--name"]
+        if not self.asked.dry_run:
+            arguments = ["build_ext", "--inplace"]
+            environment = {"FFATTR_CUDA": "1", **self._architecture(), **environment}
+        return self._command("build", [sys.executable, "setup.py", *arguments], BUILD_LIMIT, environment)
 
-    def tests(self) -> str:
-        patterns = ("test_dtypes.py",) if self.asked.dry_run else TESTS
+    def _architecture(self) -> dict[str, str]:
+        """That of this GPU alone, for the time that others take; where it does not tell, all are built."""
+        code, output = run_limited([sys.executable, "-c", CAPABILITY], self.environment, ROOT, 60)
+        if code != 0:
+            return {}
+        capability = output.split()[-1]
+        return {"TORCH_CUDA_ARCH_LIST": "9.0a" if capability == "9.0" else capability}
+
+    def tests(self, name: str, patterns: tuple[str, ...], limit: float) -> str:
+        patterns = ("test_dtypes.py",) if self.asked.dry_run else patterns
         files = [str(path) for pattern in patterns for path in sorted((ROOT / "tests").glob(pattern))]
         files.sort(key=lambda file: "resources" in file)  # compiles what needs no GPU: last, should time run out
         # A file that needs what this machine does not have shall not keep the others from running.
         options = ["-q", "-rfE", "--tb=short", "--durations=5", "-p", "no:cacheprovider"]
         command = [sys.executable, "-m", "pytest", *options, "--continue-on-collection-errors", *files]
-        return self._command("tests", command, min(TEST_LIMIT, self.left))
+        return self._command(name, command, limit)
 
-    def _command(self, name: str, command: list[str], limit: float) -> str:
-        code, output = run_limited(command, self.environment, ROOT, limit)
+    def _command(self, name: str, command: list[str], limit: float, environment: dict[str, str] | None = None) -> str:
+        limit = min(limit, self.left)
+        code, output = run_limited(command, environment or self.environment, ROOT, limit)
         self.report.log(name, output)
         last = (output.strip().splitlines() or ["no output"])[-1]
         return f"stopped after {limit:.0f} s: {last}" if code is None else ("" if code == 0 else "failed: ") + last
@@ -153,10 +114,28 @@ class Session:
             self.report.machine(answer)
         return str(self.report.about["name"])
 
+    def cuda(self) -> str:
+        """The self-check of the CUDA kernels in every dtype. Where it hangs nothing else is tried in that dtype."""
+        told = {}
+        for place, dtype in enumerate(CHECKED):
+            answer = self.ask({"kind": "check", "backend": "cuda", "dtype": dtype}, CHECK_LIMIT)
+            told[dtype] = answer.get("reason", "runs")
+            if answer["status"] == "failed" and "checked" not in answer:
+                self.silent = dict.fromkeys(CHECKED[place:], f"its self-check in {dtype}: {answer['reason']}")
+            if self.silent or (place == 0 and answer["status"] == "not available"):
+                break
+            told[dtype] = ("failed: " if answer["status"] == "failed" else "") + told[dtype]
+        self.report.machine({"CUDA kernels": told})
+        failed = self.silent or any(text.startswith("failed") for text in told.values())
+        return ("failed: " if failed else "") + "; ".join(f"{dtype} {text}" for dtype, text in told.items())
+
     def layers(self) -> None:
         estimate = Estimate()
         reserved = (PROFILE_LIMIT if self.asked.profile else 0.0) + (TUNE_LEAST if self.asked.tune else 0.0)
+        reserved += 2 * SANITIZE_LIMIT if self.asked.sanitize else 0.0
         for job in jobs([s for s in SHAPES if s in self.asked.shapes], self.asked.dry_run):
+            if self._known_missing(job):
+                continue
             flops = self.report.about["flops_per_pair"][job["shape"]] * float(job["tokens"]) ** 2
             needed = estimate.of(job, flops * job.get("sequences", 1))
             if needed > self.left - reserved:
@@ -171,13 +150,32 @@ class Session:
 
     def _hopeless(self, job: Job) -> dict[str, Any] | None:
         """The answer of a variant that ran out of memory with fewer tokens, or failed twice, for the same shape."""
-        same = [r for r in self.report.results if (r["shape"], r.get("variant")) == (job["shape"], job.get("variant"))]
+        if is_cuda(job) and dtype_of(job) in self.silent:
+            return {"status": "not available", "reason": self.silent[dtype_of(job)]}
+        what = ("shape", "variant", "backend")
+        same = [r for r in self.report.results if all(r.get(key) == job.get(key) for key in what)]
         full = [r["tokens"] for r in same if r["status"] == "out of memory" and r["tokens"] <= job["tokens"]]
         if full:
             return {"status": "out of memory", "reason": f"already at {min(full)} tokens"}
         if "variant" in job and sum(r["status"] == "failed" for r in same) >= 2:
             return {"status": "not tried", "reason": "failed twice before"}
         return None
+
+    def _known_missing(self, job: Job) -> bool:
+        """Whether the report has said that there is no such kernel here: once is enough."""
+        what = ("kind", "variant", "backend")
+        missing = [r for r in self.report.results if r["status"] == "not available"]
+        return any(all(r.get(key) == job.get(key) for key in what) for r in missing)
+
+    def sanitize(self, tool: str) -> str:
+        if shutil.which("compute-sanitizer") is None:
+            return "not run: compute-sanitizer is not on the PATH"
+        self.worker.stop()  # its memory and its time on the GPU
+        # Within a block that the allocator caches, any access would pass for a right one.
+        environment = {**self.environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest"]
+        command += ["-q", "-p", "no:cacheprovider", "tests/test_cuda_ff_norms.py", "-k", "small"]
+        return self._command(tool, command, SANITIZE_LIMIT, environment)
 
     def tune(self) -> str:
         """The last of all: it takes what time is left, for the two layers that tell most."""
@@ -197,18 +195,23 @@ class Session:
         self.worker.stop()  # its memory and its time on the GPU
         command = ["ncu", "--kernel-name", "regex:direct_kernel", "--launch-skip", "2", "--launch-count", "1"]
         command += ["--set", "full", sys.executable, str(JOBS), "--once", *map(str, FIRST[0])]
-        return self._command("ncu", command, min(PROFILE_LIMIT, self.left))
+        return self._command("ncu", command, PROFILE_LIMIT)
 
     def run(self) -> None:
         if not self.asked.no_build:
             self.step("build", 60, self.build)
         if not self.asked.no_tests:
-            self.step("tests", 60, self.tests)
+            self.step("cuda-tests", 30, lambda: self.tests("cuda-tests", CUDA_TESTS, CUDA_TEST_LIMIT))
+            self.step("tests", 60, lambda: self.tests("tests", TESTS, TEST_LIMIT))
         self.step("machine", 30, self.machine)
         if "flops_per_second" not in self.report.about:
             return
         if not self.asked.no_layers:
+            self.step("cuda", 20, self.cuda)
             self.layers()
+        if self.asked.sanitize:
+            for tool in ("memcheck", "racecheck"):
+                self.step(tool, 30, functools.partial(self.sanitize, tool))
         if self.asked.profile:
             self.step("profile", 40, self.profile)
         if self.asked.tune:
@@ -234,10 +237,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.5, help="end of everything")
     parser.add_argument("--no-build", action="store_true")
     parser.add_argument("--no-tests", action="store_true")
-    parser.add_argument("--no-layers", action="store_true", help="with --tune or --profile: only these")
+    parser.add_argument("--no-layers", action="store_true", help="with --tune, --profile, --sanitize: only these")
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--tune", action="store_true", help="search for better tiles in what time is left")
     parser.add_argument("--profile", action="store_true", help="one launch of the direct kernel under ncu")
+    parser.add_argument("--sanitize", action="store_true", help="a small CUDA launch under compute-sanitizer, twice")
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, with tiny layers; no figures")
     return parser.parse_args()
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import gc
 import json
-import math
 import sys
 import time
 import traceback
@@ -21,11 +20,12 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from device_compiled import Compiled
 from torch import Tensor
 
 from ffattr import backends, ops, torch_ops
 from ffattr.bench import SHAPES, TOLERANCE, Case, Truth, WrongResult, maps, materialise, operands
-from ffattr.errors import OutOfMemory
+from ffattr.errors import BackendUnavailable, OutOfMemory
 from ffattr.timing import copy_bandwidth, matrix_rate, processor, timed
 
 BF16, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
@@ -33,8 +33,18 @@ ROUNDS, LIMIT = 10, 3.0
 """Times are medians of so many rounds, of which no more begin after so many seconds."""
 LOOSE = 3e-2
 """For a layer that is in bfloat16 as a whole, norms and attention included, and not only in its wide products."""
-_COMPILED = 1 << 28
-"""Elements of a chunk's widest temporary under torch.compile: large enough to keep a GPU busy."""
+
+_VARIANTS = {
+    "Triton direct": ("triton", "direct", BF16),
+    "Triton direct, fp8": ("triton", "direct", FLOAT8),
+    "Triton operator": ("triton", "operator", BF16),
+    "Triton, attention level": ("triton", "direct", torch.float32),
+    "CUDA direct": ("cuda", "direct", BF16),
+    "CUDA direct, fp8": ("cuda", "direct", FLOAT8),
+    "CUDA, attention level": ("cuda", "direct", torch.float32),
+    "PyTorch, chunked": ("torch", "direct", BF16),
+}
+"""Backend, method and dtype of the wide products, where a backend as it is computes a layer."""
 
 Answer = dict[str, Any]
 
@@ -53,6 +63,8 @@ class Jobs:
             return {"status": "ok", **getattr(self, job["kind"])(job)}
         except WrongResult as error:
             return {"status": "wrong", "reason": str(error)}
+        except BackendUnavailable as error:
+            return {"status": "not available", "reason": str(error)}
         except (OutOfMemory, torch.OutOfMemoryError):
             return {"status": "out of memory"}
         except Exception as error:
@@ -71,6 +83,17 @@ class Jobs:
             return True
         return False
 
+    def _backend(self, name: str, dtype: torch.dtype, heads: int = 1) -> backends.Backend:
+        """Raises `BackendUnavailable` where its kernels are not there, and PyTorch would be measured in their place.
+
+        Without its self-check: all that is measured is compared with the definition.
+        """
+        backend = backends.BACKENDS[name]
+        reason = backend.check(self.device, dtype, heads)
+        if reason is not None:
+            raise BackendUnavailable(reason)
+        return backend
+
     # ---- the machine
 
     def machine(self, job: dict[str, Any]) -> Answer:
@@ -86,6 +109,7 @@ class Jobs:
             "cuda": torch.version.cuda,
             "python": sys.version.split()[0],
             "triton backend": backends.BACKENDS["triton"].why_not(self.device, BF16) or "runs",
+            "build": backends.build_info(),
             "operators": list(ops.OPERATORS),
             "flops_per_pair": {n: (1 if s.causal else 2) * s.ff_width * s.width for n, s in self.sizes.items()},
         }
@@ -99,6 +123,12 @@ class Jobs:
             about["tuned configs"] = configs.tuned_file().is_file()
         return about
 
+    def check(self, job: dict[str, Any]) -> Answer:
+        """The self-check of a backend in a dtype; "checked" says that it came to an end."""
+        dtype = getattr(torch, job["dtype"])
+        reason = self._backend(job["backend"], dtype).why_not(self.device, dtype)
+        return {"checked": True} | ({} if reason is None else {"status": "failed", "reason": reason})
+
     def copy(self, job: dict[str, Any]) -> Answer:
         return {"bytes_per_second": copy_bandwidth(self.device, size=1 << 20 if self.dry_run else None)}
 
@@ -110,6 +140,9 @@ class Jobs:
 
     def layer(self, job: dict[str, Any]) -> Answer:
         name = job["variant"]
+        if name in _VARIANTS:
+            backend, _, dtype = _VARIANTS[name]
+            self._backend(backend, dtype, self.sizes[job["shape"]].heads)
         case, truth = self._layer(job["shape"], job["tokens"])
         run, scopes, tolerance = self._variant(name, case)
         wanted = truth.only(scopes)
@@ -118,23 +151,15 @@ class Jobs:
 
     def _variant(self, name: str, case: Case) -> tuple[Callable[[], dict[str, Tensor]], tuple[str, ...], float]:
         """What to run, the scopes that it yields, and how wrong these may be."""
-        scopes = case.wide_scopes
+        scopes = case.narrow_scopes if name.endswith("attention level") else case.wide_scopes
         if name == "PyTorch, materialising":
             return functools.partial(materialise, case.cast(BF16), scopes), scopes, LOOSE
-        if name == "Triton, attention level":
-            scopes = case.narrow_scopes
-            return functools.partial(maps, case, "triton", "direct", scopes), scopes, TOLERANCE[torch.float32]
         backend: Any
         if name == "PyTorch, chunked, compiled":
             compiled = Compiled("aot_eager" if self.dry_run else "inductor")
             backend, method, dtype = replace(backends.BACKENDS["torch"], load=lambda: compiled), "direct", BF16
         else:
-            backend, method, dtype = {
-                "Triton direct": ("triton", "direct", BF16),
-                "Triton direct, fp8": ("triton", "direct", FLOAT8),
-                "Triton operator": ("triton", "operator", BF16),
-                "PyTorch, chunked": ("torch", "direct", BF16),
-            }[name]
+            backend, method, dtype = _VARIANTS[name]
         # The interpreter halves what float8 rounds up to a power of two: its result shows no more than that it runs.
         tolerance = 1.0 if self.dry_run and dtype == FLOAT8 else TOLERANCE[dtype]
         return functools.partial(maps, case, backend, method, scopes, None, dtype), scopes, tolerance
@@ -164,10 +189,10 @@ class Jobs:
 
     def slope(self, job: dict[str, Any]) -> Answer:
         """``ig_slope`` with 50 Riemann steps for all tokens of a layer."""
+        kernel = self._backend(job["backend"], torch.float32).operators.ig_slope
         size = self.sizes[job["shape"]]
         z = torch.randn(2 if size.gated else 1, job["tokens"], size.ff_width, device=self.device)
         rest = (None, None, size.activation, "right", 50)
-        kernel = backends.BACKENDS["triton"].operators.ig_slope
         truth = torch_ops.ig_slope(z[:, :1].double(), *rest)
 
         def verify(found: Tensor) -> float:
@@ -177,10 +202,10 @@ class Jobs:
 
     def batch(self, job: dict[str, Any]) -> Answer:
         """``ff_norms`` of many short sequences: in one launch, or ("looped") one after the other."""
+        kernel = self._backend(job["backend"], BF16, self.sizes[job["shape"]].heads).operators.ff_norms
         count, tokens = job["sequences"], job["tokens"]
         case = Case.random(self.sizes[job["shape"]], tokens, device=self.device)
         one = operands(case, "direct", BF16)
-        kernel = backends.BACKENDS["triton"].operators.ff_norms
         # The copies lie apart in memory, as different sequences do.
         along = (1, 0, 1, 1, None, None, 0, 0, None, 0)
         joined = [_repeated(t, axis, count) for t, axis in zip(one, along, strict=False)] + [one[-1]]
@@ -215,38 +240,6 @@ class Jobs:
         case = Case.random(self.sizes[job["shape"]], job["tokens"], device=self.device)
         found = tune.tune(case, getattr(torch, job["dtype"]), job["seconds"])
         return {"kernels": [asdict(tuned) for tuned in found], "stored": configs.save().read_text()}
-
-
-class Compiled:
-    """`torch_ops` with ``ff_norms`` compiled for a chunk of queries: a loop over all chunks would be unrolled."""
-
-    ig_slope, gram_norms = staticmethod(torch_ops.ig_slope), staticmethod(torch_ops.gram_norms)
-
-    def __init__(self, backend: str) -> None:
-        torch.compiler.reset()
-        self.chunk: Any = torch.compile(torch_ops.ff_norms, backend=backend, dynamic=False, fullgraph=True)
-
-    def ff_norms(self, *arguments: Any) -> Tensor:
-        alpha, down = arguments[0], arguments[4]
-        queries, keys = alpha.shape[1:]
-        most = max(1, _COMPILED // (keys * (down.shape[0] + 2 * down.shape[1])))
-        step = min(queries, 1 << int(math.log2(most)))
-        along = (1, 0, None, 1, None, None, None, 0, None, 0)
-        parts = []
-        chunks, torch_ops.chunks = torch_ops.chunks, functools.partial(torch_ops.chunks, limit=1 << 62)
-        try:
-            for start in range(0, queries, step):
-                rows = [_narrowed(t, axis, start, step) for t, axis in zip(arguments, along, strict=False)]
-                parts.append(self.chunk(*rows, arguments[-1]))
-        finally:
-            torch_ops.chunks = chunks
-        return torch.cat(parts, 1)
-
-
-def _narrowed(t: Tensor | None, axis: int | None, start: int, length: int) -> Tensor | None:
-    if t is None or axis is None:
-        return t
-    return t.narrow(axis, start, min(length, t.shape[axis] - start))
 
 
 def _repeated(t: Tensor | None, axis: int | None, count: int) -> Tensor | None:

@@ -11,11 +11,11 @@ from typing import Any
 
 __all__ = ["Report"]
 
-BASELINE, LAYER = "PyTorch, materialising", "Triton direct"
+BASELINE, RATIO = "PyTorch, materialising", "CUDA / Triton"
 _DRY = "dry run, no figures"
 # What a dry run does not keep: Triton's interpreter has no speed to report.
 _FIGURES = {"seconds", "first_seconds", "share", "speedup", "bytes_per_second", "flops_per_second"}
-_FIGURES |= {"peak_bytes", "held_bytes"}
+_FIGURES |= {"peak_bytes", "held_bytes", "share_of_layer", "times_triton"}
 
 
 class Report:
@@ -79,22 +79,26 @@ class Report:
         what = job.get("variant", job["kind"])
         if job["kind"] == "batch":
             what = f"{job['sequences']} sequences, {'one by one' if job['looped'] else 'in one launch'}"
+        if "backend" in job:
+            what += f", {job['backend']}"
         return f"{job['shape']}, T = {job['tokens']}, {what}"
 
     def _say(self, text: str) -> None:
         print(f"[{time.monotonic() - self._start:5.0f} s] {text}", flush=True)
 
     def _compare(self) -> None:
-        """Ratios between results: to materialising, to a whole layer, to one launch for all."""
+        """Ratios between results: to materialising, to a whole layer, to one launch for all, of CUDA to Triton."""
         for found in self.results:
             if not found.get("seconds"):
                 continue
             if found["kind"] == "layer" and (base := self._seconds(found, variant=BASELINE)):
                 found["speedup"] = base / found["seconds"]
-            if found["kind"] == "slope" and (layer := self._seconds(found, variant=LAYER)):
+            if found["kind"] == "slope" and (layer := self._seconds(found, variant=_layer_of(found))):
                 found["share_of_layer"] = found["seconds"] / layer
-            if found["kind"] == "batch" and (loop := self._seconds(found, looped=True)):
+            if found["kind"] == "batch" and (loop := self._seconds(found, looped=True, backend=found.get("backend"))):
                 found["speedup"] = loop / found["seconds"]
+            if (like := _by_triton(found)) and (triton := self._seconds(found, **like)):
+                found["times_triton"] = found["seconds"] / triton
 
     def _seconds(self, like: dict[str, Any], **wanted: Any) -> float | None:
         wanted |= {"shape": like["shape"], "tokens": like["tokens"]}
@@ -136,12 +140,12 @@ class Report:
         lines += [", ".join(versions) + ".", "", *_table(["step", "outcome", "s"], _steps(whole["steps"]))]
         layers = [r for r in whole["results"] if r["kind"] == "layer"]
         for shape in dict.fromkeys(r["shape"] for r in layers):
-            heads = ["T", "variant", "ms", "share of matrix rate", "peak GiB", "error", "times materialising"]
+            heads = ["T", "variant", "ms", "share of matrix rate", "peak GiB", "error", "times materialising", RATIO]
             rows = sorted((r for r in layers if r["shape"] == shape), key=lambda r: int(r["tokens"]))
             lines += ["", f"## {shape}, one layer", "", *_table(heads, (_layer(r) for r in rows))]
         parts = [r for r in whole["results"] if r["kind"] != "layer"]
         if parts:
-            heads = ["part", "ms", "of the layer's time", "times one by one", "error"]
+            heads = ["part", "ms", "of the layer's time", "times one by one", "error", RATIO]
             lines += ["", "## Parts", "", *_table(heads, (_part(r, self.title(r)) for r in parts))]
         for tuning in whole["tuning"]:
             lines += ["", f"## Tuning: {self.title(tuning)}", "", *_tuning(tuning)]
@@ -150,9 +154,23 @@ class Report:
         return "\n".join(lines) + "\n"
 
 
+def _layer_of(found: dict[str, Any]) -> str:
+    """The variant that computes a whole layer with the same backend."""
+    return "CUDA direct" if found.get("backend") == "cuda" else "Triton direct"
+
+
+def _by_triton(found: dict[str, Any]) -> dict[str, Any]:
+    """What the same job has by Triton; nothing for one that runs no CUDA kernel."""
+    if str(found.get("variant")).startswith("CUDA"):
+        return {"variant": found["variant"].replace("CUDA", "Triton")}
+    if found.get("backend") == "cuda":
+        return {key: found.get(key) for key in ("kind", "looped", "sequences")} | {"backend": "triton"}
+    return {}
+
+
 def _without_figures(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: None if k in _FIGURES | {"share_of_layer"} else _without_figures(v) for k, v in value.items()}
+        return {k: None if k in _FIGURES else _without_figures(v) for k, v in value.items()}
     return [_without_figures(item) for item in value] if isinstance(value, list) else value
 
 
@@ -186,12 +204,14 @@ def _layer(found: dict[str, Any]) -> list[str]:
         _number(found.get("peak_bytes"), "{:.2f}", 2.0**-30),
         _number(found.get("error"), "{:.0e}"),
         _number(found.get("speedup"), "{:.1f}"),
+        _number(found.get("times_triton"), "{:.2f}"),
     ]
 
 
 def _part(found: dict[str, Any], title: str) -> list[str]:
     share, times = _number(found.get("share_of_layer"), "{:.1%}"), _number(found.get("speedup"), "{:.1f}")
-    return [title, _ms(found), share, times, _number(found.get("error"), "{:.0e}")]
+    error, ratio = _number(found.get("error"), "{:.0e}"), _number(found.get("times_triton"), "{:.2f}")
+    return [title, _ms(found), share, times, error, ratio]
 
 
 def _tuning(tuning: dict[str, Any]) -> Iterator[str]:

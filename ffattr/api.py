@@ -59,8 +59,8 @@ def attribute(
     dtype: precision of the wide products, those with the feed-forward matrices: ``torch.float64``, ``float32``,
         ``bfloat16``, ``float16`` or ``float8_e4m3fn``; None: float64 for a float64 model, a half model's own on a GPU,
         else float32. Everything else, the maps included, is float64 with float64 and float32 otherwise.
-    backend: ``"auto"``, ``"cpu"`` (C++), ``"triton"`` (GPU), ``"torch"`` or ``"reference"``; ``ffattr info`` says which
-        run here and in which dtypes.
+    backend: ``"auto"``, ``"cpu"`` (C++), ``"triton"`` or ``"cuda"`` (GPU), ``"torch"`` or ``"reference"``; ``ffattr
+        info`` says which run here and in which dtypes. ``"auto"`` never picks ``"cuda"``.
     method: ``"auto"``, ``"direct"`` or ``"operator"``; `explain` says which one is chosen, and why.
     memory_budget: bytes of working memory besides the maps. Where memory runs out all the same, a layer is computed
         again in smaller blocks; `OutOfMemory` says that the smallest do not fit.

@@ -1,4 +1,4 @@
-"""Which implementation of the operators runs: what was built, what can run here, and why not.
+"""Which implementation of the operators runs; why another one cannot, `ffattr.reasons` knows.
 
 One check per backend answers both "may ``auto`` pick it?" and "the user asked for it: what is wrong?". Triton is
 imported when its kernels are about to run, and not before.
@@ -6,10 +6,10 @@ imported when its kernels are about to run, and not before.
 
 from __future__ import annotations
 
-import importlib
+import functools
 import importlib.util
 import logging
-import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops, torch_ops
+from . import ops, reasons, selfcheck, torch_ops
 from .errors import BackendUnavailable
 
 __all__ = ["BACKENDS", "Backend", "build_info", "report", "select"]
@@ -29,17 +29,30 @@ _log = logging.getLogger("ffattr")
 class Backend:
     """The four operators of `ffattr.ops` by one implementation, or the definition itself (``load`` None).
 
-    ``check(device, dtype, heads)`` says why it cannot run there, or None; ``load`` imports what `operators` is.
+    ``check(device, dtype, heads)`` says what is in its way there, or None; ``load`` imports what `operators` is;
+    ``for_gpus``: its kernels are written for GPUs, and are compared with PyTorch before they first run on one.
     """
 
     name: str
     description: str
     check: Callable[[torch.device, torch.dtype, int], str | None]
     load: Callable[[], Any] | None
+    for_gpus: bool = False
 
     def why_not(self, device: torch.device, dtype: torch.dtype, heads: int = 1) -> str | None:
         """Why it cannot run on ``device`` with wide products in ``dtype`` for layers of ``heads`` attention heads."""
-        return self.check(device, dtype, heads)
+        reason = self.check(device, dtype, heads)
+        if reason is not None or not self.for_gpus or self.emulated(device):
+            return reason
+        failure = selfcheck.failure(self.operators, device, dtype)
+        if failure is None:
+            return None
+        return f"its self-check in {dtype} on {device} failed: {failure}; use backend='torch'"
+
+    def emulated(self, device: torch.device) -> bool:
+        """Whether its kernels, where they run on ``device`` at all, do so without the GPU that they are written for:
+        in Triton's interpreter, or compiled for the CPU. That is for trying them out, and shows no speed."""
+        return self.for_gpus and device.type != "cuda"
 
     @property
     def is_reference(self) -> bool:
@@ -50,112 +63,19 @@ class Backend:
         return None if self.load is None else self.load()
 
 
-def _load_binary() -> tuple[Any | None, str]:
-    """The compiled module, or None and the reason; importing it registers its kernels with the operators."""
-    try:
-        record = dict(importlib.import_module("ffattr._build_info").BUILD)
-    except ImportError:
-        record = {"reason": "the package was not built (no build record): pip install --no-build-isolation ."}
-    try:
-        return importlib.import_module("ffattr._C"), str(record.get("reason", ""))
-    except ImportError as error:
-        if record.get("cpu"):
-            built, running = record.get("torch"), torch.__version__
-            return None, f"the binary built for torch {built} does not load under torch {running}: {error}"
-        return None, str(record.get("reason", error))
-
-
-_binary, _binary_reason = _load_binary()
-
-_DTYPES = {
-    "cpu": (torch.float32, torch.float64),
-    "triton": (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn),
-    "torch": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
-    "reference": (torch.float32, torch.float64),
-}
-"""What each backend takes for the wide products."""
-
-_MOST_HEADS = 128
-"""The Triton kernels are written for up to this many: a tile holds the weights of all heads."""
-
-
-def _names(dtypes: tuple[torch.dtype, ...]) -> list[str]:
-    return [str(dtype).removeprefix("torch.") for dtype in dtypes]
-
-
-def _dtype_reason(name: str, dtype: torch.dtype) -> str | None:
-    if dtype in _DTYPES[name]:
-        return None
-    *others, last = _names(_DTYPES[name])
-    remedy = next((f" or use backend={other!r}" for other in ("torch", "triton") if dtype in _DTYPES[other]), "")
-    return (
-        f"the {name} backend computes in {', '.join(others)} or {last}, not {dtype}; pass dtype=torch.float32{remedy}"
-    )
-
-
-def _cpu_reason(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
-    if _binary is None:
-        return f"the C++ extension is not there: {_binary_reason}"
-    if device.type != "cpu":
-        return f"it runs on the CPU, the model is on {device}; use backend='torch' or move the model"
-    return _dtype_reason("cpu", dtype)
-
-
-def _triton_reason(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
-    reason = _dtype_reason("triton", dtype)
-    if reason is not None:
-        return reason
-    if heads > _MOST_HEADS:
-        return f"its kernels take up to {_MOST_HEADS} attention heads, the model has {heads}; use backend='torch'"
-    try:
-        return _gpu_reason(device, dtype) if device.type == "cuda" else _interpreter_reason(device)
-    except ImportError as error:
-        return f"its kernels do not load under the triton installed ({error}): pip install --upgrade triton"
-
-
-def _gpu_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    least = (8, 9) if dtype == torch.float8_e4m3fn else (8, 0)
-    capability = torch.cuda.get_device_capability(device)
-    if capability < least:
-        found, needed = (".".join(map(str, version)) for version in (capability, least))
-        remedy = "pass dtype=torch.bfloat16" if capability >= (8, 0) else "use backend='torch'"
-        return f"{device} has compute capability {found}, {dtype} needs {needed}; {remedy}"
-    failure: str | None = importlib.import_module("ffattr.triton_ops.selfcheck").failure(device, dtype)
-    return None if failure is None else f"its self-check in {dtype} on {device} failed: {failure}; use backend='torch'"
-
-
-def _interpreter_reason(device: torch.device) -> str | None:
-    # The environment is asked first: triton need not be imported to hear that it is not to be interpreted.
-    asked = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
-    if device.type == "cpu" and asked and importlib.import_module("ffattr.triton_ops.runtime").INTERPRETED:
-        return None
-    return f"its kernels run on CUDA devices, not on {device}; move the model or use backend='torch'"
-
-
-def _torch_reason(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
-    return _dtype_reason("torch", dtype)
-
-
-def _reference_reason(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
-    return _dtype_reason("reference", dtype)
-
-
-def _triton_ops() -> Any:
-    return importlib.import_module("ffattr.triton_ops")
-
-
+_TRITON = "Triton kernels, one pass for all feed-forward scopes"
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpu", "C++ kernels, all cores", _cpu_reason, lambda: torch.ops.ffattr),
-        Backend("triton", "Triton kernels, one pass for all feed-forward scopes", _triton_reason, _triton_ops),
-        Backend("torch", "chunked plain PyTorch", _torch_reason, lambda: torch_ops),
-        Backend("reference", "the definition, materialised", _reference_reason, None),
+        Backend("cpu", "C++ kernels, all cores", reasons.cpu, lambda: torch.ops.ffattr),
+        Backend("triton", _TRITON, reasons.triton, reasons.triton_ops, for_gpus=True),
+        Backend("cuda", "CUDA C++ kernels", reasons.cuda, lambda: torch.ops.ffattr_cuda, for_gpus=True),
+        Backend("torch", "chunked plain PyTorch", functools.partial(reasons.by_dtype, "torch"), lambda: torch_ops),
+        Backend("reference", "the definition, materialised", functools.partial(reasons.by_dtype, "reference"), None),
     )
 }
 _AUTO = ("cpu", "triton", "torch")
+"""Without the CUDA kernels, which no GPU has run yet."""
 
 
 def select(name: str, device: torch.device, dtype: torch.dtype, heads: int = 1) -> Backend:
@@ -165,17 +85,29 @@ def select(name: str, device: torch.device, dtype: torch.dtype, heads: int = 1) 
     """
     if name != "auto" and name not in BACKENDS:
         raise ValueError(f"unknown backend {name!r}, expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
-    reasons = []
+    said = []
     for candidate in _AUTO if name == "auto" else (name,):
         reason = BACKENDS[candidate].why_not(device, dtype, heads)
-        if reason is None and name == "auto" and candidate == "triton" and device.type != "cuda":
+        if reason is None and name == "auto" and BACKENDS[candidate].emulated(device):
             reason = "Triton's interpreter is for trying kernels out: it runs only where backend='triton' is asked for"
         if reason is None:
+            if candidate == "cuda" and device.type == "cuda":
+                _warn_of_untried_kernels()
             _log.debug("backend %s: chosen for %s on %s", candidate, dtype, device)
             return BACKENDS[candidate]
         _log.debug("backend %s: %s", candidate, reason)
-        reasons.append(f"{candidate}: {reason}")
-    raise BackendUnavailable(f"backend {name!r} cannot run: {'; '.join(reasons)}")
+        said.append(f"{candidate}: {reason}")
+    raise BackendUnavailable(f"backend {name!r} cannot run: {'; '.join(said)}")
+
+
+@functools.lru_cache
+def _warn_of_untried_kernels() -> None:
+    """Once per process."""
+    warnings.warn(
+        "the CUDA kernels were verified by emulation and compilation only, never on a GPU. They have passed the "
+        "self-check that compares them with PyTorch here; to be safe compare maps with those of backend='torch'",
+        stacklevel=2,
+    )
 
 
 def report(device: torch.device | None = None) -> list[tuple[str, bool, str]]:
@@ -188,8 +120,8 @@ def report(device: torch.device | None = None) -> list[tuple[str, bool, str]]:
         devices.insert(0, torch.device("cuda", 0))
     rows = []
     for name, backend in BACKENDS.items():
-        runs = {place: tuple(d for d in _DTYPES[name] if backend.why_not(place, d) is None) for place in devices}
-        found = [f"{place}: {', '.join(_names(dtypes))}" for place, dtypes in runs.items() if dtypes]
+        runs = {place: tuple(d for d in reasons.DTYPES[name] if backend.why_not(place, d) is None) for place in devices}
+        found = [f"{place}: {', '.join(reasons.names(dtypes))}" for place, dtypes in runs.items() if dtypes]
         reason = backend.why_not(devices[0], torch.float32)
         rows.append((name, bool(found), f"{backend.description}; {'; '.join(found)}" if found else str(reason)))
     return rows
@@ -197,9 +129,12 @@ def report(device: torch.device | None = None) -> list[tuple[str, bool, str]]:
 
 def build_info() -> dict[str, str]:
     """What was built and why, and what it runs as on this machine."""
-    info = {"operators": ", ".join(ops.OPERATORS), "build": _binary_reason}
-    if _binary is not None:
-        info |= {key: str(value) for key, value in _binary.build_info().items()}
+    binary = reasons.binary
+    info = {"operators": ", ".join(ops.OPERATORS), "build": binary.reason}
+    if "cuda_reason" in binary.record:
+        info["CUDA"] = "; ".join(filter(None, (str(binary.record["cuda_reason"]), binary.architectures)))
+    if binary.module is not None:
+        info |= {key: str(value) for key, value in binary.module.build_info().items()}
     return info
 
 
@@ -213,8 +148,9 @@ def _on_cuda(name: str) -> Callable[..., Tensor]:
     def run(*arguments: Any) -> Tensor:
         first, deciding = arguments[0], arguments[_DECIDING[name]]
         dtype = first.dtype if first.dtype == torch.float64 else deciding.dtype
-        runs = _triton_reason(first.device, dtype, first.shape[0]) is None
-        out: Tensor = getattr(_triton_ops() if runs else torch_ops, name)(*arguments)
+        triton = BACKENDS["triton"]
+        runs = triton.why_not(first.device, dtype, first.shape[0]) is None
+        out: Tensor = getattr(triton.operators if runs else torch_ops, name)(*arguments)
         return out
 
     return run

@@ -284,8 +284,8 @@ def compare(case: Case, wide_dtype: torch.dtype, backend: str, rounds: int) -> I
     truth = Truth.of(case, case.wide_scopes)
     for name in backends.BACKENDS if backend == "auto" else (backend,):
         reason = backends.BACKENDS[name].why_not(case.device, wide_dtype, heads)
-        if reason is None and backend == "auto" and name == "triton" and case.device.type != "cuda":
-            reason = "Triton's interpreter shows no speed: it runs only where backend 'triton' is asked for"
+        if reason is None and backend == "auto" and backends.BACKENDS[name].emulated(case.device):
+            reason = f"{name} kernels without a GPU show no speed: they run only where backend {name!r} is asked for"
         if reason is not None:
             yield Row(name, reason=reason)
             continue

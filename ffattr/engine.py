@@ -15,6 +15,7 @@ from .attention import Attention
 from .backends import Backend
 from .errors import NonFiniteError, OutOfMemory
 from .layer import LayerWeights
+from .memory import Refusals
 from .plan import LayerPlan, free_bytes
 from .reference import Rule
 from .tiles import Layer, LayerMaps
@@ -41,10 +42,13 @@ def layer_maps(
     where the smallest do not fit, and `NonFiniteError` where the range of float16 does not do.
     """
     while True:
+        refusals = Refusals(x.device)
         try:
             result = _in_blocks(weights, x, attention, rows, scopes, rule, value_bias, backend, plan)
             break
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not refusals.caused(error):
+                raise
             _log.debug("layer %d ran out of memory in blocks %s: %s", plan.layer, plan.blocks, str(error))
         # Out of the handler, where the error's traceback still holds the tensors of the run that failed.
         if x.is_cuda:

@@ -2,7 +2,10 @@
 
 The schemas are declared here, with a fake (so that ``torch.compile`` can trace them) and the plain PyTorch version of
 `ffattr.torch_ops` as the default for every device. A binary or a Triton kernel that is present takes over per device;
-without one the same call still runs.
+without one the same call still runs. ``torch.ops.ffattr_cuda.*`` are the same operators by the compiled CUDA kernels
+alone: for CUDA tensors ``torch.ops.ffattr.*`` is a Python function that picks (`ffattr.backends`), and what is picked
+has to have a name of its own. ``operator_norms`` has no CUDA kernel: there its PyTorch version runs, which leaves the
+products to cuBLAS.
 
 Shapes: ``N`` query tokens, ``M`` key tokens (a block of one sequence), ``H`` heads, ``F`` feed-forward width, ``d``
 model width, ``S`` streams of the feed-forward block: 1 if dense, 2 if gated (gate first, up second).
@@ -48,7 +51,11 @@ from torch import Tensor
 
 from . import torch_ops
 
-__all__ = ["OPERATORS", "SCHEMAS"]
+__all__ = ["MOST_HEADS", "OPERATORS", "SCHEMAS"]
+
+MOST_HEADS = 128
+"""The kernels for GPUs are written for up to this many: a tile holds the weights of all heads, and a wider one would
+leave no registers for the product."""
 
 _TAIL = (
     "Tensor residual, Tensor? residual_scale, Tensor? gamma, Tensor? norm_scale, bool centre, Tensor? sequences=None"
@@ -80,7 +87,7 @@ SCHEMAS = {
 
 OPERATORS = tuple(SCHEMAS)
 
-_library = torch.library.Library("ffattr", "DEF")
+_libraries = [torch.library.Library(namespace, "DEF") for namespace in ("ffattr", "ffattr_cuda")]
 
 
 def _fake_slope(z: Tensor, *_: object) -> Tensor:
@@ -109,7 +116,8 @@ _FAKES = {
     "operator_norms": _fake_wide("operator_norms"),
 }
 
-for _name, _schema in SCHEMAS.items():
-    _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _library.impl(_name, getattr(torch_ops, _name), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"ffattr::{_name}", _FAKES[_name], lib=_library)
+for _library in _libraries:
+    for _name, _schema in SCHEMAS.items():
+        _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(_name, getattr(torch_ops, _name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{_library.ns}::{_name}", _FAKES[_name], lib=_library)

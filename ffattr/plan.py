@@ -295,8 +295,8 @@ def _choose(
         return "direct", "the only method in float8"
     direct, operator = shape.flops("direct"), shape.flops("operator")
     ratio = direct / operator
-    interpreted = backend.name == "triton" and device.type == "cpu"  # whose rates would say nothing, and take minutes
-    if not 1 / _NEAR < ratio < _NEAR or interpreted:
+    emulated = backend.emulated(device)  # whose rates would say nothing, and take minutes
+    if not 1 / _NEAR < ratio < _NEAR or emulated:
         chosen: Method = "operator" if ratio > 1 else "direct"
         return chosen, f"{max(ratio, 1 / ratio):.1f}x fewer operations"
     rates = measured(backend.name, dtype, device, torch.get_num_threads())

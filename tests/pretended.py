@@ -1,4 +1,4 @@
-"""A Triton as a test wants it, whatever this machine has: neither triton nor a GPU is needed."""
+"""Triton and CUDA kernels as a test wants them, whatever this machine has: neither triton, nvcc nor a GPU is needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from ffattr import ops
+from ffattr import ops, reasons, selfcheck
 
 
 class Triton:
@@ -32,11 +32,31 @@ class Triton:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
         monkeypatch.setitem(sys.modules, "ffattr.triton_ops", self.kernels)
         monkeypatch.setitem(sys.modules, "ffattr.triton_ops.runtime", self._runtime)
-        selfcheck = SimpleNamespace(failure=lambda device, dtype: self.failure)
-        monkeypatch.setitem(sys.modules, "ffattr.triton_ops.selfcheck", selfcheck)
+        monkeypatch.setattr(selfcheck, "failure", lambda operators, device, dtype: self.failure)
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
     def interpret(self) -> None:
         """As if TRITON_INTERPRET=1 had been set before triton was imported."""
         self._monkeypatch.setenv("TRITON_INTERPRET", "1")
         self._runtime.INTERPRETED = True
+
+
+class Cuda:
+    """The devices that there are CUDA kernels for, the build record, the GPU's compute capability, what the self-check
+    finds. Of the kernels themselves there are none."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kinds = ("cuda",)
+        self.capability = (9, 0)
+        self.failure: str | None = None
+        self.checked: list[tuple[Any, torch.device, torch.dtype]] = []
+        self.record: dict[str, Any] = {"cuda": True, "cuda_reason": "nvcc 13.0", "architectures": ["80", "90a", "100"]}
+        self.binary = reasons.Binary(SimpleNamespace(build_info=dict), "built", self.record)
+        monkeypatch.setattr(reasons, "binary", self.binary)
+        monkeypatch.setattr(reasons, "has_cuda_kernels", lambda kind: kind in self.kinds)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
+        monkeypatch.setattr(selfcheck, "failure", self._check)
+
+    def _check(self, operators: Any, device: torch.device, dtype: torch.dtype) -> str | None:
+        self.checked.append((operators, device, dtype))
+        return self.failure

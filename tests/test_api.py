@@ -25,7 +25,7 @@ from ffattr import (
     UnsupportedModel,
     adapters,
     api,
-    backends,
+    reasons,
 )
 from ffattr.adapters import resolve
 from ffattr.layer import LayerSpec
@@ -77,7 +77,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"ig": 20}, ValueError, "unknown Integrated-Gradients rule 20"),
     ({"value_bias": "none"}, ValueError, "unknown value_bias 'none', expected 'token' or 'separate'"),
     ({"method": "sketch"}, ValueError, "unknown method 'sketch', expected 'auto', 'direct' or 'operator'"),
-    ({"backend": "gpu"}, ValueError, "unknown backend 'gpu', expected 'auto' or one of 'cpu', 'triton', 'torch'"),
+    ({"backend": "gpu"}, ValueError, "unknown backend 'gpu', expected 'auto' or one of 'cpu', 'triton', 'cuda'"),
     ({"dtype": torch.bfloat16, "backend": "reference"}, BackendUnavailable, "float32 or float64, not torch.bfloat16; "),
     ({"dtype": torch.int32}, BackendUnavailable, "bfloat16 or float16, not torch.int32; pass dtype=torch.float32"),
     ({"dtype": "float32"}, TypeError, "dtype.*'float32'"),
@@ -106,8 +106,7 @@ def test_baseline_of_a_gated_block() -> None:
 
 
 def test_a_backend_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_binary", None)
-    monkeypatch.setattr(backends, "_binary_reason", "it was not built")
+    monkeypatch.setattr(reasons, "binary", reasons.Binary(None, "it was not built"))
     with pytest.raises(BackendUnavailable, match=r"backend 'cpu' cannot run: .* it was not built"):
         attribute(backend="cpu")
     assert attribute().plan.backend == "torch"

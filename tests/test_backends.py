@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from pretended import Triton
+from pretended import Cuda, Triton
 
-from ffattr import backends, ops, torch_ops
+from ffattr import backends, ops, reasons, torch_ops
 from ffattr.errors import BackendUnavailable, FfattrError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -23,18 +23,24 @@ FLOAT8 = torch.float8_e4m3fn
 
 @pytest.fixture
 def without_binary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_binary", None)
-    monkeypatch.setattr(backends, "_binary_reason", REASON)
+    monkeypatch.setattr(reasons, "binary", reasons.Binary(None, REASON))
+    monkeypatch.setattr(reasons, "has_cuda_kernels", lambda kind: False)
 
 
 @pytest.fixture
 def with_binary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_binary", SimpleNamespace(build_info=lambda: {"instruction set": "avx2"}))
+    module = SimpleNamespace(build_info=lambda: {"instruction set": "avx2"})
+    monkeypatch.setattr(reasons, "binary", reasons.Binary(module, "a compiler was found"))
 
 
 @pytest.fixture
 def triton(monkeypatch: pytest.MonkeyPatch) -> Triton:
     return Triton(monkeypatch)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
+    return Cuda(monkeypatch)
 
 
 # ---- the choice
@@ -81,7 +87,7 @@ def test_a_backend_by_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpu", "", "CPU", None])
 def test_an_unknown_backend_lists_the_known_ones(name: Any) -> None:
-    known = "'cpu', 'triton', 'torch', 'reference'"
+    known = "'cpu', 'triton', 'cuda', 'torch', 'reference'"
     with pytest.raises(ValueError, match=rf"unknown backend {name!r}, expected 'auto'.*{known}"):
         backends.select(name, CPU, torch.float32)
 
@@ -108,15 +114,18 @@ WRONG_DTYPES = [
     *(("reference", dtype, "float32 or float64", " or use backend='torch'") for dtype in HALF),
     ("cpu", FLOAT8, "float32 or float64", " or use backend='triton'"),
     ("torch", FLOAT8, "float32, float64, bfloat16 or float16", " or use backend='triton'"),
-    ("triton", torch.float64, "float32, bfloat16, float16 or float8_e4m3fn", " or use backend='torch'"),
+    *(
+        (name, torch.float64, "float32, bfloat16, float16 or float8_e4m3fn", " or use backend='torch'")
+        for name in ("triton", "cuda")
+    ),
     *((name, dtype, "", "") for name in backends.BACKENDS for dtype in OTHER),
 ]
 
 
-@pytest.mark.usefixtures("with_binary", "triton")
+@pytest.mark.usefixtures("triton", "cuda")
 @pytest.mark.parametrize(("name", "dtype", "has", "remedy"), WRONG_DTYPES)
 def test_other_dtypes_are_refused_by_name(name: str, dtype: torch.dtype, has: str, remedy: str) -> None:
-    device = CUDA if name == "triton" else CPU
+    device = CUDA if backends.BACKENDS[name].for_gpus else CPU
     message = f"'{name}' cannot run: .*computes in {has}.*, not {dtype}; pass dtype=torch.float32{remedy}$"
     with pytest.raises(BackendUnavailable, match=message):
         backends.select(name, device, dtype)
@@ -177,8 +186,8 @@ def test_report_with_a_gpu(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> N
     )
 
 
-def test_build_info(monkeypatch: pytest.MonkeyPatch, with_binary: None) -> None:
-    monkeypatch.setattr(backends, "_binary_reason", "a compiler was found")
+@pytest.mark.usefixtures("with_binary")
+def test_build_info() -> None:
     info = backends.build_info()
     assert info["build"] == "a compiler was found"
     assert info["instruction set"] == "avx2"
@@ -213,13 +222,13 @@ def importing(**modules: Any) -> Callable[[str], Any]:
 )
 def test_why_the_binary_is_not_loaded(modules: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", importing(**modules))
-    binary, said = backends._load_binary()
-    assert binary is None
-    assert reason in said
+    binary = reasons.load_binary()
+    assert binary.module is None
+    assert reason in binary.reason
 
 
 def test_a_binary_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     record = SimpleNamespace(BUILD={"cpu": True, "torch": "2.13.0", "reason": "built with gcc"})
     module = SimpleNamespace()
     monkeypatch.setattr(importlib, "import_module", importing(_build_info=record, _C=module))
-    assert backends._load_binary() == (module, "built with gcc")
+    assert reasons.load_binary() == reasons.Binary(module, "built with gcc", record.BUILD)

@@ -85,13 +85,13 @@ def test_a_command_with_a_limit(scripts: None) -> None:
 
 
 def test_jobs_are_in_order_of_what_they_tell(scripts: None) -> None:
-    from device import COMPILED, DIRECT, SHAPES, Estimate, jobs
+    from device_plan import COMPILED, CUDA_DIRECT, DIRECT, SHAPES, Estimate, jobs
 
     every = list(jobs(list(SHAPES), dry_run=False))
     layers = [(job["shape"], job["tokens"]) for job in every if job["kind"] == "layer"]
     assert list(dict.fromkeys(layers))[:3] == [("bert-base", 512), ("bert-base", 1024), ("llama-7b", 1024)]
     assert set(layers) == {(s, t) for s in SHAPES for t in (128, 256, 512, 1024, 2048, 4096, 8192)}
-    assert every[0]["variant"] == DIRECT
+    assert [job["variant"] for job in every[:2]] == [DIRECT, CUDA_DIRECT]
     assert {job["shape"] for job in jobs(["gpt2"], dry_run=False)} == {"gpt2"}
 
     estimate, flops = Estimate(), 4e12
@@ -101,6 +101,7 @@ def test_jobs_are_in_order_of_what_they_tell(scripts: None) -> None:
     assert before > 10  # with compiling
     assert estimate.of(every[0], 100 * flops) == pytest.approx(2 + 40 + 3)
     assert estimate.of({**every[0], "variant": COMPILED}, 0.0) > 40
+    assert estimate.of({**every[0], "variant": CUDA_DIRECT}, 0.0) == 2  # nothing to compile
 
 
 def test_what_is_not_tried_again(scripts: None, tmp_path: Path) -> None:
@@ -120,6 +121,114 @@ def test_what_is_not_tried_again(scripts: None, tmp_path: Path) -> None:
     assert session._hopeless({**job, "variant": "b"}) == {"status": "not tried", "reason": "failed twice before"}
 
 
+class Answers:
+    """A worker that has an answer for each dtype."""
+
+    def __init__(self, **answers: dict[str, Any]) -> None:
+        self.answers = answers
+
+    def ask(self, job: dict[str, Any], limit: float) -> dict[str, Any]:
+        return self.answers.get(job["dtype"], {"status": "ok", "checked": True})
+
+
+WRONG = {"status": "failed", "checked": True, "reason": "ff_norms is off"}
+HANGS = {"status": "failed", "reason": "no answer within 45 s: given up"}
+MISSING = {"status": "not available", "reason": "needs 9.0"}
+
+
+@pytest.mark.parametrize(
+    ("answers", "status", "silent"),
+    [
+        ({}, "bfloat16 runs; float8_e4m3fn runs; float32 runs; float16 runs", ()),
+        (
+            {"float8_e4m3fn": MISSING, "float32": WRONG},
+            "failed: bfloat16 runs; float8_e4m3fn needs 9.0; float32 failed: ff_norms is off; float16 runs",
+            (),
+        ),
+        ({"bfloat16": MISSING}, "bfloat16 needs 9.0", ()),
+        (
+            {"float8_e4m3fn": HANGS},
+            "failed: bfloat16 runs; float8_e4m3fn no answer within 45 s: given up",
+            ("float8_e4m3fn", "float32", "float16"),
+        ),
+    ],
+)
+def test_cuda_kernels_that_hang_are_left_alone(
+    answers: dict[str, Any], status: str, silent: tuple[str, ...], scripts: None, tmp_path: Path
+) -> None:
+    from device import Session
+    from device_report import Report
+
+    session = Session(argparse.Namespace(minutes=1.0, dry_run=True), Report([tmp_path], True), {})
+    session.worker = Answers(**answers)
+    assert session.cuda() == status
+    assert tuple(session.silent) == silent
+    job = {"kind": "layer", "shape": "gpt2", "tokens": 8}
+    assert session._hopeless({**job, "variant": "Triton direct, fp8"}) is None
+    assert session._hopeless({**job, "variant": "CUDA direct"}) is None
+    found = session._hopeless({**job, "variant": "CUDA direct, fp8"})
+    assert (found is not None) == ("float8_e4m3fn" in silent)
+    assert not session._known_missing({**job, "variant": "CUDA direct, fp8"})
+    if found is not None:
+        session.report.result({**job, "variant": "CUDA direct, fp8"}, found)
+        assert session._known_missing({**job, "shape": "minilm", "variant": "CUDA direct, fp8"})
+
+
+@pytest.mark.parametrize(
+    ("said", "environment"),
+    [
+        ((0, "a warning\n9.0\n"), {"TORCH_CUDA_ARCH_LIST": "9.0a"}),
+        ((0, "8.6\n"), {"TORCH_CUDA_ARCH_LIST": "8.6"}),
+        ((1, "no GPU"), {}),
+    ],
+)
+def test_the_build(
+    said: tuple[int, str],
+    environment: dict[str, str],
+    scripts: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For this GPU alone; who names others gets them. A build that fails is a step that failed."""
+    import device
+    from device_report import Report
+
+    runs: list[dict[str, str]] = []
+
+    def run_limited(command: list[str], environment: dict[str, str], *_: object) -> tuple[int, str]:
+        if "-c" in command:
+            return said
+        runs.append(environment)
+        return 1, "compiling\nnvcc: error"
+
+    monkeypatch.setattr(device, "run_limited", run_limited)
+    report = Report([tmp_path], False)
+    for given in ({}, {"TORCH_CUDA_ARCH_LIST": "8.0"}):
+        asked = device.Session(argparse.Namespace(minutes=1.0, dry_run=False), report, given)
+        asked.step("build", 1, asked.build)
+        assert runs.pop() == {"FFATTR_CUDA": "1", **environment, **given}
+        assert report.steps[-1]["status"] == "failed: nvcc: error"
+    assert "build" in report.failures
+
+
+def test_sanitizing(scripts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import device
+    from device_report import Report
+
+    session = device.Session(argparse.Namespace(minutes=1.0, dry_run=True), Report([tmp_path], True), {"A": "B"})
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    assert session.sanitize("memcheck") == "not run: compute-sanitizer is not on the PATH"
+    monkeypatch.setattr(device.shutil, "which", lambda name: name)
+    runs: list[Any] = []
+    monkeypatch.setattr(device, "run_limited", lambda *asked: (0, f"{runs.append(asked)} errors"))
+    assert session.sanitize("racecheck") == "None errors"
+    ((command, environment, _, limit),) = runs
+    assert command[:3] == ["compute-sanitizer", "--tool", "racecheck"]
+    assert command[-3:] == ["tests/test_cuda_ff_norms.py", "-k", "small"]
+    assert environment == {"A": "B", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    assert limit <= 60
+
+
 def answer(seconds: float, flops: float = 2e9) -> dict[str, Any]:
     return {"status": "ok", "seconds": seconds, "flops": flops, "error": 1e-3, "peak_bytes": 1 << 30}
 
@@ -133,12 +242,16 @@ def filled(folder: Path, dry_run: bool) -> Any:
     report.machine({"status": "ok", "flops_per_second": 1e12, "bytes_per_second": 3e12})
     job = {"kind": "layer", "shape": "gpt2", "tokens": 8}
     report.result({**job, "variant": "Triton direct"}, answer(0.004))
+    report.result({**job, "variant": "CUDA direct"}, answer(0.002))
     report.result({**job, "variant": "PyTorch, chunked"}, {"status": "wrong", "reason": "off by 1"})
     report.result({**job, "variant": "PyTorch, materialising"}, answer(0.4))
-    report.result({**job, "kind": "slope"}, answer(0.001, 0.0))
+    report.result({**job, "kind": "slope", "backend": "triton"}, answer(0.001, 0.0))
+    report.result({**job, "kind": "slope", "backend": "cuda"}, answer(0.0005, 0.0))
     batch = {"kind": "batch", "shape": "gpt2", "tokens": 8, "sequences": 64}
-    report.result({**batch, "looped": False}, answer(0.01))
-    report.result({**batch, "looped": True}, answer(0.05))
+    report.result({**batch, "looped": False, "backend": "triton"}, answer(0.01))
+    report.result({**batch, "looped": False, "backend": "cuda"}, answer(0.005))
+    report.result({**batch, "looped": True, "backend": "triton"}, answer(0.05))
+    report.result({**batch, "looped": True, "backend": "cuda"}, answer(0.06))
     report.skip("gpt2, T = 99, Triton direct")
     trials = [{"config": {"warps": 8}, "seconds": 0.001, "reason": "", "rule": False}]
     trials += [{"config": {"warps": 4}, "seconds": None, "reason": "out of resources", "rule": True}]
@@ -157,11 +270,15 @@ def test_the_report(scripts: None, tmp_path: Path) -> None:
     for line in (
         "torch 2, torch.bfloat16 matrix product 1 TFLOP/s, copies 3000 GB/s, read and written.",
         "| tests | 5 passed | 3 |",
-        "| 8 | Triton direct | 4.000 | 50.0% | 1.00 | 1e-03 | 100.0 |",
-        "| 8 | PyTorch, chunked | wrong: off by 1 |  |  |  |  |",
-        "| 8 | PyTorch, materialising | 400.000 | 0.5% | 1.00 | 1e-03 | 1.0 |",
-        "| gpt2, T = 8, slope | 1.000 | 25.0% |  | 1e-03 |",
-        "| gpt2, T = 8, 64 sequences, in one launch | 10.000 |  | 5.0 | 1e-03 |",
+        "| 8 | Triton direct | 4.000 | 50.0% | 1.00 | 1e-03 | 100.0 |  |",
+        "| 8 | CUDA direct | 2.000 | 100.0% | 1.00 | 1e-03 | 200.0 | 0.50 |",
+        "| 8 | PyTorch, chunked | wrong: off by 1 |  |  |  |  |  |",
+        "| 8 | PyTorch, materialising | 400.000 | 0.5% | 1.00 | 1e-03 | 1.0 |  |",
+        "| gpt2, T = 8, slope, triton | 1.000 | 25.0% |  | 1e-03 |  |",
+        "| gpt2, T = 8, slope, cuda | 0.500 | 25.0% |  | 1e-03 | 0.50 |",
+        "| gpt2, T = 8, 64 sequences, in one launch, triton | 10.000 |  | 5.0 | 1e-03 |  |",
+        "| gpt2, T = 8, 64 sequences, in one launch, cuda | 5.000 |  | 12.0 | 1e-03 | 0.50 |",
+        "| gpt2, T = 8, 64 sequences, one by one, cuda | 60.000 |  | 1.0 | 1e-03 | 1.20 |",
         "direct: bfloat16: 1 timed, 1 do not run or are wrong, 7 not tried.",
         "| 1.000 | warps 8 |  |",
         "| out of resources | warps 4 | yes |",
@@ -177,7 +294,7 @@ def test_a_dry_run_keeps_no_figures(scripts: None, tmp_path: Path, capsys: pytes
     assert {result.get("seconds") for result in whole["results"]} == {None}
     table = (tmp_path / "nvidia-a-1-80gb.md").read_text()
     assert "Dry run, no figures." in table
-    for text in ("TFLOP", "4.000", "50.0%", "100.0", "25.0%"):
+    for text in ("TFLOP", "4.000", "50.0%", "100.0", "25.0%", "0.50"):
         assert text not in table
     assert " ms" not in capsys.readouterr().out
 
@@ -208,25 +325,32 @@ def device(tmp_path: Path, *arguments: str) -> tuple[int, str, Path]:
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
 def test_dry_run(tmp_path: Path) -> None:
-    code, said, out = device(tmp_path, "--no-tests", "--shapes", "minilm", "--profile", "--tune")
+    code, said, out = device(tmp_path, "--no-tests", "--shapes", "minilm", "--profile", "--tune", "--sanitize")
     whole = json.loads(next(out.glob("*.json")).read_text())
-    assert [step["name"] for step in whole["steps"]] == ["build", "machine", "profile", "tune"], said
+    assert [step["name"] for step in whole["steps"]] == [
+        *("build", "machine", "cuda", "memcheck", "racecheck", "profile", "tune")
+    ], said
     assert whole["steps"][0]["status"] == "ffattr"
-    variants = [result.get("variant", result["kind"]) for result in whole["results"]]
-    assert variants == [
-        "Triton direct",
-        "Triton direct, fp8",
-        "Triton operator",
-        "PyTorch, materialising",
-        "PyTorch, chunked",
-        "Triton, attention level",
-        "slope",
-        "batch",
-        "batch",
-        "PyTorch, chunked, compiled",
-    ]
-    assert {result["status"] for result in whole["results"]} == {"ok"}, said
-    assert {result["seconds"] for result in whole["results"]} == {None}
+    cuda, others = [], []
+    for result in whole["results"]:
+        variant = result.get("variant", f"{result['kind']} {result.get('backend')}")
+        (cuda if "cuda" in variant.lower() else others).append((variant, result["status"]))
+    assert others == [
+        ("Triton direct", "ok"),
+        ("Triton direct, fp8", "ok"),
+        ("Triton operator", "ok"),
+        ("PyTorch, materialising", "ok"),
+        ("PyTorch, chunked", "ok"),
+        ("Triton, attention level", "ok"),
+        ("slope triton", "ok"),
+        ("batch triton", "ok"),
+        ("batch triton", "ok"),
+        ("PyTorch, chunked, compiled", "ok"),
+    ], said
+    names = ["CUDA direct", "CUDA direct, fp8", "CUDA, attention level", "slope cuda", "batch cuda"]
+    assert cuda == [(name, "not available") for name in names], said  # no GPU is looked for
+    assert all(r["reason"] for r in whole["results"] if r["status"] == "not available")
+    assert {result.get("seconds") for result in whole["results"]} == {None}
     assert code in (0, 1)  # a GPU's profiler is missing here, on most machines
     assert str(out) in said
     assert not any(name in said for name in (" ms", "Traceback"))
@@ -236,4 +360,4 @@ def test_no_time(tmp_path: Path) -> None:
     code, said, out = device(tmp_path, "--minutes", "0.01")
     assert code == 0, said
     whole = json.loads(next(out.glob("*.json")).read_text())
-    assert whole["no time left for"] == ["build", "tests", "machine"]
+    assert whole["no time left for"] == ["build", "cuda-tests", "tests", "machine"]

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "ffattr"
 
 ORDER = [
     {"_C", "_build_info", "_version"},
-    {"errors", "activations", "closed_forms", "reference", "ig", "layer", "attention", "dtypes"},
-    {"torch_ops", "ops", "triton_ops", "backends"},
+    {"errors", "activations", "closed_forms", "reference", "ig", "layer", "attention", "dtypes", "memory"},
+    {"torch_ops", "ops", "triton_ops", "reasons", "selfcheck", "backends"},
     {"plan", "rates", "tiles", "engine"},
     {"attention_capture", "capture", "inputs", "adapters"},
     {"plot", "analysis"},

@@ -15,7 +15,7 @@ from tiny_models import build
 from torch import Tensor, nn
 
 import ffattr
-from ffattr import FfattrError, OutOfMemory, backends, reference, torch_ops
+from ffattr import FfattrError, OutOfMemory, backends, memory, reference, torch_ops
 
 TOKENS = 9
 
@@ -127,3 +127,37 @@ def test_the_definition_in_smaller_blocks(monkeypatch: pytest.MonkeyPatch) -> No
     found = ffattr.attribute(model, given, backend="reference")
     torch.testing.assert_close(found["layer"], whole["layer"], rtol=1e-12, atol=1e-12)
     assert {plan.halvings for plan in found.plan.layers} == {2}  # type: ignore[attr-defined]
+
+
+def test_an_error_without_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled kernels say only that a call failed: what the allocator counts tells what it was."""
+    model, real = build("bert"), torch_ops.ff_norms
+    whole = attribute(model)
+    refused, counts = 0, True
+
+    def failing(alpha: Tensor, *others: Any) -> Tensor:
+        nonlocal refused
+        if alpha[0].numel() > 20:
+            refused += counts
+            raise RuntimeError("API call failed")
+        return real(alpha, *others)
+
+    monkeypatch.setattr(memory.Refusals, "_count", lambda self: refused)
+    monkeypatch.setattr(torch_ops, "ff_norms", failing)
+    found = attribute(model, method="direct")
+    torch.testing.assert_close(found["layer"], whole["layer"], rtol=1e-12, atol=1e-12)
+    assert {plan.halvings for plan in found.plan.layers} == {2}
+    counts = False
+    with pytest.raises(RuntimeError, match="API call failed"):
+        attribute(model, method="direct")
+
+
+def test_refusals_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = {"num_ooms": 3}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: stats)
+    refusals, error = memory.Refusals(torch.device("cuda", 0)), RuntimeError("API call failed")
+    assert not refusals.caused(error)
+    assert refusals.caused(torch.OutOfMemoryError("CUDA out of memory"))
+    stats["num_ooms"] = 4
+    assert refusals.caused(error)
+    assert not memory.Refusals(torch.device("cpu")).caused(error)

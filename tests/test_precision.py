@@ -15,7 +15,7 @@ from tiny_models import FAMILIES, build
 from torch import Tensor
 
 import ffattr
-from ffattr import Attribution, NonFiniteError, backends, torch_ops
+from ffattr import Attribution, NonFiniteError, backends, reasons, torch_ops
 from ffattr.request import _precision
 
 FLOAT8 = torch.float8_e4m3fn
@@ -31,7 +31,7 @@ WAYS = [
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Plain PyTorch may have float8 too, which its operators compute; one thread: tensors are small."""
-    monkeypatch.setitem(backends._DTYPES, "torch", (*backends._DTYPES["torch"], FLOAT8))
+    monkeypatch.setitem(reasons.DTYPES, "torch", (*reasons.DTYPES["torch"], FLOAT8))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

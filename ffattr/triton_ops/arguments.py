@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_HEADS", "WIDE", "WideArguments", "check"]
+from ..ops import MOST_HEADS
+
+__all__ = ["WIDE", "WideArguments", "check"]
 
 WIDE = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of wide operands that kernels take; float8 is one of ``down`` alone."""
-
-MOST_HEADS = 128
-"""A wider tile of attention weights would leave no registers for the product."""
 
 
 def check(op: str, name: str, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> None:

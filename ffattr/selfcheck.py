@@ -1,13 +1,13 @@
 """Once per process and GPU: do the kernels, as compiled here, compute what plain PyTorch computes?
 
-A map has no check of its own, unlike a layer's output. Compilers and drivers differ, and not every GPU that Triton
-knows has been tried; so `ffattr.backends` asks before the first map is made. It costs the compilation of some kernels,
-half a minute the first time, which Triton keeps on disk.
+A map has no check of its own, unlike a layer's output. Compilers and drivers differ, and not every GPU that Triton's or
+the CUDA kernels are compiled for has been tried; so `ffattr.backends` asks before the first map is made. With Triton it
+costs the compilation of some kernels, half a minute the first time, which Triton keeps on disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,12 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import torch_ops
-from ..dtypes import operand_dtype, quantised
-from .ff_norms import ff_norms
-from .gram_norms import gram_norms
-from .ig_slope import ig_slope
-from .operator_norms import operator_norms
+from . import torch_ops
+from .dtypes import operand_dtype, quantised
+from .memory import Refusals
 
 __all__ = ["failure"]
 
@@ -44,24 +41,25 @@ _LAYERS = (_Layer(70, 5, 144, 80, 1, True), _Layer(130, 17, 80, 496, 2, False), 
 _HEAD_DIM = 16
 
 
-def failure(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What went wrong on ``device`` with wide products in ``dtype``, or None."""
+def failure(operators: Any, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What went wrong with a backend's ``operators`` on ``device`` with wide products in ``dtype``, or None."""
     current = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
-    return _failure(torch.device(device.type, current), dtype)
+    return _failure(operators, torch.device(device.type, current), dtype)
 
 
 @lru_cache
-def _failure(device: torch.device, dtype: torch.dtype) -> str | None:
+def _failure(operators: Any, device: torch.device, dtype: torch.dtype) -> str | None:
+    refusals = Refusals(device)
     try:
-        for name, kernel, definition, arguments in _cases(device, dtype):
+        for name, arguments in _cases(device, dtype):
             wide = tuple(_double(argument) for argument in arguments)
-            found, expected = kernel(*arguments).double(), definition(*wide)
+            found, expected = getattr(operators, name)(*arguments).double(), getattr(torch_ops, name)(*wide)
             error = float(((found - expected).abs() / expected.abs().amax((-1, -2), keepdim=True)).max())
             if not error <= _TOLERANCE[dtype]:
                 return f"{name} is off by {error:.1e} of the largest entry, expected at most {_TOLERANCE[dtype]:.0e}"
-    except torch.OutOfMemoryError:
-        raise  # says nothing of the kernels, and is not to be remembered
     except Exception as error:  # whatever a compiler or driver raises: the backend is not fit to be used
+        if refusals.caused(error):
+            raise torch.OutOfMemoryError(str(error)) from error  # says nothing of the kernels: not to be remembered
         text = str(error).strip().splitlines() or [""]
         return f"{type(error).__name__}: {text[0]}"
     return None
@@ -69,14 +67,13 @@ def _failure(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def _double(argument: object) -> object:
     """In float64, but for float8 and the dtype-less."""
-    floating = isinstance(argument, Tensor) and argument.is_floating_point()
-    return argument.double() if floating and argument.dtype != torch.float8_e4m3fn else argument
+    if not isinstance(argument, Tensor) or not argument.is_floating_point() or argument.dtype == torch.float8_e4m3fn:
+        return argument
+    return argument.double()
 
 
-Case = tuple[str, Callable[..., Tensor], Callable[..., Tensor], tuple[Any, ...]]
-
-
-def _cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+def _cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Names of operators with arguments."""
     generator = torch.Generator().manual_seed(0)
     operand = operand_dtype(dtype)
 
@@ -89,18 +86,15 @@ def _cases(device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
         position, scale = torch.arange(tokens, device=device), random(tokens).abs() + 0.5
         norms = (scale, random(width), scale, True) if layer.normed else (None, None, None, False)
         vectors = random(tokens, heads + 1, width).double()
-        yield "gram_norms", gram_norms, torch_ops.gram_norms, (alpha, position, vectors @ vectors.mT, norms[0])
+        yield "gram_norms", (alpha, position, vectors @ vectors.mT, norms[0])
         z = random(streams, tokens, neurons)
-        arguments = (z, None, None, "gelu" if streams == 1 else "silu", "exact", 0)
-        yield "ig_slope", ig_slope, torch_ops.ig_slope, arguments
+        yield "ig_slope", (z, None, None, "gelu" if streams == 1 else "silu", "exact", 0)
         slope, down = random(streams, tokens, neurons, dtype=operand), random(neurons, width)
         residual = random(tokens, heads + 1, width, dtype=operand)
         features = random(streams, tokens, heads + 1, neurons, dtype=operand)
         matrix, matrix_scale = quantised(down) if dtype == torch.float8_e4m3fn else (down.to(dtype), None)
-        given = (alpha, position, features, slope, matrix, matrix_scale, residual, *norms)
-        yield "ff_norms", ff_norms, torch_ops.ff_norms, given
+        yield "ff_norms", (alpha, position, features, slope, matrix, matrix_scale, residual, *norms)
         if dtype != torch.float8_e4m3fn:  # which has no other method
             values = random(tokens, heads, _HEAD_DIM, dtype=dtype)
             maps = random(streams, heads * _HEAD_DIM, neurons, dtype=dtype)
-            given = (alpha, position, values, maps, slope, slope, matrix, residual, *norms)
-            yield "operator_norms", operator_norms, torch_ops.operator_norms, given
+            yield "operator_norms", (alpha, position, values, maps, slope, slope, matrix, residual, *norms)

@@ -1,0 +1,49 @@
+"""Plain PyTorch under ``torch.compile``, as a backend that `device_jobs.py` measures."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ffattr import torch_ops
+
+__all__ = ["Compiled"]
+
+_WIDEST = 1 << 28
+"""Elements of a chunk's widest temporary: large enough to keep a GPU busy."""
+
+
+class Compiled:
+    """`torch_ops` with ``ff_norms`` compiled for a chunk of queries: a loop over all chunks would be unrolled."""
+
+    ig_slope, gram_norms = staticmethod(torch_ops.ig_slope), staticmethod(torch_ops.gram_norms)
+
+    def __init__(self, backend: str) -> None:
+        torch.compiler.reset()
+        self.chunk: Any = torch.compile(torch_ops.ff_norms, backend=backend, dynamic=False, fullgraph=True)
+
+    def ff_norms(self, *arguments: Any) -> Tensor:
+        alpha, down = arguments[0], arguments[4]
+        queries, keys = alpha.shape[1:]
+        most = max(1, _WIDEST // (keys * (down.shape[0] + 2 * down.shape[1])))
+        step = min(queries, 1 << int(math.log2(most)))
+        along = (1, 0, None, 1, None, None, None, 0, None, 0)
+        parts = []
+        chunks, torch_ops.chunks = torch_ops.chunks, functools.partial(torch_ops.chunks, limit=1 << 62)
+        try:
+            for start in range(0, queries, step):
+                rows = [_narrowed(t, axis, start, step) for t, axis in zip(arguments, along, strict=False)]
+                parts.append(self.chunk(*rows, arguments[-1]))
+        finally:
+            torch_ops.chunks = chunks
+        return torch.cat(parts, 1)
+
+
+def _narrowed(t: Tensor | None, axis: int | None, start: int, length: int) -> Tensor | None:
+    if t is None or axis is None:
+        return t
+    return t.narrow(axis, start, min(length, t.shape[axis] - start))
