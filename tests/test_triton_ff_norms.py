@@ -7,9 +7,7 @@ import torch
 from test_ops import case
 from triton_cases import (
     DEVICE,
-    FLOAT8,
-    LIMITS,
-    Promises,
+    TritonPromises,
     check,
     check_last_pair,
     function,
@@ -19,6 +17,7 @@ from triton_cases import (
     surroundings,  # noqa: F401  of every test
     watch_tma,
 )
+from wide_cases import FLOAT8, LIMITS
 
 # A lane that is not selected may well divide by zero: the interpreter's NumPy warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -42,7 +41,7 @@ CASES = [
 LOADS = [(sizes, tma) for sizes in CASES for tma in (True, False) if tma or sizes[2] % 8 == sizes[3] % 8 == 0]
 
 
-class TestPromises(Promises):
+class TestPromises(TritonPromises):
     operator = "ff_norms"
 
 

@@ -8,9 +8,7 @@ from test_ops import case
 from test_ops_sequences import batch
 from triton_cases import (
     DEVICE,
-    LIMITS,
-    SIZES,
-    Promises,
+    TritonPromises,
     assert_same,
     check,
     check_last_pair,
@@ -21,6 +19,7 @@ from triton_cases import (
     tile,
     watch_tma,
 )
+from wide_cases import LIMITS, SIZES
 
 # A lane that is not selected may well divide by zero: the interpreter's NumPy warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -47,7 +46,7 @@ CASES = [
 LOADS = [(sizes, tma) for sizes in CASES for tma in (True, False) if tma or sizes in CASES[:6]]
 
 
-class TestPromises(Promises):
+class TestPromises(TritonPromises):
     operator = "operator_norms"
 
 

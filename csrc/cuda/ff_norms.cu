@@ -5,6 +5,12 @@
 #include "operators.h"
 
 namespace ffattr::cuda {
+
+#ifdef FFATTR_NO_SM90  // built for other GPUs alone
+bool fits_sm90(const Pairs&, const WideOperands&) { return false; }
+void launch_direct_sm90(const Pairs&, const WideOperands&, int64_t) {}
+#endif
+
 namespace {
 
 constexpr const char* kOp = "ff_norms";
@@ -111,8 +117,6 @@ Tensor ff_norms(const Tensor& alpha_, const Tensor& position, const Tensor& feat
   features = with_aligned_rows(features), slope = with_aligned_rows(slope), residual = with_aligned_rows(residual);
   std::optional<Tensor> feature_bound, slope_bound;
   if (float8) {
-    FFATTR_CHECK(capability() == 90, kOp, ": the CUDA kernel has float8 for compute capability 9.0, this GPU has ",
-                 capability() / 10, ".", capability() % 10, "; pass dtype=torch.bfloat16 or use backend=\"triton\"");
     feature_bound = bounds_of(features, given.alpha, true);
     slope_bound = bounds_of(slope, given.alpha, false);
     down = transposed_float8(down);
@@ -152,8 +156,9 @@ Tensor ff_norms(const Tensor& alpha_, const Tensor& position, const Tensor& feat
       if (fits_sm90(pairs, operands)) {
         launch_direct_sm90(pairs, operands, blocks);
       } else {
-        FFATTR_CHECK(!float8, kOp, ": the float8 kernel has no shared memory for ", given.heads,
-                     " heads; pass dtype=torch.bfloat16");
+        FFATTR_CHECK(!float8, kOp, ": there is no CUDA kernel for float8 with ", given.heads, " heads and ", streams,
+                     " streams on compute capability ", capability() / 10, ".", capability() % 10,
+                     "; pass dtype=torch.bfloat16 or use backend=\"triton\"");
         launch_direct_sm80(pairs, operands, blocks);
       }
     }

@@ -44,18 +44,18 @@ struct Stage {
   }
 };
 
-// Copies [rows, row_bytes] from rows `pitch` apart, zeros from row `rows_there` and element `there` on.
-template <class T>
-__device__ __forceinline__ void copy_tile(uint8_t* to, int rows, int row_bytes, const T* from, int64_t pitch,
-                                          int rows_there, int there) {
-  constexpr int per_chunk = 16 / static_cast<int>(sizeof(T));
-  const int chunks = row_bytes / 16;
-  for (int i = threadIdx.x; i < rows * chunks; i += kThreads) {
-    const int row = i / chunks, chunk = i % chunks;
-    const bool inside = row < rows_there && chunk * per_chunk < there;
-    copy_async(shared_address(to) + swizzled(row, chunk * 16, row_bytes),
-               inside ? from + row * pitch + chunk * per_chunk : from, inside);
-  }
+// Copies [rows, RowBytes] from rows `pitch` apart, zeros from row `rows_there` and element `there` on.
+template <int RowBytes, class T>
+__device__ __forceinline__ void copy_tile(uint32_t to, int rows, const T* from, int64_t pitch, int rows_there,
+                                          int there) {
+  constexpr int kChunks = RowBytes / 16, kStep = kThreads / kChunks;  // rows that all threads copy at once
+  const int chunk = threadIdx.x % kChunks, column = chunk * 16 / static_cast<int>(sizeof(T));
+  int row = threadIdx.x / kChunks;
+  from += row * pitch + column;
+  if (column >= there) rows_there = 0;
+#pragma unroll 1
+  for (; row < rows; row += kStep, from += kStep * pitch)
+    copy_async(to + swizzled(row, chunk * 16, RowBytes), from, row < rows_there);
 }
 
 template <class T, int Streams>
@@ -65,35 +65,34 @@ __global__ void __launch_bounds__(kThreads) direct(const __grid_constant__ Pairs
   if (!wanted(p, tile, kKeys)) return;
 
   const int heads = p.padded_rows();
-  uint8_t* const stages = dynamic_shared();
-  uint8_t* const weights = stages + kStages * S::bytes(heads);
+  uint8_t* const weights = dynamic_shared() + kStages * S::bytes(heads);
+  const uint32_t stages = shared_address(dynamic_shared());
   PairSums* const sums = reinterpret_cast<PairSums*>(weights + kKeys * weight_bytes<T>(heads));
   load_weights<T>(p, tile, weights, sums);
 
   const int steps = (p.neurons + S::neurons - 1) / S::neurons, turns = (p.width + kColumns - 1) / kColumns;
-  const auto load = [&](uint8_t* to, int turn, int step) {
+  const auto load = [&](uint32_t to, int turn, int step) {
     const int f = step * S::neurons, column = turn * kColumns;
     if (step < steps) {
-      copy_tile(to, S::neurons, S::down_row, from.down + f * from.width_pitch + column, from.width_pitch, p.neurons - f,
-                p.width - column);
-#pragma unroll
+      copy_tile<S::down_row>(to, S::neurons, from.down + f * from.width_pitch + column, from.width_pitch, p.neurons - f,
+                             p.width - column);
       for (int s = 0; s < Streams; ++s)
-        copy_tile(to + S::slope + s * kQueries * kRowBytes, kQueries, kRowBytes,
-                  from.slope + (s * p.queries + tile.first) * from.feature_pitch + f, from.feature_pitch, tile.count,
-                  p.neurons - f);
+        copy_tile<kRowBytes>(to + S::slope + s * kQueries * kRowBytes, kQueries,
+                             from.slope + (s * p.queries + tile.first) * from.feature_pitch + f, from.feature_pitch,
+                             tile.count, p.neurons - f);
     }
     for (int key = 0; key < kKeys; ++key) {
       const int64_t slab = tile.first_key + tile.column + key;
       const int rows = tile.column + key < tile.keys ? p.rows() : 0;
       if (step == steps)
-        copy_tile(to + key * heads * S::down_row, heads, S::down_row,
-                  from.residual + slab * (p.heads + 1) * from.width_pitch + column, from.width_pitch, rows,
-                  p.width - column);
+        copy_tile<S::down_row>(to + key * heads * S::down_row, heads,
+                               from.residual + slab * (p.heads + 1) * from.width_pitch + column, from.width_pitch, rows,
+                               p.width - column);
       else
         for (int s = 0; s < Streams; ++s)
-          copy_tile(to + S::features_of(s, key, heads), heads, kRowBytes,
-                    from.features + (s * p.keys + slab) * (p.heads + 1) * from.feature_pitch + f, from.feature_pitch,
-                    rows, p.neurons - f);
+          copy_tile<kRowBytes>(to + S::features_of(s, key, heads), heads,
+                               from.features + (s * p.keys + slab) * (p.heads + 1) * from.feature_pitch + f,
+                               from.feature_pitch, rows, p.neurons - f);
     }
     copy_commit();
   };
@@ -111,6 +110,7 @@ __global__ void __launch_bounds__(kThreads) direct(const __grid_constant__ Pairs
 #pragma unroll
     for (int s = 0; s < Streams; ++s) {
       Product z[2] = {};
+#pragma unroll 1
       for (int h = 0; h < heads; h += 16) {
         Right<T> features;
         load_right(features, at + S::features_of(s, slot, heads), h, f, kRowBytes);
@@ -163,6 +163,7 @@ __global__ void __launch_bounds__(kThreads) direct(const __grid_constant__ Pairs
 #pragma unroll
         for (int k = 0; k < 2; ++k) element(j, k) *= inverse;
     }
+#pragma unroll 1
     for (int h = 0; h < heads; h += 16) {
       Left<T> left[2];
 #pragma unroll
@@ -190,11 +191,11 @@ __global__ void __launch_bounds__(kThreads) direct(const __grid_constant__ Pairs
         copy_commit();
       copy_wait<1>();
       __syncthreads();
-      const uint32_t at = shared_address(stages + stage * S::bytes(heads));
+      const uint32_t at = stages + stage * S::bytes(heads);
       if (step < steps) {
         Left<T> left[2], next[2];
         make_p(left, at, 0);
-#pragma unroll
+#pragma unroll 1
         for (int f = 0; f < S::neurons; f += 16) {
           if (f + 16 < S::neurons) make_p(next, at, f + 16);
           add_product(left, at, f);

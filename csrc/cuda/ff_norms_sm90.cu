@@ -18,6 +18,9 @@
 // follows (then of what lies there, for nothing): a condition would have the compiler wait for every single product.
 //
 // In float8 the matrix unit adds products with some 14 bits: those of a step are summed apart and then added in float32.
+#include <cstdlib>
+#include <cstring>
+
 #include "ff_norms.h"
 #include "fragments.h"
 #include "hopper.h"
@@ -356,7 +359,10 @@ void launch_direct_sm90(const Pairs& pairs, const WideOperands& from, int64_t bl
 }
 
 bool fits_sm90(const Pairs& pairs, const WideOperands& from) {
-  if (capability() != 90 || from.type == Wide::float32) return false;
+  // FFATTR_CUDA_SM90=0 leaves Hopper to the other kernel, for comparisons.
+  const char* wanted = std::getenv("FFATTR_CUDA_SM90");
+  if (capability() != 90 || from.type == Wide::float32 || (wanted != nullptr && std::strcmp(wanted, "0") == 0))
+    return false;
   return with_type(from, [&]<class T, int Streams>() { return stages_of<T, Streams>(pairs.padded_rows()) >= 2; });
 }
 

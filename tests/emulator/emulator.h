@@ -237,12 +237,6 @@ class Machine {
   }
 };
 
-// Of the GPU that is emulated: 10 times the major version, and the minor one.
-inline int& capability() {
-  static int version = getenv("CAP") ? atoi(getenv("CAP")) : 80;
-  return version;
-}
-
 inline Machine& machine() { return *Machine::current(); }
 inline Block& block() { return machine().block(); }
 inline unsigned thread() { return machine().fiber->thread; }
