@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: all demo test lint format install clean distclean
+.PHONY: all demo test lint format install clean distclean always
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,8 +12,10 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 # Byte-compiling every installed file takes longer than compiling the few that are imported.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
-NATIVE := $(shell find csrc -type f 2>/dev/null)
-CXX_SOURCES = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+NATIVE := $(shell find csrc -type f -not -name '*.pyc' 2>/dev/null)
+CXX_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+# What setup.py reads: other values are another build.
+CHOICES := $(foreach name,FFATTR_CPU FFATTR_CUDA TORCH_CUDA_ARCH_LIST CUDA_HOME,$(name)=$($(name)))
 
 all: install
 
@@ -43,8 +45,12 @@ $(VENV)/.pins: requirements-dev.txt
 	sed -n '/^# models:/,$$p' $< | $(PIP) --no-deps -r /dev/stdin
 	touch $@
 
+# Written anew only where it changes.
+$(VENV)/.choices: always | $(VENV)/.pins
+	@cmp --silent <(echo "$(CHOICES)") $@ || echo "$(CHOICES)" > $@
+
 # Editable, without build isolation: the binary must be built against the torch it will be loaded by.
-$(VENV)/.package: $(VENV)/.pins pyproject.toml setup.py
+$(VENV)/.package: $(VENV)/.pins pyproject.toml setup.py | $(VENV)/.choices
 	@echo "building ffattr (log: $(LOG))"
 	@touch $@.started
 	@$(BIN)/python -m pip install --verbose --no-build-isolation --no-deps --editable . > $(LOG) 2>&1 || { cat $(LOG); exit 1; }
@@ -54,17 +60,18 @@ $(VENV)/.package: $(VENV)/.pins pyproject.toml setup.py
 
 # Installing has just built everything; afterwards only what changed in csrc is compiled again. A stamp has the time at
 # which its build started, so that a file saved meanwhile counts as changed.
-$(VENV)/.built: $(VENV)/.package $(NATIVE)
-	@if [[ -n "$$(find csrc -newer $@ -print -quit)" ]]; then \
+$(VENV)/.built: $(VENV)/.package $(VENV)/.choices $(NATIVE)
+	@if [[ -n "$$(find $(NATIVE) $(VENV)/.choices -newer $@ -print -quit)" ]]; then \
 		echo "rebuilding what changed in csrc (log: $(LOG))"; \
 		touch $@.started; \
 		$(BIN)/python setup.py build_ext --inplace > $(LOG) 2>&1 || { cat $(LOG); exit 1; }; \
+		sed -n 's/^ *\(ffattr: .*\)/\1/p' $(LOG) | sort -u; \
 		mv $@.started $@; \
 	fi
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo ffattr/*.so ffattr/_build_info.py
-	rm -f $(VENV)/.package $(VENV)/.built
+	rm -f $(VENV)/.package $(VENV)/.built $(VENV)/.choices
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -1,17 +1,29 @@
 """Builds the C++ extension where a compiler is at hand, and says in one line what is built and why.
 
 FFATTR_CPU=auto|0|1 (default auto): 0 leaves the extension out, 1 makes a missing compiler an error.
+FFATTR_CUDA=auto|0|1 (default auto): whether the extension gets CUDA kernels. auto: where there is nvcc and torch is a
+CUDA build; 1: where there is nvcc, whatever torch is, and an error elsewhere; 0: never.
+TORCH_CUDA_ARCH_LIST ("8.0;9.0a;10.0") names other GPUs than those of csrc/build_cuda.py; CUDA_HOME names the toolkit.
 """
 
 from __future__ import annotations
 
 import os
+import pprint
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 from setuptools import setup
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent
+CSRC = ROOT / "csrc"
+if str(CSRC) not in sys.path:  # pip runs this file from a place of its own
+    sys.path.insert(0, str(CSRC))
+
+import build_cuda  # noqa: E402
+
 COMPILE_FLAGS = [
     "-O3",
     "-std=c++20",
@@ -27,11 +39,17 @@ COMPILE_FLAGS = [
 ]
 
 
+def setting(name: str) -> str:
+    """auto, 0 or 1: the value of an environment variable."""
+    wanted = os.environ.get(name) or "auto"
+    if wanted not in ("auto", "0", "1"):
+        raise SystemExit(f"{name}={wanted!r}: expected auto, 0 or 1")
+    return wanted
+
+
 def decide() -> tuple[bool, str]:
     """Whether to build the extension, and why (not)."""
-    wanted = os.environ.get("FFATTR_CPU", "auto")
-    if wanted not in ("auto", "0", "1"):
-        raise SystemExit(f"FFATTR_CPU={wanted!r}: expected auto, 0 or 1")
+    wanted = setting("FFATTR_CPU")
     if wanted == "0":
         return False, "FFATTR_CPU=0"
     candidates = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
@@ -43,7 +61,36 @@ def decide() -> tuple[bool, str]:
     return True, f"C++ compiler {compiler}"
 
 
-def extension() -> dict[str, object]:
+def decide_cuda(extension_built: bool, torch_version: str, torch_cuda: str | None) -> tuple[Any, str]:
+    """The toolkit to build CUDA kernels with, or None, and why (not); ``torch_cuda``: the CUDA of torch, if any."""
+    wanted = setting("FFATTR_CUDA")
+    if wanted == "0":
+        return None, "FFATTR_CUDA=0"
+    if not extension_built:
+        if wanted == "1":
+            raise SystemExit(
+                "FFATTR_CUDA=1, but the C++ extension that holds the CUDA kernels is not built: "
+                "leave FFATTR_CPU unset and have a C++ compiler, or set FFATTR_CUDA=0"
+            )
+        return None, "the C++ extension, which holds them, is not built"
+    if wanted == "auto" and torch_cuda is None:
+        return None, f"torch {torch_version} is built without CUDA (FFATTR_CUDA=1 compiles them all the same)"
+    try:
+        toolkit = build_cuda.find_toolkit()
+    except build_cuda.NoToolkit as error:
+        if wanted == "1":
+            raise SystemExit(
+                f"FFATTR_CUDA=1, but {error}: install the CUDA toolkit or set CUDA_HOME to its folder; "
+                "FFATTR_CUDA=0 does without"
+            ) from error
+        return None, str(error)
+    if wanted == "auto" and torch_cuda and toolkit.version.split(".")[0] != torch_cuda.split(".")[0]:
+        # The runtime that is linked in needs a driver as new as the toolkit, which torch may do without.
+        return None, f"nvcc is {toolkit.version}, torch is for CUDA {torch_cuda} (FFATTR_CUDA=1 compiles all the same)"
+    return toolkit, f"nvcc {toolkit.version} at {toolkit.nvcc}"
+
+
+def extension() -> dict[str, Any]:
     """The arguments of setup() that build ``ffattr._C`` and its build record."""
     build, reason = decide()
     try:
@@ -53,19 +100,61 @@ def extension() -> dict[str, object]:
         raise SystemExit(
             f"building ffattr needs torch ({error}). Install torch first, then: pip install --no-build-isolation ."
         ) from error
+    torch_version = str(torch.__version__)
+    toolkit, cuda_reason = decide_cuda(build, torch_version, torch.version.cuda)
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
+    architectures, remarks = build_cuda.pick_architectures(asked, toolkit.architectures) if toolkit else ([], [])
     what = "C++ CPU kernels" if build else "pure Python (the torch backend runs everywhere)"
-    print(f"ffattr: building {what}: {reason}; torch {torch.__version__}", flush=True)
-    record = {"cpu": build, "torch": str(torch.__version__), "reason": f"{what}: {reason}"}
+    cuda = f"CUDA kernels for {', '.join(architectures)}" if toolkit else "no CUDA kernels"
+    print(f"ffattr: building {what}: {reason}; {cuda}: {cuda_reason}; torch {torch_version}", flush=True)
+    for remark in remarks:
+        print(f"ffattr: {remark}", flush=True)
+    record: dict[str, Any] = {"cpu": build, "torch": torch_version, "reason": f"{what}: {reason}"}
+    record |= {"cuda": toolkit is not None, "cuda_reason": f"{cuda}: {cuda_reason}"}
 
-    class Build(BuildExtension):  # type: ignore[misc]
+    # Sources that are not compiled here are named all the same: what the extension depends on goes into an sdist.
+    files = sorted(path for pattern in ("*.cpp", "*.h", "*.cu", "*.cuh", "*.py") for path in CSRC.rglob(pattern))
+    sources = [path for path in files if path.suffix == ".cpp" and (toolkit or CSRC / "cuda" not in path.parents)]
+    depends = [path for path in files if path not in sources]
+    module = CppExtension(
+        "ffattr._C",
+        [str(path.relative_to(ROOT)) for path in sources],
+        depends=[str(path.relative_to(ROOT)) for path in depends],
+        extra_compile_args=COMPILE_FLAGS,
+        include_dirs=[pybind_include()],
+    )
+    if toolkit:
+        module.extra_compile_args = [*COMPILE_FLAGS, "-DFFATTR_WITH_CUDA", *build_cuda.macros(architectures)]
+        module.include_dirs.append(str(toolkit.folder / "include"))
+        module.extra_link_args = [f"-L{toolkit.libraries}", *build_cuda.LINK_FLAGS]
+
+    def make_cuda_objects() -> None:
+        """Compiles the .cu files for the module, and records what ptxas says of their kernels."""
+        include = str(Path(torch.__file__).parent / "include")
+        # Not in the build's own folder, which is another each time for an editable installation.
+        folder = ROOT / "build" / "cuda"
+        objects = build_cuda.objects(toolkit, CSRC, folder, architectures, include, torch_version)
+        headers = [path for path in depends if path.suffix in (".h", ".cuh") and CSRC / "cpu" not in path.parents]
+        build_cuda.make_all(objects, headers)
+        module.extra_objects = [str(item.path) for item in objects]
+        record["nvcc"] = toolkit.version
+        record["architectures"] = architectures
+        record["kernels"] = build_cuda.kernels(objects, toolkit.folder)
+
+    class Build(BuildExtension):
         def run(self) -> None:
-            package = ROOT / "ffattr" if self.inplace else Path(self.build_lib) / "ffattr"
-            package.mkdir(parents=True, exist_ok=True)
-            (package / "_build_info.py").write_text(
-                f'"""Written by setup.py: what was built, and why."""\n\nBUILD = {record!r}\n'
-            )
+            # Even where no source is newer than the binary, another choice of kernels needs another link.
+            self.force = True
+            if toolkit:
+                make_cuda_objects()
             if build:
                 super().run()
+            package = ROOT / "ffattr" if self.inplace else Path(self.build_lib) / "ffattr"
+            package.mkdir(parents=True, exist_ok=True)
+            text = pprint.pformat(record, width=118, sort_dicts=False)
+            (package / "_build_info.py").write_text(
+                f'"""Written by setup.py: what was built, and why."""\n\nBUILD = {text}\n'
+            )
 
         def get_outputs(self) -> list[str]:
             return super().get_outputs() if build else []
@@ -74,11 +163,6 @@ def extension() -> dict[str, object]:
             if build:
                 super().copy_extensions_to_source()
 
-    sources = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.cpp"))
-    headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "csrc").rglob("*.h"))
-    module = CppExtension(
-        "ffattr._C", sources, depends=headers, extra_compile_args=COMPILE_FLAGS, include_dirs=[pybind_include()]
-    )
     return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
 
 
@@ -88,4 +172,5 @@ def pybind_include() -> str:
     return str(pybind11.get_include())
 
 
-setup(**extension())
+if __name__ == "__main__":  # pip says so too
+    setup(**extension())

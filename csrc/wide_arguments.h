@@ -1,4 +1,5 @@
-// The arguments that both wide maps share, for every device: those named _TAIL in ffattr/ops.py with alpha and position.
+// The arguments that both wide maps share, for every device: those named _TAIL in ffattr/ops.py with alpha and
+// position.
 #pragma once
 
 #include "sequences.h"

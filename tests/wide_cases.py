@@ -219,15 +219,12 @@ class Promises:
 
     # ---- precision
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, FLOAT8])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
     @pytest.mark.parametrize("streams", [1, 2])
     def test_no_worse_than_plain_pytorch(self, streams: int, dtype: torch.dtype) -> None:
-        """In the same precision, that is."""
+        """In the same precision, that is; in float8 PyTorch has only `down`."""
         if dtype != torch.float16 and not self.rounds:
             return
-        if dtype == FLOAT8 and self.operator == "operator_norms":
-            return
-        self.needs_float8(dtype)
         given = narrowed(case(self.operator, 5, 6, 72, 200, heads=3, head_dim=16, streams=streams), dtype)
         expected = definition(self.operator, given)
         found = error(self.run(given), expected)

@@ -135,16 +135,11 @@ Tensor ff_norms(const Tensor& alpha_, const Tensor& position, const Tensor& feat
   pairs.queries = given.queries, pairs.columns = given.columns, pairs.keys = given.keys;
   pairs.neurons = static_cast<int>(neurons), pairs.width = static_cast<int>(given.width);
   pairs.heads = static_cast<int>(given.heads), pairs.centre = centre;
-  const WideOperands operands{features.const_data_ptr(),
-                              slope.const_data_ptr(),
-                              down.const_data_ptr(),
-                              residual.const_data_ptr(),
-                              features.size(3),
-                              down.size(1),
-                              residual.size(2),
-                              data_or_null<float>(down_scale),
-                              static_cast<int>(streams),
-                              type};
+  const WideOperands operands{features.const_data_ptr(), slope.const_data_ptr(),
+                              down.const_data_ptr(),     residual.const_data_ptr(),
+                              features.size(3),          down.size(1),
+                              residual.size(2),          data_or_null<float>(down_scale),
+                              static_cast<int>(streams), type};
 
   pairs.own = Own::all;
   const bool own_is_free = pairs.padded_rows() == round_up(pairs.heads, 16);

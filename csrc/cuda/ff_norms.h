@@ -16,6 +16,12 @@ struct WideOperands {
   Wide type;
 };
 
+// Calls visit<Streams>().
+template <class Visitor>
+auto with_streams(const WideOperands& from, const Visitor& visit) {
+  return from.streams == 1 ? visit.template operator()<1>() : visit.template operator()<2>();
+}
+
 // `blocks` of queries, of all sequences of the launch together.
 void launch_direct_sm80(const Pairs& pairs, const WideOperands& from, int64_t blocks);
 void launch_direct_sm90(const Pairs& pairs, const WideOperands& from, int64_t blocks);

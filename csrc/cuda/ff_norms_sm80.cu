@@ -3,7 +3,8 @@
 // Four warps have 64 queries and 2 keys; each warp 32 queries, one key and 128 columns of `o`, in registers:
 //
 //   for a block of columns of `down`:
-//     for a step of 128 bytes of neurons:               # in shared memory: down, slopes, features; one step ahead
+//     for a step of 128 bytes of neurons:               # in shared memory: down, slopes, features; one step ahead if
+//                                                       # there is room for two
 //       for 16 of them:
 //         p = sum over streams (weights @ features[key]) * slopes      # in registers
 //         o += p @ down                                                # meanwhile the next p is made
@@ -17,7 +18,7 @@
 namespace ffattr::cuda {
 namespace {
 
-constexpr int kColumns = 128, kThreads = 128, kStages = 2, kWarpRows = 32;
+constexpr int kColumns = 128, kThreads = 128, kWarpRows = 32;
 
 template <class T>
 struct Operands {
@@ -25,7 +26,7 @@ struct Operands {
   int64_t feature_pitch, width_pitch;
 };
 
-// What one stage of the pipeline holds: a step of neurons, or the residuals of the keys for a block of columns.
+// What one stage of the pipeline holds: a step of neurons, or for a block of columns the residuals of some heads.
 template <class T, int Streams>
 struct Stage {
   static constexpr int neurons = kRowBytes / static_cast<int>(sizeof(T));
@@ -35,12 +36,18 @@ struct Stage {
   FFATTR_HD static int features_of(int stream, int key, int heads) {
     return features + (stream * kKeys + key) * heads * kRowBytes;
   }
+  FFATTR_HD static int residual_heads(int heads) {
+    constexpr int most = kRowBytes * kColumns / down_row;
+    return heads < most ? heads : most;
+  }
+  FFATTR_HD static int residual_of(int key, int heads) { return key * residual_heads(heads) * down_row; }
   FFATTR_HD static int bytes(int heads) {
-    const int step = features_of(Streams, 0, heads), residual = kKeys * heads * down_row;
+    const int step = features_of(Streams, 0, heads), residual = residual_of(kKeys, heads);
     return step > residual ? step : residual;
   }
-  static int shared_bytes(int heads) {
-    return kStages * bytes(heads) + kKeys * weight_bytes<T>(heads) + kKeys * kQueries * static_cast<int>(sizeof(PairSums));
+  static int shared_bytes(int heads, int stages) {
+    return stages * bytes(heads) + kKeys * weight_bytes<T>(heads) +
+           kKeys * kQueries * static_cast<int>(sizeof(PairSums));
   }
 };
 
@@ -59,18 +66,20 @@ __device__ __forceinline__ void copy_tile(uint32_t to, int rows, const T* from, 
 }
 
 template <class T, int Streams>
-__global__ void __launch_bounds__(kThreads) direct(const __grid_constant__ Pairs p, const Operands<T> from) {
+__global__ void __launch_bounds__(kThreads)
+    direct(const __grid_constant__ Pairs p, const Operands<T> from, const int stages) {
   using S = Stage<T, Streams>;
   const Tile tile = tile_of(p, blockIdx.x, kKeys);
   if (!wanted(p, tile, kKeys)) return;
 
   const int heads = p.padded_rows();
-  uint8_t* const weights = dynamic_shared() + kStages * S::bytes(heads);
-  const uint32_t stages = shared_address(dynamic_shared());
+  uint8_t* const weights = dynamic_shared() + stages * S::bytes(heads);
+  const uint32_t ring = shared_address(dynamic_shared());
   PairSums* const sums = reinterpret_cast<PairSums*>(weights + kKeys * weight_bytes<T>(heads));
   load_weights<T>(p, tile, weights, sums);
 
   const int steps = (p.neurons + S::neurons - 1) / S::neurons, turns = (p.width + kColumns - 1) / kColumns;
+  const int all_steps = steps + (heads + S::residual_heads(heads) - 1) / S::residual_heads(heads);
   const auto load = [&](uint32_t to, int turn, int step) {
     const int f = step * S::neurons, column = turn * kColumns;
     if (step < steps) {
@@ -81,13 +90,15 @@ __global__ void __launch_bounds__(kThreads) direct(const __grid_constant__ Pairs
                              from.slope + (s * p.queries + tile.first) * from.feature_pitch + f, from.feature_pitch,
                              tile.count, p.neurons - f);
     }
+#pragma unroll 1
     for (int key = 0; key < kKeys; ++key) {
       const int64_t slab = tile.first_key + tile.column + key;
       const int rows = tile.column + key < tile.keys ? p.rows() : 0;
-      if (step == steps)
-        copy_tile<S::down_row>(to + key * heads * S::down_row, heads,
-                               from.residual + slab * (p.heads + 1) * from.width_pitch + column, from.width_pitch, rows,
-                               p.width - column);
+      const int head = (step - steps) * S::residual_heads(heads);
+      if (step >= steps)
+        copy_tile<S::down_row>(to + S::residual_of(key, heads), S::residual_heads(heads),
+                               from.residual + (slab * (p.heads + 1) + head) * from.width_pitch + column,
+                               from.width_pitch, rows - head, p.width - column);
       else
         for (int s = 0; s < Streams; ++s)
           copy_tile<kRowBytes>(to + S::features_of(s, key, heads), heads,
@@ -105,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) direct(const __grid_constant__ Pairs
     load_left(to, own_weights + head / per_piece * kPieceBytes, first_row + 16 * half, head % per_piece);
   };
   // Rows `half` of 16 of p for the 16 neurons from `f` of the stage on.
-  const auto make_p = [&](Left<T> (&to)[2], uint32_t at, int f) {
+  const auto make_p = [&](Left<T>(&to)[2], uint32_t at, int f) {
     Product p_of[2];
 #pragma unroll
     for (int s = 0; s < Streams; ++s) {
@@ -138,7 +149,7 @@ __global__ void __launch_bounds__(kThreads) direct(const __grid_constant__ Pairs
   };
 
   float o[2][kColumns / 8][4];  // of 16 rows each
-  const auto add_product = [&](const Left<T> (&left)[2], uint32_t at, int row) {
+  const auto add_product = [&](const Left<T>(&left)[2], uint32_t at, int row) {
 #pragma unroll
     for (int c = 0; c < kColumns; c += 16) {
       Right<T> right;
@@ -149,49 +160,52 @@ __global__ void __launch_bounds__(kThreads) direct(const __grid_constant__ Pairs
         for (int j = 0; j < 2; ++j) multiply(o[half][c / 8 + j], left[half], right.value[j]);
     }
   };
-  const auto finish = [&](uint32_t at, int turn) {
+  // Calls visit(element, row) for the thread's rows; element(j, k) is that in column 8 j + 2 t + k.
+  const auto each_row = [&](const auto& visit) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int half = i / 2, r = i % 2, row = first_row + 16 * half + lane.g + 8 * r;
-      const auto element = [&](int j, int k) -> float& { return o[half][j][2 * r + k]; };
+    for (int i = 0; i < 4; ++i)
+      visit([&](int j, int k) -> float& { return o[i / 2][j][i % 2 * 2 + k]; },
+            first_row + i / 2 * 16 + i % 2 * 8 + lane.g);
+  };
+  const auto leave_feed_forward = [&] {
+    each_row([&](const auto& element, int row) {
       add_squares<kColumns>(sums[slot * kQueries + row], lane.t, element);
-      if (p.residual_scale == nullptr) continue;
       // o / scale + r: to scale the weights would round them once more.
-      const float inverse = row < tile.count ? 1 / p.residual_scale[tile.first + row] : 1;
+      const float inverse = row_factor(p, tile, row);
 #pragma unroll
-      for (int j = 0; j < kColumns / 8; ++j)
-#pragma unroll
-        for (int k = 0; k < 2; ++k) element(j, k) *= inverse;
-    }
+      for (int i = 0; i < kColumns / 4; ++i) element(i / 2, i % 2) *= inverse;
+    });
+  };
+  const auto add_residual = [&](uint32_t at, int head) {
 #pragma unroll 1
-    for (int h = 0; h < heads; h += 16) {
+    for (int h = 0; h < S::residual_heads(heads) && head + h < heads; h += 16) {
       Left<T> left[2];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) load_own_weights(left[half], half, h);
-      add_product(left, at + slot * heads * S::down_row, h);
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int half = i / 2, r = i % 2, row = first_row + 16 * half + lane.g + 8 * r;
-      add_total<kColumns>(sums[slot * kQueries + row], lane.t, p, turn * kColumns,
-                          [&](int j, int k) { return o[half][j][2 * r + k]; });
+      for (int half = 0; half < 2; ++half) load_own_weights(left[half], half, head + h);
+      add_product(left, at + S::residual_of(slot, heads), h);
     }
   };
 
-  load(stages, 0, 0);
+  const bool ahead = stages == 2;
+  if (ahead) load(ring, 0, 0);
   int next_turn = 0, next_step = 0, stage = 0;
   for (int turn = 0; turn < turns; ++turn) {
 #pragma unroll
     for (int i = 0; i < kColumns; ++i) o[i / 64][i / 4 % 16][i % 4] = 0;
-    for (int step = 0; step <= steps; ++step) {
-      if (++next_step > steps) next_step = 0, ++next_turn;
-      if (next_turn < turns)
-        load(stages + (stage ^ 1) * S::bytes(heads), next_turn, next_step);
-      else
-        copy_commit();
-      copy_wait<1>();
+    for (int step = 0; step < all_steps; ++step) {
+      if (!ahead) {
+        load(ring, turn, step);
+        copy_wait<0>();
+      } else {
+        if (++next_step == all_steps) next_step = 0, ++next_turn;
+        if (next_turn < turns)
+          load(ring + (stage ^ 1) * S::bytes(heads), next_turn, next_step);
+        else
+          copy_commit();
+        copy_wait<1>();
+      }
       __syncthreads();
-      const uint32_t at = stages + stage * S::bytes(heads);
+      const uint32_t at = ring + stage * S::bytes(heads);
       if (step < steps) {
         Left<T> left[2], next[2];
         make_p(left, at, 0);
@@ -203,10 +217,15 @@ __global__ void __launch_bounds__(kThreads) direct(const __grid_constant__ Pairs
           for (int half = 0; half < 2; ++half) left[half] = next[half];
         }
       } else {
-        finish(at, turn);
+        if (step == steps) leave_feed_forward();
+        add_residual(at, (step - steps) * S::residual_heads(heads));
+        if (step + 1 == all_steps)
+          each_row([&](const auto& element, int row) {
+            add_total<kColumns>(sums[slot * kQueries + row], lane.t, p, turn * kColumns, element);
+          });
       }
       __syncthreads();
-      stage ^= 1;
+      if (ahead) stage ^= 1;
     }
   }
 
@@ -217,15 +236,18 @@ __global__ void __launch_bounds__(kThreads) direct(const __grid_constant__ Pairs
 
 template <class T>
 void launch_typed(const Pairs& p, const WideOperands& from, int64_t blocks) {
-  const Operands<T> operands{static_cast<const T*>(from.features), static_cast<const T*>(from.slope),
-                             static_cast<const T*>(from.down), static_cast<const T*>(from.residual),
-                             from.feature_pitch, from.width_pitch};
-  const int64_t tiles = blocks * ceil_div(p.columns, kKeys);
-  const int heads = p.padded_rows();
-  if (from.streams == 1)
-    launch("ff_norms", {tiles, kThreads, Stage<T, 1>::shared_bytes(heads), 1}, direct<T, 1>, p, operands);
-  else
-    launch("ff_norms", {tiles, kThreads, Stage<T, 2>::shared_bytes(heads), 1}, direct<T, 2>, p, operands);
+  const Operands<T> operands{static_cast<const T*>(from.features),
+                             static_cast<const T*>(from.slope),
+                             static_cast<const T*>(from.down),
+                             static_cast<const T*>(from.residual),
+                             from.feature_pitch,
+                             from.width_pitch};
+  with_streams(from, [&]<int Streams>() {
+    using S = Stage<T, Streams>;
+    const int heads = p.padded_rows(), stages = S::shared_bytes(heads, 2) <= shared_limit() ? 2 : 1;
+    launch("ff_norms", {blocks * ceil_div(p.columns, kKeys), kThreads, S::shared_bytes(heads, stages), 1},
+           direct<T, Streams>, p, operands, stages);
+  });
 }
 
 }  // namespace

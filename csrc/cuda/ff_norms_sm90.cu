@@ -17,117 +17,17 @@
 // While one consumer makes p, the products of the other one run: they take turns. z is made whether or not a step
 // follows (then of what lies there, for nothing): a condition would have the compiler wait for every single product.
 //
-// In float8 the matrix unit adds products with some 14 bits: those of a step are summed apart and then added in float32.
+// In float8 the matrix unit adds products with some 14 bits: those of a step are summed apart and then added in
+// float32.
 #include <cstdlib>
 #include <cstring>
 
-#include "ff_norms.h"
+#include "ff_norms_sm90.h"
+
 #include "fragments.h"
-#include "hopper.h"
-#include "launch.h"
 
 namespace ffattr::cuda {
 namespace {
-
-constexpr int kBlocks = 2, kThreads = 384, kConsumers = 2, kBoxBytes = 64 * kRowBytes;
-constexpr int kBarrierBytes = 1024;  // two barriers for each stage
-
-struct Maps {
-  TensorMap features, slope, down, residual;
-  const float* down_scale;
-};
-
-template <class T, int Streams>
-struct Stage {
-  static constexpr bool float8 = sizeof(T) == 1;
-  static constexpr int columns = float8 ? 128 : 256, boxes = columns / 64;
-  static constexpr int neurons = kRowBytes / static_cast<int>(sizeof(T)), pieces = neurons / 64;  // pieces of 64
-  static constexpr int slab = 64 / Streams;  // neurons of one z
-  static constexpr int slope = boxes * kBoxBytes, features = slope + Streams * pieces * kBoxBytes;
-
-  FFATTR_HD static int features_of(int stream, int piece, int key, int heads) {
-    return features + ((stream * pieces + piece) * kKeys + key) * heads * kRowBytes;
-  }
-  FFATTR_HD static int step_bytes(int heads) { return features_of(Streams, 0, 0, heads); }
-  FFATTR_HD static int residual_of(int key, int box, int heads) { return (key * boxes + box) * heads * kRowBytes; }
-  FFATTR_HD static int residual_bytes(int heads) { return residual_of(kKeys, 0, heads); }
-  FFATTR_HD static int bytes(int heads) {
-    const int step = step_bytes(heads), residual = residual_bytes(heads);
-    return round_up(step > residual ? step : residual, 1024);
-  }
-};
-
-template <class T>
-struct Operand16 {  // of weights, features, slopes and residual
-  using type = T;
-};
-template <>
-struct Operand16<Float8> {
-  using type = Bfloat16;
-};
-
-// What lies beside the stages.
-template <class T>
-int rest_bytes(int heads) {
-  return kKeys * weight_bytes<typename Operand16<T>::type>(heads) + kKeys * kQueries * static_cast<int>(sizeof(PairSums)) +
-         kBarrierBytes;
-}
-template <class T, int Streams>
-int stages_of(int heads) {
-  const int stages = (shared_limit() - rest_bytes<T>(heads)) / Stage<T, Streams>::bytes(heads);
-  return stages < 8 ? stages : 8;
-}
-
-// A place in the ring.
-struct Place {
-  int stage = 0, parity = 0;
-  __device__ __forceinline__ void advance(int stages) {
-    if (++stage == stages) stage = 0, parity ^= 1;
-  }
-};
-
-template <class T, int Streams>
-__device__ __forceinline__ void produce(const Pairs& p, const Maps& maps, const Tile& tile, int stages, uint32_t tiles,
-                                        uint32_t full, uint32_t empty) {
-  using S = Stage<T, Streams>;
-  const int heads = p.padded_rows(), steps = static_cast<int>(ceil_div(p.neurons, S::neurons));
-  const int rank = static_cast<int>(cluster_rank());
-  constexpr uint16_t kBoth = 3;
-  const auto slab_of = [&](int key) {  // of keys beyond the last: any
-    const int64_t slab = tile.first_key + tile.column + key;
-    return static_cast<int>(slab < p.keys ? slab : p.keys - 1);
-  };
-  Place place;
-#pragma unroll 1
-  for (int column = 0; column < p.width; column += S::columns)
-#pragma unroll 1
-    for (int step = 0; step <= steps; ++step, place.advance(stages)) {
-      const uint32_t to = tiles + place.stage * S::bytes(heads), barrier = full + 8 * place.stage;
-      barrier_wait(empty + 8 * place.stage, place.parity ^ 1);
-      if (step == steps) {
-        barrier_expect(barrier, S::residual_bytes(heads));
-        for (int key = 0; key < kKeys; ++key)
-          for (int box = 0; box < S::boxes; ++box)
-            load_box(to + S::residual_of(key, box, heads), &maps.residual, barrier, column + 64 * box, 0, slab_of(key));
-        continue;
-      }
-      const int f = step * S::neurons;
-      barrier_expect(barrier, S::step_bytes(heads));
-      for (int box = rank; box < S::boxes; box += kBlocks) {
-        const int x = S::float8 ? f : column + 64 * box, y = S::float8 ? column + 64 * box : f;
-        load_box_to_all(to + box * kBoxBytes, &maps.down, barrier, kBoth, x, y, 0);
-      }
-      for (int s = 0; s < Streams; ++s)
-        for (int piece = 0; piece < S::pieces; ++piece) {
-          const int half = rank * kQueries / kBlocks;
-          load_box_to_all(to + S::slope + (s * S::pieces + piece) * kBoxBytes + half * kRowBytes, &maps.slope, barrier,
-                          kBoth, f + 64 * piece, tile.first + half, s);
-          for (int key = 0; key < kKeys; ++key)
-            load_box(to + S::features_of(s, piece, key, heads), &maps.features, barrier, f + 64 * piece, 0,
-                     static_cast<int>(s * p.keys) + slab_of(key));
-        }
-    }
-}
 
 // A slab of p, from z and the slopes at `f` of a stage.
 template <class T, int Streams>
@@ -156,8 +56,8 @@ __device__ __forceinline__ void make_p(uint32_t (&to)[16 / Streams], const float
     for (int i = 0; i < kGroups * 2; ++i) {  // see float8_neuron
       const Product& of = p[i / 2];
       const int r = i % 2;
-      to[i / 4 * 4 + i % 4] = pack_float8(of.value[0][2 * r], of.value[0][2 * r + 1], of.value[1][2 * r],
-                                          of.value[1][2 * r + 1]);
+      to[i / 4 * 4 + i % 4] =
+          pack_float8(of.value[0][2 * r], of.value[0][2 * r + 1], of.value[1][2 * r], of.value[1][2 * r + 1]);
     }
   } else {
 #pragma unroll
@@ -171,8 +71,8 @@ __device__ __forceinline__ void make_p(uint32_t (&to)[16 / Streams], const float
 
 template <class T, int Streams>
 __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale, const Tile& tile, int stages,
-                                        uint32_t tiles, uint32_t full, uint32_t empty, uint32_t weights,
-                                        PairSums* sums, int slot) {
+                                        uint32_t tiles, uint32_t full, uint32_t empty, uint32_t weights, PairSums* sums,
+                                        int slot) {
   using S = Stage<T, Streams>;
   using Narrow = typename Operand16<T>::type;
   const int heads = p.padded_rows(), steps = static_cast<int>(ceil_div(p.neurons, S::neurons));
@@ -206,7 +106,8 @@ __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale,
     }
   };
   const auto release = [&](const Place& place) {
-    if (threadIdx.x % 128 < kBlocks) barrier_arrive(empty + 8 * place.stage, threadIdx.x % 128);
+    // Every warp: another one of its warpgroup may still be reading slopes.
+    if (threadIdx.x % 32 < kBlocks) barrier_arrive(empty + 8 * place.stage, threadIdx.x % 32);
   };
 
   Place place;
@@ -257,7 +158,7 @@ __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale,
       const auto element = [&](int j, int k) -> float& { return o[4 * j + 2 * r + k]; };
       add_squares<S::columns>(sums[row], lane.t, element);
       // o / scale + r: to scale the weights would round them once more.
-      const float inverse = p.residual_scale != nullptr && row < tile.count ? 1 / p.residual_scale[tile.first + row] : 1;
+      const float inverse = row_factor(p, tile, row);
 #pragma unroll
       for (int i = 0; i < S::columns / 4; ++i) element(i / 2, i % 2) *= inverse;
     }
@@ -302,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) {
       barrier_init(full + 8 * i, 1);
-      barrier_init(empty + 8 * i, kConsumers * kBlocks);
+      barrier_init(empty + 8 * i, 4 * kConsumers * kBlocks);
     }
     fence_barrier_init();
   }
@@ -343,13 +244,14 @@ void launch_typed(const Pairs& p, const WideOperands& from, int64_t blocks) {
          direct<T, Streams>, p, maps, stages);
 }
 
+// Calls visit<T, Streams>().
 template <class Visitor>
 auto with_type(const WideOperands& from, const Visitor& visit) {
-  const auto streams = [&](auto type) {
-    return from.streams == 1 ? visit.template operator()<decltype(type), 1>()
-                             : visit.template operator()<decltype(type), 2>();
-  };
-  return from.type == Wide::bfloat16 ? streams(Bfloat16{}) : from.type == Wide::half ? streams(Half{}) : streams(Float8{});
+  return with_streams(from, [&]<int Streams>() {
+    return from.type == Wide::bfloat16 ? visit.template operator()<Bfloat16, Streams>()
+           : from.type == Wide::half   ? visit.template operator()<Half, Streams>()
+                                       : visit.template operator()<Float8, Streams>();
+  });
 }
 
 }  // namespace

@@ -58,8 +58,8 @@ __device__ __forceinline__ void load_right(Right<T>& to, uint32_t tile, int row,
     for (int j = 0; j < 2; ++j)
 #pragma unroll
       for (int i = 0; i < 4; ++i)
-        to.value[j][i] = float_to_bits(
-            element(tile, row + i / 2 * 8 + 2 * lane.t + i % 2, byte + 4 * (8 * j + lane.g), row_bytes));
+        to.value[j][i] =
+            float_to_bits(element(tile, row + i / 2 * 8 + 2 * lane.t + i % 2, byte + 4 * (8 * j + lane.g), row_bytes));
   } else {
     const int lane = threadIdx.x % 32;
     uint32_t four[4];

@@ -24,7 +24,11 @@ inline TensorMap tensor_map(const void* base, int element_bytes, const uint64_t 
   // Asked of the driver, so that the binary loads where there is none.
   void* found = nullptr;
   cudaDriverEntryPointQueryResult result{};
+#if CUDART_VERSION >= 12050
   check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result), "TMA");
+#else
+  check(cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &result), "TMA");
+#endif
   if (result != cudaDriverEntryPointSuccess) throw std::runtime_error("TMA: the driver is older than CUDA 12");
   const auto encode = reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(found);
   const cuuint64_t size[3] = {sizes[0], sizes[1], sizes[2]}, stride[2] = {strides[0], strides[1]};
@@ -137,14 +141,15 @@ __device__ __forceinline__ void multiply_fence() { asm volatile("wgmma.fence.syn
 __device__ __forceinline__ void multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void multiply_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
-// An operand in shared memory, in rows of 128 swizzled bytes. If a row is of the operand's depth, 8 rows on are `stride`
-// bytes on. If it is of its columns, 8 rows deeper are `stride` bytes on, and 64 columns on are `leading` bytes on.
+// An operand in shared memory, in rows of 128 swizzled bytes. If a row is of the operand's depth, 8 rows on are
+// `stride` bytes on. If it is of its columns, 8 rows deeper are `stride` bytes on, and 64 columns on are `leading`
+// bytes on.
 __device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t leading, uint32_t stride) {
   return static_cast<uint64_t>((address & 0x3FFFF) >> 4) | static_cast<uint64_t>(leading >> 4) << 16 |
          static_cast<uint64_t>(stride >> 4) << 32 | uint64_t{1} << 62;
 }
 
-#define FFATTR_R8(c, i)                                                                                     \
+#define FFATTR_R8(c, i)                                                                                       \
   "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), \
       "+f"(c[i + 7])
 #define FFATTR_R16(c, i) FFATTR_R8(c, i), FFATTR_R8(c, i + 8)
@@ -152,28 +157,28 @@ __device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t leading, 
 #define FFATTR_R64(c, i) FFATTR_R32(c, i), FFATTR_R32(c, i + 32)
 #define FFATTR_R128(c, i) FFATTR_R64(c, i), FFATTR_R64(c, i + 64)
 #define FFATTR_N16 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
-#define FFATTR_N32 \
-  FFATTR_N16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define FFATTR_N32 FFATTR_N16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define FFATTR_N64                                                                                              \
   FFATTR_N32                                                                                                    \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, " \
   "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define FFATTR_N128                                                                                                   \
-  FFATTR_N64                                                                                                          \
-  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, "  \
+#define FFATTR_N128                                                                                                  \
+  FFATTR_N64                                                                                                         \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, " \
   "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, " \
-  "%107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, "      \
+  "%107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, "     \
   "%125, %126, %127"
 
 // Both operands in shared memory, the left one in rows of its depth, the right one in rows of its columns.
-#define FFATTR_MULTIPLY_SHARED(TYPE, NAME, COLUMNS, REGISTERS, LEFT, RIGHT, ADD)                                   \
-  __device__ __forceinline__ void multiply_shared(TYPE, float (&c)[REGISTERS], uint64_t left, uint64_t right, int add) { \
-    asm volatile(                                                                                                  \
-        "{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\n"                                                       \
-        "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32." NAME "." NAME " " FFATTR_N##REGISTERS "}, " LEFT   \
-        ", " RIGHT ", add, 1, 1, 0, 1;\n}\n"                                                                       \
-        : FFATTR_R##REGISTERS(c, 0)                                                                                \
-        : "l"(left), "l"(right), "r"(add));                                                                        \
+#define FFATTR_MULTIPLY_SHARED(TYPE, NAME, COLUMNS, REGISTERS, LEFT, RIGHT, ADD)                               \
+  __device__ __forceinline__ void multiply_shared(TYPE, float (&c)[REGISTERS], uint64_t left, uint64_t right,  \
+                                                  int add) {                                                   \
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD                                                   \
+                 ", 0;\n"                                                                                      \
+                 "wgmma.mma_async.sync.aligned.m64n" #COLUMNS "k16.f32." NAME "." NAME " " FFATTR_N##REGISTERS \
+                 "}, " LEFT ", " RIGHT ", add, 1, 1, 0, 1;\n}\n"                                               \
+                 : FFATTR_R##REGISTERS(c, 0)                                                                   \
+                 : "l"(left), "l"(right), "r"(add));                                                           \
   }
 FFATTR_MULTIPLY_SHARED(Bfloat16, "bf16", 32, 16, "%16", "%17", "%18")
 FFATTR_MULTIPLY_SHARED(Bfloat16, "bf16", 64, 32, "%32", "%33", "%34")
@@ -185,14 +190,15 @@ FFATTR_MULTIPLY_SHARED(Half, "f16", 256, 128, "%128", "%129", "%130")
 #undef FFATTR_MULTIPLY_SHARED
 
 // The left operand in registers; the right one in rows of its columns, of float8 in rows of its depth.
-#define FFATTR_MULTIPLY_REGISTERS(TYPE, NAMES, REGISTERS, LEFT, RIGHT, ADD, FLAGS)                                  \
-  __device__ __forceinline__ void multiply_registers(TYPE, float (&c)[REGISTERS], const uint32_t* left, uint64_t right, \
-                                                     int add) {                                                     \
-    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD ", 0;\n"                                               \
-                 "wgmma.mma_async.sync.aligned." NAMES " " FFATTR_N##REGISTERS "}, {" LEFT "}, " RIGHT              \
-                 ", add, 1, 1" FLAGS ";\n}\n"                                                                       \
-                 : FFATTR_R##REGISTERS(c, 0)                                                                        \
-                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "r"(add));                   \
+#define FFATTR_MULTIPLY_REGISTERS(TYPE, NAMES, REGISTERS, LEFT, RIGHT, ADD, FLAGS)                          \
+  __device__ __forceinline__ void multiply_registers(TYPE, float (&c)[REGISTERS], const uint32_t* left,     \
+                                                     uint64_t right, int add) {                             \
+    asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " ADD                                                \
+                 ", 0;\n"                                                                                   \
+                 "wgmma.mma_async.sync.aligned." NAMES " " FFATTR_N##REGISTERS "}, {" LEFT "}, " RIGHT      \
+                                                                               ", add, 1, 1" FLAGS ";\n}\n" \
+                 : FFATTR_R##REGISTERS(c, 0)                                                                \
+                 : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "r"(add));           \
   }
 FFATTR_MULTIPLY_REGISTERS(Bfloat16, "m64n256k16.f32.bf16.bf16", 128, "%128, %129, %130, %131", "%132", "%133", ", 1")
 FFATTR_MULTIPLY_REGISTERS(Half, "m64n256k16.f32.f16.f16", 128, "%128, %129, %130, %131", "%132", "%133", ", 1")

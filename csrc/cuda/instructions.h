@@ -115,12 +115,12 @@ __device__ __forceinline__ float load_shared(uint32_t address) {
 }
 
 // c [16 x 8] += a [16 x 16] @ b [16 x 8].
-#define FFATTR_MULTIPLY(TYPE, NAME)                                                                              \
+#define FFATTR_MULTIPLY(TYPE, NAME)                                                                                 \
   __device__ __forceinline__ void multiply(TYPE, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME                                                   \
-        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                   \
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                         \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                         \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME                                                      \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                      \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                            \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));                                            \
   }
 FFATTR_MULTIPLY(Bfloat16, "bf16")
 FFATTR_MULTIPLY(Half, "f16")

@@ -35,9 +35,7 @@ FFATTR_HD constexpr int weight_bytes(int heads) {
 struct Lane {
   int g, t;
 };
-FFATTR_HD Lane lane_of(unsigned thread) {
-  return {static_cast<int>(thread % 32 / 4), static_cast<int>(thread % 4)};
-}
+FFATTR_HD Lane lane_of(unsigned thread) { return {static_cast<int>(thread % 32 / 4), static_cast<int>(thread % 4)}; }
 
 // In float8, a thread's left operand is 4 neighbours, of which it holds 2 and 2 eight apart as parts of a product.
 // Instead of moving them, the neurons of `down` are put in this order, 32 by 32: place -> neuron.

@@ -42,9 +42,9 @@ constexpr float kLargest = 440;
 
 // A tile of pairs.
 struct Tile {
-  int first, count;  // queries
+  int first, count;     // queries
   int first_key, keys;  // of the sequence
-  int column;  // the first of its keys' columns
+  int column;           // the first of its keys' columns
 
   __device__ bool has(int row, int at) const { return row < count && at < keys; }
 };
@@ -76,7 +76,7 @@ __device__ inline bool wanted(const Pairs& p, const Tile& tile, int columns) {
     for (int h = 0; h < p.heads && !any; ++h, weight += p.queries * p.columns) any = *weight != 0;
   }
   if (p.own == Own::all) return __syncthreads_or(any || any_own);
-  if (__syncthreads_or(any_own) != (p.own == Own::only)) return false;
+  if ((__syncthreads_or(any_own) != 0) != (p.own == Own::only)) return false;
   return p.own == Own::only || __syncthreads_or(any);
 }
 
@@ -119,6 +119,11 @@ __device__ void load_weights(const Pairs& p, const Tile& tile, uint8_t* weights,
     *to = from_float<T>(any ? weight / size : 0.f);
   }
   sums[threadIdx.x] = {size, 0, 0, 0, 0, 0, 0};
+}
+
+// What `o` of a row is multiplied by before the residual is added.
+__device__ __forceinline__ float row_factor(const Pairs& p, const Tile& tile, int row) {
+  return p.residual_scale != nullptr && row < tile.count ? 1 / p.residual_scale[tile.first + row] : 1;
 }
 
 // Over the four threads that share a row.
