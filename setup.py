@@ -114,8 +114,8 @@ def extension() -> dict[str, Any]:
 
     # Sources that are not compiled here are named all the same: what the extension depends on goes into an sdist.
     files = sorted(path for pattern in ("*.cpp", "*.h", "*.cu", "*.cuh", "*.py") for path in CSRC.rglob(pattern))
-    sources = [path for path in files if path.suffix == ".cpp" and (toolkit or CSRC / "cuda" not in path.parents)]
-    depends = [path for path in files if path not in sources]
+    sources = [path for path in files if path.suffix == ".cpp"]
+    depends = [path for path in files if path.suffix != ".cpp"]
     module = CppExtension(
         "ffattr._C",
         [str(path.relative_to(ROOT)) for path in sources],
@@ -124,8 +124,6 @@ def extension() -> dict[str, Any]:
         include_dirs=[pybind_include()],
     )
     if toolkit:
-        module.extra_compile_args = [*COMPILE_FLAGS, "-DFFATTR_WITH_CUDA", *build_cuda.macros(architectures)]
-        module.include_dirs.append(str(toolkit.folder / "include"))
         module.extra_link_args = [f"-L{toolkit.libraries}", *build_cuda.LINK_FLAGS]
 
     def make_cuda_objects() -> None:

@@ -1,11 +1,12 @@
-"""What the Triton kernels of the wide maps take of a GPU, from compiling ahead of time: no GPU is needed.
+"""What GPU kernels take of a GPU, from compiling ahead of time: no GPU is needed.
 
     python benchmarks/resources.py [--capability 80 90 100] [--usual] [--workers 2] [--json FILE]
 
-Every tile that the rules of `ffattr.triton_ops.configs` give; ``--usual`` leaves those for at most 32 heads in bfloat16
-and float8, many queries and a model as wide as BERT-base, and "own" on sm_90 only. Kernels are "direct", the same for
-queries' "own" keys, and "build" and "apply" of the operators. One takes 2 to 5 seconds of a core, all of them 7 minutes
-of two; Triton keeps what it has compiled (``TRITON_CACHE_DIR``). Not in its interpreter mode.
+First Triton's, of the wide maps, in every tile that the rules of `ffattr.triton_ops.configs` give; ``--usual`` leaves
+those for at most 32 heads in bfloat16 and float8, many queries and a model as wide as BERT-base, and "own" on sm_90
+only. They are "direct", the same for queries' "own" keys, and "build" and "apply" of the operators. One takes 2 to 5
+seconds of a core, all of them 7 minutes of two; Triton keeps what it has compiled (``TRITON_CACHE_DIR``). Not in its
+interpreter mode. Then the CUDA kernels, if they were built, but not with ``--usual``: see `resources_cuda.py`.
 
 Registers and stack of a thread are read from the binary that Triton would launch; the stack holds spilled registers and
 nothing else. "matrix" counts matrix instructions: mma.sync on sm_80, wgmma on sm_90, tcgen05 on sm_100.
@@ -26,6 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import resources_cuda
 import torch
 import triton
 from rich.console import Console
@@ -285,7 +287,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--capability", type=int, nargs="+", choices=list(INSTRUCTION), default=list(INSTRUCTION))
-    parser.add_argument("--usual", action="store_true", help="not every tile, see above")
+    parser.add_argument("--usual", action="store_true", help="Triton alone, and not every tile, see above")
     parser.add_argument("--workers", type=int, default=2, help="processes that compile")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here too")
     asked = parser.parse_args()
@@ -296,6 +298,10 @@ def main() -> None:
     with ProcessPoolExecutor(asked.workers, multiprocessing.get_context("spawn")) as pool:
         rows = list(track(pool.map(Case.row, found), "compiling", len(found), console=Console(stderr=True)))
     Console(width=None if Console().is_terminal else 160).print(table(rows))
+    if asked.usual:
+        print("No CUDA kernels with --usual: python benchmarks/resources_cuda.py")
+    else:
+        rows += resources_cuda.show(asked.capability)
     if asked.json:
         asked.json.write_text(json.dumps(rows, indent=1) + "\n")
 

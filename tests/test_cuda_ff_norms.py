@@ -234,3 +234,17 @@ def test_many(what: str, huge: bool, kernel: str) -> None:
     expected = definition("ff_norms", last_pair(given))
     assert error(out[..., -1:, -1:], expected) <= LIMITS[torch.bfloat16]
     assert out.count_nonzero() == expected.numel()
+
+
+@pytest.mark.skipif(EMULATED, reason="a GPU")
+def test_cuda_graph(kernel: str) -> None:
+    """Nothing in the operator waits for the GPU, or copies from memory of the CPU."""
+    given = case("ff_norms", 5, 6, 40, 56, 16)
+    given |= {name: given[name].bfloat16() for name in ("features", "slope", "down", "residual")}
+    arguments = [t.to(DEVICE) if isinstance(t, Tensor) else t for t in given.values()]
+    expected = CHECKS.kernel(*arguments)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = CHECKS.kernel(*arguments)
+    graph.replay()
+    assert torch.equal(found, expected)

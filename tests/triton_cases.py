@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from guards import DEVICE, Guards
 from test_ops import case
-from test_triton_ig_slope import DEVICE, Guards
 from torch import Tensor
 from wide_cases import FLOAT8, LIMITS, Promises, assert_close, definition, error, last_pair, narrowed
 

@@ -1,5 +1,5 @@
 // gram_norms (contract: ffattr/ops.py): attention-level scopes without any d-wide work for a pair.
-#include "../common.h"
+#include "../gram_arguments.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "sequences.h"
@@ -37,27 +37,14 @@ Tensor quadratic(const Tensor& alpha, const Tensor& position, const Tensor& gram
   return out;
 }
 
-Tensor gram_norms(const Tensor& alpha_, const Tensor& position_, const Tensor& gram_,
-                  const std::optional<Tensor>& row_scale_, const std::optional<Tensor>& sequences_) {
-  using torch::stable::contiguous;
-  constexpr const char* op = "gram_norms";
-  const Tensor alpha = contiguous(alpha_), position = contiguous(position_), gram = contiguous(gram_);
-  const std::optional<Tensor> row_scale = ffattr::contiguous(row_scale_);
-  FFATTR_CHECK(alpha.dim() == 3 && gram.dim() == 3, op, ": alpha has to be [H, N, M], gram [M, G, G]");
-  check_floating(op, "alpha", alpha);
-  const int64_t heads = alpha.size(0), queries = alpha.size(1), columns = alpha.size(2), size = gram.size(1);
-  const int64_t keys = sequences_.has_value() ? gram.size(0) : columns;
-  FFATTR_CHECK(size == heads || size == heads + 1, op, ": gram is for ", size, " heads, expected ", heads,
-               " or, with the residual, ", heads + 1);
-  const std::vector<Sequence> sequences = sequences_of(op, sequences_, alpha, keys);
-  check_tensor(op, "position", position, {queries}, ScalarType::Long);
-  check_tensor(op, "gram", gram, {keys, size, size}, ScalarType::Double);
-  check_tensor(op, "row_scale", row_scale, {queries}, alpha.scalar_type());
-  return each_sequence(sequences, alpha, {queries, columns}, [&](const Sequence& sequence) {
-    const Tensor own_alpha = contiguous(sequence.of_pairs(alpha));
-    const Tensor own_position = sequence.of_queries(position), own_gram = sequence.of_keys(gram);
-    const std::optional<Tensor> own_scale = sequence.of_queries(row_scale);
-    return FFATTR_DISPATCH_FLOATING(alpha,
+Tensor gram_norms(const Tensor& alpha, const Tensor& position, const Tensor& gram,
+                  const std::optional<Tensor>& row_scale, const std::optional<Tensor>& sequences) {
+  const GramArguments given("gram_norms", alpha, position, gram, row_scale, sequences);
+  return each_sequence(given.sequences, given.alpha, {given.queries, given.columns}, [&](const Sequence& sequence) {
+    const Tensor own_alpha = torch::stable::contiguous(sequence.of_pairs(given.alpha));
+    const Tensor own_position = sequence.of_queries(given.position), own_gram = sequence.of_keys(given.gram);
+    const std::optional<Tensor> own_scale = sequence.of_queries(given.row_scale);
+    return FFATTR_DISPATCH_FLOATING(own_alpha,
                                     [&] { return quadratic<scalar_t>(own_alpha, own_position, own_gram, own_scale); });
   });
 }

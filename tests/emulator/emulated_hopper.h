@@ -22,8 +22,10 @@ inline TensorMap tensor_map(const void* base, int element_bytes, const uint64_t 
   refuse(box[0] * element_bytes != 128, "the rows of its box");
   refuse(box[1] > 256 || box[2] > 256, "the size of its box");
   refuse(sizes[0] == 0 || sizes[1] == 0 || sizes[2] == 0, "its sizes");
-  return {static_cast<const uint8_t*>(base),  element_bytes,
-          {sizes[0], sizes[1], sizes[2]},     {static_cast<uint64_t>(element_bytes), strides[0], strides[1]},
+  return {static_cast<const uint8_t*>(base),
+          element_bytes,
+          {sizes[0], sizes[1], sizes[2]},
+          {static_cast<uint64_t>(element_bytes), strides[0], strides[1]},
           {box[0], box[1], box[2]}};
 }
 
@@ -141,7 +143,8 @@ inline uint64_t operand(uint32_t address, uint32_t leading, uint32_t stride) {
 template <class Execute>
 void warpgroup(const char* instruction, void* argument, const Execute& execute) {
   const unsigned thread = emulator::thread();
-  emulator::machine().together(emulator::block().warpgroups[thread / 128], instruction, thread % 128, argument, execute);
+  emulator::machine().together(emulator::block().warpgroups[thread / 128], instruction, thread % 128, argument,
+                               execute);
 }
 inline auto& products() { return emulator::block().products[emulator::thread() / 128]; }
 

@@ -1,5 +1,5 @@
-// csrc/cuda/instructions.h on the emulator: what the PTX manual says of each instruction, in plain C++. Which lane holds
-// which element is from its sections on matrix fragments.
+// csrc/cuda/instructions.h on the emulator: what the PTX manual says of each instruction, in plain C++. Which lane
+// holds which element is from its sections on matrix fragments.
 #pragma once
 
 #include <algorithm>
@@ -21,7 +21,7 @@ inline int __syncthreads_or(int predicate) {
                                  for (void* one : all) any |= *static_cast<bool*>(one);
                                  for (void* one : all) *static_cast<bool*>(one) = any;
                                });
-  return result;
+  return result ? 32 : 0;  // what is promised is not zero, and not one
 }
 
 template <class T>
@@ -33,7 +33,8 @@ T __shfl_xor_sync(unsigned, T value, int distance) {
   emulator::machine().together(emulator::warp(), "__shfl_xor_sync", emulator::thread() % 32, &given,
                                [](const std::vector<void*>& all) {
                                  T values[32];
-                                 for (int lane = 0; lane < 32; ++lane) values[lane] = static_cast<Given*>(all[lane])->value;
+                                 for (int lane = 0; lane < 32; ++lane)
+                                   values[lane] = static_cast<Given*>(all[lane])->value;
                                  for (int lane = 0; lane < 32; ++lane) {
                                    Given& to = *static_cast<Given*>(all[lane]);
                                    to.value = values[lane ^ to.distance];
@@ -69,8 +70,9 @@ inline uint32_t float_to_bits(float x) {
 template <int Fraction, int Bias>
 float narrow_to_float(uint32_t bits) {
   const uint32_t exponent = bits >> Fraction, fraction = bits & ((1u << Fraction) - 1);
-  return exponent == 0 ? std::ldexp(static_cast<float>(fraction), 1 - Bias - Fraction)
-                       : std::ldexp(static_cast<float>(fraction | 1u << Fraction), static_cast<int>(exponent) - Bias - Fraction);
+  return exponent == 0
+             ? std::ldexp(static_cast<float>(fraction), 1 - Bias - Fraction)
+             : std::ldexp(static_cast<float>(fraction | 1u << Fraction), static_cast<int>(exponent) - Bias - Fraction);
 }
 
 // The bits of |x| rounded to the nearest, ties to even, as if the exponent had no end.
@@ -168,22 +170,21 @@ void load_four_matrices(uint32_t (&to)[4], uint32_t address) {
     uint32_t (&to)[4];
     const uint8_t* row;
   } given{to, emulator::block().at(address, 16, 16)};
-  emulator::machine().together(
-      emulator::warp(), Transposed ? "ldmatrix.trans" : "ldmatrix", emulator::thread() % 32, &given,
-      [](const std::vector<void*>& all) {
-        const auto element = [&](int matrix, int row, int column) {
-          uint16_t value;
-          std::memcpy(&value, static_cast<Given*>(all[8 * matrix + row])->row + 2 * column, 2);
-          return static_cast<uint32_t>(value);
-        };
-        for (int lane = 0; lane < 32; ++lane)
-          for (int i = 0; i < 4; ++i) {
-            const int g = lane / 4, t = lane % 4;
-            static_cast<Given*>(all[lane])->to[i] =
-                Transposed ? element(i, 2 * t, g) | element(i, 2 * t + 1, g) << 16
-                           : element(i, g, 2 * t) | element(i, g, 2 * t + 1) << 16;
-          }
-      });
+  emulator::machine().together(emulator::warp(), Transposed ? "ldmatrix.trans" : "ldmatrix", emulator::thread() % 32,
+                               &given, [](const std::vector<void*>& all) {
+                                 const auto element = [&](int matrix, int row, int column) {
+                                   uint16_t value;
+                                   std::memcpy(&value, static_cast<Given*>(all[8 * matrix + row])->row + 2 * column, 2);
+                                   return static_cast<uint32_t>(value);
+                                 };
+                                 for (int lane = 0; lane < 32; ++lane)
+                                   for (int i = 0; i < 4; ++i) {
+                                     const int g = lane / 4, t = lane % 4;
+                                     static_cast<Given*>(all[lane])->to[i] =
+                                         Transposed ? element(i, 2 * t, g) | element(i, 2 * t + 1, g) << 16
+                                                    : element(i, g, 2 * t) | element(i, g, 2 * t + 1) << 16;
+                                   }
+                               });
 }
 inline void load_matrices(uint32_t (&to)[4], uint32_t address) { load_four_matrices<false>(to, address); }
 inline void load_matrices_transposed(uint32_t (&to)[4], uint32_t address) { load_four_matrices<true>(to, address); }
@@ -231,7 +232,8 @@ void multiply(T, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1
         multiply_warp<16>(
             all,
             [](auto& to, const Operands& from, int g, int t) {
-              for (int i = 0; i < 8; ++i) to[g + i / 2 % 2 * 8][2 * t + i % 2 + i / 4 * 8] = half_of<T>(from.a[i / 2], i % 2);
+              for (int i = 0; i < 8; ++i)
+                to[g + i / 2 % 2 * 8][2 * t + i % 2 + i / 4 * 8] = half_of<T>(from.a[i / 2], i % 2);
             },
             [](auto& to, const Operands& from, int g, int t) {
               for (int i = 0; i < 4; ++i) to[2 * t + i % 2 + i / 2 * 8][g] = half_of<T>(from.b[i / 2], i % 2);
@@ -242,17 +244,17 @@ void multiply(T, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1
 inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   Operands given{c, a, {b0, b1}};
   const auto value = [](uint32_t x) { return bits_to_float(x & ~0x1FFFu); };
-  emulator::machine().together(
-      emulator::warp(), "mma.m16n8k8", emulator::thread() % 32, &given, [&](const std::vector<void*>& all) {
-        multiply_warp<8>(
-            all,
-            [&](auto& to, const Operands& from, int g, int t) {
-              for (int i = 0; i < 4; ++i) to[g + i % 2 * 8][t + i / 2 * 4] = value(from.a[i]);
-            },
-            [&](auto& to, const Operands& from, int g, int t) {
-              for (int i = 0; i < 2; ++i) to[t + i * 4][g] = value(from.b[i]);
-            });
-      });
+  emulator::machine().together(emulator::warp(), "mma.m16n8k8", emulator::thread() % 32, &given,
+                               [&](const std::vector<void*>& all) {
+                                 multiply_warp<8>(
+                                     all,
+                                     [&](auto& to, const Operands& from, int g, int t) {
+                                       for (int i = 0; i < 4; ++i) to[g + i % 2 * 8][t + i / 2 * 4] = value(from.a[i]);
+                                     },
+                                     [&](auto& to, const Operands& from, int g, int t) {
+                                       for (int i = 0; i < 2; ++i) to[t + i * 4][g] = value(from.b[i]);
+                                     });
+                               });
 }
 
 }  // namespace ffattr::cuda

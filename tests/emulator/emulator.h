@@ -81,7 +81,8 @@ struct Block {
   std::vector<std::vector<std::vector<std::function<void()>>>> products;  // of every warpgroup: groups of operations
 
   uint8_t* at(uint32_t address, uint32_t size, uint32_t alignment) const {
-    if (address + static_cast<uint64_t>(size) > bytes) fail("shared address " + std::to_string(address) + " is outside");
+    if (address + static_cast<uint64_t>(size) > bytes)
+      fail("shared address " + std::to_string(address) + " is outside");
     if (address % alignment != 0) fail("shared address " + std::to_string(address) + " is not aligned");
     return shared + address;
   }
@@ -166,11 +167,10 @@ class Machine {
     blocks.assign(launch.cluster, {});
     transfers.clear();
     everyone = group_of(threads * launch.cluster);
-    while (fibers_.size() < threads * launch.cluster) {
-      fibers_.push_back(std::make_unique<Fiber>());
-      stacks_.push_back(std::make_unique<char[]>(kStack));
-    }
     fibers_.resize(threads * launch.cluster);
+    for (std::unique_ptr<Fiber>& fiber : fibers_)
+      if (fiber == nullptr) fiber = std::make_unique<Fiber>();
+    while (stacks_.size() < fibers_.size()) stacks_.push_back(std::make_unique_for_overwrite<char[]>(kStack));
     for (unsigned b = 0; b < launch.cluster; ++b) {
       Block& block = blocks[b];
       block.index = first_block + b;
