@@ -108,27 +108,31 @@ __global__ void __launch_bounds__(kThreads)
     copy_commit();
   };
 
-  const int warp = threadIdx.x / 32, slot = warp % kKeys, first_row = warp / kKeys * kWarpRows;
+  const int warp = uniform(threadIdx.x / 32), slot = warp % kKeys, first_row = warp / kKeys * kWarpRows;
   const Lane lane = lane_of(threadIdx.x);
-  const uint32_t own_weights = shared_address(weights + slot * weight_bytes<T>(heads));
-  const auto load_own_weights = [&](Left<T>& to, int half, int head) {
+  // Where a thread's parts of operands begin, in a stage that begins at 0; those of rows 16 on are `half` on.
+  constexpr int half_bytes = 16 * kRowBytes;
+  const uint32_t own_weights = left_place<T>(shared_address(weights + slot * weight_bytes<T>(heads)), first_row);
+  const uint32_t own_slopes = left_place<T>(S::slope, first_row), of_rows = right_place<T>(0, kRowBytes);
+  const uint32_t of_columns = right_place<T>(0, S::down_row);
+  const auto load_weights_of = [&](Left<T>& to, int half, int head) {
     constexpr int per_piece = kRowBytes / static_cast<int>(sizeof(T));
-    load_left(to, own_weights + head / per_piece * kPieceBytes, first_row + 16 * half, head % per_piece);
+    load_left(to, own_weights + head / per_piece * kPieceBytes + half * half_bytes, head % per_piece);
   };
-  // Rows `half` of 16 of p for the 16 neurons from `f` of the stage on.
+  // 32 rows of p for the 16 neurons from `f` of the stage on.
   const auto make_p = [&](Left<T>(&to)[2], uint32_t at, int f) {
-    Product p_of[2];
+    Product p_of[2] = {};
 #pragma unroll
     for (int s = 0; s < Streams; ++s) {
       Product z[2] = {};
 #pragma unroll 1
       for (int h = 0; h < heads; h += 16) {
         Right<T> features;
-        load_right(features, at + S::features_of(s, slot, heads), h, f, kRowBytes);
+        load_right(features, at + S::features_of(s, slot, heads) + of_rows, h, f, kRowBytes);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           Left<T> left;
-          load_own_weights(left, half, h);
+          load_weights_of(left, half, h);
 #pragma unroll
           for (int j = 0; j < 2; ++j) multiply(z[half].value[j], left, features.value[j]);
         }
@@ -136,12 +140,10 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         Product slope;
-        load_factors<T>(slope, at + S::slope + s * kQueries * kRowBytes, first_row + 16 * half, f);
+        load_factors<T>(slope, at + own_slopes + s * kQueries * kRowBytes + half * half_bytes, f);
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          const float scaled = z[half].value[i / 4][i % 4] * slope.value[i / 4][i % 4];
-          p_of[half].value[i / 4][i % 4] = s == 0 ? scaled : p_of[half].value[i / 4][i % 4] + scaled;
-        }
+        for (int i = 0; i < 8; ++i)
+          p_of[half].value[i / 4][i % 4] += z[half].value[i / 4][i % 4] * slope.value[i / 4][i % 4];
       }
     }
 #pragma unroll
@@ -153,7 +155,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int c = 0; c < kColumns; c += 16) {
       Right<T> right;
-      load_right(right, at, row, c, S::down_row);
+      load_right(right, at + of_columns, row, c, S::down_row);
 #pragma unroll
       for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -181,7 +183,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int h = 0; h < S::residual_heads(heads) && head + h < heads; h += 16) {
       Left<T> left[2];
 #pragma unroll
-      for (int half = 0; half < 2; ++half) load_own_weights(left[half], half, head + h);
+      for (int half = 0; half < 2; ++half) load_weights_of(left[half], half, head + h);
       add_product(left, at + S::residual_of(slot, heads), h);
     }
   };
@@ -207,9 +209,10 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();
       const uint32_t at = ring + stage * S::bytes(heads);
       if (step < steps) {
+        constexpr int kUnrolled = Streams == 1 ? 2 : 1;  // more would spill
         Left<T> left[2], next[2];
         make_p(left, at, 0);
-#pragma unroll 1
+#pragma unroll kUnrolled
         for (int f = 0; f < S::neurons; f += 16) {
           if (f + 16 < S::neurons) make_p(next, at, f + 16);
           add_product(left, at, f);

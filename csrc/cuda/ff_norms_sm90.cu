@@ -29,35 +29,29 @@
 namespace ffattr::cuda {
 namespace {
 
-// A slab of p, from z and the slopes at `f` of a stage.
+// A slab of p, from z and the slopes of the neurons from `f` on; `slopes` is where the thread's begin in the stage.
 template <class T, int Streams>
-__device__ __forceinline__ void make_p(uint32_t (&to)[16 / Streams], const float (&z)[Streams][32 / Streams],
-                                       uint32_t slopes, int f) {
+__device__ __forceinline__ void make_p(uint32_t (&to)[Stage<T, Streams>::packed],
+                                       const float (&z)[Streams][Stage<T, Streams>::slab / 2], uint32_t slopes, int f) {
   using S = Stage<T, Streams>;
   constexpr int kGroups = S::slab / 16;
-  const int row = threadIdx.x / 32 % 4 * 16;
-  Product p[kGroups];
+  Product p[kGroups] = {};
 #pragma unroll
   for (int group = 0; group < kGroups; ++group)
 #pragma unroll
     for (int s = 0; s < Streams; ++s) {
       const int at = f + 16 * group;
       Product slope;
-      load_factors<typename Operand16<T>::type>(slope, slopes + (s * S::pieces + at / 64) * kBoxBytes, row, at % 64);
+      load_factors<typename Operand16<T>::type>(slope, slopes + (s * S::pieces + at / 64) * kBoxBytes, at % 64);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        const float scaled = z[s][8 * group + i] * slope.value[i / 4][i % 4];
-        float& sum = p[group].value[i / 4][i % 4];
-        sum = s == 0 ? scaled : sum + scaled;
-      }
+      for (int i = 0; i < 8; ++i) p[group].value[i / 4][i % 4] += z[s][8 * group + i] * slope.value[i / 4][i % 4];
     }
   if constexpr (S::float8) {
 #pragma unroll
     for (int i = 0; i < kGroups * 2; ++i) {  // see float8_neuron
       const Product& of = p[i / 2];
       const int r = i % 2;
-      to[i / 4 * 4 + i % 4] =
-          pack_float8(of.value[0][2 * r], of.value[0][2 * r + 1], of.value[1][2 * r], of.value[1][2 * r + 1]);
+      to[i] = pack_float8(of.value[0][2 * r], of.value[0][2 * r + 1], of.value[1][2 * r], of.value[1][2 * r + 1]);
     }
   } else {
 #pragma unroll
@@ -78,31 +72,37 @@ __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale,
   const int heads = p.padded_rows(), steps = static_cast<int>(ceil_div(p.neurons, S::neurons));
   const Lane lane = lane_of(threadIdx.x);
   const int first_row = threadIdx.x / 32 % 4 * 16 + lane.g;
-  const auto left = [&](int head) { return operand(weights + head / 64 * kPieceBytes + head % 64 * 2, 16, 1024); };
+  // Descriptors count bytes in sixteenths, in their lowest bits.
+  const uint64_t left = operand(weights, 16, 1024);
+  const auto left_of = [&](int head) { return left + ((head / 64 * kPieceBytes + head % 64 * 2) >> 4); };
+  const uint32_t own_slopes = left_place<Narrow>(S::slope, threadIdx.x / 32 % 4 * 16);
 
-  float o[S::columns / 2], z[Streams][32 / Streams];
-  uint32_t packed[16 / Streams];
+  float o[S::columns / 2], z[Streams][S::slab / 2];
+  uint32_t packed[S::packed];
   float part[S::float8 ? S::columns / 2 : 1];  // of `o`, from one step
   const auto make_z = [&](uint32_t at, int f) {
+    multiply_fence();
 #pragma unroll
-    for (int s = 0; s < Streams; ++s)
+    for (int s = 0; s < Streams; ++s) {
+      const uint64_t right = operand(at + S::features_of(s, f / 64, slot, heads) + f % 64 * 2, 16, 1024);
+      multiply_shared(Narrow{}, z[s], left, right, 0);
 #pragma unroll 1
-      for (int head = 0; head < heads; head += 16) {
+      for (int head = 16; head < heads; head += 16) {
         multiply_fence();
-        multiply_shared(Narrow{}, z[s], left(head),
-                        operand(at + S::features_of(s, f / 64, slot, heads) + head * kRowBytes + f % 64 * 2, 16, 1024),
-                        head > 0);
+        multiply_shared(Narrow{}, z[s], left_of(head), right + (head * kRowBytes >> 4), 1);
       }
+    }
   };
   const auto add_product = [&](uint32_t at, int f) {
+    const uint64_t right = S::float8 ? operand(at, 16, 1024) : operand(at, kBoxBytes, 1024);
     if constexpr (S::float8) {
 #pragma unroll
       for (int k = 0; k < S::slab; k += 32)
-        multiply_registers(T{}, part, packed + k / 8, operand(at + f + k, 16, 1024), f + k > 0);
+        multiply_registers(T{}, part, packed + k / 8, right + ((f + k) >> 4), f + k > 0);
     } else {
 #pragma unroll
       for (int k = 0; k < S::slab; k += 16)
-        multiply_registers(T{}, o, packed + k / 4, operand(at + (f + k) * kRowBytes, kBoxBytes, 1024), 1);
+        multiply_registers(T{}, o, packed + k / 4, right + ((f + k) * kRowBytes >> 4), 1);
     }
   };
   const auto release = [&](const Place& place) {
@@ -127,7 +127,7 @@ __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale,
 #pragma unroll
       for (int f = 0; f < S::neurons; f += S::slab) {
         const bool last = f + S::slab == S::neurons;
-        make_p<T, Streams>(packed, z, at + S::slope, f);
+        make_p<T, Streams>(packed, z, at + own_slopes, f);
         if (last) barrier_wait(full + 8 * place.stage, place.parity);
         meet(1 + slot, 256);
         multiply_fence();
@@ -162,11 +162,13 @@ __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale,
 #pragma unroll
       for (int i = 0; i < S::columns / 4; ++i) element(i / 2, i % 2) *= inverse;
     }
+    const uint64_t right = operand(at + S::residual_of(slot, 0, heads), heads * kRowBytes, 1024);
+    multiply_fence();
+    multiply_shared(Narrow{}, o, left, right, 1);
 #pragma unroll 1
-    for (int head = 0; head < heads; head += 16) {
+    for (int head = 16; head < heads; head += 16) {
       multiply_fence();
-      multiply_shared(Narrow{}, o, left(head),
-                      operand(at + S::residual_of(slot, 0, heads) + head * kRowBytes, heads * kRowBytes, 1024), 1);
+      multiply_shared(Narrow{}, o, left_of(head), right + (head * kRowBytes >> 4), 1);
     }
     multiply_commit();
     multiply_wait();
@@ -209,7 +211,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   cluster_sync();
 
-  const int group = threadIdx.x / 128;
+  const int group = uniform(threadIdx.x / 128);
   if (group == kConsumers) {
     give_registers<40>();
     if (threadIdx.x % 128 == 0) produce<T, Streams>(p, maps, tile, stages, tiles, full, empty);

@@ -20,7 +20,8 @@ struct Stage {
   static constexpr bool float8 = sizeof(T) == 1;
   static constexpr int columns = float8 ? 128 : 256, boxes = columns / 64;
   static constexpr int neurons = kRowBytes / static_cast<int>(sizeof(T)), pieces = neurons / 64;  // pieces of 64
-  static constexpr int slab = 64 / Streams;                                                       // neurons of one z
+  // Neurons of one z, and registers of p made of them. Two streams of 64 fit beside the sums of float8 alone.
+  static constexpr int slab = float8 ? 64 : 64 / Streams, packed = slab * static_cast<int>(sizeof(T)) / 8;
   static constexpr int slope = boxes * kBoxBytes, features = slope + Streams * pieces * kBoxBytes;
 
   FFATTR_HD static int features_of(int stream, int piece, int key, int heads) {

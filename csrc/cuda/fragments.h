@@ -27,53 +27,62 @@ struct Product {
   float value[2][4];
 };
 
-// Element (row, byte) and what lies beside it, in a tile of `row_bytes`.
-__device__ __forceinline__ float element(uint32_t tile, int row, int byte, int row_bytes) {
-  return load_shared(tile + swizzled(row, byte, row_bytes));
+// Where a thread's part of an operand begins in a tile: of `row` of a left one, whose rows are deep, and of the first
+// 16 rows of a right one, whose rows are of its columns. Tiles begin at multiples of their rows, so that other columns
+// are an exclusive or away: they and the swizzle change bits that nothing else has set.
+template <class T>
+__device__ __forceinline__ uint32_t left_place(uint32_t tile, int row) {
+  const Lane lane = lane_of(threadIdx.x);
+  if constexpr (kIsFloat<T>)
+    return tile + swizzled(row + lane.g, 8 * lane.t);
+  else
+    return tile + swizzled(row + threadIdx.x % 16, threadIdx.x % 32 / 16 * 16);
+}
+template <class T>
+__device__ __forceinline__ uint32_t right_place(uint32_t tile, int row_bytes) {
+  const Lane lane = lane_of(threadIdx.x);
+  if constexpr (kIsFloat<T>)
+    return tile + swizzled(2 * lane.t, 4 * lane.g, row_bytes);
+  else
+    return tile + swizzled(threadIdx.x % 16, threadIdx.x % 32 / 16 * 16, row_bytes);
 }
 
-// Rows row .. row + 16 of a tile [rows, depth], at `column`.
+// 16 columns from `column` on, a multiple of 16 within a row.
 template <class T>
-__device__ __forceinline__ void load_left(Left<T>& to, uint32_t tile, int row, int column) {
-  const int byte = column * static_cast<int>(sizeof(T));
+__device__ __forceinline__ void load_left(Left<T>& to, uint32_t place, int column) {
+  const uint32_t at = place ^ static_cast<uint32_t>(column * sizeof(T));
   if constexpr (kIsFloat<T>) {
-    const Lane lane = lane_of(threadIdx.x);
 #pragma unroll
     for (int i = 0; i < 8; ++i)
-      to.value[i] = float_to_bits(
-          element(tile, row + lane.g + i % 2 * 8, byte + 4 * (i / 4 * 8 + 2 * lane.t + i / 2 % 2), kRowBytes));
+      to.value[i] = float_to_bits(load_shared((at ^ (i / 4 * 32 + i / 2 % 2 * 4)) + i % 2 * 8 * kRowBytes));
   } else {
-    const int lane = threadIdx.x % 32;
-    load_matrices(to.value, tile + swizzled(row + lane % 16, byte + lane / 16 * 16));
+    load_matrices(to.value, at);
   }
 }
 
-// Rows row .. row + 16 of a tile [depth, columns], 16 columns from `column` on.
+// Rows row .. row + 16, 16 columns from `column` on, both multiples of 16.
 template <class T>
-__device__ __forceinline__ void load_right(Right<T>& to, uint32_t tile, int row, int column, int row_bytes) {
-  const int byte = column * static_cast<int>(sizeof(T));
+__device__ __forceinline__ void load_right(Right<T>& to, uint32_t place, int row, int column, int row_bytes) {
+  const uint32_t at = (place ^ static_cast<uint32_t>(column * sizeof(T))) + row * row_bytes;
   if constexpr (kIsFloat<T>) {
-    const Lane lane = lane_of(threadIdx.x);
 #pragma unroll
     for (int j = 0; j < 2; ++j)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        to.value[j][i] =
-            float_to_bits(element(tile, row + i / 2 * 8 + 2 * lane.t + i % 2, byte + 4 * (8 * j + lane.g), row_bytes));
+      for (int i = 0; i < 4; ++i)  // rows 2 t and 2 t + 1, whose swizzles differ in one bit
+        to.value[j][i] = float_to_bits(load_shared((at ^ (32 * j) ^ (i % 2 * 16)) + (i / 2 * 8 + i % 2) * row_bytes));
   } else {
-    const int lane = threadIdx.x % 32;
     uint32_t four[4];
-    load_matrices_transposed(four, tile + swizzled(row + lane % 16, byte + lane / 16 * 16, row_bytes));
+    load_matrices_transposed(four, at);
 #pragma unroll
     for (int i = 0; i < 4; ++i) to.value[i / 2][i % 2] = four[i];
   }
 }
 
-// The same places of a tile as a product has: rows row .. row + 16, 16 columns from `column` on.
+// The same places of a tile as a product has: 16 columns from `column` on.
 template <class T>
-__device__ __forceinline__ void load_factors(Product& to, uint32_t tile, int row, int column) {
+__device__ __forceinline__ void load_factors(Product& to, uint32_t place, int column) {
   Left<T> left;
-  load_left(left, tile, row, column);
+  load_left(left, place, column);
 #pragma unroll
   for (int j = 0; j < 2; ++j)
 #pragma unroll
@@ -106,6 +115,13 @@ __device__ __forceinline__ Left<T> as_left(const Product& from) {
   return to;
 }
 
+// x as a number of tf32, which has 10 bits of fraction, and the rest, of which the product takes as many. (The
+// instruction that rounds to tf32 is three on every GPU.)
+__device__ __forceinline__ void split(uint32_t x, uint32_t& high, uint32_t& rest) {
+  high = (x + 0x1000) & 0xFFFFE000;
+  rest = float_to_bits(bits_to_float(x) - bits_to_float(high));
+}
+
 // c [16, 8] += left @ right, where `right` is one half of a Right.
 template <class T, int Words>
 __device__ __forceinline__ void multiply(float (&c)[4], const Left<T>& left, const uint32_t (&right)[Words]) {
@@ -114,15 +130,9 @@ __device__ __forceinline__ void multiply(float (&c)[4], const Left<T>& left, con
     for (int k = 0; k < 2; ++k) {
       uint32_t a[4], a_rest[4], b[2], b_rest[2];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        a[i] = to_tf32(bits_to_float(left.value[4 * k + i]));
-        a_rest[i] = to_tf32(bits_to_float(left.value[4 * k + i]) - bits_to_float(a[i]));
-      }
+      for (int i = 0; i < 4; ++i) split(left.value[4 * k + i], a[i], a_rest[i]);
 #pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        b[i] = to_tf32(bits_to_float(right[2 * k + i]));
-        b_rest[i] = to_tf32(bits_to_float(right[2 * k + i]) - bits_to_float(b[i]));
-      }
+      for (int i = 0; i < 2; ++i) split(right[2 * k + i], b[i], b_rest[i]);
       multiply_tf32(c, a_rest, b[0], b[1]);
       multiply_tf32(c, a, b_rest[0], b_rest[1]);
       multiply_tf32(c, a, b[0], b[1]);

@@ -63,14 +63,11 @@ __device__ __forceinline__ PairOf<T> unpack(uint32_t pair) {
   return {to_float(T{static_cast<uint16_t>(pair)}), to_float(T{static_cast<uint16_t>(pair >> 16)})};
 }
 
-// The nearest number of tf32, which has 10 bits of fraction.
-__device__ __forceinline__ uint32_t to_tf32(float x) {
-  uint32_t to;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(to) : "f"(x));
-  return to;
-}
 __device__ __forceinline__ float bits_to_float(uint32_t x) { return __uint_as_float(x); }
 __device__ __forceinline__ uint32_t float_to_bits(float x) { return __float_as_uint(x); }
+
+// The first lane's value, which the compiler then knows to be the same for the whole warp.
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(~0u, x, 0); }
 
 // Shared memory.
 
@@ -95,22 +92,22 @@ __device__ __forceinline__ void copy_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
 
+// Loads are volatile, and so in order with barriers; products need not wait for them.
+
 // Four 8 x 8 matrices of 16-bit elements: lane 8 i + r gives the address of row r of matrix i.
 __device__ __forceinline__ void load_matrices(uint32_t (&to)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(address)
-               : "memory");
+               : "r"(address));
 }
 __device__ __forceinline__ void load_matrices_transposed(uint32_t (&to)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
-               : "r"(address)
-               : "memory");
+               : "r"(address));
 }
 __device__ __forceinline__ float load_shared(uint32_t address) {
   float to;
-  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(to) : "r"(address) : "memory");
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(to) : "r"(address));
   return to;
 }
 
