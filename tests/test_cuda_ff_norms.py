@@ -11,7 +11,7 @@ from emulated import DEVICE, EMULATED
 from guards import Guards
 from test_ops import case
 from torch import Tensor
-from wide_cases import FLOAT8, LIMITS, Promises, definition, error, last_pair
+from wide_cases import FLOAT8, LIMITS, Promises, definition, error, last_pair, narrowed
 
 from ffattr import torch_ops
 
@@ -33,6 +33,7 @@ CASES = [
     (3, 4, 72, 200, 33, 1),
     (2, 3, 40, 56, 48, 2),
     (2, 2, 40, 72, 128, 1),
+    (2, 3, 40, 56, 80, 1),  # on Hopper, heads for one launch and too many for the other
     (5, 5, 41, 57, 5, 2),
     (33, 1, 41, 56, 1, 1),
     (2, 5, 40, 57, 12, 2),
@@ -64,7 +65,7 @@ class CudaPromises(Promises):
         return out
 
     def run(self, given: dict[str, Any], margin: int = 64) -> Tensor:
-        guards = Guards(margin)
+        guards = Guards(margin, DEVICE)
         guarded = {
             name: guards.copy(value) if isinstance(value, Tensor) and name != "sequences" else value
             for name, value in given.items()
@@ -110,6 +111,49 @@ def test_sizes(dtype: torch.dtype, sizes: tuple[int, ...], kernel: str) -> None:
     if dtype == FLOAT8 and (kernel == "sm80" or heads >= 48):
         return
     CHECKS.check(case("ff_norms", queries, keys, width, neurons, heads, streams=streams), dtype)
+
+
+@pytest.mark.parametrize("sizes", [CASES[3], CASES[7], (1, 2, 8, 8, 128, 2)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.skipif(not EMULATED, reason="the GPU's shared memory is what it is")
+def test_little_shared_memory(dtype: torch.dtype, sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the GPUs for desktops, 99 KiB: one stage at a time, and a plain error where even that does not fit."""
+    monkeypatch.setenv("FFATTR_CUDA_SM90", "0")
+    queries, keys, width, neurons, heads, streams = sizes
+    needed = {(torch.float32, 128): 200 << 10, (torch.bfloat16, 128): 160 << 10}.get((dtype, heads), 72 << 10)
+    monkeypatch.setenv("FFATTR_EMULATED_SHARED", str(needed))
+    CHECKS.check(case("ff_norms", queries, keys, width, neurons, heads, streams=streams), dtype)
+    monkeypatch.setenv("FFATTR_EMULATED_SHARED", str(32 << 10))
+    with pytest.raises(
+        RuntimeError, match=r"ff_norms: so many heads take \d+ KiB of shared memory, this GPU has 32; use"
+    ):
+        CHECKS.check(case("ff_norms", queries, keys, width, neurons, heads, streams=streams), dtype)
+
+
+@pytest.mark.parametrize("heads", [3, 16])
+def test_what_has_no_weight_and_what_has(heads: int, kernel: str) -> None:
+    """The residual alone, a NaN alone, and no weight for a key whose features are NaN."""
+    given = case("ff_norms", 3, 4, 24, 40, heads)
+    given |= {name: given[name].bfloat16() for name in ("features", "slope", "down", "residual")}
+    alone = given | {"alpha": torch.zeros_like(given["alpha"]), "position": torch.tensor([1, 3, 0])}
+    out = CHECKS.run(alone)
+    assert torch.equal((out[1] != 0).nonzero(), torch.tensor([[0, 1], [1, 3], [2, 0]]))
+    nan = alone | {"alpha": alone["alpha"].clone(), "position": torch.full((3,), -1)}
+    nan["alpha"][1, 2, 1] = torch.nan
+    assert all(torch.equal(scope.isnan().nonzero(), torch.tensor([[2, 1]])) for scope in CHECKS.run(nan))
+    given["alpha"][:, 1, 2] = 0
+    given["position"] = torch.full((3,), -1)
+    given["features"][0, 2] = torch.nan
+    out = CHECKS.run(given)
+    assert (out[:, 1, 2] == 0).all()
+    assert out[0].isnan().sum() == 2
+
+
+def test_many_neurons_in_float32() -> None:
+    """The matrix unit cuts sums off: long ones have to be made of parts."""
+    given = case("ff_norms", 3, 2, 24, 4096, 3)
+    expected = definition("ff_norms", given)
+    assert error(CHECKS.run(given), expected) <= 1e-6
 
 
 @pytest.mark.parametrize("margin", [67, 1])
@@ -175,6 +219,19 @@ def test_float8_of_columns_and_rows_of_any_size(streams: int) -> None:
     assert (out[0, 2] == 0).all()
     assert (out[0, :, 2] == 0).all()
     assert (out[1, :, 2] > 0).any(), "the residual of features that are zero"
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-9, 1e-20])
+def test_float8_of_small_features(size: float) -> None:
+    """What the rows are divided by is no smaller than the residual beside it allows."""
+    if not HOPPER:
+        pytest.skip("a GPU of compute capability 9.0")
+    given = case("ff_norms", 3, 4, 24, 40, 3, tail="none")
+    given["features"] *= size
+    given["slope"] *= size
+    found = CHECKS.run(narrowed(given, FLOAT8))[1]
+    expected = definition("ff_norms", narrowed(given, FLOAT8))[1]
+    torch.testing.assert_close(found, expected.float(), rtol=3e-2, atol=0)
 
 
 def test_float8_where_there_is_none() -> None:

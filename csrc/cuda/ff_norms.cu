@@ -26,15 +26,24 @@ Wide wide_of(const Tensor& residual, bool float8) {
   return dtype == ScalarType::Float ? Wide::float32 : dtype == ScalarType::Half ? Wide::half : Wide::bfloat16;
 }
 
-// Of x [S, R, F] for every R: the sum (or maximum) over streams of the largest magnitude. A warp for each.
-__global__ void largest_magnitudes(const Bfloat16* x, float* to, int streams, int64_t rows, int width, bool sum) {
+struct alignas(16) Chunk {
+  uint32_t pairs[4];
+};
+
+// Of x [S, R, 8 chunks] for every R: the sum (or maximum) over streams of the largest magnitude. A warp for each.
+__global__ void largest_magnitudes(const Chunk* x, float* to, int streams, int64_t rows, int chunks, bool sum) {
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
   float bound = 0;
   for (int s = 0; s < streams; ++s) {
     float largest = 0;
-    if (row < rows)
-      for (int f = threadIdx.x % 32; f < width; f += 32)
-        largest = fmaxf(largest, fabsf(to_float(x[(s * rows + row) * width + f])));
+    for (int i = threadIdx.x % 32; row < rows && i < chunks; i += 32) {
+      const Chunk chunk = x[(s * rows + row) * chunks + i];
+#pragma unroll
+      for (int k = 0; k < 4; ++k) {
+        const PairOf<Bfloat16> pair = unpack<Bfloat16>(chunk.pairs[k]);
+        largest = fmaxf(largest, fmaxf(fabsf(pair.low), fabsf(pair.high)));
+      }
+    }
     for (int distance = 16; distance > 0; distance /= 2)
       largest = fmaxf(largest, __shfl_xor_sync(~0u, largest, distance));
     bound = sum ? bound + largest : fmaxf(bound, largest);
@@ -45,29 +54,31 @@ __global__ void largest_magnitudes(const Bfloat16* x, float* to, int streams, in
 Tensor bounds_of(const Tensor& x, const Tensor& alpha, bool sum) {
   const int64_t streams = x.size(0), width = x.size(-1), rows = x.numel() / (streams * width);
   const Tensor to = torch::stable::new_empty(alpha, {rows});
-  launch(kOp, {ceil_div(rows, 4), 128, 0, 1}, largest_magnitudes, data<Bfloat16>(x), mutable_data<float>(to),
-         static_cast<int>(streams), rows, static_cast<int>(width), sum);
+  launch(kOp, {ceil_div(rows, 4), 128, 0, 1}, largest_magnitudes, data<Chunk>(x), mutable_data<float>(to),
+         static_cast<int>(streams), rows, static_cast<int>(width / 8), sum);
   return to;
 }
 
 // down [F, d] to [d, pitch], neurons as float8_neuron orders them, zeros beyond the last. Four for each thread.
-__global__ void transpose_float8(const Float8* down, Float8* to, int neurons, int width, int pitch) {
+__global__ void transpose_float8(const Float8* down, uint32_t* to, int neurons, int width, int pitch) {
   const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int column = static_cast<int>(thread % width);
+  const int64_t column = thread % width;
   const int64_t quad = thread / width;
   if (quad >= pitch / 4) return;
+  uint32_t four = 0;
   for (int i = 0; i < 4; ++i) {
     const int place = static_cast<int>(quad) * 4 + i, neuron = place / 32 * 32 + float8_neuron(place % 32);
-    to[static_cast<int64_t>(column) * pitch + place] =
-        neuron < neurons ? down[static_cast<int64_t>(neuron) * width + column] : Float8{0};
+    if (neuron < neurons)
+      four |= static_cast<uint32_t>(down[static_cast<int64_t>(neuron) * width + column].bits) << 8 * i;
   }
+  to[column * (pitch / 4) + quad] = four;
 }
 
 Tensor transposed_float8(const Tensor& down) {
   const int64_t neurons = down.size(0), width = down.size(1), pitch = ceil_div(neurons, 32) * 32;
   const Tensor to = torch::stable::new_empty(down, {width, pitch});
   launch(kOp, {ceil_div(width * (pitch / 4), 256), 256, 0, 1}, transpose_float8, data<Float8>(down),
-         mutable_data<Float8>(to), static_cast<int>(neurons), static_cast<int>(width), static_cast<int>(pitch));
+         mutable_data<uint32_t>(to), static_cast<int>(neurons), static_cast<int>(width), static_cast<int>(pitch));
   return to;
 }
 
@@ -143,19 +154,17 @@ Tensor ff_norms(const Tensor& alpha_, const Tensor& position, const Tensor& feat
 
   pairs.own = Own::all;
   const bool own_is_free = pairs.padded_rows() == round_up(pairs.heads, 16);
+  // One kernel for both launches: a tile of the one is two of the other.
+  const bool sm90 = fits_sm90(pairs, operands);
+  FFATTR_CHECK(sm90 || !float8, kOp, ": there is no CUDA kernel for float8 with ", given.heads, " heads and ", streams,
+               " streams on compute capability ", capability() / 10, ".", capability() % 10,
+               "; pass dtype=torch.bfloat16 or use backend=\"triton\"");
   each_launch(given.sequences, kQueries, [&](const Sequences& some, int64_t blocks) {
     pairs.sequences = some;
     for (const Own own : {Own::all, Own::without, Own::only}) {
       if ((own == Own::all) != own_is_free) continue;
       pairs.own = own;
-      if (fits_sm90(pairs, operands)) {
-        launch_direct_sm90(pairs, operands, blocks);
-      } else {
-        FFATTR_CHECK(!float8, kOp, ": there is no CUDA kernel for float8 with ", given.heads, " heads and ", streams,
-                     " streams on compute capability ", capability() / 10, ".", capability() % 10,
-                     "; pass dtype=torch.bfloat16 or use backend=\"triton\"");
-        launch_direct_sm80(pairs, operands, blocks);
-      }
+      sm90 ? launch_direct_sm90(pairs, operands, blocks) : launch_direct_sm80(pairs, operands, blocks);
     }
   });
   return out;

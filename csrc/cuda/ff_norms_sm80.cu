@@ -1,6 +1,7 @@
 // ff_norms (contract: ffattr/ops.py) by warp-wide products, for sm_80 and newer.
 //
-// Four warps have 64 queries and 2 keys; each warp 32 queries, one key and 128 columns of `o`, in registers:
+// Four warps have 64 queries and 2 keys; each warp 32 queries, one key and 128 columns of `o` (64 in
+// float32), in registers:
 //
 //   for a block of columns of `down`:
 //     for a step of 128 bytes of neurons:               # in shared memory: down, slopes, features; one step ahead if
@@ -18,7 +19,7 @@
 namespace ffattr::cuda {
 namespace {
 
-constexpr int kColumns = 128, kThreads = 128, kWarpRows = 32;
+constexpr int kThreads = 128, kWarpRows = 32;
 
 template <class T>
 struct Operands {
@@ -30,14 +31,14 @@ struct Operands {
 template <class T, int Streams>
 struct Stage {
   static constexpr int neurons = kRowBytes / static_cast<int>(sizeof(T));
-  static constexpr int down_row = kColumns * static_cast<int>(sizeof(T));
+  static constexpr int down_row = 256, columns = down_row / static_cast<int>(sizeof(T));
   static constexpr int slope = neurons * down_row, features = slope + Streams * kQueries * kRowBytes;
 
   FFATTR_HD static int features_of(int stream, int key, int heads) {
     return features + (stream * kKeys + key) * heads * kRowBytes;
   }
   FFATTR_HD static int residual_heads(int heads) {
-    constexpr int most = kRowBytes * kColumns / down_row;
+    constexpr int most = 64;
     return heads < most ? heads : most;
   }
   FFATTR_HD static int residual_of(int key, int heads) { return key * residual_heads(heads) * down_row; }
@@ -78,10 +79,10 @@ __global__ void __launch_bounds__(kThreads)
   PairSums* const sums = reinterpret_cast<PairSums*>(weights + kKeys * weight_bytes<T>(heads));
   load_weights<T>(p, tile, weights, sums);
 
-  const int steps = (p.neurons + S::neurons - 1) / S::neurons, turns = (p.width + kColumns - 1) / kColumns;
+  const int steps = (p.neurons + S::neurons - 1) / S::neurons, turns = (p.width + S::columns - 1) / S::columns;
   const int all_steps = steps + (heads + S::residual_heads(heads) - 1) / S::residual_heads(heads);
   const auto load = [&](uint32_t to, int turn, int step) {
-    const int f = step * S::neurons, column = turn * kColumns;
+    const int f = step * S::neurons, column = turn * S::columns;
     if (step < steps) {
       copy_tile<S::down_row>(to, S::neurons, from.down + f * from.width_pitch + column, from.width_pitch, p.neurons - f,
                              p.width - column);
@@ -150,10 +151,10 @@ __global__ void __launch_bounds__(kThreads)
     for (int half = 0; half < 2; ++half) to[half] = as_left<T>(p_of[half]);
   };
 
-  float o[2][kColumns / 8][4];  // of 16 rows each
+  float o[2][S::columns / 8][4];  // of 16 rows each
   const auto add_product = [&](const Left<T>(&left)[2], uint32_t at, int row) {
 #pragma unroll
-    for (int c = 0; c < kColumns; c += 16) {
+    for (int c = 0; c < S::columns; c += 16) {
       Right<T> right;
       load_right(right, at + of_columns, row, c, S::down_row);
 #pragma unroll
@@ -171,11 +172,11 @@ __global__ void __launch_bounds__(kThreads)
   };
   const auto leave_feed_forward = [&] {
     each_row([&](const auto& element, int row) {
-      add_squares<kColumns>(sums[slot * kQueries + row], lane.t, element);
+      add_squares<S::columns>(sums[slot * kQueries + row], lane.t, element);
       // o / scale + r: to scale the weights would round them once more.
       const float inverse = row_factor(p, tile, row);
 #pragma unroll
-      for (int i = 0; i < kColumns / 4; ++i) element(i / 2, i % 2) *= inverse;
+      for (int i = 0; i < S::columns / 4; ++i) element(i / 2, i % 2) *= inverse;
     });
   };
   const auto add_residual = [&](uint32_t at, int head) {
@@ -193,7 +194,7 @@ __global__ void __launch_bounds__(kThreads)
   int next_turn = 0, next_step = 0, stage = 0;
   for (int turn = 0; turn < turns; ++turn) {
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) o[i / 64][i / 4 % 16][i % 4] = 0;
+    for (int i = 0; i < S::columns; ++i) o[i / (S::columns / 2)][i / 4 % (S::columns / 8)][i % 4] = 0;
     for (int step = 0; step < all_steps; ++step) {
       if (!ahead) {
         load(ring, turn, step);
@@ -209,7 +210,7 @@ __global__ void __launch_bounds__(kThreads)
       __syncthreads();
       const uint32_t at = ring + stage * S::bytes(heads);
       if (step < steps) {
-        constexpr int kUnrolled = Streams == 1 ? 2 : 1;  // more would spill
+        constexpr int kUnrolled = Streams == 1 ? 2 : 1;  // what fits 255 registers
         Left<T> left[2], next[2];
         make_p(left, at, 0);
 #pragma unroll kUnrolled
@@ -224,7 +225,7 @@ __global__ void __launch_bounds__(kThreads)
         add_residual(at, (step - steps) * S::residual_heads(heads));
         if (step + 1 == all_steps)
           each_row([&](const auto& element, int row) {
-            add_total<kColumns>(sums[slot * kQueries + row], lane.t, p, turn * kColumns, element);
+            add_total<S::columns>(sums[slot * kQueries + row], lane.t, p, turn * S::columns, element);
           });
       }
       __syncthreads();

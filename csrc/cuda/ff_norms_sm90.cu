@@ -119,6 +119,7 @@ __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale,
     make_z(tiles + place.stage * S::bytes(heads), 0);
     multiply_commit();
     multiply_wait();
+    for (int s = 0; s < Streams; ++s) finished(z[s]);
     for (int step = 0; step < steps; ++step) {
       const Place here = place;
       const uint32_t at = tiles + here.stage * S::bytes(heads);
@@ -136,14 +137,17 @@ __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale,
         multiply_commit();
         meet_later(2 - slot, 256);
         multiply_wait();
+        for (int s = 0; s < Streams; ++s) finished(z[s]);
       }
       release(here);
       if constexpr (S::float8) {
+        finished(part);
 #pragma unroll
         for (int i = 0; i < S::columns / 2; ++i) o[i] += part[i];
       }
     }
 
+    finished(o);
     const uint32_t at = tiles + place.stage * S::bytes(heads);
     if constexpr (S::float8) {
 #pragma unroll
@@ -172,6 +176,7 @@ __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale,
     }
     multiply_commit();
     multiply_wait();
+    finished(o);
     release(place);
     place.advance(stages);
 #pragma unroll

@@ -126,6 +126,7 @@ __device__ __forceinline__ void split(uint32_t x, uint32_t& high, uint32_t& rest
 template <class T, int Words>
 __device__ __forceinline__ void multiply(float (&c)[4], const Left<T>& left, const uint32_t (&right)[Words]) {
   if constexpr (kIsFloat<T>) {
+    float part[4] = {};  // tensor cores cut long sums off instead of rounding them
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       uint32_t a[4], a_rest[4], b[2], b_rest[2];
@@ -133,10 +134,12 @@ __device__ __forceinline__ void multiply(float (&c)[4], const Left<T>& left, con
       for (int i = 0; i < 4; ++i) split(left.value[4 * k + i], a[i], a_rest[i]);
 #pragma unroll
       for (int i = 0; i < 2; ++i) split(right[2 * k + i], b[i], b_rest[i]);
-      multiply_tf32(c, a_rest, b[0], b[1]);
-      multiply_tf32(c, a, b_rest[0], b_rest[1]);
-      multiply_tf32(c, a, b[0], b[1]);
+      multiply_tf32(part, a_rest, b[0], b[1]);
+      multiply_tf32(part, a, b_rest[0], b_rest[1]);
+      multiply_tf32(part, a, b[0], b[1]);
     }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) c[i] += part[i];
   } else {
     multiply(T{}, c, left.value, right[0], right[1]);
   }

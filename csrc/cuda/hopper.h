@@ -141,6 +141,13 @@ __device__ __forceinline__ void multiply_fence() { asm volatile("wgmma.fence.syn
 __device__ __forceinline__ void multiply_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void multiply_wait() { asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory"); }
 
+// After the wait: nobody reads a sum before.
+template <int Count>
+__device__ __forceinline__ void finished(float (&sums)[Count]) {
+#pragma unroll
+  for (int i = 0; i < Count; ++i) asm volatile("" : "+f"(sums[i]));
+}
+
 // An operand in shared memory, in rows of 128 swizzled bytes. If a row is of the operand's depth, 8 rows on are
 // `stride` bytes on. If it is of its columns, 8 rows deeper are `stride` bytes on, and 64 columns on are `leading`
 // bytes on.

@@ -59,7 +59,7 @@ inline cudaStream_t current_stream() {
 
 #else
 
-inline int shared_limit() { return 227 << 10; }
+inline int shared_limit() { return emulator::shared_limit(); }
 inline int capability() { return 90; }
 
 #endif
@@ -70,13 +70,14 @@ void launch(const char* op, const LaunchShape& shape, void (*kernel)(Parameters.
   if (shape.blocks > std::numeric_limits<int32_t>::max())
     throw std::runtime_error(std::string(op) + ": " + std::to_string(shape.blocks) +
                              " blocks are more than a launch has; pass fewer queries at once");
-  if (const int most = shared_limit(); shape.shared_bytes > most)
+  const int most = shared_limit();
+  if (shape.shared_bytes > most)
     throw std::runtime_error(std::string(op) + ": so many heads take " + std::to_string(shape.shared_bytes >> 10) +
                              " KiB of shared memory, this GPU has " + std::to_string(most >> 10) +
                              "; use backend='torch'");
 #ifdef __CUDACC__
-  if (shape.shared_bytes > 48 << 10)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes), op);
+  if (shape.shared_bytes > 48 << 10)  // as much as there is: another thread may be launching the same kernel
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), op);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};

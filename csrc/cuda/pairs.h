@@ -73,7 +73,9 @@ __device__ inline bool wanted(const Pairs& p, const Tile& tile, int columns) {
     if (column >= tile.keys) continue;
     any_own |= p.position[query] == column;
     const float* weight = weight_of(p, query, column);
-    for (int h = 0; h < p.heads && !any; ++h, weight += p.queries * p.columns) any = *weight != 0;
+    for (int start = 0; start < p.heads && !any; start += 8)  // loads that do not wait for each other
+#pragma unroll
+      for (int h = start; h < start + 8; ++h) any |= h < p.heads && weight[h * p.queries * p.columns] != 0;
   }
   if (p.own == Own::all) return __syncthreads_or(any || any_own);
   if ((__syncthreads_or(any_own) != 0) != (p.own == Own::only)) return false;
@@ -108,7 +110,8 @@ __device__ void load_weights(const Pairs& p, const Tile& tile, uint8_t* weights,
     if (bound != nullptr) bounded += fabsf(weight) * bound[h];
   }
   float size = largest;
-  if (bound != nullptr) size = bounded * (p.slope_bound[query] / kLargest);
+  // Not so small that the residual, which is divided by it too, would overflow when it is squared.
+  if (bound != nullptr) size = fmaxf(bounded * (p.slope_bound[query] / kLargest), largest * 1e-12f);
   if (!any)
     size = 0;
   else if (!(size > 0))

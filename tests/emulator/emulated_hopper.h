@@ -63,7 +63,9 @@ inline void barrier_wait(uint32_t address, uint32_t parity) {
   emulator::machine().wait(over);
 }
 inline void barrier_arrive(uint32_t address, uint32_t rank) {
-  arrive(barrier_of(emulator::machine().blocks[rank], address));
+  emulator::Block& block = emulator::machine().blocks[rank];
+  if (block.running == 0) emulator::fail("an arrival at a block that has ended");
+  arrive(barrier_of(block, address));
 }
 
 inline void meet_later(int id, int threads) {
@@ -103,6 +105,7 @@ inline void load_box_to_all(uint32_t to, const TensorMap* map, uint32_t barrier,
     if (!(blocks >> rank & 1)) continue;
     emulator::Block& block = machine.blocks[rank];
     machine.transfers.push_back([=, &block, map = *map] {
+      if (block.running == 0) emulator::fail("TMA writes to a block that has ended");
       uint32_t address = to;
       for (uint32_t k = 0; k < map.box[2]; ++k)
         for (uint32_t j = 0; j < map.box[1]; ++j)
@@ -155,6 +158,7 @@ inline void multiply_commit() {
   warpgroup("wgmma.commit_group", nullptr, [](auto&) { products().emplace_back(); });
 }
 inline void multiply_wait() {
+  emulator::machine().wait_as_long_as_possible();
   warpgroup("wgmma.wait_group", nullptr, [](auto&) {
     if (!products().back().empty()) emulator::fail("products that are waited for, but not committed");
     for (const auto& group : products())
@@ -162,6 +166,9 @@ inline void multiply_wait() {
     products().assign(1, {});
   });
 }
+
+template <int Count>
+void finished(float (&)[Count]) {}
 
 // Element (row, at) of an operand in shared memory: `of_depth` if its rows in memory are of its depth.
 template <class T>
@@ -218,7 +225,7 @@ void multiply_warpgroup(const WarpgroupOperands& mine, bool of_depth) {
         for (int n = 0; n < Columns; ++n) {
           const WarpgroupOperands& to = given[row / 16 * 32 + row % 8 * 4 + n % 8 / 2];
           float& c = to.c[n / 8 * 4 + row / 8 % 2 * 2 + n % 2];
-          c = to.add ? c + sums[n] : sums[n];
+          c = cut_off((to.add ? static_cast<double>(c) : 0) + sums[n]);
         }
       }
     });

@@ -207,6 +207,12 @@ struct Operands {
   uint32_t b[2];
 };
 
+// Tensor cores cut sums off where this machine would round them.
+inline float cut_off(double exact) {
+  const float near = static_cast<float>(exact);
+  return std::fabs(static_cast<double>(near)) > std::fabs(exact) ? std::nextafterf(near, 0.0f) : near;
+}
+
 template <int Depth, class A, class B>
 void multiply_warp(const std::vector<void*>& all, const A& a_of, const B& b_of) {
   float a[16][Depth], b[Depth][8];
@@ -217,10 +223,11 @@ void multiply_warp(const std::vector<void*>& all, const A& a_of, const B& b_of) 
   }
   for (int row = 0; row < 16; ++row)
     for (int column = 0; column < 8; ++column) {
-      float sum = 0;
-      for (int k = 0; k < Depth; ++k) sum += a[row][k] * b[k][column];
+      double sum = 0;
+      for (int k = 0; k < Depth; ++k) sum += static_cast<double>(a[row][k]) * b[k][column];
       const int lane = row % 8 * 4 + column / 2;
-      static_cast<Operands*>(all[lane])->c[row / 8 * 2 + column % 2] += sum;
+      float& c = static_cast<Operands*>(all[lane])->c[row / 8 * 2 + column % 2];
+      c = cut_off(c + sum);
     }
 }
 

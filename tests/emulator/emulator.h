@@ -70,6 +70,7 @@ struct Fiber {
 
 struct Block {
   unsigned index = 0, rank = 0;  // in the grid, in the cluster
+  unsigned running = 0;          // threads that have not ended
   std::vector<uint8_t> memory;
   uint8_t* shared = nullptr;
   uint32_t bytes = 0;
@@ -97,6 +98,8 @@ class Machine {
   std::vector<Block> blocks;
   std::vector<std::function<void()>> transfers;  // under way, in no order
   Group everyone;
+  uint64_t still = 0;  // times that nothing else could go on
+  int patient = 0;     // threads that wait for that
   Fiber* fiber = nullptr;
 
   Block& block() const { return *fiber->block; }
@@ -116,7 +119,7 @@ class Machine {
         moved = true;
         resume(next);
         if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
-        if (next.done) --remaining;
+        if (next.done) --remaining, --next.block->running;
       }
       if (!transfers.empty() && (!moved || random() % 2 == 0)) {
         std::swap(transfers[random() % transfers.size()], transfers.back());
@@ -125,9 +128,22 @@ class Machine {
         transfer();
         moved = true;
       }
+      if (!moved && patient > 0) {
+        ++still;
+        moved = true;
+      }
       if (!moved) fail("the threads of block " + std::to_string(first_block) + " wait for each other");
     }
     if (!transfers.empty()) fail("a block ended before its transfers");
+  }
+
+  // Until nothing else can go on.
+  void wait_as_long_as_possible() {
+    const uint64_t before = still;
+    const std::function<bool()> over = [&] { return still != before; };
+    ++patient;
+    wait(over);
+    --patient;
   }
 
   void wait(const std::function<bool()>& until) {
@@ -166,6 +182,7 @@ class Machine {
     };
     blocks.assign(launch.cluster, {});
     transfers.clear();
+    patient = 0;
     everyone = group_of(threads * launch.cluster);
     fibers_.resize(threads * launch.cluster);
     for (std::unique_ptr<Fiber>& fiber : fibers_)
@@ -175,6 +192,7 @@ class Machine {
       Block& block = blocks[b];
       block.index = first_block + b;
       block.rank = b;
+      block.running = threads;
       block.bytes = launch.shared_bytes;
       block.memory.assign(launch.shared_bytes + 1024, 0xFF);
       const auto start = reinterpret_cast<uintptr_t>(block.memory.data());
@@ -241,6 +259,12 @@ inline Machine& machine() { return *Machine::current(); }
 inline Block& block() { return machine().block(); }
 inline unsigned thread() { return machine().fiber->thread; }
 inline Group& warp() { return block().warps[thread() / 32]; }
+
+// Of a block, in bytes: Hopper's, or what FFATTR_EMULATED_SHARED says.
+inline int shared_limit() {
+  const char* asked = std::getenv("FFATTR_EMULATED_SHARED");
+  return asked == nullptr ? 227 << 10 : std::atoi(asked);
+}
 
 template <class Kernel, class... Arguments>
 void launch(const Launch& shape, Kernel* kernel, const Arguments&... arguments) {
