@@ -20,6 +20,7 @@ namespace ffattr::cuda {
 namespace {
 
 constexpr int kThreads = 128, kWarpRows = 32;
+constexpr int kReserved = 1024;  // shared memory that the system takes of every block
 
 template <class T>
 struct Operands {
@@ -47,7 +48,7 @@ struct Stage {
     return step > residual ? step : residual;
   }
   static int shared_bytes(int heads, int stages) {
-    return stages * bytes(heads) + kKeys * weight_bytes<T>(heads) +
+    return stages * bytes(heads) + kKeys * weight_bytes<T>(heads, weight_row_bytes<T>(heads)) +
            kKeys * kQueries * static_cast<int>(sizeof(PairSums));
   }
 };
@@ -76,8 +77,9 @@ __global__ void __launch_bounds__(kThreads)
   const int heads = p.padded_rows();
   uint8_t* const weights = dynamic_shared() + stages * S::bytes(heads);
   const uint32_t ring = shared_address(dynamic_shared());
-  PairSums* const sums = reinterpret_cast<PairSums*>(weights + kKeys * weight_bytes<T>(heads));
-  load_weights<T>(p, tile, weights, sums);
+  const int weight_row = weight_row_bytes<T>(heads), key_weights = weight_bytes<T>(heads, weight_row);
+  PairSums* const sums = reinterpret_cast<PairSums*>(weights + kKeys * key_weights);
+  load_weights<T>(p, tile, weights, weight_row, sums);
 
   const int steps = (p.neurons + S::neurons - 1) / S::neurons, turns = (p.width + S::columns - 1) / S::columns;
   const int all_steps = steps + (heads + S::residual_heads(heads) - 1) / S::residual_heads(heads);
@@ -113,12 +115,12 @@ __global__ void __launch_bounds__(kThreads)
   const Lane lane = lane_of(threadIdx.x);
   // Where a thread's parts of operands begin, in a stage that begins at 0; those of rows 16 on are `half` on.
   constexpr int half_bytes = 16 * kRowBytes;
-  const uint32_t own_weights = left_place<T>(shared_address(weights + slot * weight_bytes<T>(heads)), first_row);
+  const uint32_t own_weights = left_place<T>(shared_address(weights + slot * key_weights), first_row, weight_row);
   const uint32_t own_slopes = left_place<T>(S::slope, first_row), of_rows = right_place<T>(0, kRowBytes);
   const uint32_t of_columns = right_place<T>(0, S::down_row);
   const auto load_weights_of = [&](Left<T>& to, int half, int head) {
     constexpr int per_piece = kRowBytes / static_cast<int>(sizeof(T));
-    load_left(to, own_weights + head / per_piece * kPieceBytes + half * half_bytes, head % per_piece);
+    load_left(to, own_weights + head / per_piece * kPieceBytes + half * 16 * weight_row, head % per_piece, weight_row);
   };
   // 32 rows of p for the 16 neurons from `f` of the stage on.
   const auto make_p = [&](Left<T>(&to)[2], uint32_t at, int f) {
@@ -248,7 +250,13 @@ void launch_typed(const Pairs& p, const WideOperands& from, int64_t blocks) {
                              from.width_pitch};
   with_streams(from, [&]<int Streams>() {
     using S = Stage<T, Streams>;
-    const int heads = p.padded_rows(), stages = S::shared_bytes(heads, 2) <= shared_limit() ? 2 : 1;
+    // Two blocks on a multiprocessor hide each other's waits: better than two stages in a block that is alone.
+    const int heads = p.padded_rows();
+    const auto fits = [&](int stages, int blocks) {
+      return blocks * (S::shared_bytes(heads, stages) + kReserved) <= shared_per_multiprocessor() &&
+             S::shared_bytes(heads, stages) <= shared_limit();
+    };
+    const int stages = fits(2, 2) ? 2 : fits(1, 2) ? 1 : fits(2, 1) ? 2 : 1;
     launch("ff_norms", {blocks * ceil_div(p.columns, kKeys), kThreads, S::shared_bytes(heads, stages), 1},
            direct<T, Streams>, p, operands, stages);
   });

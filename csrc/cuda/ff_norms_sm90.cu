@@ -202,10 +202,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   const int heads = p.padded_rows();
   uint8_t* const weights = dynamic_shared() + stages * S::bytes(heads);
-  PairSums* const sums = reinterpret_cast<PairSums*>(weights + kKeys * weight_bytes<Narrow>(heads));
+  PairSums* const sums = reinterpret_cast<PairSums*>(weights + kKeys * weight_bytes<Narrow>(heads, kRowBytes));
   const uint32_t tiles = shared_address(dynamic_shared()), full = shared_address(sums + kKeys * kQueries);
   const uint32_t empty = full + 8 * stages;
-  load_weights<Narrow>(p, tile, weights, sums);
+  load_weights<Narrow>(p, tile, weights, kRowBytes, sums);
   fence_shared();
   if (threadIdx.x == 0) {
     for (int i = 0; i < stages; ++i) {
@@ -223,7 +223,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     take_registers<232>();
     consume<T, Streams>(p, maps.down_scale, tile, stages, tiles, full, empty,
-                        shared_address(weights + group * weight_bytes<Narrow>(heads)), sums + group * kQueries, group);
+                        shared_address(weights + group * weight_bytes<Narrow>(heads, kRowBytes)),
+                        sums + group * kQueries, group);
   }
   cluster_sync();  // a block's shared memory must outlive what the other sends there
 }

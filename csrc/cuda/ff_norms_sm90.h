@@ -48,7 +48,7 @@ struct Operand16<Float8> {
 // What lies beside the stages.
 template <class T>
 int rest_bytes(int heads) {
-  return kKeys * weight_bytes<typename Operand16<T>::type>(heads) +
+  return kKeys * weight_bytes<typename Operand16<T>::type>(heads, kRowBytes) +
          kKeys * kQueries * static_cast<int>(sizeof(PairSums)) + kBarrierBytes;
 }
 template <class T, int Streams>

@@ -31,12 +31,12 @@ struct Product {
 // 16 rows of a right one, whose rows are of its columns. Tiles begin at multiples of their rows, so that other columns
 // are an exclusive or away: they and the swizzle change bits that nothing else has set.
 template <class T>
-__device__ __forceinline__ uint32_t left_place(uint32_t tile, int row) {
+__device__ __forceinline__ uint32_t left_place(uint32_t tile, int row, int row_bytes = kRowBytes) {
   const Lane lane = lane_of(threadIdx.x);
   if constexpr (kIsFloat<T>)
-    return tile + swizzled(row + lane.g, 8 * lane.t);
+    return tile + swizzled(row + lane.g, 8 * lane.t, row_bytes);
   else
-    return tile + swizzled(row + threadIdx.x % 16, threadIdx.x % 32 / 16 * 16);
+    return tile + swizzled(row + threadIdx.x % 16, threadIdx.x % 32 / 16 * 16, row_bytes);
 }
 template <class T>
 __device__ __forceinline__ uint32_t right_place(uint32_t tile, int row_bytes) {
@@ -49,12 +49,12 @@ __device__ __forceinline__ uint32_t right_place(uint32_t tile, int row_bytes) {
 
 // 16 columns from `column` on, a multiple of 16 within a row.
 template <class T>
-__device__ __forceinline__ void load_left(Left<T>& to, uint32_t place, int column) {
+__device__ __forceinline__ void load_left(Left<T>& to, uint32_t place, int column, int row_bytes = kRowBytes) {
   const uint32_t at = place ^ static_cast<uint32_t>(column * sizeof(T));
   if constexpr (kIsFloat<T>) {
 #pragma unroll
     for (int i = 0; i < 8; ++i)
-      to.value[i] = float_to_bits(load_shared((at ^ (i / 4 * 32 + i / 2 % 2 * 4)) + i % 2 * 8 * kRowBytes));
+      to.value[i] = float_to_bits(load_shared((at ^ (i / 4 * 32 + i / 2 % 2 * 4)) + i % 2 * 8 * row_bytes));
   } else {
     load_matrices(to.value, at);
   }

@@ -40,7 +40,11 @@ inline int device_attribute(cudaDeviceAttr attribute, const std::string& what) {
   return value;
 }
 
+// Bytes of shared memory that a block may have, and that there are for all blocks of a multiprocessor.
 inline int shared_limit() { return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, "shared memory"); }
+inline int shared_per_multiprocessor() {
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, "shared memory");
+}
 
 // 10 times the major version and the minor one, of the current device.
 inline int capability() {
@@ -60,6 +64,7 @@ inline cudaStream_t current_stream() {
 #else
 
 inline int shared_limit() { return emulator::shared_limit(); }
+inline int shared_per_multiprocessor() { return shared_limit() + (1 << 10); }
 inline int capability() { return 90; }
 
 #endif

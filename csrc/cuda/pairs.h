@@ -89,7 +89,7 @@ struct PairSums {
 
 // Weights of a tile of kKeys columns as left operands, and `sums` of all its pairs; for the first 128 threads.
 template <class T>
-__device__ void load_weights(const Pairs& p, const Tile& tile, uint8_t* weights, PairSums* sums) {
+__device__ void load_weights(const Pairs& p, const Tile& tile, uint8_t* weights, int row_bytes, PairSums* sums) {
   if (threadIdx.x >= kKeys * kQueries) return;
   const int slot = threadIdx.x / kQueries, row = threadIdx.x % kQueries, column = tile.column + slot;
   const bool there = tile.has(row, column);
@@ -118,7 +118,8 @@ __device__ void load_weights(const Pairs& p, const Tile& tile, uint8_t* weights,
     size = 1;  // weights that are not numbers, or features that are all zero
   for (int h = 0; h < p.padded_rows(); ++h) {
     const float weight = !any ? 0 : h < p.heads ? from[h * pitch] : h == p.heads ? own : 0;
-    T* to = reinterpret_cast<T*>(weights + slot * weight_bytes<T>(p.padded_rows()) + weight_offset<T>(row, h));
+    T* to = reinterpret_cast<T*>(weights + slot * weight_bytes<T>(p.padded_rows(), row_bytes) +
+                                 weight_offset<T>(row, h, row_bytes));
     *to = from_float<T>(any ? weight / size : 0.f);
   }
   sums[threadIdx.x] = {size, 0, 0, 0, 0, 0, 0};
