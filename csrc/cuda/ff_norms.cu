@@ -164,6 +164,7 @@ Tensor ff_norms(const Tensor& alpha_, const Tensor& position, const Tensor& feat
     for (const Own own : {Own::all, Own::without, Own::only}) {
       if ((own == Own::all) != own_is_free) continue;
       pairs.own = own;
+      if (pairs.rows() == 0) continue;  // no heads, and none that the residual would be
       sm90 ? launch_direct_sm90(pairs, operands, blocks) : launch_direct_sm80(pairs, operands, blocks);
     }
   });

@@ -10,7 +10,7 @@
 //       for a step of neurons:        z = weights @ features                       the first neurons'
 //         wait until empty            for a step, for 64 neurons of it (32 if gated):
 //         fetch                         p = z * slopes                             from registers to registers
-//       fetch the residual              o += p @ down;  z = weights @ features     in flight together, the next z's
+//       fetch the residual              z = weights @ features;  o += p @ down     in flight together, the next z's
 //                                       empty
 //                                     squares of o; o += weights @ residual; sums  see pairs.h
 //
@@ -131,9 +131,11 @@ __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale,
         make_p<T, Streams>(packed, z, at + own_slopes, f);
         if (last) barrier_wait(full + 8 * place.stage, place.parity);
         meet(1 + slot, 256);
+        // z first: the other consumer's products hide its issue. For float8 that would take more registers.
         multiply_fence();
-        add_product(at, f);
+        if (S::float8) add_product(at, f);
         make_z(last ? next : at, last ? 0 : f + S::slab);
+        if (!S::float8) add_product(at, f);
         multiply_commit();
         meet_later(2 - slot, 256);
         multiply_wait();

@@ -83,6 +83,9 @@ void launch(const char* op, const LaunchShape& shape, void (*kernel)(Parameters.
 #ifdef __CUDACC__
   if (shape.shared_bytes > 48 << 10)  // as much as there is: another thread may be launching the same kernel
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), op);
+  if (shape.shared_bytes > 0)  // or the driver might leave more to the cache, and room for fewer blocks
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+          op);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {static_cast<unsigned>(shape.cluster), 1, 1};

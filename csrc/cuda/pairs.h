@@ -73,7 +73,9 @@ __device__ inline bool wanted(const Pairs& p, const Tile& tile, int columns) {
     if (column >= tile.keys) continue;
     any_own |= p.position[query] == column;
     const float* weight = weight_of(p, query, column);
-    for (int start = 0; start < p.heads && !any; start += 8)  // loads that do not wait for each other
+    // What the query's own key alone decides needs no weights.
+    for (int start = 0; start < p.heads && !any && p.own != Own::only;
+         start += 8)  // loads that do not wait for each other
 #pragma unroll
       for (int h = start; h < start + 8; ++h) any |= h < p.heads && weight[h * p.queries * p.columns] != 0;
   }
@@ -103,11 +105,17 @@ __device__ void load_weights(const Pairs& p, const Tile& tile, uint8_t* weights,
 
   float largest = own, bounded = own != 0 && bound != nullptr ? bound[p.heads] : 0;
   bool any = own != 0;
-  for (int h = 0; there && h < p.heads; ++h) {
-    const float weight = from[h * pitch];
-    any |= weight != 0;
-    largest = fmaxf(largest, fabsf(weight));
-    if (bound != nullptr) bounded += fabsf(weight) * bound[h];
+  constexpr int kBatch = 8;  // loads that do not wait for each other
+  for (int start = 0; there && start < p.heads; start += kBatch) {
+    float batch[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) batch[i] = start + i < p.heads ? from[(start + i) * pitch] : 0;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      any |= batch[i] != 0;
+      largest = fmaxf(largest, fabsf(batch[i]));
+      if (bound != nullptr && start + i < p.heads) bounded += fabsf(batch[i]) * bound[start + i];
+    }
   }
   float size = largest;
   // Not so small that the residual, which is divided by it too, would overflow when it is squared.
@@ -116,11 +124,17 @@ __device__ void load_weights(const Pairs& p, const Tile& tile, uint8_t* weights,
     size = 0;
   else if (!(size > 0))
     size = 1;  // weights that are not numbers, or features that are all zero
-  for (int h = 0; h < p.padded_rows(); ++h) {
-    const float weight = !any ? 0 : h < p.heads ? from[h * pitch] : h == p.heads ? own : 0;
-    T* to = reinterpret_cast<T*>(weights + slot * weight_bytes<T>(p.padded_rows(), row_bytes) +
-                                 weight_offset<T>(row, h, row_bytes));
-    *to = from_float<T>(any ? weight / size : 0.f);
+  uint8_t* const to = weights + slot * weight_bytes<T>(p.padded_rows(), row_bytes);
+  for (int start = 0; start < p.padded_rows(); start += kBatch) {
+    float batch[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) batch[i] = any && start + i < p.heads ? from[(start + i) * pitch] : 0;
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int h = start + i;
+      const float weight = h == p.heads ? own : batch[i];
+      *reinterpret_cast<T*>(to + weight_offset<T>(row, h, row_bytes)) = from_float<T>(any ? weight / size : 0.f);
+    }
   }
   sums[threadIdx.x] = {size, 0, 0, 0, 0, 0, 0};
 }
