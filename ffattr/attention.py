@@ -17,6 +17,9 @@ __all__ = ["Attention", "LayerRecord"]
 class Attention:
     """What determines attention weights, without the weights: ``softmax(scale * query @ key^T + mask)``.
 
+    With a ``softcap`` c, ``c tanh(. / c)`` of the scaled products; with ``sinks`` ``[H]``, one more logit for each head
+    that takes part in the softmax and belongs to no token.
+
     ``query`` ``[B, H, T, dh]`` and ``key`` ``[B, Hkv, T, dh]`` are taken after any position rotation. ``mask`` is
     broadcastable to ``[B, H, T, T]``, boolean (True: may attend) or additive, or None; ``causal`` masks besides the
     keys after the query. `sequence` gives one batch entry without its padding; its tensors lose the batch dimension.
@@ -27,6 +30,10 @@ class Attention:
     scale: float
     mask: Tensor | None = None
     causal: bool = False
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    single: bool = False
+    """Whether the model may have rounded the weights to float32, whatever its own dtype."""
 
     def sequence(self, batch: int, tokens: Tensor, dtype: torch.dtype) -> Attention:
         """Batch entry ``batch`` restricted to the token indices ``tokens`` ``[T']``, in ``dtype``."""
@@ -41,6 +48,7 @@ class Attention:
             query=self.query[batch].index_select(1, tokens).to(dtype),
             key=self.key[batch].index_select(1, tokens).to(dtype),
             mask=mask,
+            sinks=None if self.sinks is None else self.sinks.to(dtype),
         )
 
     def logits(self, rows: Tensor) -> Tensor:
@@ -49,6 +57,8 @@ class Attention:
         heads, kv_heads = query.shape[0], self.key.shape[0]
         grouped = query.reshape(kv_heads, -1, query.shape[-1])  # query heads of one key/value head are neighbours
         logits: Tensor = (grouped @ self.key.mT).reshape(heads, len(rows), -1).mul_(self.scale)
+        if self.softcap is not None:
+            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
         mask = self._mask_rows(rows)
         if mask is not None and mask.dtype != torch.bool:
             logits.add_(mask.to(logits.dtype))

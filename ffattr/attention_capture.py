@@ -28,7 +28,7 @@ _numbers = itertools.count()
 _originals: dict[str, str] = {}  # the private names in use, with the implementation that each one stands for
 
 # Keyword arguments through which a transformers attention function can be told to compute something else.
-_CHANGING = ("softcap", "s_aux", "sinks", "position_bias", "head_mask", "cache")
+_CHANGING = ("position_bias", "head_mask", "cache")
 
 
 @contextmanager
@@ -98,7 +98,15 @@ def _seen(
         scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
         mask=mask,
         causal=sdpa and mask is None and query.shape[-2] > 1 and bool(causal),
+        softcap=_eager_only("softcap", sdpa, kwargs),
+        sinks=_eager_only("s_aux", sdpa, kwargs),
+        single=not sdpa,  # most of transformers' eager functions do
     )
+
+
+def _eager_only(name: str, sdpa: bool, kwargs: Mapping[str, Any]) -> Any:
+    """What transformers' sdpa does not read."""
+    return None if sdpa else kwargs.get(name)
 
 
 _REQUIRED: Any = object()

@@ -106,6 +106,10 @@ class Case:
             eps = 1e-6 if size.pre else 1e-12
             return Norm("rms" if size.rms else "layer", 1 + random(width, scale=0.1), shift, eps)
 
+        around: dict[str, Any] = {
+            name: norm()
+            for name in (("norm_before_attn", "norm_before_ff") if size.pre else ("norm_after_attn", "norm_after_ff"))
+        }
         weights = LayerWeights(
             heads=heads,
             kv_heads=heads,
@@ -115,8 +119,7 @@ class Case:
             gate=linear(width, size.ff_width) if size.gated else None,
             down=linear(size.ff_width, width),
             activation=ACTIVATIONS[size.activation],
-            **{name: norm() for name in ("norm_before_attn", "norm_before_ff") if size.pre},
-            **{name: norm() for name in ("norm_after_attn", "norm_after_ff") if not size.pre},
+            **around,
         )
         head_dim = width // heads
         query, key = random(heads, tokens, head_dim), random(heads, tokens, head_dim)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .activations import Activation, identify
 from .errors import UnsupportedModel
 
-__all__ = ["Columns", "LayerSpec", "LayerWeights", "Linear", "Norm"]
+__all__ = ["Columns", "LayerSpec", "LayerWeights", "Linear", "Norm", "Scaled"]
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,23 @@ class Norm:
 
 @dataclass(frozen=True)
 class Columns:
-    """Output features ``start:stop`` of a fused projection, for instance the value third of GPT-2's ``c_attn``."""
+    """Output features ``start:stop`` of a fused projection, for instance the value third of GPT-2's ``c_attn``.
+
+    With ``groups``, of each of so many equal groups of them: GPT-NeoX has query, key and value of a head side by side.
+    """
 
     module: nn.Module
     start: int
     stop: int
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A projection whose output features are multiplied by ``factor`` ``[out]`` afterwards: LayerScale."""
+
+    module: nn.Module
+    factor: Tensor
 
 
 class _Scoped:
@@ -79,6 +91,7 @@ class _Scoped:
     norm_after_attn: object | None
     norm_before_ff: object | None
     norm_after_ff: object | None
+    parallel: bool
 
     @property
     def scopes(self) -> tuple[str, ...]:
@@ -98,8 +111,11 @@ class _Scoped:
 
     @property
     def wide_scopes(self) -> tuple[str, ...]:
-        """Those from the feed-forward block on, which one pass yields together."""
-        return tuple(name for name in self.scopes if "_ff" in name)
+        """Those from the feed-forward block on that take d-wide work for every pair, which one pass yields together.
+
+        None in a parallel layer, whose feed-forward block reads no token but the query's own.
+        """
+        return () if self.parallel else tuple(name for name in self.scopes if "_ff" in name)
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,9 @@ class LayerWeights(_Scoped):
 
     A norm that the layer does not have is None. Post-LN (BERT) has ``norm_after_attn`` and ``norm_after_ff`` (both act
     on the sum with the residual); pre-LN (GPT-2, Llama) has ``norm_before_attn`` and ``norm_before_ff``.
+    ``norm_of_attn`` and ``norm_of_ff`` act on what a block returns, before the residual is added (Gemma 2, OLMo 2).
     ``gate`` is None for a dense feed-forward block; a gated one computes ``activation(t @ gate) * (t @ up)``.
+    ``parallel``: the feed-forward block reads the layer's input beside attention, not its output (GPT-NeoX).
     """
 
     heads: int
@@ -120,9 +138,12 @@ class LayerWeights(_Scoped):
     down: Linear
     activation: Activation
     norm_before_attn: Norm | None = None
+    norm_of_attn: Norm | None = None
     norm_after_attn: Norm | None = None
     norm_before_ff: Norm | None = None
+    norm_of_ff: Norm | None = None
     norm_after_ff: Norm | None = None
+    parallel: bool = False
 
     @property
     def width(self) -> int:
@@ -166,15 +187,18 @@ class LayerSpec(_Scoped):
     heads: int
     kv_heads: int
     value: nn.Module | Columns
-    out: nn.Module
+    out: nn.Module | Scaled
     up: nn.Module | Columns
-    down: nn.Module
+    down: nn.Module | Scaled
     activation: Callable[[Tensor], Tensor]
     gate: nn.Module | Columns | None = None
     norm_before_attn: nn.Module | None = None
+    norm_of_attn: nn.Module | None = None
     norm_after_attn: nn.Module | None = None
     norm_before_ff: nn.Module | None = None
+    norm_of_ff: nn.Module | None = None
     norm_after_ff: nn.Module | None = None
+    parallel: bool = False
 
     def weights(self, dtype: torch.dtype | None) -> LayerWeights:
         """The layer's parameters in ``dtype`` (None: as they are, nothing copied).
@@ -191,17 +215,26 @@ class LayerSpec(_Scoped):
             down=_linear(self.down, dtype),
             activation=identify(self.activation),
             norm_before_attn=_norm(self.norm_before_attn, dtype),
+            norm_of_attn=_norm(self.norm_of_attn, dtype),
             norm_after_attn=_norm(self.norm_after_attn, dtype),
             norm_before_ff=_norm(self.norm_before_ff, dtype),
+            norm_of_ff=_norm(self.norm_of_ff, dtype),
             norm_after_ff=_norm(self.norm_after_ff, dtype),
+            parallel=self.parallel,
         )
 
 
-def _linear(module: nn.Module | Columns, dtype: torch.dtype | None) -> Linear:
+def _linear(module: nn.Module | Columns | Scaled, dtype: torch.dtype | None) -> Linear:
     if isinstance(module, Columns):
         whole = _linear(module.module, dtype)
-        part = slice(module.start, module.stop)
-        return Linear(whole.weight[:, part], None if whole.bias is None else whole.bias[part])
+        part, groups = slice(module.start, module.stop), module.groups
+        if groups == 1:
+            return Linear(whole.weight[:, part], None if whole.bias is None else whole.bias[part])
+        weight = whole.weight.unflatten(1, (groups, -1))[:, :, part].flatten(1)
+        return Linear(weight, None if whole.bias is None else whole.bias.view(groups, -1)[:, part].flatten())
+    if isinstance(module, Scaled):
+        whole, factor = _linear(module.module, dtype), _parameter(module.factor, dtype)
+        return Linear(whole.weight * factor, None if whole.bias is None else whole.bias * factor)
     parts: Any = module
     # Exact types: a subclass may compute something else with the same parameters (a LoRA or a quantised linear).
     if type(module) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
@@ -231,6 +264,8 @@ def _norm(module: nn.Module | None, dtype: torch.dtype | None) -> Norm | None:
         eps = (
             torch.finfo(dtype or torch.float32 if weight is None else weight.dtype).eps if eps is None else eps
         )  # nn.RMSNorm's default
+        if weight is not None and _adds_one(module):
+            weight = 1 + weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     else:
         raise UnsupportedModel(
             f"a norm is a {type(module).__module__}.{type(module).__name__}, expected nn.LayerNorm or an RMSNorm"
@@ -241,6 +276,17 @@ def _norm(module: nn.Module | None, dtype: torch.dtype | None) -> Norm | None:
         None if bias is None else _parameter(bias, dtype),
         float(eps),
     )
+
+
+def _adds_one(module: nn.Module) -> bool:
+    """Whether the gain is ``1 + weight`` (Gemma): asked of the module, which knows, not of its name."""
+    weight: Any = module.weight
+    if weight.is_meta:
+        return False
+    with torch.no_grad():
+        ones = torch.ones(1, weight.numel(), dtype=weight.dtype, device=weight.device)  # its root mean square is 1
+        gain = module.forward(ones)[0].double()  # past any hooks
+        return bool((gain - 1 - weight.double()).norm() < (gain - weight.double()).norm())
 
 
 def _parameter(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

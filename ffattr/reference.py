@@ -76,8 +76,11 @@ class FeedForward:
 
 def attention_rows(attention: Attention, rows: Tensor) -> Tensor:
     """Attention weights ``alpha`` ``[H, N, T]`` of the query tokens ``rows`` ``[N]``."""
-    alpha: Tensor = attention.logits(rows).softmax(-1)
-    return alpha
+    logits = attention.logits(rows)
+    if attention.sinks is None:
+        return logits.softmax(-1)
+    sinks = attention.sinks[:, None, None].expand(-1, len(rows), 1)
+    return torch.cat([logits, sinks], -1).softmax(-1)[..., :-1]
 
 
 def own_values(weights: LayerWeights, x: Tensor, value_bias: str) -> tuple[Tensor, Tensor]:
@@ -169,7 +172,8 @@ def feed_forward_stream(weights: LayerWeights, stream: Stream, path: FeedForward
 def layer_output(weights: LayerWeights, stream: Tensor, ff_input: Tensor) -> Tensor:
     """What is left of the layer after its attention block, by the model's own computation: ``[N, d]``."""
     z = torch.stack([projection(ff_input) for projection in weights.projections])
-    total = stream + weights.down(_activated(weights, z))
+    added = weights.down(_activated(weights, z))
+    total = stream + (added if weights.norm_of_ff is None else weights.norm_of_ff(added))
     return total if weights.norm_after_ff is None else weights.norm_after_ff(total)
 
 
@@ -189,27 +193,32 @@ def decompose(
     alpha = attention_rows(attention, rows)
     values, constant = own_values(weights, x, value_bias)
     per_head = alpha[..., None] * head_vectors(weights, values).transpose(0, 1)[:, None]
-    yield next(names), Stream(per_head, per_head.new_empty(0), per_head.new_empty(0))
-
     stream = attention_stream(weights, alpha, values, constant, per_head.sum(0))
+    if weights.norm_of_attn is not None:
+        stream, scale = norm_stream(weights.norm_of_attn, stream)
+        per_head = weights.norm_of_attn.linear(per_head) * scale[:, None, None]
+    yield next(names), Stream(per_head, per_head.new_empty(0), per_head.new_empty(0))
     yield next(names), stream
 
     itself = torch.zeros_like(stream.vectors)
     itself[torch.arange(len(rows)), rows] = x[rows]
-    stream = residual_stream(stream, Stream(itself, torch.zeros_like(stream.bias), x[rows]))
+    own = Stream(itself, torch.zeros_like(stream.bias), x[rows])
+    stream = residual_stream(stream, own)
     yield next(names), stream
 
     if weights.norm_after_attn is not None:
         stream, _ = norm_stream(weights.norm_after_attn, stream)
         yield next(names), stream
 
-    ff_input = stream
+    ff_input = own if weights.parallel else stream
     if weights.norm_before_ff is not None:
-        ff_input, _ = norm_stream(weights.norm_before_ff, stream)
+        ff_input, _ = norm_stream(weights.norm_before_ff, ff_input)
         yield next(names), ff_input
 
     path = preactivations(weights, ff_input, rule.baseline)
     ff = feed_forward_stream(weights, ff_input, path, slopes(weights, path, rule))
+    if weights.norm_of_ff is not None:
+        ff, _ = norm_stream(weights.norm_of_ff, ff)
     yield next(names), ff
 
     stream = residual_stream(stream, ff)

@@ -52,6 +52,7 @@ class _Queries:
     ff_scale: Tensor | None  # of all norms before the feed-forward block
     slope: Tensor | None  # with ff_scale folded in, a wide operand; None where no feed-forward scope is wanted
     norm_scale: Tensor | None  # of the norm after the feed-forward block
+    itself: dict[str, Tensor]  # of a parallel layer: what the query itself brings to scopes from the norm on, [n, d]
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class Layer:
         self.scopes = frozenset(scopes)
         self.wide = not self.scopes.isdisjoint(weights.wide_scopes)
         self.values, self.constant = reference.own_values(weights, x, value_bias)
-        self.raw = _Level(weights.out.weight, x)
+        norm = weights.norm_of_attn
+        self.raw = _Level(weights.out.weight if norm is None else norm.linear(weights.out.weight), x)
         self.residual = self.raw.after(weights.norm_after_attn)
         self.ff_input = self.residual.after(weights.norm_before_ff)
         if self.wide:
@@ -109,10 +111,11 @@ class Layer:
         # From head values to pre-activations, [S, H * dh, F].
         self.maps = torch.stack([self.wide_input.matrix @ weight for weight in self.projections])
         self.down_scale: Tensor | None = None
+        down = weights.down.weight if weights.norm_of_ff is None else weights.norm_of_ff.linear(weights.down.weight)
         if self.plan.dtype == torch.float8_e4m3fn:
-            self.down, self.down_scale = quantised(weights.down.weight.contiguous())
+            self.down, self.down_scale = quantised(down.contiguous())
         else:
-            self.down = weights.down.weight.to(dtype).contiguous()
+            self.down = down.to(dtype).contiguous()
         # Buffers of the longest block: fresh memory of this size for every block would cost as much as filling it.
         shape = (self.plan.blocks.wide_keys, weights.heads + 1)
         self.residual_features = self.x.new_empty(*shape, weights.width, dtype=dtype)
@@ -154,28 +157,38 @@ class Layer:
                 result.bias[name][part] = stream.bias.norm(dim=-1)
 
         stream = reference.attention_stream(weights, alpha, self.values, self.constant, none)
+        if weights.norm_of_attn is not None:  # its scale is one of the query's weights
+            stream, scale = reference.norm_stream(weights.norm_of_attn, stream)
+            alpha = alpha * scale[:, None]
         keep(stream)
-        own = self.x[rows]
-        stream = reference.residual_stream(stream, Stream(none, torch.zeros_like(own), own))
+        own = Stream(none, torch.zeros_like(self.x[rows]), self.x[rows])
+        stream = reference.residual_stream(stream, own)
         keep(stream)
         residual_scale = None
         if weights.norm_after_attn is not None:
             stream, residual_scale = reference.norm_stream(weights.norm_after_attn, stream)
             keep(stream)
         ff_input, ff_scale = stream, residual_scale
+        if weights.parallel:  # the query's own vector is all there is: it takes the way that the others are spared
+            ff_input, ff_scale = Stream(self.x[rows][:, None], own.bias, own.total), None
         if weights.norm_before_ff is not None:
-            ff_input, scale = reference.norm_stream(weights.norm_before_ff, stream)
+            ff_input, scale = reference.norm_stream(weights.norm_before_ff, ff_input)
             ff_scale = scale if ff_scale is None else ff_scale * scale
             keep(ff_input)
 
-        if not self.wide:  # the rest of the layer only to compare its output
+        if self.scopes.isdisjoint(name for name in weights.scopes if "_ff" in name):  # the rest only for the output
             result.output[part] = reference.layer_output(weights, stream.total, ff_input.total)
-            return _Queries(rows, alpha, residual_scale, ff_scale, None, None)
+            itself = self._itself(alpha, rows, ff_input, None) if weights.parallel else {}
+            return _Queries(rows, alpha, residual_scale, ff_scale, None, None, itself)
         path = reference.preactivations(weights, ff_input, self.rule.baseline)
         slope = self._slope(path)
         ff = reference.feed_forward_stream(weights, ff_input, path, slope)
+        if weights.norm_of_ff is not None:
+            ff, scale = reference.norm_stream(weights.norm_of_ff, ff)
+            slope *= scale[:, None]
         keep(ff)
-        stream = reference.residual_stream(stream, ff)
+        itself = self._itself(alpha, rows, ff_input, ff) if weights.parallel else {}
+        stream = reference.residual_stream(stream, Stream(none, ff.bias, ff.total))
         keep(stream)
         norm_scale = None
         if weights.norm_after_ff is not None:
@@ -185,7 +198,17 @@ class Layer:
         if ff_scale is not None:
             slope *= ff_scale[:, None]
         slope = slope.to(operand_dtype(self.plan.dtype))
-        return _Queries(rows, alpha, residual_scale, ff_scale, slope, norm_scale)
+        return _Queries(rows, alpha, residual_scale, ff_scale, slope, norm_scale, itself)
+
+    def _itself(self, alpha: Tensor, rows: Tensor, ff_input: Stream, ff: Stream | None) -> dict[str, Tensor]:
+        """Of a parallel layer: the vectors ``[n, d]`` that queries bring to their own scopes from the norm on."""
+        names = self.weights.scopes[self.weights.scopes.index("atb") + 1 :]
+        found = [ff_input.vectors[:, 0]] if self.weights.norm_before_ff is not None else []
+        if ff is not None:
+            weight = alpha.gather(-1, rows.expand(len(alpha), -1)[..., None]).transpose(0, 1)  # [n, H, 1]
+            block = (weight * self.values[rows]).flatten(1) @ self.raw.matrix + self.x[rows]
+            found += [ff.vectors[:, 0], block + ff.vectors[:, 0]]
+        return dict(zip(names, found, strict=False))
 
     def _slope(self, path: reference.FeedForward) -> Tensor:
         name = self.weights.activation.name
@@ -208,7 +231,7 @@ class Layer:
             return out
 
         summed = "atb" if weights.norm_after_attn is None else "attn_res"
-        if not scopes.isdisjoint(("attn_heads", "attn", summed)):
+        if not scopes.isdisjoint(("attn_heads", "attn", summed, *queries.itself)):
             raw = gram(self.raw)
             of_heads = raw[:, :-1, :-1]
             head_norms = of_heads.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt().to(alpha.dtype)  # [m, H]
@@ -220,7 +243,14 @@ class Layer:
                 yield summed, norms(raw, None)
         if weights.norm_after_attn is not None and "atb" in scopes:
             yield "atb", norms(gram(self.residual), queries.residual_scale)
-        if weights.norm_before_ff is not None and "atb_ln" in scopes:
+        if weights.parallel and scopes & queries.itself.keys():
+            # Other tokens reach the layer's output by attention alone.
+            others = norms(raw, None)
+            here = torch.arange(alpha.shape[-1], device=alpha.device) == position[:, None]
+            for name, vectors in queries.itself.items():
+                elsewhere = others if name == weights.scopes[-1] else torch.zeros_like(others)
+                yield name, torch.where(here, vectors.norm(dim=-1)[:, None], elsewhere)
+        if weights.norm_before_ff is not None and not weights.parallel and "atb_ln" in scopes:
             yield "atb_ln", norms(gram(self.ff_input), queries.ff_scale)
 
     def _wide(self, queries: _Queries, alpha: Tensor, position: Tensor, keys: slice) -> _Tiles:

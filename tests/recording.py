@@ -41,6 +41,8 @@ def layer_output(spec: LayerSpec, recorded: LayerRecord) -> Tensor:
     share = weights.heads // weights.kv_heads
     value = weights.value(norm(x, weights.norm_before_attn)).view(batch, length, weights.kv_heads, -1).transpose(1, 2)
     logits = attention.query @ attention.key.repeat_interleave(share, 1).transpose(2, 3) * attention.scale
+    if attention.softcap is not None:
+        logits = attention.softcap * (logits / attention.softcap).tanh()
     if attention.mask is not None and attention.mask.dtype == torch.bool:
         logits = logits.masked_fill(~attention.mask, -torch.inf)
     elif attention.mask is not None:
@@ -48,12 +50,13 @@ def layer_output(spec: LayerSpec, recorded: LayerRecord) -> Tensor:
     if attention.causal:
         logits = logits.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
     mixed = logits.softmax(-1) @ value.repeat_interleave(share, 1)
-    attended = norm(x + weights.out(mixed.transpose(1, 2).reshape(batch, length, -1)), weights.norm_after_attn)
-    t = norm(attended, weights.norm_before_ff)
+    added = norm(weights.out(mixed.transpose(1, 2).reshape(batch, length, -1)), weights.norm_of_attn)
+    attended = norm(x + added, weights.norm_after_attn)
+    t = norm(x if weights.parallel else attended, weights.norm_before_ff)
     hidden = spec.activation(weights.up(t) if weights.gate is None else weights.gate(t))
     if weights.gate is not None:
         hidden = hidden * weights.up(t)
-    return norm(attended + weights.down(hidden), weights.norm_after_ff)
+    return norm(attended + norm(weights.down(hidden), weights.norm_of_ff), weights.norm_after_ff)
 
 
 def assert_recomputed(adapted: Adapted, records: list[LayerRecord], mask: Tensor, tolerance: float = 1e-10) -> None:

@@ -11,13 +11,13 @@ import pytest
 import tiny_models
 import torch
 from recording import assert_recomputed
-from tiny_models import FAMILIES, HF_FAMILIES, build
+from tiny_models import FAMILIES, HF_FAMILIES, MORE_FAMILIES, build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ffattr.adapters as adapters
 from ffattr.adapters import known_models, register_adapter, resolve
-from ffattr.adapters.huggingface import FAMILIES as BUILT_IN
+from ffattr.adapters.families import FAMILIES as BUILT_IN
 from ffattr.attention import LayerRecord
 from ffattr.capture import record
 from ffattr.errors import CaptureError, UnsupportedModel
@@ -34,7 +34,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_family_is_tested() -> None:
-    assert {resolve(build(name)).family for name in HF_FAMILIES} == set(BUILT_IN)
+    assert {resolve(build(name)).family for name in (*HF_FAMILIES, *MORE_FAMILIES)} == set(BUILT_IN)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -44,6 +44,15 @@ _LLAMA = {
     "intermediate_size": 76,
     "max_position_embeddings": POSITIONS,
 }
+_DECODER = {**_LLAMA, "pad_token_id": 0}
+_WINDOWS = {**_DECODER, "head_dim": 10, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
+_NEOX = {
+    "hidden_size": 40,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 5,
+    "intermediate_size": 52,
+    "max_position_embeddings": POSITIONS,
+}
 _TORCH: dict[str, Any] = {"d_model": 40, "nhead": 5, "dim_feedforward": 52, "activation": "gelu", "batch_first": True}
 
 # name: (class prefix, configuration); a torch model has the class name TransformerEncoder or TransformerEncoderLayer
@@ -96,8 +105,37 @@ _MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 FAMILIES = tuple(_MODELS)
+"""That most tests try."""
 TORCH_FAMILIES = tuple(name for name in FAMILIES if name.startswith("torch-"))
 HF_FAMILIES = tuple(name for name in FAMILIES if name not in TORCH_FAMILIES)
+
+_MORE: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3": ("Qwen3", {**_LLAMA, "head_dim": 10}),
+    "smollm3": ("SmolLM3", _DECODER),
+    "ernie4_5": ("Ernie4_5", _DECODER),
+    "gemma": ("Gemma", {**_DECODER, "head_dim": 10}),
+    # Caps attention logits, which transformers does in its eager function alone.
+    "gemma2": ("Gemma2", {**_WINDOWS, "attn_logit_softcapping": 2.0, "attn_implementation": "eager"}),
+    "gemma3": ("Gemma3Text", _WINDOWS),
+    "olmo2": ("Olmo2", _DECODER),
+    "olmo3": ("Olmo3", {**_WINDOWS, "head_dim": 8}),
+    "phi3": ("Phi3", _DECODER),
+    "glm": ("Glm", {**_DECODER, "head_dim": 8}),
+    "glm4": ("Glm4", {**_DECODER, "head_dim": 8}),
+    "starcoder2": ("Starcoder2", _DECODER),
+    "arcee": ("Arcee", _DECODER),
+    "stablelm": ("StableLm", _DECODER),
+    "stablelm-parallel": ("StableLm", {**_DECODER, "use_parallel_residual": True, "qk_layernorm": True}),
+    "phi": ("Phi", _DECODER),
+    "gpt-neox": ("GPTNeoX", _NEOX),
+    "gpt-neox-sequential": ("GPTNeoX", {**_NEOX, "use_parallel_residual": False}),
+    "ernie": ("Ernie", _BERT),
+    "data2vec-text": ("Data2VecText", _ROBERTA),
+    "modernbert": ("ModernBert", {**_NEOX, "pad_token_id": 0, "local_attention": 4, "global_attn_every_n_layers": 2}),
+}
+MORE_FAMILIES = tuple(_MORE)
+"""That tests/test_families.py tries."""
+_MODELS |= _MORE
 
 
 def build(
@@ -169,6 +207,9 @@ def _exact_norms(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child).__name__.endswith("RMSNorm") and not isinstance(child, nn.RMSNorm):
-                norm = nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon, dtype=child.weight.dtype)
-                norm.weight = child.weight
+                eps = getattr(child, "variance_epsilon", None) or child.eps
+                norm = nn.RMSNorm(child.weight.shape[0], eps=eps, dtype=child.weight.dtype)
+                norm.weight = (
+                    nn.Parameter(child.weight + 1) if type(child).__name__.startswith("Gemma") else child.weight
+                )
                 setattr(module, name, norm.eval())

@@ -1,6 +1,6 @@
 """Which module of a loaded model plays which part: the registry of model families.
 
-Built-in families are data (`huggingface.FAMILIES`); `register_adapter` adds one from outside the package.
+Built-in families are data (`families`); `register_adapter` adds one from outside the package.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import nn
 from ..errors import UnsupportedModel
 from ..layer import LayerSpec
 from . import huggingface, torch_encoder
+from .families import FAMILIES
 
 __all__ = ["Adapted", "known_models", "register_adapter", "resolve"]
 
@@ -56,7 +57,7 @@ def register_adapter(model_type: str, fn: Adapter) -> None:
 
 def known_models() -> tuple[str, ...]:
     """Every name that `resolve` recognises: built-in families and those added with `register_adapter`."""
-    return tuple(sorted({*_registered, *huggingface.FAMILIES, *torch_encoder.NAMES}))
+    return tuple(sorted({*_registered, *FAMILIES, *torch_encoder.NAMES}))
 
 
 def resolve(model: nn.Module) -> Adapted:
@@ -83,7 +84,7 @@ def resolve(model: nn.Module) -> Adapted:
             f"{type(model).__name__} carries unmerged adapters (PEFT), whose projections are not plain linear maps. "
             "Call model.merge_and_unload() and pass what it returns."
         )
-    if pretrained and model_type in huggingface.FAMILIES:
+    if pretrained and model_type in FAMILIES:
         layers, max_positions = huggingface.adapt(base, model_type)
         return Adapted(base, layers, model_type, max_positions=max_positions)
     raise UnsupportedModel(_unknown(model, model_type))

@@ -1,137 +1,16 @@
-"""The families of transformers, as data: where in the module tree each part of a layer lives."""
+"""Layers of a transformers model, by the data of `families`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Any
 
 from torch import nn
 
 from ..errors import UnsupportedModel
 from ..layer import Columns, LayerSpec
+from .families import FAMILIES, Family, Fused
 
-__all__ = ["FAMILIES", "Family", "Fused", "adapt"]
-
-
-@dataclass(frozen=True)
-class Fused:
-    """Part ``index`` of ``count`` equal parts of the output of one projection."""
-
-    path: str
-    index: int
-    count: int
-
-
-@dataclass(frozen=True)
-class Family:
-    """Dotted paths: ``layers`` and ``positions`` (a learned position table) from the base model, the rest per layer."""
-
-    layers: str
-    attention: str
-    value: str | Fused
-    out: str
-    up: str
-    down: str
-    activation: str
-    gate: str | None = None
-    norm_before_attn: str | None = None
-    norm_after_attn: str | None = None
-    norm_before_ff: str | None = None
-    norm_after_ff: str | None = None
-    positions: str | None = None
-
-
-BERT = Family(
-    layers="encoder.layer",
-    attention="attention.self",
-    value="attention.self.value",
-    out="attention.output.dense",
-    up="intermediate.dense",
-    down="output.dense",
-    activation="intermediate.intermediate_act_fn",
-    norm_after_attn="attention.output.LayerNorm",
-    norm_after_ff="output.LayerNorm",
-    positions="embeddings.position_embeddings",
-)
-DISTILBERT = Family(
-    layers="transformer.layer",
-    attention="attention",
-    value="attention.v_lin",
-    out="attention.out_lin",
-    up="ffn.lin1",
-    down="ffn.lin2",
-    activation="ffn.activation",
-    norm_after_attn="sa_layer_norm",
-    norm_after_ff="output_layer_norm",
-    positions="embeddings.position_embeddings",
-)
-GPT2 = Family(
-    layers="h",
-    attention="attn",
-    value=Fused("attn.c_attn", index=2, count=3),
-    out="attn.c_proj",
-    up="mlp.c_fc",
-    down="mlp.c_proj",
-    activation="mlp.act",
-    norm_before_attn="ln_1",
-    norm_before_ff="ln_2",
-    positions="wpe",
-)
-OPT = Family(
-    layers="decoder.layers",
-    attention="self_attn",
-    value="self_attn.v_proj",
-    out="self_attn.out_proj",
-    up="fc1",
-    down="fc2",
-    activation="activation_fn",
-    norm_before_attn="self_attn_layer_norm",
-    norm_before_ff="final_layer_norm",
-    positions="decoder.embed_positions",
-)
-OPT_POST = replace(  # OPT-350m
-    OPT,
-    norm_before_attn=None,
-    norm_after_attn="self_attn_layer_norm",
-    norm_before_ff=None,
-    norm_after_ff="final_layer_norm",
-)
-LLAMA = Family(
-    layers="layers",
-    attention="self_attn",
-    value="self_attn.v_proj",
-    out="self_attn.o_proj",
-    gate="mlp.gate_proj",
-    up="mlp.up_proj",
-    down="mlp.down_proj",
-    activation="mlp.act_fn",
-    norm_before_attn="input_layernorm",
-    norm_before_ff="post_attention_layernorm",
-)
-
-
-def _opt(config: Any) -> Family:
-    return OPT if config.do_layer_norm_before else OPT_POST
-
-
-#: ``config.model_type`` to its family, or to the choice of one by configuration.
-FAMILIES: Mapping[str, Family | Callable[[Any], Family]] = MappingProxyType(
-    {
-        "bert": BERT,
-        "camembert": BERT,
-        "distilbert": DISTILBERT,
-        "electra": BERT,
-        "gpt2": GPT2,
-        "llama": LLAMA,
-        "mistral": LLAMA,
-        "opt": _opt,
-        "qwen2": LLAMA,
-        "roberta": BERT,
-        "xlm-roberta": BERT,
-    }
-)
+__all__ = ["adapt"]
 
 
 def adapt(base: nn.Module, model_type: str) -> tuple[tuple[LayerSpec, ...], int | None]:
@@ -160,8 +39,12 @@ def _layer(family: Family, layer: nn.Module, heads: int, kv_heads: int) -> Layer
         if isinstance(where, str):
             return _at(layer, where)
         module = _at(layer, where.path)
-        width = (module.nf if hasattr(module, "nf") else module.out_features) // where.count
-        return Columns(module, where.index * width, (where.index + 1) * width)
+        width = (module.nf if hasattr(module, "nf") else module.out_features) // (where.count * where.groups)
+        return Columns(module, where.index * width, (where.index + 1) * width, where.groups)
+
+    def norm(where: str | None) -> Any:
+        found = part(where)
+        return None if isinstance(found, nn.Identity) else found
 
     return LayerSpec(
         module=layer,
@@ -174,10 +57,13 @@ def _layer(family: Family, layer: nn.Module, heads: int, kv_heads: int) -> Layer
         gate=part(family.gate),
         down=part(family.down),
         activation=part(family.activation),
-        norm_before_attn=part(family.norm_before_attn),
-        norm_after_attn=part(family.norm_after_attn),
-        norm_before_ff=part(family.norm_before_ff),
-        norm_after_ff=part(family.norm_after_ff),
+        norm_before_attn=norm(family.norm_before_attn),
+        norm_of_attn=norm(family.norm_of_attn),
+        norm_after_attn=norm(family.norm_after_attn),
+        norm_before_ff=norm(family.norm_before_ff),
+        norm_of_ff=norm(family.norm_of_ff),
+        norm_after_ff=norm(family.norm_after_ff),
+        parallel=family.parallel,
     )
 
 
