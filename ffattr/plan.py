@@ -21,7 +21,7 @@ from .rates import measured
 __all__ = ["Blocks", "LayerPlan", "LayerShape", "Method", "Plan", "default_budget", "free_bytes", "plan_layer"]
 
 Method = Literal["direct", "operator", "attention", "reference"]
-"""``attention``: no feed-forward scope is asked for, and nothing d-wide is done for a pair."""
+"""``attention``: nothing d-wide is done for a pair: no feed-forward scope is asked for, or layers are parallel."""
 
 _MiB = 1 << 20
 _DEFAULT_BUDGET = 24 * _MiB
@@ -288,7 +288,7 @@ def _choose(
     if backend.is_reference:
         return "reference", "the definition"
     if not wide:
-        return "attention", "no feed-forward scope asked for"
+        return "attention", "no scope takes d-wide work for a pair"
     if method != "auto":
         return ("direct" if method == "direct" else "operator"), "asked for"
     if dtype == torch.float8_e4m3fn:

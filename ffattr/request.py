@@ -98,7 +98,7 @@ class Request:
 
     @property
     def wide(self) -> bool:
-        """Whether any feed-forward scope is asked for."""
+        """Whether any scope takes d-wide work for every pair."""
         return not set(self.scopes).isdisjoint(self.adapted.layers[0].wide_scopes)
 
     def plan(self, layer: int, weights: LayerWeights, queries: int, tokens: int, pairs: int) -> LayerPlan:
