@@ -104,7 +104,7 @@ CHECKS = CudaPromises()
 
 @pytest.mark.parametrize("sizes", CASES, ids=str)
 @pytest.mark.parametrize("dtype", LIMITS, ids=str)
-def test_sizes(dtype: torch.dtype, sizes: tuple[int, ...], kernel: str) -> None:
+def test_small_and_odd_sizes(dtype: torch.dtype, sizes: tuple[int, ...], kernel: str) -> None:
     queries, keys, width, neurons, heads, streams = sizes
     if kernel == "sm90" and dtype == torch.float32:
         return
