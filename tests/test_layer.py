@@ -17,6 +17,8 @@ from ffattr.adapters import resolve
 from ffattr.attention import Attention
 from ffattr.errors import UnsupportedModel
 from ffattr.layer import Columns, LayerSpec, Norm
+from ffattr.layer import Scaled as LayerScale
+from ffattr.reference import attention_rows
 
 WIDTH, FF = 12, 20
 
@@ -92,6 +94,32 @@ def test_columns_of_multihead_attention(bias: bool) -> None:
     x = random(5, WIDTH)
     parts = F.linear(x, attention.in_proj_weight, attention.in_proj_bias)
     torch.testing.assert_close(value(x), parts[:, 2 * WIDTH :])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_columns_of_every_group(bias: bool) -> None:
+    """Query, key and value of each of three heads side by side."""
+    fused = nn.Linear(WIDTH, 3 * WIDTH, bias=bias)
+    value = spec(value=Columns(fused, 8, 12, groups=3)).weights(torch.float64).value
+    x = random(5, WIDTH)
+    torch.testing.assert_close(value(x), fused.double()(x).view(5, 3, 12)[..., 8:].flatten(1))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_scale(bias: bool) -> None:
+    module, factor = nn.Linear(WIDTH, WIDTH, bias=bias), random(WIDTH, seed=1)
+    out = spec(out=LayerScale(module, factor)).weights(torch.float64).out
+    x = random(5, WIDTH)
+    torch.testing.assert_close(out(x), module.double()(x) * factor)
+
+
+def test_sinks_take_attention_that_no_token_gets() -> None:
+    query, key, sinks = random(2, 4, 3), random(1, 4, 3, seed=1), random(2, seed=2)
+    attention = Attention(query, key, scale=0.5, causal=True, sinks=sinks)
+    rows = torch.tensor([2, 0])
+    logits = (0.5 * query @ key.mT)[:, rows].masked_fill(torch.arange(4) > rows[:, None], -torch.inf).exp()
+    expected = logits / (logits.sum(-1, keepdim=True) + sinks.exp()[:, None, None])
+    torch.testing.assert_close(attention_rows(attention, rows), expected)
 
 
 class Scaled(nn.Linear):
