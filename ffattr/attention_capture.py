@@ -28,7 +28,8 @@ _numbers = itertools.count()
 _originals: dict[str, str] = {}  # the private names in use, with the implementation that each one stands for
 
 # Keyword arguments through which a transformers attention function can be told to compute something else.
-_CHANGING = ("position_bias", "head_mask", "cache")
+_CHANGING = ("sinks", "position_bias", "head_mask", "cache")
+_EAGER = ("softcap", "s_aux")  # that transformers' sdpa does not read
 
 
 @contextmanager
@@ -83,7 +84,7 @@ def _seen(
     module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, sdpa: bool, kwargs: Mapping[str, Any]
 ) -> Attention:
     what = type(module).__name__
-    for name in _CHANGING:
+    for name in (*_CHANGING, *_EAGER) if sdpa else _CHANGING:
         if kwargs.get(name) is not None:
             raise UnsupportedModel(f"{what} passes {name!r} to its attention function, which no formula here covers")
     window = kwargs.get("sliding_window")
@@ -98,15 +99,10 @@ def _seen(
         scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
         mask=mask,
         causal=sdpa and mask is None and query.shape[-2] > 1 and bool(causal),
-        softcap=_eager_only("softcap", sdpa, kwargs),
-        sinks=_eager_only("s_aux", sdpa, kwargs),
+        softcap=kwargs.get("softcap"),
+        sinks=kwargs.get("s_aux"),
         single=not sdpa,  # most of transformers' eager functions do
     )
-
-
-def _eager_only(name: str, sdpa: bool, kwargs: Mapping[str, Any]) -> Any:
-    """What transformers' sdpa does not read."""
-    return None if sdpa else kwargs.get(name)
 
 
 _REQUIRED: Any = object()

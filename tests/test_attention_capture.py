@@ -76,7 +76,7 @@ def test_cache_is_refused() -> None:
         record(resolve(model), {"input_ids": tiny_models.ids(), "past_key_values": cache}, print, verify=False)
 
 
-@pytest.mark.parametrize("argument", ["head_mask", "position_bias"])
+@pytest.mark.parametrize("argument", ["softcap", "s_aux", "head_mask", "position_bias"])
 def test_arguments_that_change_the_attention(argument: str) -> None:
     model = build("llama")
     before = state(model)

@@ -11,9 +11,7 @@ from emulated import DEVICE, EMULATED
 from guards import Guards
 from test_ops import case
 from torch import Tensor
-from wide_cases import FLOAT8, LIMITS, Promises, definition, error, last_pair, narrowed
-
-from ffattr import torch_ops
+from wide_cases import FLOAT8, LIMITS, DirectPromises, definition, error, last_pair, narrowed, needs_memory
 
 HOPPER = EMULATED or torch.cuda.get_device_capability() == (9, 0)
 KERNELS = ("sm90", "sm80") if HOPPER else ("sm80",)
@@ -55,8 +53,7 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-class CudaPromises(Promises):
-    operator = "ff_norms"
+class CudaPromises(DirectPromises):
     device = DEVICE
     refused = (ValueError, RuntimeError)  # C++ raises the latter
 
@@ -134,7 +131,7 @@ def test_little_shared_memory(dtype: torch.dtype, sizes: tuple[int, ...], monkey
 def test_what_has_no_weight_and_what_has(heads: int, kernel: str) -> None:
     """The residual alone, a NaN alone, and no weight for a key whose features are NaN."""
     given = case("ff_norms", 3, 4, 24, 40, heads)
-    given |= {name: given[name].bfloat16() for name in ("features", "slope", "down", "residual")}
+    given = narrowed(given, torch.bfloat16)
     alone = given | {"alpha": torch.zeros_like(given["alpha"]), "position": torch.tensor([1, 3, 0])}
     out = CHECKS.run(alone)
     assert torch.equal((out[1] != 0).nonzero(), torch.tensor([[0, 1], [1, 3], [2, 0]]))
@@ -187,38 +184,8 @@ def test_more_sequences_than_a_launch_takes(kernel: str) -> None:
     given["sequences"] = starts[:, None].expand(-1, 2).contiguous()
     for token, size in zip(starts.tolist(), sizes, strict=False):
         given["alpha"][:, token : token + size, size:] = torch.nan  # not to be read
-    found = CHECKS.run(given | {name: given[name].bfloat16() for name in ("features", "slope", "down", "residual")})
-    assert error(found, torch_ops.ff_norms(*_double(given).values())) <= LIMITS[torch.bfloat16]
-
-
-def _double(given: dict[str, Any]) -> dict[str, Any]:
-    return {n: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for n, t in given.items()}
-
-
-def test_nan_stays_in_its_query(kernel: str) -> None:
-    """In the slopes, that is."""
-    given = case("ff_norms", 4, 3, 24, 24, heads=2, streams=2)
-    given["slope"][1, 2, 5] = torch.nan
-    given |= {name: given[name].bfloat16() for name in ("features", "slope", "down", "residual")}
-    assert torch.equal(CHECKS.run(given).isnan().any(0).any(1), torch.tensor([False, False, True, False]))
-
-
-@pytest.mark.parametrize("streams", [1, 2])
-def test_float8_of_columns_and_rows_of_any_size(streams: int) -> None:
-    """Columns of ``down`` and rows of slopes are scaled one by one, and so are the features of every key."""
-    if not HOPPER:
-        pytest.skip("a GPU of compute capability 9.0")
-    given = case("ff_norms", 3, 4, 24, 40, 3, streams=streams, tail="none")
-    given["down"] *= 10.0 ** torch.arange(-8, 16)[:24] / 1e4
-    given["down"][:, 3] = 0
-    given["slope"][:, 1] *= 1e-6
-    given["slope"][:, 2] = 0
-    given["features"][:, 1] *= 1e5
-    given["features"][:, 2] = 0
-    out = CHECKS.check(given, FLOAT8)
-    assert (out[0, 2] == 0).all()
-    assert (out[0, :, 2] == 0).all()
-    assert (out[1, :, 2] > 0).any(), "the residual of features that are zero"
+    found = CHECKS.run(narrowed(given, torch.bfloat16))
+    assert error(found, definition("ff_norms", given)) <= LIMITS[torch.bfloat16]
 
 
 @pytest.mark.parametrize("size", [1e-6, 1e-9, 1e-20])
@@ -262,12 +229,7 @@ def test_opcheck() -> None:
 # ---- offsets beyond 32 bits
 
 
-def needs_memory(gigabytes: int) -> Any:
-    there = torch.cuda.get_device_properties(0).total_memory >> 30 if DEVICE.type == "cuda" else 0
-    return pytest.param(True, marks=pytest.mark.skipif(there < gigabytes, reason=f"a GPU of {gigabytes} GB"), id="huge")
-
-
-@pytest.mark.parametrize("huge", [False, needs_memory(24)])
+@pytest.mark.parametrize("huge", [False, needs_memory(24, DEVICE)])
 @pytest.mark.parametrize("what", ["features", "slope", "alpha"])
 def test_many(what: str, huge: bool, kernel: str) -> None:
     """Nothing but the last query's weight for the last key is there, behind 2^31 elements of some argument."""
@@ -297,7 +259,7 @@ def test_many(what: str, huge: bool, kernel: str) -> None:
 def test_cuda_graph(kernel: str) -> None:
     """Nothing in the operator waits for the GPU, or copies from memory of the CPU."""
     given = case("ff_norms", 5, 6, 40, 56, 16)
-    given |= {name: given[name].bfloat16() for name in ("features", "slope", "down", "residual")}
+    given = narrowed(given, torch.bfloat16)
     arguments = [t.to(DEVICE) if isinstance(t, Tensor) else t for t in given.values()]
     expected = CHECKS.kernel(*arguments)
     graph = torch.cuda.CUDAGraph()

@@ -12,12 +12,10 @@ from triton_cases import (
     check_last_pair,
     function,
     needs_float8,
-    needs_memory,
-    run,
     surroundings,  # noqa: F401  of every test
     watch_tma,
 )
-from wide_cases import FLOAT8, LIMITS
+from wide_cases import FLOAT8, LIMITS, DirectPromises, needs_memory
 
 # A lane that is not selected may well divide by zero: the interpreter's NumPy warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -41,8 +39,8 @@ CASES = [
 LOADS = [(sizes, tma) for sizes in CASES for tma in (True, False) if tma or sizes[2] % 8 == sizes[3] % 8 == 0]
 
 
-class TestPromises(TritonPromises):
-    operator = "ff_norms"
+class TestPromises(TritonPromises, DirectPromises):
+    pass
 
 
 @pytest.mark.parametrize(("sizes", "tma"), LOADS, ids=str)
@@ -69,38 +67,6 @@ def test_pointers_that_are_not_aligned(dtype: torch.dtype) -> None:
     check("ff_norms", case("ff_norms", 3, 2, 72, 80, 3, streams=2), dtype, margin=67)
 
 
-def test_nan_stays_in_its_query() -> None:
-    """In the slopes, that is."""
-    given = case("ff_norms", 4, 3, 24, 24, heads=2, streams=2)
-    given["slope"][1, 2, 5] = torch.nan
-    assert torch.equal(run("ff_norms", given).isnan().any(0).any(1), torch.tensor([False, False, True, False]))
-
-
-@pytest.mark.parametrize("streams", [1, 2])
-def test_float8_of_columns_and_rows_of_any_size(streams: int) -> None:
-    """Columns of ``down`` and rows of slopes are scaled one by one, and so are the features of every key."""
-    needs_float8(FLOAT8)
-    given = case("ff_norms", 3, 4, 24, 40, 3, streams=streams, tail="none")
-    given["down"] *= 10.0 ** torch.arange(-8, 16)[:24] / 1e4
-    given["down"][:, 3] = 0
-    given["slope"][:, 1] *= 1e-6
-    given["slope"][:, 2] = 0
-    given["features"][:, 1] *= 1e5
-    given["features"][:, 2] = 0
-    out = check("ff_norms", given, FLOAT8)
-    assert (out[0, 2] == 0).all()
-    assert (out[0, :, 2] == 0).all()
-
-
-def test_float8_of_negative_features() -> None:
-    """The largest is not the largest in size, which everything is divided by so that nothing overflows."""
-    needs_float8(FLOAT8)
-    given = case("ff_norms", 3, 4, 24, 40, 3, streams=2)
-    given["features"] = -given["features"].abs()
-    given["features"][..., 0] = 1e-2
-    check("ff_norms", given, FLOAT8)
-
-
 def test_no_neurons() -> None:
     with pytest.raises(ValueError, match=r"ff_norms: features has shape \[1, 5, 6, 0\], expected at least one neuron"):
         function("ff_norms")(*case("ff_norms", neurons=0).values())
@@ -109,7 +75,7 @@ def test_no_neurons() -> None:
 # ---- offsets beyond 32 bits
 
 
-@pytest.mark.parametrize("huge", [False, needs_memory(24)])
+@pytest.mark.parametrize("huge", [False, needs_memory(24, DEVICE)])
 def test_many_features(huge: bool) -> None:
     keys, heads, neurons = (129, 15, 1 << 20) if huge else (3, 5, 40)
     few = case("ff_norms", 1, 1, 16, neurons, heads)
@@ -123,7 +89,7 @@ def test_many_features(huge: bool) -> None:
     check_last_pair("ff_norms", {**given, "slope": few["slope"].bfloat16(), "down": few["down"].bfloat16()})
 
 
-@pytest.mark.parametrize("huge", [False, needs_memory(24)])
+@pytest.mark.parametrize("huge", [False, needs_memory(24, DEVICE)])
 def test_many_slopes(huge: bool) -> None:
     queries, neurons = (2100, 1 << 20) if huge else (40, 40)
     few = case("ff_norms", 1, 1, 16, neurons, 3)
@@ -138,7 +104,7 @@ def test_many_slopes(huge: bool) -> None:
     check_last_pair("ff_norms", given)
 
 
-@pytest.mark.parametrize("huge", [False, needs_memory(40)])
+@pytest.mark.parametrize("huge", [False, needs_memory(40, DEVICE)])
 def test_many_pairs(huge: bool) -> None:
     tokens = 33_000 if huge else 35
     given = case("ff_norms", tokens, tokens, 16, 24, 2)

@@ -14,12 +14,11 @@ from triton_cases import (
     check_last_pair,
     function,
     module,
-    needs_memory,
     surroundings,  # noqa: F401  of every test
     tile,
     watch_tma,
 )
-from wide_cases import LIMITS, SIZES
+from wide_cases import LIMITS, SIZES, needs_memory
 
 # A lane that is not selected may well divide by zero: the interpreter's NumPy warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -115,7 +114,7 @@ def test_batches_of_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- offsets beyond 32 bits
 
 
-@pytest.mark.parametrize("huge", [False, needs_memory(24)])
+@pytest.mark.parametrize("huge", [False, needs_memory(24, DEVICE)])
 def test_many_maps(huge: bool) -> None:
     """The last head's rows of ``maps`` alone have weight."""
     heads, head_dim, neurons = (33, 64, 1 << 20) if huge else (3, 16, 40)
@@ -136,7 +135,7 @@ def test_many_maps(huge: bool) -> None:
     check("operator_norms", few, torch.bfloat16)
 
 
-@pytest.mark.parametrize("huge", [False, needs_memory(24)])
+@pytest.mark.parametrize("huge", [False, needs_memory(24, DEVICE)])
 def test_many_slopes(huge: bool) -> None:
     queries, neurons = (2100, 1 << 20) if huge else (5, 40)
     few = case("operator_norms", 1, 1, 16, neurons, 1, 16)
@@ -152,7 +151,7 @@ def test_many_slopes(huge: bool) -> None:
     check_last_pair("operator_norms", given)
 
 
-@pytest.mark.parametrize("huge", [False, needs_memory(40)])
+@pytest.mark.parametrize("huge", [False, needs_memory(40, DEVICE)])
 def test_many_pairs(huge: bool) -> None:
     tokens = 33_000 if huge else 35
     given = case("operator_norms", tokens, tokens, 16, 24, 2, 8)

@@ -120,11 +120,6 @@ def tile(patch: pytest.MonkeyPatch, *sizes: int, warps: int = 4, stages: int = 2
     patch.setattr(configs, "_chosen", lambda *_: config)
 
 
-def needs_memory(gigabytes: int) -> Any:
-    there = torch.cuda.get_device_properties(0).total_memory >> 30 if DEVICE.type == "cuda" else 0
-    return pytest.param(True, marks=pytest.mark.skipif(there < gigabytes, reason=f"a GPU of {gigabytes} GB"), id="huge")
-
-
 def check_last_pair(operator: str, given: dict[str, Any]) -> None:
     """Nothing but the last query's weight for the last key is there, behind 2^31 elements or more of some argument."""
     given = {name: t.to(DEVICE) if isinstance(t, Tensor) else t for name, t in given.items()}

@@ -61,6 +61,11 @@ def last_pair(given: dict[str, Any]) -> dict[str, Any]:
     return rest
 
 
+def needs_memory(gigabytes: int, device: torch.device) -> Any:
+    there = torch.cuda.get_device_properties(0).total_memory >> 30 if device.type == "cuda" else 0
+    return pytest.param(True, marks=pytest.mark.skipif(there < gigabytes, reason=f"a GPU of {gigabytes} GB"), id="huge")
+
+
 class Promises:
     """What every wide kernel promises. A subclass says which one it is and how it runs."""
 
@@ -287,3 +292,40 @@ class Promises:
             match=rf"{self.operator}: (alpha has 3 columns, expected 5|residual has shape \[5, .*expected \[3, )",
         ):
             self.kernel(*given.values())
+
+
+class DirectPromises(Promises):
+    """And what every kernel of `ff_norms` does."""
+
+    operator = "ff_norms"
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_nan_stays_in_its_query(self, dtype: torch.dtype) -> None:
+        """In the slopes, that is."""
+        given = narrowed(case("ff_norms", 4, 3, 24, 24, heads=2, streams=2), dtype)
+        given["slope"][1, 2, 5] = torch.nan
+        assert torch.equal(self.run(given).isnan().any(0).any(1), torch.tensor([False, False, True, False]))
+
+    @pytest.mark.parametrize("streams", [1, 2])
+    def test_float8_of_columns_and_rows_of_any_size(self, streams: int) -> None:
+        """Columns of ``down`` and rows of slopes are scaled one by one, and so are the features of every key."""
+        self.needs_float8(FLOAT8)
+        given = case("ff_norms", 3, 4, 24, 40, 3, streams=streams, tail="none")
+        given["down"] *= 10.0 ** torch.arange(-8, 16)[:24] / 1e4
+        given["down"][:, 3] = 0
+        given["slope"][:, 1] *= 1e-6
+        given["slope"][:, 2] = 0
+        given["features"][:, 1] *= 1e5
+        given["features"][:, 2] = 0
+        out = self.check(given, FLOAT8)
+        assert (out[0, 2] == 0).all()
+        assert (out[0, :, 2] == 0).all()
+        assert (out[1, :, 2] > 0).any(), "the residual of features that are zero"
+
+    def test_float8_of_negative_features(self) -> None:
+        """The largest is not the largest in size, which everything is divided by so that nothing overflows."""
+        self.needs_float8(FLOAT8)
+        given = case("ff_norms", 3, 4, 24, 40, 3, streams=2)
+        given["features"] = -given["features"].abs()
+        given["features"][..., 0] = 1e-2
+        self.check(given, FLOAT8)

@@ -132,8 +132,10 @@ __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale,
         if (last) barrier_wait(full + 8 * place.stage, place.parity);
         meet(1 + slot, 256);
         // z first: the other consumer's products hide its issue. For float8 that would take more registers.
-        multiply_fence();
-        if (S::float8) add_product(at, f);
+        if (S::float8) {
+          multiply_fence();
+          add_product(at, f);
+        }
         make_z(last ? next : at, last ? 0 : f + S::slab);
         if (!S::float8) add_product(at, f);
         multiply_commit();
