@@ -24,8 +24,9 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from .ig import GaussLegendre, Riemann
-    from .layer import Columns, LayerSpec
+    from .layer import LayerSpec
     from .maps import Attribution, load
+    from .parameters import Columns
     from .plan import Plan
 
 # Loaded at first use, see the end.
@@ -42,7 +43,8 @@ _HOME = {
         "UnsupportedModel",
     ),
     "ig": ("GaussLegendre", "Riemann"),
-    "layer": ("Columns", "LayerSpec"),
+    "layer": ("LayerSpec",),
+    "parameters": ("Columns",),
     "maps": ("Attribution", "load"),
     "plan": ("Plan",),
 }

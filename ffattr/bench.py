@@ -20,7 +20,8 @@ from .activations import ACTIVATIONS
 from .attention import Attention
 from .backends import Backend
 from .errors import FfattrError, OutOfMemory
-from .layer import LayerWeights, Linear, Norm
+from .layer import LayerWeights
+from .parameters import Linear, Norm
 from .plan import LayerPlan, LayerShape, plan_layer
 from .reference import Rule
 from .timing import timed

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from . import ig
 from .attention import Attention
-from .layer import LayerWeights, Norm
+from .layer import LayerWeights
+from .parameters import Norm
 
 __all__ = [
     "Baseline",

@@ -21,7 +21,8 @@ from . import ig, reference
 from .attention import Attention
 from .backends import Backend
 from .dtypes import operand_dtype, quantised
-from .layer import LayerWeights, Norm
+from .layer import LayerWeights
+from .parameters import Norm
 from .plan import LayerPlan
 from .reference import Rule, Stream
 

@@ -13,7 +13,8 @@ from ffattr.adapters import Adapted, resolve
 from ffattr.attention import LayerRecord
 from ffattr.capture import record
 from ffattr.inputs import prepare
-from ffattr.layer import LayerSpec, Norm
+from ffattr.layer import LayerSpec
+from ffattr.parameters import Norm
 
 
 def run(name: str, model: nn.Module, inputs: Any = None, **options: Any) -> tuple[Adapted, list[LayerRecord], Tensor]:

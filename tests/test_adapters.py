@@ -22,7 +22,8 @@ from ffattr.attention import LayerRecord
 from ffattr.capture import record
 from ffattr.errors import CaptureError, UnsupportedModel
 from ffattr.inputs import prepare
-from ffattr.layer import Columns, LayerSpec
+from ffattr.layer import LayerSpec
+from ffattr.parameters import Columns
 
 POST = ("attn_heads", "attn", "attn_res", "atb", "atb_ff", "atb_ff_res", "atb_ff_res_ln")
 PRE = ("attn_heads", "attn", "atb", "atb_ln", "atb_ln_ff", "atb_ln_ff_res")

@@ -11,7 +11,18 @@ PACKAGE = Path(__file__).parent.parent / "ffattr"
 
 ORDER = [
     {"_C", "_build_info", "_version"},
-    {"errors", "activations", "closed_forms", "reference", "ig", "layer", "attention", "dtypes", "memory"},
+    {
+        "errors",
+        "activations",
+        "closed_forms",
+        "reference",
+        "ig",
+        "parameters",
+        "layer",
+        "attention",
+        "dtypes",
+        "memory",
+    },
     {"torch_ops", "ops", "triton_ops", "reasons", "selfcheck", "backends"},
     {"plan", "rates", "tiles", "engine"},
     {"attention_capture", "capture", "inputs", "adapters"},

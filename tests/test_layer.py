@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from ffattr.adapters import resolve
 from ffattr.attention import Attention
 from ffattr.errors import UnsupportedModel
-from ffattr.layer import Columns, LayerSpec, Norm
-from ffattr.layer import Scaled as LayerScale
+from ffattr.layer import LayerSpec
+from ffattr.parameters import Columns, Norm
+from ffattr.parameters import Scaled as LayerScale
 from ffattr.reference import attention_rows
 
 WIDTH, FF = 12, 20

@@ -17,7 +17,8 @@ from ffattr.attention import Attention
 from ffattr.backends import BACKENDS
 from ffattr.engine import layer_maps
 from ffattr.ig import ACTIVATIONS
-from ffattr.layer import LayerWeights, Linear, Norm
+from ffattr.layer import LayerWeights
+from ffattr.parameters import Linear, Norm
 from ffattr.plan import Blocks, LayerPlan, LayerShape, Plan, plan_layer
 from ffattr.reference import Rule
 

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedModel
-from ..layer import Columns, LayerSpec
+from ..layer import LayerSpec
+from ..parameters import Columns
 from .families import FAMILIES, Family, Fused
 
 __all__ = ["adapt"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import UnsupportedModel
-from ..layer import Columns, LayerSpec
+from ..layer import LayerSpec
+from ..parameters import Columns
 
 __all__ = ["NAMES", "adapt"]
 
