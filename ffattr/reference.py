@@ -8,7 +8,7 @@ Sources: Kobayashi et al. 2020 (attention), 2021 (residual and norm), 2024 (feed
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,20 +16,23 @@ from torch import Tensor
 
 from . import ig
 from .attention import Attention
-from .layer import LayerWeights
+from .experts import Routing
+from .layer import CROSS, CrossWeights, LayerWeights
 from .parameters import Norm
 
 __all__ = [
     "Baseline",
+    "Encoder",
     "FeedForward",
     "Rule",
     "Stream",
     "attention_rows",
     "attention_stream",
     "decompose",
+    "feed_forward",
     "feed_forward_stream",
     "head_vectors",
-    "layer_output",
+    "mixture_stream",
     "norm_stream",
     "own_values",
     "preactivations",
@@ -75,16 +78,20 @@ class FeedForward:
     base: Tensor | None
 
 
+@dataclass(frozen=True)
+class Encoder:
+    """What cross-attention reads: the encoder's output ``states`` ``[T, d]``, and the attention to its tokens."""
+
+    states: Tensor
+    attention: Attention
+
+
 def attention_rows(attention: Attention, rows: Tensor) -> Tensor:
     """Attention weights ``alpha`` ``[H, N, T]`` of the query tokens ``rows`` ``[N]``."""
-    logits = attention.logits(rows)
-    if attention.sinks is None:
-        return logits.softmax(-1)
-    sinks = attention.sinks[:, None, None].expand(-1, len(rows), 1)
-    return torch.cat([logits, sinks], -1).softmax(-1)[..., :-1]
+    return attention.weights(rows)
 
 
-def own_values(weights: LayerWeights, x: Tensor, value_bias: str) -> tuple[Tensor, Tensor]:
+def own_values(weights: LayerWeights | CrossWeights, x: Tensor, value_bias: str) -> tuple[Tensor, Tensor]:
     """The value vectors that belong to each token, ``[T, H, dh]``, and the constant that belongs to none, ``[H, dh]``.
 
     ``value_bias="token"`` (2020, equation 4): ``in_j W_V + b_V`` with ``in_j`` the layer input, normed in pre-LN
@@ -106,14 +113,16 @@ def own_values(weights: LayerWeights, x: Tensor, value_bias: str) -> tuple[Tenso
     return by_head, constant.unflatten(-1, (weights.kv_heads, -1)).repeat_interleave(groups, dim=0)
 
 
-def head_vectors(weights: LayerWeights, values: Tensor) -> Tensor:
+def head_vectors(weights: LayerWeights | CrossWeights, values: Tensor) -> Tensor:
     """``f_h(x_j) = v_jh W_O^h``: ``[T, H, d]`` from values ``[T, H, dh]``."""
     out = weights.out.weight.unflatten(0, (weights.heads, -1))  # [H, dh, d]
     vectors: Tensor = values.transpose(0, 1) @ out
     return vectors.transpose(0, 1)
 
 
-def attention_stream(weights: LayerWeights, alpha: Tensor, values: Tensor, constant: Tensor, vectors: Tensor) -> Stream:
+def attention_stream(
+    weights: LayerWeights | CrossWeights, alpha: Tensor, values: Tensor, constant: Tensor, vectors: Tensor
+) -> Stream:
     """After attention: vectors ``sum_h alpha[h, i, j] f_h(x_j)``; ``b_O`` and the values' constant are bias.
 
     Rows of ``alpha`` may sum to less than one (attention sinks).
@@ -138,6 +147,11 @@ def norm_stream(norm: Norm, stream: Stream) -> tuple[Stream, Tensor]:
     return Stream(vectors, norm.affine(stream.bias, scale), norm.affine(stream.total, scale)), scale
 
 
+def feed_forward(weights: LayerWeights, t: Tensor) -> Tensor:
+    """The feed-forward block itself: ``[N, d]`` to ``[N, d]``."""
+    return weights.down(_activated(weights, torch.stack([projection(t) for projection in weights.projections])))
+
+
 def preactivations(weights: LayerWeights, stream: Stream, baseline: Baseline) -> FeedForward:
     """The path of Integrated Gradients: from ``base`` to ``z = t W1 + b1`` (gated: ``t Wg``, ``t Wu``)."""
     z = torch.stack([projection(stream.total) for projection in weights.projections])
@@ -153,6 +167,8 @@ def preactivations(weights: LayerWeights, stream: Stream, baseline: Baseline) ->
 
 def slopes(weights: LayerWeights, path: FeedForward, rule: Rule) -> Tensor:
     """The factors ``S`` ``[S, N, F]`` that Integrated Gradients multiply every input's pre-activation by (2024)."""
+    if weights.clamp is not None:
+        return weights.clamp.slopes(path.z, weights.activation, rule.name, rule.steps, path.base)
     return ig.slopes(path.z, weights.activation, rule.name, rule.steps, path.base)
 
 
@@ -170,54 +186,86 @@ def feed_forward_stream(weights: LayerWeights, stream: Stream, path: FeedForward
     return Stream(vectors @ weights.down.weight, bias, weights.down(_activated(weights, path.z)))
 
 
-def layer_output(weights: LayerWeights, stream: Tensor, ff_input: Tensor) -> Tensor:
-    """What is left of the layer after its attention block, by the model's own computation: ``[N, d]``."""
-    z = torch.stack([projection(ff_input) for projection in weights.projections])
-    added = weights.down(_activated(weights, z))
-    total = stream + (added if weights.norm_of_ff is None else weights.norm_of_ff(added))
-    return total if weights.norm_after_ff is None else weights.norm_after_ff(total)
+def mixture_stream(weights: LayerWeights, stream: Stream, rule: Rule, routing: Routing) -> Iterator[tuple[int, Stream]]:
+    """After the feed-forward block of each expert that any token goes to: ``(expert, w_ie FF_e)``, zero for tokens that
+    do not go to it. The block returns their sum; ``routing`` is that of the stream's tokens."""
+    for number, tokens, slots in routing.by_expert():
+        one = weights.expert(number)
+        of_tokens = Stream(stream.vectors[tokens], stream.bias[tokens], stream.total[tokens])
+        path = preactivations(one, of_tokens, rule.baseline)
+        ff = feed_forward_stream(one, of_tokens, path, slopes(one, path, rule))
+        shares = routing.weight[tokens, slots].to(ff.total)[:, None]
+        yield (
+            number,
+            Stream(
+                torch.zeros_like(stream.vectors).index_copy(0, tokens, ff.vectors * shares[..., None]),
+                torch.zeros_like(stream.bias).index_copy(0, tokens, ff.bias * shares),
+                torch.zeros_like(stream.total).index_copy(0, tokens, ff.total * shares),
+            ),
+        )
 
 
 def _activated(weights: LayerWeights, z: Tensor) -> Tensor:
+    if weights.clamp is not None:
+        return weights.clamp.value(z, weights.activation)
     hidden = weights.activation.value(z[0])
     return hidden if weights.gate is None else hidden * z[1]
 
 
 def decompose(
-    weights: LayerWeights, x: Tensor, attention: Attention, rows: Tensor, rule: Rule, value_bias: str = "token"
+    weights: LayerWeights,
+    x: Tensor,
+    attention: Attention,
+    rows: Tensor,
+    rule: Rule,
+    value_bias: str = "token",
+    routing: Routing | None = None,
+    encoder: Encoder | None = None,
 ) -> Iterator[tuple[str, Stream]]:
     """Every scope of one layer in order, with its stream: ``x`` ``[T, d]`` one sequence, ``rows`` ``[N]`` queries.
 
-    ``attn_heads`` comes with vectors ``[H, N, T, d]`` and a bias and total of zero size.
+    ``attn_heads`` comes with vectors ``[H, N, T, d]`` and a bias and total of zero size. With an ``encoder`` of ``T'``
+    tokens, vectors from ``atb`` on are ``[N, T + T', d]``, its tokens last; its other scopes are prefixed `CROSS`.
+    A mixture of experts needs the ``routing`` of all ``T`` tokens; its `expert_scope` has vectors ``[k, N, T, d]``, one
+    for each of the ``k`` experts in a token's row of ``routing``.
     """
-    names = iter(weights.scopes)
-    alpha = attention_rows(attention, rows)
-    values, constant = own_values(weights, x, value_bias)
-    per_head = alpha[..., None] * head_vectors(weights, values).transpose(0, 1)[:, None]
-    stream = attention_stream(weights, alpha, values, constant, per_head.sum(0))
-    if weights.norm_of_attn is not None:
-        stream, scale = norm_stream(weights.norm_of_attn, stream)
-        per_head = weights.norm_of_attn.linear(per_head) * scale[:, None, None]
-    yield next(names), Stream(per_head, per_head.new_empty(0), per_head.new_empty(0))
-    yield next(names), stream
-
-    itself = torch.zeros_like(stream.vectors)
+    stream = yield from _attended(weights, x, attention, rows, value_bias, "")
+    itself = torch.zeros(len(rows), len(x), weights.width).to(x)
     itself[torch.arange(len(rows)), rows] = x[rows]
     own = Stream(itself, torch.zeros_like(stream.bias), x[rows])
     stream = residual_stream(stream, own)
-    yield next(names), stream
-
     if weights.norm_after_attn is not None:
+        yield "attn_res", stream
         stream, _ = norm_stream(weights.norm_after_attn, stream)
-        yield next(names), stream
 
+    if weights.cross is not None:
+        assert encoder is not None
+        attended = yield from _attended(weights.cross, encoder.states, encoder.attention, rows, value_bias, CROSS)
+        both = torch.cat([stream.vectors, attended.vectors], 1)
+        stream = Stream(both, stream.bias + attended.bias, stream.total + attended.total)
+        if weights.cross.norm_after_attn is not None:
+            yield f"{CROSS}attn_res", Stream(attended.vectors, stream.bias, stream.total)
+            stream, _ = norm_stream(weights.cross.norm_after_attn, stream)
+    yield "atb", stream
+
+    names = iter(weights.own_scopes[weights.own_scopes.index("atb") + 1 :])
     ff_input = own if weights.parallel else stream
     if weights.norm_before_ff is not None:
         ff_input, _ = norm_stream(weights.norm_before_ff, ff_input)
         yield next(names), ff_input
 
-    path = preactivations(weights, ff_input, rule.baseline)
-    ff = feed_forward_stream(weights, ff_input, path, slopes(weights, path, rule))
+    if weights.mixture:
+        assert routing is not None
+        chosen = routing.of(rows)
+        ff = Stream(*(torch.zeros_like(part) for part in (ff_input.vectors, stream.bias, stream.total)))
+        by_expert = ff.vectors.new_zeros(chosen.index.shape[1], *ff.vectors.shape)
+        for number, part in mixture_stream(weights, ff_input, rule, chosen):
+            ff = residual_stream(ff, part)
+            by_expert += (chosen.index == number).T[..., None, None] * part.vectors
+        yield weights.expert_scope, Stream(by_expert, by_expert.new_empty(0), by_expert.new_empty(0))
+    else:
+        path = preactivations(weights, ff_input, rule.baseline)
+        ff = feed_forward_stream(weights, ff_input, path, slopes(weights, path, rule))
     if weights.norm_of_ff is not None:
         ff, _ = norm_stream(weights.norm_of_ff, ff)
     yield next(names), ff
@@ -228,3 +276,25 @@ def decompose(
     if weights.norm_after_ff is not None:
         stream, _ = norm_stream(weights.norm_after_ff, stream)
         yield next(names), stream
+
+
+def _attended(
+    weights: LayerWeights | CrossWeights,
+    keys: Tensor,
+    attention: Attention,
+    rows: Tensor,
+    value_bias: str,
+    prefix: str,
+) -> Generator[tuple[str, Stream], None, Stream]:
+    """The scopes ``attn_heads`` and ``attn`` of one attention to the tokens ``keys`` ``[T, d]``; returns the latter."""
+    alpha = attention_rows(attention, rows)
+    values, constant = own_values(weights, keys, value_bias)
+    per_head = alpha[..., None] * head_vectors(weights, values).transpose(0, 1)[:, None]
+    stream = attention_stream(weights, alpha, values, constant, per_head.sum(0))
+    norm = weights.norm_of_attn if isinstance(weights, LayerWeights) else None
+    if norm is not None:
+        stream, scale = norm_stream(norm, stream)
+        per_head = norm.linear(per_head) * scale[:, None, None]
+    yield f"{prefix}attn_heads", Stream(per_head, per_head.new_empty(0), per_head.new_empty(0))
+    yield f"{prefix}attn", stream
+    return stream
