@@ -40,7 +40,12 @@ class Blocks:
 
 @dataclass(frozen=True)
 class LayerShape:
-    """All that a layer's cost depends on; ``pairs`` are the (query, key) pairs that are not masked."""
+    """All that a layer's cost depends on.
+
+    ``tokens`` are those of all ``sources`` of keys, ``pairs`` the (query, key) pairs that are not masked. In a mixture
+    of experts ``ff_width`` is that of a token's experts together, ``sets`` how many different ones the queries go to,
+    each of which is prepared on its own; ``by_expert`` is whether a map is told apart by expert as well.
+    """
 
     queries: int
     tokens: int
@@ -50,11 +55,20 @@ class LayerShape:
     heads: int
     head_dim: int
     streams: int
+    sources: int = 1
+    sets: int = 1
+    by_expert: bool = False
 
     @classmethod
-    def of(cls, weights: LayerWeights, queries: int, tokens: int, pairs: int) -> LayerShape:
-        streams, heads = len(weights.projections), weights.heads
-        return cls(queries, tokens, pairs, weights.width, weights.ff_width, heads, weights.head_dim, streams)
+    def of(
+        cls, weights: LayerWeights, queries: int, tokens: int, pairs: int, active: int = 1, sets: int = 1
+    ) -> LayerShape:
+        """``active`` experts for each token, in ``sets`` different sets."""
+        streams, heads, neurons = len(weights.projections), weights.heads, active * weights.ff_width
+        sources = 1 if weights.cross is None else 2
+        return cls(
+            queries, tokens, pairs, weights.width, neurons, heads, weights.head_dim, streams, sources, max(1, sets)
+        )
 
     @property
     def inner(self) -> int:
@@ -70,12 +84,14 @@ class LayerShape:
             quadratic = 2.0 * mixed * mixed * (2 * t * d + 3 * self.pairs)
             return own + 2 * features + quadratic + 2.0 * n * (self.streams + 1) * f * d
         own += 4.0 * n * (self.streams + 1) * f * d
-        shared = own + features + 2.0 * self.pairs * mixed * d + 2.0 * self.streams * self.inner * d * f
+        prepared = 2.0 * self.streams * self.inner * d * f * self.sources * self.sets
+        shared = own + features + 2.0 * self.pairs * mixed * d + prepared
+        passes = 2 if self.by_expert else 1
         if method == "operator":
-            operators = 2.0 * n * f * d * (self.inner + self.streams + 1)
-            return shared + operators + 2.0 * self.pairs * self.inner * d
-        made = 2.0 * self.streams * t * (self.inner + d) * f
-        return shared + made + 2.0 * self.pairs * f * (d + self.streams * mixed)
+            operators = 2.0 * n * f * d * (self.inner + self.streams + 1) * self.sources
+            return shared + passes * (operators + 2.0 * self.pairs * self.inner * d)
+        made = 2.0 * self.streams * t * (self.inner + d) * f * self.sets
+        return shared + made + passes * 2.0 * self.pairs * f * (d + self.streams * mixed)
 
     def key_bytes(self, method: Method, dtype: torch.dtype) -> int:
         """Working memory for one key token of a block: features for the wide map, or what a Gram matrix is made of."""

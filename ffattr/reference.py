@@ -262,12 +262,15 @@ def decompose(
         for number, part in mixture_stream(weights, ff_input, rule, chosen):
             ff = residual_stream(ff, part)
             by_expert += (chosen.index == number).T[..., None, None] * part.vectors
-        yield weights.expert_scope, Stream(by_expert, by_expert.new_empty(0), by_expert.new_empty(0))
     else:
+        by_expert = None
         path = preactivations(weights, ff_input, rule.baseline)
         ff = feed_forward_stream(weights, ff_input, path, slopes(weights, path, rule))
     if weights.norm_of_ff is not None:
-        ff, _ = norm_stream(weights.norm_of_ff, ff)
+        ff, scale = norm_stream(weights.norm_of_ff, ff)
+        by_expert = None if by_expert is None else weights.norm_of_ff.linear(by_expert) * scale[:, None, None]
+    if by_expert is not None:
+        yield weights.expert_scope, Stream(by_expert, by_expert.new_empty(0), by_expert.new_empty(0))
     yield next(names), ff
 
     stream = residual_stream(stream, ff)

@@ -1,0 +1,161 @@
+"""Mixtures of experts: the engine's way, one dense block for every set of experts, against the definition's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import random_layers
+import torch
+from random_layers import NEURONS, TOKENS, RandomLayer, layer
+
+from ffattr import GaussLegendre, Riemann, ig
+from ffattr.activations import ACTIVATIONS
+from ffattr.clamped import Clamp
+from ffattr.experts import Routing, Stacked, stacked
+from ffattr.reference import Rule
+
+ROWS = torch.arange(TOKENS)
+RULES = [Rule(), Rule(baseline="bias"), Rule("midpoint", 5), Rule("gauss-legendre", 7, "bias")]
+KINDS: dict[str, dict[str, Any]] = {
+    "gated": {},
+    "dense": {"gated": False},
+    "norm-of": {"norms": "of"},
+    "post": {"norms": "post", "gated": False},
+    "clamped": {"clamp": Clamp(limit=0.6, offset=1.0)},
+}
+
+
+def mixture(kind: str, experts: int = 5, active: int = 2, **more: Any) -> RandomLayer:
+    return layer(experts=experts, active=active, **KINDS[kind], **more)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_and_bias_add_up(kind: str, rule: Rule) -> None:
+    """By sums that only hold where the activation's factors are complete: not for a rule of few nodes."""
+    given = mixture(kind)
+    for scope, stream in given.streams(ROWS, rule).items():
+        if stream.bias.numel() and (rule.name == "exact" or "_ff" not in scope):
+            torch.testing.assert_close(stream.vectors.sum(1) + stream.bias, stream.total, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_block_is_the_weighted_sum_of_its_experts(kind: str) -> None:
+    """Written out token by token."""
+    given = mixture(kind)
+    streams = given.streams(ROWS, Rule())
+    weights, routing = given.weights, given.routing
+    assert routing is not None
+    read = streams["atb" if weights.norm_before_ff is None else "atb_ln"].total
+    for token in range(TOKENS):
+        added = torch.zeros(random_layers.WIDTH, dtype=torch.float64)
+        for number, share in zip(routing.index[token].tolist(), routing.weight[token], strict=True):
+            up = read[token] @ weights.up.weight[number] + weights.up.bias[number]
+            hidden = up
+            if weights.gate is not None:
+                gate = read[token] @ weights.gate.weight[number] + weights.gate.bias[number]
+                if weights.clamp is not None:
+                    gate, up = gate.clamp(max=0.6), up.clamp(-0.6, 0.6) + 1
+                hidden = torch.nn.functional.silu(gate) * up
+            else:
+                hidden = torch.nn.functional.silu(up)
+            added += share * (hidden @ weights.down.weight[number] + weights.down.bias[number])
+        expected = added if weights.norm_of_ff is None else weights.norm_of_ff(added)
+        torch.testing.assert_close(streams[weights.ff_scopes[0]].total[token], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("backend", "method"), [("torch", "direct"), ("torch", "operator"), ("cpu", "direct"), ("cpu", "operator")]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_maps(kind: str, backend: str, method: str) -> None:
+    given = mixture(kind)
+    scopes = (*given.weights.scopes, given.weights.expert_scope)
+    for rule in RULES[:3]:
+        expected = given.maps(scopes, "reference", rule=rule)
+        for small in (False, True):
+            found = given.maps(scopes, backend, method, rule=rule, small=small)
+            for scope in scopes:
+                torch.testing.assert_close(found.maps[scope], expected.maps[scope], rtol=0, atol=1e-10, msg=scope)
+                torch.testing.assert_close(found.bias[scope], expected.bias[scope], rtol=0, atol=1e-10, msg=scope)
+            torch.testing.assert_close(found.output, expected.output, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_one_scope_alone_and_some_queries(backend: str) -> None:
+    given = mixture("gated")
+    rows = torch.tensor([7, 2, 2])
+    every = given.maps((*given.weights.scopes, given.weights.expert_scope), "reference")
+    for scope in every.maps:
+        found = given.maps((scope,), backend, rows=rows)
+        torch.testing.assert_close(found.maps[scope], every.maps[scope][..., rows, :], rtol=0, atol=1e-10)
+        torch.testing.assert_close(found.output, every.output[rows], rtol=0, atol=1e-12)
+
+
+def test_maps_by_expert_are_in_the_order_of_the_routing() -> None:
+    """An expert without weight brings nothing, wherever it stands in a token's row."""
+    given = mixture("gated", active=3)
+    assert given.routing is not None
+    given.routing.weight[2, 1] = 0
+    scope = given.weights.expert_scope
+    found = given.maps((scope,)).maps[scope]
+    silent = (found == 0).all(-1)
+    assert silent.nonzero().tolist() == [[1, 2]]
+
+
+def test_one_expert_of_weight_one_is_a_dense_layer() -> None:
+    given = mixture("gated", experts=1, active=1)
+    assert given.routing is not None
+    given.routing.weight.fill_(1)
+    dense = RandomLayer(given.weights.expert(0), given.x, given.attention, None, None)
+    scopes = given.weights.scopes
+    for scope, tile in dense.maps(scopes).maps.items():
+        torch.testing.assert_close(given.maps(scopes).maps[scope], tile, rtol=0, atol=1e-12)
+
+
+def test_sets_of_experts() -> None:
+    routing = Routing(torch.tensor([[3, 1], [0, 2], [1, 3], [1, 3]]), torch.rand(4, 2))
+    found = {experts: (tokens.tolist(), slots.tolist()) for experts, tokens, slots in routing.by_set()}
+    assert found == {(0, 2): ([1], [[0, 1]]), (1, 3): ([0, 2, 3], [[1, 0], [0, 1], [0, 1]])}
+    of_one = {number: (tokens.tolist(), slots.tolist()) for number, tokens, slots in routing.by_expert()}
+    assert of_one == {0: ([1], [0]), 1: ([0, 2, 3], [1, 0, 0]), 2: ([1], [1]), 3: ([0, 2, 3], [0, 1, 1])}
+
+
+def test_stacked_parameters() -> None:
+    module = torch.nn.Module()
+    module.both = torch.nn.Parameter(torch.arange(48.0).view(2, 6, 4))  # [E, out, in]
+    module.shift = torch.nn.Parameter(torch.arange(12.0).view(2, 6))
+    found = stacked(Stacked(module, "both", "shift", start=1, step=2))
+    assert torch.equal(found.weight[1], module.both[1, 1::2].T)
+    assert found.bias is not None
+    assert torch.equal(found.bias, module.shift[:, 1::2])
+    turned = stacked(Stacked(module, "both", stop=2, out_last=True))
+    assert torch.equal(turned.weight, module.both[:, :, :2])
+
+
+@pytest.mark.parametrize("base", [False, True])
+def test_clamped_factors(base: bool) -> None:
+    """Against quadrature of so many points that kinks do not matter, and completeness to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    z = 3 * torch.randn(2, 50, NEURONS, generator=generator, dtype=torch.float64)
+    start = 2 * torch.randn(2, 1, NEURONS, generator=generator, dtype=torch.float64) if base else None
+    z[:, 0] = 0
+    clamp, activation = Clamp(limit=1.1, offset=1.0), ACTIVATIONS["quick_gelu"]
+    exact = clamp.slopes(z, activation, "exact", 0, start)
+    fine = clamp.slopes(z, activation, "midpoint", 20_000, start)
+    torch.testing.assert_close(exact, fine, rtol=0, atol=1e-3)
+    away = z if start is None else z - start
+    before = clamp.value(torch.zeros_like(z) if start is None else start.expand_as(z), activation)
+    torch.testing.assert_close((away * exact).sum(0), clamp.value(z, activation) - before, rtol=0, atol=1e-12)
+    unclamped = Clamp(limit=1e9, offset=0.0).slopes(z, activation, "exact", 0, start)
+    torch.testing.assert_close(unclamped, ig.slopes(z, activation, "exact", 0, start), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", [Riemann(3, "right"), Riemann(4, "trapezoid"), GaussLegendre(5)])
+def test_clamped_rules(rule: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(2, 6, NEURONS, generator=generator, dtype=torch.float64)
+    name, steps = ig.rule_of(rule)
+    found = Clamp(limit=1e9, offset=0.0).slopes(z, ACTIVATIONS["silu"], name, steps, None)
+    torch.testing.assert_close(found, ig.slopes(z, ACTIVATIONS["silu"], name, steps), rtol=0, atol=1e-12)
