@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     )
     from .ig import GaussLegendre, Riemann
     from .layer import LayerSpec
-    from .maps import Attribution, load
+    from .maps import Attribution
     from .parameters import Columns
     from .plan import Plan
+    from .stacks import StackedAttribution, load
 
 # Loaded at first use, see the end.
 _HOME = {
@@ -45,7 +46,8 @@ _HOME = {
     "ig": ("GaussLegendre", "Riemann"),
     "layer": ("LayerSpec",),
     "parameters": ("Columns",),
-    "maps": ("Attribution", "load"),
+    "maps": ("Attribution",),
+    "stacks": ("StackedAttribution", "load"),
     "plan": ("Plan",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
@@ -63,6 +65,7 @@ __all__ = [
     "OutOfMemory",
     "Plan",
     "Riemann",
+    "StackedAttribution",
     "UnsupportedModel",
     "Vectors",
     "__version__",

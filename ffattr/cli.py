@@ -302,7 +302,7 @@ def _load(name: str) -> tuple[Any, Any]:
 
 
 def _draw(attribution: Attribution, target: Path) -> None:
-    from .maps import replacing
+    from .files import replacing
 
     figure = attribution.plot()
     with replacing(target) as temporary:

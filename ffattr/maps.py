@@ -5,35 +5,23 @@ Shapes: ``L`` computed layers, ``B`` sequences, ``N`` selected query tokens, ``T
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
-import stat
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import FfattrError
+from .files import FileFormatError, write
 
 if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-__all__ = ["FORMAT_VERSION", "Attribution", "FileFormatError", "load", "replacing"]
+__all__ = ["Attribution"]
 
-FORMAT_VERSION = 1
-"""Version of the file layout of `Attribution.save`; raised when an older `load` could not read the file."""
-
-
-class FileFormatError(FfattrError, ValueError):
-    """A file is not one that `Attribution.save` wrote, is damaged, or is of a newer format."""
+_OPTIONAL = ("key_mask", "experts", "shares")  # tensors that not every attribution has
 
 
 @dataclass(eq=False, repr=False)
@@ -48,6 +36,11 @@ class Attribution:
     layers and tokens the first and the last-but-one axis stand for, ``mask`` ``[B, T]`` is True at real tokens,
     ``error`` ``[L, B]`` is the relative difference between the recomputed and the model's own layer output. ``plan``
     prints as what ran, ``arguments`` holds how it was asked for.
+
+    Keys are the same tokens as queries, but for attention from a decoder to an encoder: ``key_tokens`` and ``key_mask``
+    are then those of the encoder. Of a mixture of ``k`` experts for each token, ``experts`` ``[L, B, N, k]`` says which
+    ones (-1: none) and ``shares`` what their outputs were multiplied by; maps that are told apart by expert,
+    ``[L, B, k, N, T]``, are in this order.
     """
 
     maps: dict[str, Tensor]
@@ -60,6 +53,10 @@ class Attribution:
     error: Tensor
     plan: object = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    key_tokens: list[list[str]] | None = None
+    key_mask: Tensor | None = None
+    experts: Tensor | None = None
+    shares: Tensor | None = None
 
     def scope(self, name: str) -> str:
         """The name of a computed scope: ``"layer"`` stands for the last one. Raises `KeyError` listing the others."""
@@ -81,54 +78,34 @@ class Attribution:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file that `load` (and any safetensors reader) reads.
+        """Writes a safetensors file that `ffattr.load` reads: whole or not at all, never over half of an old one."""
+        write(path, *self._parts())
 
-        The file appears whole or not at all: it is written under another name beside ``path`` and then renamed.
-        """
+    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All tensors by name, and what else there is as JSON takes it."""
         tensors = {"mask": self.mask, "error": self.error}
         for scope in self.scopes:
             tensors[f"maps.{scope}"] = self.maps[scope]
             tensors[f"bias.{scope}"] = self.bias[scope]
+        for name in _OPTIONAL:
+            tensor = getattr(self, name)
+            if tensor is not None:
+                tensors[name] = tensor
         content = {
             "scopes": self.scopes,
             "layers": self.layers,
             "queries": self.queries,
             "tokens": self.tokens,
+            "key_tokens": self.key_tokens,
             "plan": None if self.plan is None else str(self.plan),
             "arguments": self.arguments,
         }
-        metadata = {
-            "format": "ffattr",
-            "format_version": str(FORMAT_VERSION),
-            "torch_version": str(torch.__version__),
-            "attribution": json.dumps(content, default=str),
-        }
-        with replacing(path) as temporary:
-            try:
-                save_file(_storable(tensors), temporary, metadata=metadata)
-            except safetensors.SafetensorError as error:  # what a full disk arrives as
-                raise OSError(f"could not write {os.fspath(path)!r}: {error}") from error
+        return tensors, content
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Attribution:
-        """Reads a file that `save` wrote; tensors come back on the CPU, ``plan`` as a string.
-
-        Raises `FileNotFoundError`, or `FileFormatError` that says whether the file is damaged, foreign or too new.
-        """
-        name = os.fspath(path)
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"no file {name!r}")
+    def _of_parts(cls, tensors: Mapping[str, Tensor], content: Any, name: str) -> Attribution:
+        """The inverse of `_parts`; ``name`` is that of the file."""
         try:
-            with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                _check_format(metadata, name)
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except safetensors.SafetensorError as error:
-            raise FileFormatError(
-                f"{name!r} is not a safetensors file, or is cut off or damaged ({error}); make it again with save()"
-            ) from error
-        try:
-            content = json.loads(metadata["attribution"])
             scopes = tuple(content["scopes"])
             attribution = cls(
                 maps={scope: tensors[f"maps.{scope}"] for scope in scopes},
@@ -141,8 +118,10 @@ class Attribution:
                 error=tensors["error"],
                 plan=content["plan"],
                 arguments=dict(content["arguments"]),
+                key_tokens=content.get("key_tokens"),
+                **{optional: tensors.get(optional) for optional in _OPTIONAL},
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles {error}") from error
         attribution._check_shapes(name)
         return attribution
@@ -151,7 +130,7 @@ class Attribution:
         """One row per scope, layer, sequence, query token and key token (real tokens only): its norm.
 
         Columns ``scope``, ``layer``, ``batch``, ``query``, ``key`` (positions), ``query_token``, ``key_token``,
-        ``norm``, and ``head`` (missing at the scopes summed over heads) where ``attn_heads`` is among ``scopes``.
+        ``norm``, and where a scope is told apart by head or by expert, ``head`` or ``expert`` (missing elsewhere).
         """
         import pandas as pd
 
@@ -160,17 +139,40 @@ class Attribution:
         frame = pd.concat(frames, ignore_index=True)
         for column in ("scope", "query_token", "key_token"):
             frame[column] = frame[column].astype("category")
-        if "head" in frame:
-            frame["head"] = frame["head"].astype("Int64")
+        for column in ("head", "expert"):
+            if column in frame:
+                frame[column] = frame[column].astype("Int64")
         return frame
 
+    def of_expert(self, number: int, scope: str | None = None) -> Tensor:
+        """What one expert carried, ``[L, B, N, T]``: zero for tokens that do not go to it.
+
+        ``scope`` names one that is told apart by expert (None: the only one). Raises ValueError where there is none.
+        """
+        apart = [name for name in self.scopes if _axis(name) == "expert"]
+        name = scope if scope is not None else apart[0] if apart else None
+        if self.experts is None or name not in apart:
+            raise ValueError(
+                f"scope {scope!r} is not told apart by expert; computed and told apart: {', '.join(apart) or 'none'}. "
+                'Ask attribute for scopes=["..._ff_experts"].'
+            )
+        chosen = (self.experts == number).movedim(-1, 2)[..., None]  # [L, B, k, N, 1]
+        return (self.maps[name] * chosen).sum(2)
+
     def plot(
-        self, scope: str = "layer", layer: int = -1, batch: int = 0, *, head: int | None = None, **options: Any
+        self,
+        scope: str = "layer",
+        layer: int = -1,
+        batch: int = 0,
+        *,
+        head: int | None = None,
+        expert: int | None = None,
+        **options: Any,
     ) -> Figure:
         """A matplotlib figure of one map, real tokens only.
 
         ``layer`` is the model's number of the layer, or negative: counted from the last computed one. ``head`` picks a
-        head of ``attn_heads``. ``options`` go to `ffattr.plot.map_figure`.
+        head of ``attn_heads``, ``expert`` one of a mixture. ``options`` go to `ffattr.plot.map_figure`.
         """
         from . import plot
 
@@ -179,6 +181,12 @@ class Attribution:
             raise IndexError(f"batch {batch} is out of range: there are {self.mask.shape[0]} sequences")
         values = self.maps[name][index, batch]
         title = f"{name}, layer {self.layers[index]}"
+        if _axis(name) == "expert":
+            if expert is None:
+                raise ValueError(f"scope {name} is told apart by expert: name one of them with expert=")
+            values, title = self.of_expert(expert, name)[index, batch], f"{title}, expert {expert}"
+        elif expert is not None:
+            raise ValueError(f"expert={expert} is for scopes told apart by expert; {name} is summed over experts")
         if name == "attn_heads":
             if head is None or not -values.shape[0] <= head < values.shape[0]:
                 raise ValueError(f"scope attn_heads has {values.shape[0]} heads; got head={head}: name one of them")
@@ -188,8 +196,8 @@ class Attribution:
         rows, keys = self._real(batch)
         return plot.map_figure(
             values[rows][:, keys],
-            [self._token(batch, self.queries[row]) for row in rows.tolist()],
-            [self._token(batch, key) for key in keys.tolist()],
+            [_token(self.tokens, batch, self.queries[row]) for row in rows.tolist()],
+            [_token(self._key_tokens, batch, key) for key in keys.tolist()],
             **{"title": title, **options},
         )
 
@@ -202,11 +210,16 @@ class Attribution:
 
     def _real(self, batch: int) -> tuple[Tensor, Tensor]:
         """Rows ``[N']`` and keys ``[T']`` of a map of sequence ``batch`` that are not padding."""
-        mask = self.mask[batch].cpu()
-        return mask[list(self.queries)].nonzero().flatten(), mask.nonzero().flatten()
+        rows = self.mask[batch].cpu()[list(self.queries)]
+        return rows.nonzero().flatten(), self._key_mask[batch].cpu().nonzero().flatten()
 
-    def _token(self, batch: int, position: int) -> str:
-        return self.tokens[batch][position] if self.tokens else str(position)
+    @property
+    def _key_tokens(self) -> list[list[str]]:
+        return self.tokens if self.key_tokens is None else self.key_tokens
+
+    @property
+    def _key_mask(self) -> Tensor:
+        return self.mask if self.key_mask is None else self.key_mask
 
     def _frame(self, scope: str, batch: int) -> pandas.DataFrame:
         import numpy as np
@@ -215,86 +228,50 @@ class Attribution:
         rows, keys = self._real(batch)
         values = self.maps[scope][:, batch].cpu()
         values = values[..., rows, :][..., keys]
-        by_head = scope == "attn_heads"
+        apart = _axis(scope)
         axes = [torch.tensor(self.layers), torch.tensor(self.queries)[rows], keys]
-        if by_head:
+        if apart:
             axes.insert(1, torch.arange(values.shape[1]))
         grid = [axis.flatten().numpy() for axis in torch.meshgrid(*axes, indexing="ij")]
         query, key = grid[-2], grid[-1]
-        token = np.array([self._token(batch, position) for position in range(self.mask.shape[1])], dtype=object)
+        query_token, key_token = (
+            np.array([_token(tokens, batch, position) for position in range(mask.shape[1])], dtype=object)
+            for tokens, mask in ((self.tokens, self.mask), (self._key_tokens, self._key_mask))
+        )
         columns: dict[str, Any] = {
             "scope": scope,
             "layer": grid[0],
             "batch": batch,
             "query": query,
             "key": key,
-            "query_token": token[query],
-            "key_token": token[key],
+            "query_token": query_token[query],
+            "key_token": key_token[key],
             "norm": values.flatten().to(torch.promote_types(values.dtype, torch.float32)).numpy(),
         }
-        if by_head:
-            columns["head"] = grid[1]
+        if apart == "expert":
+            assert self.experts is not None
+            numbers = self.experts[:, batch].cpu()[:, rows].transpose(1, 2)[..., None]  # [L, k, N', 1]
+            columns[apart] = numbers.expand(values.shape).flatten().numpy()
+        elif apart:
+            columns[apart] = grid[1]
         return pd.DataFrame(columns)
 
     def _check_shapes(self, name: str) -> None:
-        sequences, tokens = self.mask.shape if self.mask.dim() == 2 else (-1, -1)
+        sequences, tokens = self._key_mask.shape if self._key_mask.dim() == 2 else (-1, -1)
         outer, inner = (len(self.layers), sequences), (len(self.queries), tokens)
         for scope in self.scopes:
             shape = tuple(self.maps[scope].shape)
-            if shape[:2] + shape[-2:] != outer + inner or len(shape) != (5 if scope == "attn_heads" else 4):
+            if shape[:2] + shape[-2:] != outer + inner or len(shape) != (5 if _axis(scope) else 4):
                 raise FileFormatError(
                     f"{name!r}: the map {scope} has shape {list(shape)}, expected {[*outer, *inner]} (layers, "
                     "sequences, queries, tokens)"
                 )
 
 
-load = Attribution.load
+def _axis(scope: str) -> str | None:
+    """What a scope is told apart by, which its maps have as one more axis."""
+    return "head" if scope == "attn_heads" else "expert" if scope.endswith("_experts") else None
 
 
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The name of a temporary file beside ``path`` that replaces ``path`` if the block ends well and vanishes if not.
-
-    In the same folder, because renaming is atomic only within a file system; with the same suffix, because writers
-    tell formats by it.
-    """
-    target = Path(path).resolve()  # through a link to the file it names
-    if target.is_dir():
-        raise IsADirectoryError(f"{str(target)!r} is a folder, expected the name of a file to write")
-    if target.exists() and not target.is_file():  # renaming onto a device or a pipe would take its place
-        raise OSError(f"{str(target)!r} is a device or a pipe, expected the name of a file to write")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}")
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.{secrets.token_hex(4)}{target.suffix}")
-    try:
-        temporary.touch(exist_ok=False)
-        mode = stat.S_IMODE(temporary.stat().st_mode)
-        yield temporary
-        temporary.chmod(mode)  # what the user's umask says; safetensors makes files that only the user can read
-        os.replace(temporary, target)
-    except BaseException:  # an interrupt as well
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _check_format(metadata: Mapping[str, str], name: str) -> None:
-    if metadata.get("format") != "ffattr" or not metadata.get("format_version", "").isdecimal():
-        raise FileFormatError(f"{name!r} is a safetensors file, but not one that ffattr's save() wrote")
-    version = int(metadata["format_version"])
-    if version > FORMAT_VERSION:
-        raise FileFormatError(
-            f"{name!r} has format version {version}, this ffattr reads up to {FORMAT_VERSION}: upgrade ffattr"
-        )
-
-
-def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, and no two in one storage, which safetensors refuses."""
-    result: dict[str, Tensor] = {}
-    storages = set()
-    for name, tensor in tensors.items():
-        stored = tensor.detach().cpu().contiguous()
-        if stored.untyped_storage().data_ptr() in storages:
-            stored = stored.clone()
-        storages.add(stored.untyped_storage().data_ptr())
-        result[name] = stored
-    return result
+def _token(tokens: list[list[str]], batch: int, position: int) -> str:
+    return tokens[batch][position] if tokens else str(position)

@@ -6,7 +6,7 @@ import torch
 from synthetic import attribution
 from typer.testing import CliRunner
 
-from ffattr import api, backends, cli, maps
+from ffattr import api, backends, cli, files, load
 from ffattr.errors import ArchitectureMismatch, BackendUnavailable, OutOfMemory, UnsupportedModel
 from ffattr.ig import GaussLegendre, Riemann
 
@@ -119,7 +119,7 @@ def test_map_writes_files(calls, tmp_path):
     output, png = tmp_path / "maps.safetensors", tmp_path / "map.png"
     result = run("map", "m", "text", "-o", output, "--png", png)
     assert result.exit_code == 0, result.output
-    assert maps.load(output).layers == (0, 2, 5)
+    assert load(output).layers == (0, 2, 5)
     assert png.read_bytes().startswith(b"\x89PNG")
     assert sorted(tmp_path.iterdir()) == [png, output]
 
@@ -192,7 +192,7 @@ def test_ctrl_c_exits_with_130_and_leaves_no_file(calls, monkeypatch, tmp_path):
         filename.write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(maps, "save_file", half)
+    monkeypatch.setattr(files, "save_file", half)
     result = fails(130, "interrupted", "map", "m", "text", "-o", tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
     assert "maps:" not in result.stdout

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from synthetic import HEADS, POST_LN, PRE_LN, attribution
 
-from ffattr import maps
+from ffattr import files, load
 from ffattr.errors import FfattrError
-from ffattr.maps import FORMAT_VERSION, Attribution, FileFormatError
+from ffattr.files import FORMAT_VERSION, FileFormatError
 
 
 def test_layer_is_an_alias_for_the_last_scope():
@@ -36,7 +36,7 @@ def test_a_saved_file_loads_as_it_was(tmp_path, dtype):
     attr.maps = {scope: values.to(dtype) for scope, values in attr.maps.items()}
     path = tmp_path / "maps.safetensors"
     attr.save(path)
-    loaded = Attribution.load(path)
+    loaded = load(path)
     for ours, theirs in ((attr.maps, loaded.maps), (attr.bias, loaded.bias)):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[key], theirs[key]) and ours[key].dtype == theirs[key].dtype for key in ours)
@@ -54,7 +54,7 @@ def test_saving_takes_views_and_shared_tensors(tmp_path):
     attr.maps = {"atb": whole[0].transpose(-1, -2), "atb_ff": whole[1]}
     attr.bias["atb"] = attr.bias["atb_ff"]
     attr.save(tmp_path / "a.safetensors")
-    loaded = maps.load(tmp_path / "a.safetensors")
+    loaded = load(tmp_path / "a.safetensors")
     assert all(torch.equal(attr.maps[scope], loaded.maps[scope]) for scope in attr.scopes)
 
 
@@ -62,7 +62,7 @@ def test_text_of_any_script_survives(tmp_path):
     attr = attribution(("atb",), tokens=3, real=(3,))
     attr.tokens = [["Ġthe", "日本", '"\n\\']]
     attr.save(tmp_path / "a.safetensors")
-    assert maps.load(tmp_path / "a.safetensors").tokens == attr.tokens
+    assert load(tmp_path / "a.safetensors").tokens == attr.tokens
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), safetensors.SafetensorError("No space")])
@@ -79,7 +79,7 @@ def test_a_save_that_dies_leaves_no_file_and_the_old_one_whole(tmp_path, monkeyp
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(*((maps, "save_file", half) if place == "write" else (os, "replace", fail)))
+    monkeypatch.setattr(*((files, "save_file", half) if place == "write" else (os, "replace", fail)))
     with pytest.raises((OSError, KeyboardInterrupt, safetensors.SafetensorError)):
         attribution().save(path)
     assert path.read_bytes() == b"old"
@@ -133,7 +133,7 @@ def test_where_a_file_cannot_be_written(tmp_path):
 
 def test_loading_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no file .*nowhere"):
-        maps.load(tmp_path / "nowhere")
+        load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 100, -1])
@@ -142,17 +142,17 @@ def test_loading_a_truncated_file(tmp_path, keep):
     attribution().save(path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(FileFormatError, match="cut off or damaged"):
-        maps.load(path)
+        load(path)
 
 
 def test_loading_something_else(tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_text("hello, this is no safetensors file")
     with pytest.raises(FileFormatError, match="not a safetensors file"):
-        maps.load(path)
+        load(path)
     save_file({"weight": torch.zeros(2)}, path)
     with pytest.raises(FileFormatError, match="not one that ffattr"):
-        maps.load(path)
+        load(path)
     assert issubclass(FileFormatError, FfattrError)
     assert issubclass(FileFormatError, ValueError)
 
@@ -168,7 +168,7 @@ def test_loading_a_newer_format_says_to_upgrade(tmp_path):
     attribution().save(path)
     _rewrite(path, format_version=str(FORMAT_VERSION + 1))
     with pytest.raises(FileFormatError, match=f"format version {FORMAT_VERSION + 1}, .* upgrade ffattr"):
-        maps.load(path)
+        load(path)
 
 
 @pytest.mark.parametrize(
@@ -186,10 +186,10 @@ def test_loading_garbled_metadata(tmp_path, change, message):
         content = json.loads(file.metadata()["attribution"])
     _rewrite(path, attribution=json.dumps({**content, **change}))
     with pytest.raises(FileFormatError, match=message):
-        maps.load(path)
+        load(path)
     _rewrite(path, attribution="{")
     with pytest.raises(FileFormatError, match="garbles"):
-        maps.load(path)
+        load(path)
 
 
 def test_to_pandas_has_every_real_pair_once():

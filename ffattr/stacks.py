@@ -1,0 +1,125 @@
+"""Results of models with an encoder and a decoder, and reading any result from its file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .files import FileFormatError, read, write
+from .maps import Attribution
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+__all__ = ["STACKS", "StackedAttribution", "load"]
+
+STACKS = ("encoder", "decoder", "cross")
+
+
+@dataclass(eq=False, repr=False)
+class StackedAttribution(Attribution):
+    """Maps of an encoder and a decoder, and of the attention between them, each in its own `Attribution`.
+
+    ``stacks["encoder"]``: encoder tokens in encoder layers. In decoder layers, ``stacks["decoder"]`` is what decoder
+    tokens bring to decoder tokens, and ``stacks["cross"]`` what encoder tokens bring to them: ``[L, B, N, T']``. From
+    ``atb`` on, the vectors of both together and the bias add up to the decoder's stream.
+
+    ``maps`` and ``bias`` hold all of them by ``"<stack>.<scope>"``; the other fields are the decoder's (or, where only
+    the encoder was asked for, the encoder's).
+    """
+
+    stacks: dict[str, Attribution] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, stacks: Mapping[str, Attribution]) -> StackedAttribution:
+        """From one `Attribution` for each stack that was asked for."""
+        main = next(stacks[name] for name in ("decoder", "cross", "encoder") if name in stacks)
+        maps: dict[str, Tensor] = {}
+        bias: dict[str, Tensor] = {}
+        for name, stack in stacks.items():
+            maps |= {f"{name}.{scope}": tensor for scope, tensor in stack.maps.items()}
+            bias |= {f"{name}.{scope}": tensor for scope, tensor in stack.bias.items()}
+        return cls(
+            maps=maps,
+            bias=bias,
+            tokens=main.tokens,
+            layers=main.layers,
+            queries=main.queries,
+            scopes=tuple(maps),
+            mask=main.mask,
+            error=main.error,
+            plan=main.plan,
+            arguments=main.arguments,
+            stacks=dict(stacks),
+        )
+
+    def scope(self, name: str) -> str:
+        """The full name of a computed scope, ``"decoder.atb"``; ``"cross.layer"`` stands for the last of its stack."""
+        stack, _, scope = name.rpartition(".")
+        if stack not in self.stacks:
+            raise KeyError(
+                f"no scope {name!r} here: begin it with one of {', '.join(f'{stack}.' for stack in self.stacks)} "
+                f"Computed: {', '.join(self.scopes)}"
+            )
+        return f"{stack}.{self.stacks[stack].scope(scope)}"
+
+    def __repr__(self) -> str:
+        return f"StackedAttribution({', '.join(f'{name}: {stack!r}' for name, stack in self.stacks.items())})"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file that `ffattr.load` reads: whole or not at all, never over half of an old one."""
+        tensors: dict[str, Tensor] = {}
+        contents: dict[str, Any] = {}
+        for name, stack in self.stacks.items():
+            of_stack, contents[name] = stack._parts()
+            tensors |= {f"{name}.{key}": tensor for key, tensor in of_stack.items()}
+        write(path, tensors, {"stacks": contents})
+
+    def to_pandas(self, scopes: str | Sequence[str] | None = None) -> pandas.DataFrame:
+        """As `Attribution.to_pandas`, with a column ``stack``; ``scopes`` are full names."""
+        import pandas as pd
+
+        names = self.scopes if scopes is None else (scopes,) if isinstance(scopes, str) else tuple(scopes)
+        frames = []
+        for name in names:
+            stack, _, scope = self.scope(name).rpartition(".")
+            frames.append(self.stacks[stack].to_pandas(scope).assign(stack=stack))
+        frame = pd.concat(frames, ignore_index=True)
+        for column in ("stack", "scope", "query_token", "key_token"):
+            frame[column] = frame[column].astype("category")
+        return frame
+
+    def plot(self, scope: str = "decoder.layer", layer: int = -1, batch: int = 0, **options: Any) -> Figure:
+        """As `Attribution.plot`, of a scope by its full name."""
+        stack, _, of_stack = self.scope(scope).rpartition(".")
+        title = f"{stack}: {of_stack}, layer {self.stacks[stack].layers[self.stacks[stack]._layer_index(layer)]}"
+        return self.stacks[stack].plot(of_stack, layer, batch, **{"title": title, **options})
+
+    def of_expert(self, number: int, scope: str | None = None) -> Tensor:
+        """As `Attribution.of_expert`, of a scope by its full name."""
+        stack, _, of_stack = self.scope(scope or "").rpartition(".")
+        return self.stacks[stack].of_expert(number, of_stack)
+
+
+def load(path: str | os.PathLike[str]) -> Attribution:
+    """Reads a file that ``save`` wrote; tensors come back on the CPU, ``plan`` as a string.
+
+    Raises `FileNotFoundError`, or `FileFormatError` that says whether the file is damaged, foreign or too new.
+    """
+    name = os.fspath(path)
+    tensors, content = read(path)
+    if not isinstance(content, dict) or "stacks" not in content:
+        return Attribution._of_parts(tensors, content, name)
+    if not isinstance(content["stacks"], dict) or not content["stacks"].keys() & set(STACKS):
+        raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles 'stacks'")
+    stacks = {}
+    for stack, part in content["stacks"].items():
+        prefix = f"{stack}."
+        of_stack = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        stacks[stack] = Attribution._of_parts(of_stack, part, name)
+    return StackedAttribution.of(stacks)
