@@ -1,8 +1,9 @@
-# make demo | test | lint | format | clean. The first run creates .venv and builds the package; later runs reuse both.
+# make demo | test | test-models | lint | format | clean. The first run creates .venv and builds the package; later runs
+# reuse both.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: all demo test lint format install clean distclean always
+.PHONY: all demo test test-models lint format install clean distclean always
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -25,6 +26,10 @@ demo: install
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+# Slower, and downloads 500 MB on first use: no part of what a change must pass.
+test-models: install $(VENV)/.more-models
+	$(BIN)/python -m pytest tests/models $(PYTEST_ARGS)
+
 lint: $(VENV)/.pins
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,7 +47,11 @@ $(VENV)/.pins: requirements-dev.txt
 	@[[ -n "$(PYTHON)" ]] || { echo "no python3 >= 3.11 with venv found; name one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	[[ -x $(BIN)/python ]] || $(PYTHON) -m venv $(VENV)
 	sed '/^# models:/,$$d' $< | $(PIP) -r /dev/stdin
-	sed -n '/^# models:/,$$p' $< | $(PIP) --no-deps -r /dev/stdin
+	sed -n '/^# models:/,/^# more models:/p' $< | $(PIP) --no-deps -r /dev/stdin
+	touch $@
+
+$(VENV)/.more-models: $(VENV)/.pins
+	sed -n '/^# more models:/,$$p' requirements-dev.txt | $(PIP) --no-deps -r /dev/stdin
 	touch $@
 
 # Written anew only where it changes.

@@ -1,4 +1,4 @@
-"""Three ways to see the queries, keys and mask of an attention module while it runs.
+"""Three ways to see the attention of a module while it runs: its queries, keys and mask, or else its weights.
 
 Each is a context manager that calls ``sink(layer, Attention)`` and undoes everything on the way out.
 """
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from .attention import Attention
+from .attention import Attention, QueryKey, Weights
 from .errors import CaptureError, UnsupportedModel
 
-__all__ = ["Sink", "attention_interface", "called_sdpa", "multihead"]
+__all__ = ["Sink", "attention_interface", "calls_interface", "multihead", "own_attention"]
 
 Sink = Callable[[int, Attention], None]
 
@@ -28,8 +28,13 @@ _numbers = itertools.count()
 _originals: dict[str, str] = {}  # the private names in use, with the implementation that each one stands for
 
 # Keyword arguments through which a transformers attention function can be told to compute something else.
-_CHANGING = ("sinks", "position_bias", "head_mask", "cache")
+_CHANGING = ("sinks", "head_mask", "cache")
 _EAGER = ("softcap", "s_aux")  # that transformers' sdpa does not read
+
+
+def calls_interface(module: nn.Module) -> bool:
+    """Whether a module finds its attention function through transformers' attention interface."""
+    return _module_global(module, "ALL_ATTENTION_FUNCTIONS", None) is not None
 
 
 @contextmanager
@@ -82,7 +87,7 @@ def _wrapper(original: str, sdpa: Callable[..., Any], index_of: Mapping[int, int
 
 def _seen(
     module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, sdpa: bool, kwargs: Mapping[str, Any]
-) -> Attention:
+) -> QueryKey:
     what = type(module).__name__
     for name in (*_CHANGING, *_EAGER) if sdpa else _CHANGING:
         if kwargs.get(name) is not None:
@@ -93,7 +98,8 @@ def _seen(
     scale = kwargs.get("scaling")
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    return Attention(
+    bias = kwargs.get("position_bias")
+    return QueryKey(
         query=query,
         key=key,
         scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
@@ -101,6 +107,7 @@ def _seen(
         causal=sdpa and mask is None and query.shape[-2] > 1 and bool(causal),
         softcap=kwargs.get("softcap"),
         sinks=kwargs.get("s_aux"),
+        bias=None if bias is None else _four_dimensions(bias),
         single=not sdpa,  # most of transformers' eager functions do
     )
 
@@ -151,7 +158,7 @@ def _multihead_hook(index: int, sink: Sink) -> Callable[..., None]:
         if padding is not None:
             padding = padding.view(batch, 1, 1, length)
             mask = padding if mask is None else mask + padding
-        sink(index, Attention(query, key, query.shape[-1] ** -0.5, mask, causal))
+        sink(index, QueryKey(query, key, query.shape[-1] ** -0.5, mask, causal))
 
     return hook
 
@@ -164,8 +171,9 @@ def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 @contextmanager
-def called_sdpa(modules: Mapping[int, nn.Module], sink: Sink) -> Iterator[None]:
-    """Record the ``scaled_dot_product_attention`` that any other module calls in its forward."""
+def own_attention(modules: Mapping[int, nn.Module], heads: Mapping[int, int], sink: Sink) -> Iterator[None]:
+    """Record what any other module computes in its forward: ``scaled_dot_product_attention`` by its arguments, or else
+    a softmax over the keys by its result, with the number of query heads of each layer's module in ``heads``."""
     running: list[int] = []
     with ExitStack() as stack:
         for index, module in modules.items():
@@ -178,23 +186,44 @@ def called_sdpa(modules: Mapping[int, nn.Module], sink: Sink) -> Iterator[None]:
 
             stack.callback(module.register_forward_pre_hook(enter).remove)
             stack.callback(module.register_forward_hook(leave, always_call=True, prepend=True).remove)
-        stack.enter_context(_Watch(running, sink))
+        stack.enter_context(_Watch(running, heads, sink))
         yield
 
 
+_SOFTMAX = (nn.functional.softmax, torch.softmax, Tensor.softmax)  # nn.Softmax calls the first
+
+
 class _Watch(TorchFunctionMode):
-    def __init__(self, running: list[int], sink: Sink) -> None:
+    def __init__(self, running: list[int], heads: Mapping[int, int], sink: Sink) -> None:
         super().__init__()
         self._running = running
+        self._heads = heads
         self._sink = sink
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is nn.functional.scaled_dot_product_attention and self._running:
-            self._sink(self._running[-1], _sdpa_call(*args, **kwargs))
-        return func(*args, **kwargs)
+        if not self._running:
+            return func(*args, **kwargs)
+        index = self._running[-1]
+        if func is nn.functional.scaled_dot_product_attention:
+            self._sink(index, _sdpa_call(*args, **kwargs))
+        result = func(*args, **kwargs)
+        if func in _SOFTMAX:
+            weights = _over_keys(result, kwargs.get("dim", args[1] if len(args) > 1 else None), self._heads[index])
+            if weights is not None:
+                self._sink(index, weights)
+        return result
+
+
+def _over_keys(result: Tensor, dim: int | None, heads: int) -> Weights | None:
+    """Attention weights ``[B, H, T, T]`` or ``[B * H, T, T]``; None for a softmax of anything else (a router's)."""
+    if dim not in (-1, result.dim() - 1):
+        return None
+    if result.dim() == 3 and result.shape[0] % heads == 0 and result.shape[1] == result.shape[2]:
+        result = result.unflatten(0, (-1, heads))
+    return Weights(result) if result.dim() == 4 and result.shape[1] == heads else None
 
 
 def _sdpa_call(
@@ -206,9 +235,13 @@ def _sdpa_call(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
-) -> Attention:
+) -> QueryKey:
     if query.dim() != 4:
         raise CaptureError(f"scaled_dot_product_attention got queries {tuple(query.shape)}, expected [B, H, T, dh]")
-    if attn_mask is not None:
-        attn_mask = attn_mask[(None,) * (4 - attn_mask.dim())]
-    return Attention(query, key, query.shape[-1] ** -0.5 if scale is None else float(scale), attn_mask, is_causal)
+    mask = None if attn_mask is None else _four_dimensions(attn_mask)
+    return QueryKey(query, key, query.shape[-1] ** -0.5 if scale is None else float(scale), mask, is_causal)
+
+
+def _four_dimensions(mask: Tensor) -> Tensor:
+    """``[..., T, T]`` with as many dimensions as ``[B, H, T, T]``."""
+    return mask[(None,) * (4 - mask.dim())]

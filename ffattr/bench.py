@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import backends, engine, reference, torch_ops
 from .activations import ACTIVATIONS
-from .attention import Attention
+from .attention import QueryKey
 from .backends import Backend
 from .errors import FfattrError, OutOfMemory
 from .layer import LayerWeights
@@ -81,7 +81,7 @@ class Case:
 
     weights: LayerWeights
     x: Tensor
-    attention: Attention
+    attention: QueryKey
 
     @classmethod
     def random(
@@ -124,7 +124,7 @@ class Case:
         )
         head_dim = width // heads
         query, key = random(heads, tokens, head_dim), random(heads, tokens, head_dim)
-        return cls(weights, random(tokens, width), Attention(query, key, head_dim**-0.5, causal=size.causal))
+        return cls(weights, random(tokens, width), QueryKey(query, key, head_dim**-0.5, causal=size.causal))
 
     def cast(self, dtype: torch.dtype) -> Case:
         def part(of: Any) -> Any:

@@ -5,30 +5,32 @@ The model's attention function is wrapped, never replaced: its output stays what
 
 from __future__ import annotations
 
-import inspect
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .adapters import Adapted
 from .attention import Attention, LayerRecord
-from .attention_capture import Sink, attention_interface, called_sdpa, multihead
-from .errors import CaptureError, NonFiniteError, UnsupportedModel
-from .inputs import token_mask
+from .attention_capture import Sink, attention_interface, calls_interface, multihead, own_attention
+from .errors import CaptureError, NonFiniteError
+from .forward import configs, hidden_states, require_same, switches, undisturbed
+from .module_capture import routings, values_read
 
-__all__ = ["record"]
+__all__ = ["first_attention", "record"]
 
 OnLayer = Callable[[LayerRecord], None]
 
-# Relative difference of the final hidden states above which recording is taken to have changed the model's output.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+# What a layer calls once, by the field of its record that is seen there.
+_CALLED = {
+    "attention": "attention function",
+    "cross": "cross-attention",
+    "states": "values of cross-attention",
+    "routing": "experts",
+}
 
-_lock = threading.RLock()  # captures in several threads would take each other's changes to a shared config for original
 _active: ContextVar[_Recorder | None] = ContextVar("ffattr_active_capture", default=None)
 
 
@@ -38,41 +40,70 @@ def record(
     on_layer: OnLayer,
     layers: Sequence[int] | None = None,
     verify: bool = True,
+    mask: Tensor | None = None,
+    encoder_mask: Tensor | None = None,
 ) -> None:
     """Run ``adapted.base(**kwargs)`` once and hand each layer's `LayerRecord` to ``on_layer`` while the layer runs.
 
     The record is dropped afterwards, so memory holds one layer at a time. Records come in the order in which the layers
-    run; captures in other threads wait. ``verify`` runs the untouched model first and compares the final hidden states
-    of the valid tokens.
+    run; captures in other threads wait. ``verify`` runs the untouched model first and compares the final hidden states.
+    ``mask`` ``[B, T]`` says which tokens are valid (None: all); what padding holds is not looked at. Of a model with an
+    encoder and a decoder it is the decoder's, ``encoder_mask`` the encoder's.
     """
     base = adapted.base
     wanted = _wanted(adapted, layers)
-    if any(module.training for module in base.modules()):
-        raise CaptureError(
-            f"{type(base).__name__} is in training mode, where dropout makes every run different. Call model.eval()."
-        )
-    kwargs = {**kwargs, **_switches(base, kwargs)}
-    with _lock, torch.no_grad(), _uncompiled(base), _no_fastpath():
-        plain = _hidden(base(**kwargs)) if verify else None
-        recorder = _Recorder(adapted, wanted, kwargs, on_layer)
+    kwargs = {**kwargs, **switches(base, kwargs)}
+    with undisturbed(base):
+        plain = hidden_states(base(**kwargs)) if verify else None
+        recorder = _Recorder(adapted, wanted, mask, on_layer, encoder_mask)
         with recorder.installed():
             output = base(**kwargs)
     recorder.finish()
     if plain is not None:
-        _compare(plain, _hidden(output), recorder)
+        of_output = mask if adapted.batch_first or mask is None else mask.T
+        require_same(plain, hidden_states(output), base, of_output)
+
+
+def first_attention(adapted: Adapted, kwargs: Mapping[str, Any]) -> Attention:
+    """Run ``adapted.base(**kwargs)`` up to the attention of its first layer, which is what is returned.
+
+    It tells how many tokens an image or a recording makes, and which of them are padding.
+    """
+    base = adapted.base
+    with undisturbed(base):
+        recorder = _First(adapted, [0], None, lambda recorded: None)
+        try:
+            with recorder.installed():
+                base(**{**kwargs, **switches(base, kwargs)})
+        except _Reached as reached:
+            return reached.attention
+    raise CaptureError(f"the forward pass of {type(base).__name__} ended before the attention of its first layer")
 
 
 class _Recorder:
-    """Collects the attention of a layer, and hands it over with the layer's input and output when the layer ends."""
+    """Collects the attention of a layer, and hands it over with the layer's input and output when the layer ends.
 
-    def __init__(self, adapted: Adapted, wanted: Sequence[int], kwargs: Mapping[str, Any], on_layer: OnLayer) -> None:
+    Layers may share one module (ALBERT): its first run is the first of them, and so on. A module goes by the first
+    layer that has it.
+    """
+
+    def __init__(
+        self,
+        adapted: Adapted,
+        wanted: Sequence[int],
+        mask: Tensor | None,
+        on_layer: OnLayer,
+        encoder_mask: Tensor | None = None,
+    ) -> None:
         self.adapted = adapted
         self.wanted = wanted
-        self.kwargs = kwargs
+        self.mask = mask
+        self.encoder_mask = encoder_mask
         self.on_layer = on_layer
         self.done: set[int] = set()
-        self.mask: Tensor | None = None
-        self._pending: dict[int, Attention] = {}
+        self._layers_of = {layers[0]: layers for layers in _sharing(adapted) if not set(layers).isdisjoint(wanted)}
+        self._runs = dict.fromkeys(self._layers_of, 0)
+        self._pending: dict[int, dict[str, Any]] = {}  # of layers that run, the fields of their records so far
 
     @property
     def listening(self) -> bool:
@@ -83,21 +114,31 @@ class _Recorder:
     def installed(self) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(_set_active(self))
-            for index in self.wanted:
-                hook = self.adapted.layers[index].module.register_forward_hook(
-                    self._layer_hook(index), with_kwargs=True
+            for first in self._layers_of:
+                hook = self.adapted.layers[first].module.register_forward_hook(
+                    self._layer_hook(first), with_kwargs=True
                 )
                 stack.callback(hook.remove)
-            modules = {index: self.adapted.layers[index].attention for index in self.wanted}
+            specs = {first: self.adapted.layers[first] for first in self._layers_of}
+            modules = {first: spec.attention for first, spec in specs.items()}
+            heads = {first: spec.heads for first, spec in specs.items()}
+            for first, spec in specs.items():
+                if spec.cross is not None:
+                    modules[first + self._count], heads[first + self._count] = spec.cross.attention, spec.cross.heads
             torch_modules = {i: module for i, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
-            others = {i: module for i, module in modules.items() if i not in torch_modules}
+            callers = {i: module for i, module in modules.items() if calls_interface(module)}
+            others = {i: module for i, module in modules.items() if i not in torch_modules and i not in callers}
             sink: Sink = self._attention
             if torch_modules:
                 stack.enter_context(multihead(torch_modules, sink))
+            if callers:
+                stack.enter_context(attention_interface(configs(self.adapted.base), callers, sink))
             if others:
-                configs = _configs(self.adapted.base)
-                source = attention_interface(configs, others, sink) if configs else called_sdpa(others, sink)
-                stack.enter_context(source)
+                stack.enter_context(own_attention(others, heads, sink))
+            experts = {first: spec.experts for first, spec in specs.items() if spec.experts is not None}
+            stack.enter_context(routings(experts, lambda first, routing: self._keep(first, "routing", routing)))
+            values = {first: spec.cross.value for first, spec in specs.items() if spec.cross is not None}
+            stack.enter_context(values_read(values, lambda first, states: self._keep(first, "states", states)))
             yield
 
     def finish(self) -> None:
@@ -105,48 +146,97 @@ class _Recorder:
         if missing:
             raise CaptureError(f"layers {missing} of {self._what} did not run in the forward pass")
 
-    def _attention(self, index: int, attention: Attention) -> None:
+    @property
+    def _count(self) -> int:
+        """Cross-attention goes by the number of its layer and this."""
+        return len(self.adapted.layers)
+
+    def _attention(self, number: int, attention: Attention) -> None:
         if not self.listening:
             return
-        if index in self._pending:
-            raise CaptureError(f"layer {index} of {self._what} called its attention function twice, expected once")
-        spec = self.adapted.layers[index]
-        query, key = attention.query, attention.key
-        if query.shape[-2] != key.shape[-2]:
+        first, cross = number % self._count, number >= self._count
+        index = self._running(first)
+        _, heads, queries, keys = attention.shape
+        if queries != keys and not cross:
             raise CaptureError(
-                f"layer {index} of {self._what}: {query.shape[-2]} queries but {key.shape[-2]} keys. A cache of past "
+                f"layer {index} of {self._what}: {queries} queries but {keys} keys. A cache of past "
                 "keys or a prefix is in use; pass the whole sequence at once, without past_key_values."
             )
-        if query.shape[1] != spec.heads:
-            raise CaptureError(
-                f"layer {index} of {self._what} has {query.shape[1]} query heads, its adapter says {spec.heads}"
-            )
-        self._pending[index] = attention
+        part = self.adapted.layers[index].cross if cross else self.adapted.layers[index]
+        assert part is not None
+        if heads != part.heads:
+            raise CaptureError(f"layer {index} of {self._what} has {heads} query heads, its adapter says {part.heads}")
+        self._keep(first, "cross" if cross else "attention", attention)
 
-    def _layer_hook(self, index: int) -> Callable[..., None]:
+    def _keep(self, first: int, name: str, value: Any) -> None:
+        """A field of the record of the layer that runs."""
+        if not self.listening:
+            return
+        fields = self._pending.setdefault(first, {})
+        if name in fields:
+            raise CaptureError(
+                f"layer {self._running(first)} of {self._what} called its {_CALLED[name]} twice, expected once"
+            )
+        fields[name] = value
+
+    def _running(self, first: int) -> int:
+        """Which layer it is that a module runs as."""
+        layers = self._layers_of[first]
+        return layers[min(self._runs[first], len(layers) - 1)]
+
+    def _next(self, first: int) -> int:
+        """Which layer it is that a module has just run as."""
+        layers, ran = self._layers_of[first], self._runs[first]
+        if ran == len(layers):
+            what = f"layer {first} of {self._what} ran twice in one forward pass, expected once"
+            if ran > 1:
+                what = (
+                    f"the module that layers {layers} of {self._what} share ran {ran + 1} times in one forward pass, "
+                    f"expected {ran}"
+                )
+            raise CaptureError(what)
+        self._runs[first] += 1
+        return layers[ran]
+
+    def _layer_hook(self, first: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if not self.listening:
                 return
-            if index in self.done:
-                raise CaptureError(f"layer {index} of {self._what} ran twice in one forward pass, expected once")
-            attention = self._pending.pop(index, None)
-            if attention is None:
-                raise CaptureError(
-                    f"layer {index} of {self._what} handed over no attention: its attention module "
-                    f"({type(self.adapted.layers[index].attention).__name__}) does not call transformers' attention "
-                    "interface, nn.MultiheadAttention or scaled_dot_product_attention in a way that can be recorded"
-                )
+            index = self._next(first)
+            fields = self._pending.pop(first, {})
+            if index not in self.wanted:
+                return
+            self._check_whole(index, fields)
             before = self._tokens(args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()))))
             after = self._tokens(output if isinstance(output, Tensor) else output[0])
-            if self.mask is None:
-                self.mask = token_mask(self.kwargs, before.shape[0], before.shape[1], before.device)
             for name, hidden in (("input", before), ("output", after)):
-                self._check_finite(f"the {name} of layer {index}", hidden)
+                self._check_finite(f"the {name} of layer {index}", hidden, self._mask_of(index))
             self.done.add(index)
             with _set_active(None):
-                self.on_layer(LayerRecord(index, before, after, attention))
+                self.on_layer(LayerRecord(index, before, after, **fields))
 
         return hook
+
+    def _check_whole(self, index: int, fields: Mapping[str, Any]) -> None:
+        """Whether everything has been seen that the layer's record needs."""
+        spec = self.adapted.layers[index]
+        parts = {"attention": spec.attention, "cross": spec.cross and spec.cross.attention}
+        for name, module in parts.items():
+            if module is not None and name not in fields:
+                raise CaptureError(
+                    f"layer {index} of {self._what} handed over no {'cross-' * (name == 'cross')}attention: its "
+                    f"attention module ({type(module).__name__}) does not call transformers' attention interface, "
+                    "nn.MultiheadAttention, scaled_dot_product_attention or a softmax over the keys in a way that can "
+                    "be recorded"
+                )
+        if spec.experts is not None and "routing" not in fields:
+            raise CaptureError(
+                f"layer {index} of {self._what} did not call its experts ({type(spec.experts).__name__}): a kernel may "
+                "have taken their place. Load the model without kernels from the hub."
+            )
+
+    def _mask_of(self, index: int) -> Tensor | None:
+        return self.encoder_mask if index in self.adapted.stacks.get("encoder", ()) else self.mask
 
     def _tokens(self, hidden: Tensor) -> Tensor:
         """``[B, T, d]`` of whatever layout the model uses."""
@@ -154,12 +244,11 @@ class _Recorder:
             return hidden[None]
         return hidden if self.adapted.batch_first else hidden.transpose(0, 1)
 
-    def _check_finite(self, what: str, hidden: Tensor) -> None:
+    def _check_finite(self, what: str, hidden: Tensor, mask: Tensor | None) -> None:
         finite = hidden.isfinite().all(-1)
         if finite.all():
             return
-        assert self.mask is not None
-        bad = self.mask.to(finite.device) & ~finite
+        bad = ~finite if mask is None else mask.to(finite.device) & ~finite
         if bad.any():
             batch, token = bad.nonzero()[0].tolist()
             raise NonFiniteError(
@@ -172,37 +261,24 @@ class _Recorder:
         return f"{type(self.adapted.base).__name__} ({self.adapted.family})"
 
 
-def _compare(plain: Tensor, recorded: Tensor, recorder: _Recorder) -> None:
-    mask = recorder.mask
-    if mask is not None and plain.dim() == 3 and recorder.adapted.batch_first and plain.shape[:2] == mask.shape:
-        plain, recorded = plain[mask.to(plain.device)], recorded[mask.to(plain.device)]
-    elif mask is not None and plain.dim() == 3 and plain.shape[:2] == mask.T.shape:
-        plain, recorded = plain[mask.T.to(plain.device)], recorded[mask.T.to(plain.device)]
-    plain, recorded = plain.double(), recorded.double()
-    error = float((recorded - plain).norm() / plain.norm().clamp_min(1e-30))
-    tolerance = _TOLERANCE.get(_dtype(recorder.adapted.base), 1e-4)
-    if not error <= tolerance:
-        raise CaptureError(
-            f"recording changed output of {recorder._what}: the final hidden states differ by {error:.1e} (relative), "
-            f"expected at most {tolerance:.0e}. The model is random in eval mode, or its attention implementation "
-            'differs from sdpa; try model.set_attn_implementation("sdpa") or "eager".'
-        )
+class _First(_Recorder):
+    """Stops at the first attention instead of recording it."""
+
+    def _attention(self, first: int, attention: Attention) -> None:
+        if self.listening:
+            raise _Reached(attention)
 
 
-def _dtype(base: nn.Module) -> torch.dtype:
-    """The narrowest floating dtype of the parameters, or of autocast."""
-    found = {parameter.dtype for parameter in base.parameters() if parameter.is_floating_point()}
-    for parameter in base.parameters():
-        if torch.is_autocast_enabled(parameter.device.type):
-            found.add(torch.get_autocast_dtype(parameter.device.type))
-        break
-    return max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+class _Reached(BaseException):
+    """Past any handler of errors on its way."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.attention = attention
 
 
 def _wanted(adapted: Adapted, layers: Sequence[int] | None) -> list[int]:
     count = len(adapted.layers)
-    if len({id(spec.module) for spec in adapted.layers}) < count:
-        raise UnsupportedModel(f"layers of {type(adapted.base).__name__} share one module; each has to be its own")
     if layers is None:
         return list(range(count))
     for index in layers:
@@ -211,31 +287,12 @@ def _wanted(adapted: Adapted, layers: Sequence[int] | None) -> list[int]:
     return sorted({index % count for index in layers})
 
 
-def _switches(base: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments that keep the model from caching, or from collecting what nobody asked for."""
-    switches: dict[str, Any] = {}
-    if "use_cache" in kwargs or "use_cache" in inspect.signature(base.forward).parameters:
-        switches["use_cache"] = False
-    for name in ("output_hidden_states", "output_attentions"):
-        if getattr(getattr(base, "config", None), name, False):
-            switches[name] = False
-    return switches
-
-
-def _hidden(output: Any) -> Tensor:
-    """The final hidden states of a tensor, a tuple or a transformers ModelOutput."""
-    found = output if isinstance(output, Tensor) else output[0] if not isinstance(output, dict) else None
-    if found is None:
-        found = next((value for value in output.values() if isinstance(value, Tensor)), None)
-    if not isinstance(found, Tensor):
-        raise CaptureError(f"the model returned a {type(output).__name__} that does not start with a tensor")
-    return found
-
-
-def _configs(base: nn.Module) -> list[Any]:
-    """Each configuration of a transformers model or its parts that names an attention implementation."""
-    configs = [getattr(module, "config", None) for module in base.modules()]
-    return list({id(config): config for config in configs if hasattr(config, "_attn_implementation_internal")}.values())
+def _sharing(adapted: Adapted) -> list[list[int]]:
+    """The layers of each module, in the order in which it runs as them."""
+    found: dict[int, list[int]] = {}
+    for index, spec in enumerate(adapted.layers):
+        found.setdefault(id(spec.module), []).append(index)
+    return list(found.values())
 
 
 @contextmanager
@@ -245,22 +302,3 @@ def _set_active(recorder: _Recorder | None) -> Iterator[None]:
         yield
     finally:
         _active.reset(token)
-
-
-@contextmanager
-def _no_fastpath() -> Iterator[None]:
-    """PyTorch's fused encoder layer calls no hooks, and takes any float mask for a boolean one (NaN in torch 2.13)."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _uncompiled(base: nn.Module) -> Any:
-    """Hooks added after torch.compile never fire in the compiled code, so what is compiled runs eagerly here."""
-    compiled = any(
-        getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in base.modules()
-    )
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

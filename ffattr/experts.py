@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from . import loaded
 from .parameters import Linear
 
 __all__ = ["Routing", "Stacked", "expert", "stacked"]
@@ -67,12 +68,13 @@ class Routing:
 
 
 def stacked(part: Stacked) -> Linear:
-    """The parameters of all experts, ``[E, in, out]`` and ``[E, out]``, in the model's dtype: views, nothing copied."""
-    weight = getattr(part.module, part.weight).detach()
+    """The parameters of all experts, ``[E, in, out]`` and ``[E, out]``, in the model's dtype."""
+    with loaded.fetched(part.module):
+        weight = loaded.dense(getattr(part.module, part.weight))
+        bias = None if part.bias is None else loaded.dense(getattr(part.module, part.bias))
     weight = weight if part.out_last else weight.mT
     features = slice(part.start, part.stop, part.step)
-    bias = None if part.bias is None else getattr(part.module, part.bias).detach()[:, features]
-    return Linear(weight[..., features], bias)
+    return Linear(weight[..., features], None if bias is None else bias[:, features])
 
 
 def expert(projection: Linear, number: int, dtype: torch.dtype) -> Linear:

@@ -12,24 +12,38 @@ from torch import Tensor, nn
 
 from .adapters import Adapted
 from .errors import UnsupportedModel
+from .signals import SIGNALS, check_signal, signal_tokens
 
-__all__ = ["Inputs", "prepare", "token_mask"]
+__all__ = ["Inputs", "Tokens", "prepare"]
 
 # Left out silently: targets, what a tokenizer returns besides the model's inputs, and switches that capturing sets.
 _TARGETS = ("labels", "next_sentence_label", "start_positions", "end_positions")
 _EXTRAS = ("special_tokens_mask", "offset_mapping", "length", "overflowing_tokens", "overflow_to_sample_mapping")
 _SWITCHES = ("use_cache", "output_attentions", "output_hidden_states", "return_dict")
 _IGNORED = frozenset((*_TARGETS, *_EXTRAS, *_SWITCHES, "num_truncated_tokens"))
-_CONTENT = ("input_ids", "inputs_embeds", "src")
+_TEXT = ("input_ids", "inputs_embeds", "src")
+_CONTENT = (*_TEXT, *SIGNALS)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """``mask`` ``[B, T]`` (True: a valid token) and ``tokens`` ``[B][T]``."""
+
+    mask: Tensor
+    tokens: list[list[str]]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """``kwargs`` for the base model's forward, ``mask`` ``[B, T]`` (True: a valid token), ``tokens`` ``[B][T]``."""
+    """``kwargs`` for the base model's forward, ``mask`` ``[B, T]`` (True: a valid token), ``tokens`` ``[B][T]``.
+
+    Of a model with an encoder and a decoder the latter two are the decoder's, and the other's are in ``encoder``.
+    """
 
     kwargs: dict[str, Any]
     mask: Tensor
     tokens: list[list[str]]
+    encoder: Tokens | None = None
 
 
 def prepare(adapted: Adapted, model: nn.Module, inputs: Any, tokenizer: Any = None) -> Inputs:
@@ -39,7 +53,7 @@ def prepare(adapted: Adapted, model: nn.Module, inputs: Any, tokenizer: Any = No
     its own. Padding of mappings is taken as given.
     """
     parameters = inspect.signature(adapted.base.forward).parameters
-    first = next(iter(parameters))  # input_ids, src
+    first = next(iter(parameters))  # input_ids, src, pixel_values
     if isinstance(inputs, str) or _is_texts(inputs):
         given = _encode(adapted, [inputs] if isinstance(inputs, str) else list(inputs), tokenizer)
     elif isinstance(inputs, Mapping):
@@ -48,20 +62,28 @@ def prepare(adapted: Adapted, model: nn.Module, inputs: Any, tokenizer: Any = No
         given = {first: inputs[None] if _takes_ids(adapted) and inputs.dim() == 1 else inputs}
     else:
         raise TypeError(
-            f"inputs is a {type(inputs).__name__}, expected a mapping of tensors, a tensor of ids [batch, T], "
-            f"{'text or a list of text with a tokenizer' if _takes_ids(adapted) else 'or a float tensor'}"
+            f"inputs is a {type(inputs).__name__}, expected a mapping of tensors, "
+            + (
+                "a tensor of ids [batch, T], text or a list of text with a tokenizer"
+                if _takes_ids(adapted)
+                else f"or a float tensor {first}"
+            )
         )
     name = next((name for name in (*_CONTENT, first) if name in given), None)
     if name is None:
         raise ValueError(f"inputs has {sorted(given) or 'nothing'}, expected {first!r} among its keys")
     content = given[name]
+    if name in SIGNALS:
+        check_signal(adapted, name, given)
+        _check_device(adapted.base, given)
+        _check_rows(given.get("attention_mask"))
+        mask, tokens = signal_tokens(adapted, name, given)
+        return Inputs(given, mask, tokens)
     batch, length = _size(adapted, name, content)
     _check_device(adapted.base, given)
     _check_masks(adapted, given, batch, length)
-    mask = token_mask(given, batch, length, content.device)
-    if not mask.any(1).all():
-        row = int(mask.any(1).logical_not().nonzero()[0])
-        raise ValueError(f"batch row {row} is all padding: every entry of its mask says so. Remove the row.")
+    mask = _token_mask(given, batch, length, content.device)
+    _check_rows(mask)
     if name == "input_ids":
         _check_vocabulary(adapted.base, content)
     if adapted.max_positions is not None and length > adapted.max_positions and "position_ids" not in given:
@@ -72,7 +94,7 @@ def prepare(adapted: Adapted, model: nn.Module, inputs: Any, tokenizer: Any = No
     return Inputs(given, mask, _tokens(content, batch, length, tokenizer))
 
 
-def token_mask(kwargs: Mapping[str, Any], batch: int, length: int, device: torch.device) -> Tensor:
+def _token_mask(kwargs: Mapping[str, Any], batch: int, length: int, device: torch.device) -> Tensor:
     """Which tokens are not padding, ``[B, T]``, from the masks a forward is given. Without one, all of them.
 
     A ready-made ``[B, 1, T, T]`` attention mask leaves out the tokens that may attend to nothing.
@@ -143,15 +165,15 @@ def _known(adapted: Adapted, model: nn.Module, inputs: Mapping[str, Any]) -> dic
             raise UnsupportedModel(f"inputs has {name!r}: cross-attention is not covered, only self-attention layers")
         if name not in parameters and name in head:
             continue
-        if name not in parameters and not open_ended:
+        if name not in parameters and (not open_ended or name in (*_CONTENT, "attention_mask")):
             raise TypeError(
                 f"inputs has {name!r}, which {type(adapted.base).__name__}.forward does not take; expected some of "
                 f"{', '.join(parameters)}"
             )
         if not isinstance(value, (Tensor, bool)):
             raise TypeError(
-                f"inputs[{name!r}] is a {type(value).__name__}, expected a tensor. With a tokenizer, pass "
-                'return_tensors="pt".'
+                f"inputs[{name!r}] is a {type(value).__name__}, expected a tensor. With a tokenizer or a processor, "
+                'pass return_tensors="pt".'
             )
         given[name] = value
     if "input_ids" in given and "inputs_embeds" in given:
@@ -166,7 +188,7 @@ def _size(adapted: Adapted, name: str, content: Tensor) -> tuple[int, int]:
     if name == "input_ids" and not integer:
         hint = ' For embeddings pass {"inputs_embeds": ...}.' if content.is_floating_point() else ""
         raise TypeError(f"input_ids has dtype {content.dtype}, expected integer token ids (torch.long).{hint}")
-    if name != "input_ids" and not content.is_floating_point() and (name in _CONTENT or not integer):
+    if name != "input_ids" and not content.is_floating_point() and (name in _TEXT or not integer):
         raise TypeError(f"{name} has dtype {content.dtype}, expected a float tensor [batch, T, width]")
     if integer:
         expected, batch, length = "[batch, T]", *(shape if len(shape) == 2 else (-1, -1))
@@ -211,6 +233,13 @@ def _check_masks(adapted: Adapted, given: Mapping[str, Any], batch: int, length:
                 f"{name} has shape {tuple(value.shape)}, expected {' or '.join(map(str, shapes))} for {batch} "
                 f"sequences of {length} tokens"
             )
+
+
+def _check_rows(mask: Any) -> None:
+    """No row of a mask ``[B, T]`` may be all padding."""
+    if isinstance(mask, Tensor) and mask.dim() == 2 and not (mask != 0).any(1).all():
+        row = int((mask != 0).any(1).logical_not().nonzero()[0])
+        raise ValueError(f"batch row {row} is all padding: every entry of its mask says so. Remove the row.")
 
 
 def _check_vocabulary(base: nn.Module, ids: Tensor) -> None:

@@ -138,7 +138,7 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer of one sequence: what runs, in which blocks, and what it costs.
+    """One layer of one sequence: what runs, in which blocks, and what it costs. ``stack``: "encoder", "decoder" or "".
 
     ``dtype`` is that of the wide products, ``choice`` why it is this method, ``halvings`` how often the blocks were
     halved because memory ran out.
@@ -151,6 +151,7 @@ class LayerPlan:
     dtype: torch.dtype
     choice: str
     halvings: int = 0
+    stack: str = ""
 
     @property
     def flops(self) -> float:
@@ -207,7 +208,7 @@ class Plan:
             first, layers = same[0], _ranges([layer.layer for layer in same])
             keys = first.blocks.keys if first.method == "attention" else first.blocks.wide_keys
             lines.append(
-                f"{len(same)} x layer {layers}: {first.method}, {first.shape.queries} queries x {first.shape.tokens} "
+                f"{len(same)} x {first.stack}{' ' * bool(first.stack)}layer {layers}: {first.method}, {first.shape.queries} queries x {first.shape.tokens} "
                 f"tokens in blocks of {first.blocks.queries} x {keys}, {first.flops / 1e9:.2f} GFLOP and "
                 f"{first.bytes / _MiB:.1f} MiB each ({first.reason})"
             )

@@ -3,26 +3,80 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from . import backends, ig
+from . import backends, ig, parameters
 from .adapters import Adapted, resolve
 from .backends import Backend
 from .dtypes import result_dtype
-from .errors import BackendUnavailable, NonFiniteError
+from .errors import BackendUnavailable, NonFiniteError, UnsupportedModel
 from .inputs import Inputs, prepare
-from .layer import LayerSpec, LayerWeights
+from .layer import CROSS, LayerSpec, LayerWeights
 from .plan import LayerPlan, LayerShape, plan_layer
 from .reference import Rule
+from .scopes import scopes_of
 
-__all__ = ["IG", "Indices", "Request"]
+__all__ = ["IG", "Indices", "Request", "Stack"]
 
 Indices = int | slice | Sequence[int] | None
 IG = Literal["exact"] | ig.Riemann | ig.GaussLegendre
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What is asked of one stack of layers: of a model that has but one (``name`` ""), of its encoder or its decoder.
+
+    ``layers`` are counted within ``specs``, whose first is layer ``first`` of the model. ``scopes`` are those of
+    `ffattr.layer.LayerWeights`, with the prefix of those whose keys are the encoder's tokens, ``encoder_mask``
+    ``[B, T']``. ``mask`` ``[B, T]`` and ``tokens`` are the stack's own.
+    """
+
+    name: str
+    first: int
+    specs: tuple[LayerSpec, ...]
+    layers: tuple[int, ...]
+    queries: tuple[int, ...]
+    scopes: tuple[str, ...]
+    mask: Tensor
+    tokens: list[list[str]]
+    encoder_mask: Tensor | None = None
+    encoder_tokens: list[list[str]] | None = None
+
+    @property
+    def wide(self) -> bool:
+        """Whether any scope takes d-wide work for every pair."""
+        wide = {*self.specs[0].wide_scopes, self.specs[0].expert_scope}
+        return not wide.isdisjoint(name.removeprefix(CROSS) for name in self.scopes)
+
+    @property
+    def by_expert(self) -> bool:
+        """Whether any scope is told apart by expert."""
+        return any(name.removeprefix(CROSS) == self.specs[0].expert_scope for name in self.scopes)
+
+    def label(self, layer: int) -> str:
+        """What messages call a layer of the stack."""
+        return f"{self.name} layer {layer}".strip()
+
+    def places(self, layer: int) -> list[int]:
+        """Where in the result a layer of the stack goes."""
+        return [place for place, asked in enumerate(self.layers) if asked == layer]
+
+    def sequence(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """One batch row without its padding: the positions of its tokens, the wanted queries as indices into those,
+        and the rows of the map that these queries fill."""
+        mask = self.mask[batch]
+        tokens = mask.nonzero()[:, 0]
+        queries = torch.tensor(self.queries, device=mask.device, dtype=torch.int64)
+        filled = mask[queries].nonzero()[:, 0]
+        return tokens, (mask.cumsum(0) - 1)[queries[filled]], filled
+
+    def keys(self, batch: int) -> Tensor | None:
+        """The positions of the encoder's tokens of one batch row, where cross-attention reads them."""
+        return None if self.encoder_mask is None else self.encoder_mask[batch].nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -34,9 +88,7 @@ class Request:
 
     adapted: Adapted
     inputs: Inputs
-    layers: tuple[int, ...]
-    queries: tuple[int, ...]
-    scopes: tuple[str, ...]
+    stacks: tuple[Stack, ...]
     rule: Rule
     value_bias: str
     dtype: torch.dtype
@@ -66,9 +118,6 @@ class Request:
         """Raises ValueError, TypeError or an `FfattrError` that names the offending value."""
         adapted = resolve(model)
         prepared = prepare(adapted, model, inputs, tokenizer)
-        first = adapted.layers[0]
-        if any(spec.scopes != first.scopes for spec in adapted.layers):
-            raise ValueError("the layers of this model differ in their norms; attribute them one kind at a time")
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise TypeError(f"dtype is {dtype!r}, expected a torch.dtype such as torch.float32, or None")
         if memory_budget is not None and (not isinstance(memory_budget, int) or memory_budget <= 0):
@@ -78,48 +127,77 @@ class Request:
         if dtype == torch.float8_e4m3fn and method == "operator":
             raise ValueError(f"method='operator' does not run in {dtype}; 'direct' is the only one that does")
         wide_dtype, selected = _precision(adapted, dtype, backend)
-        chosen = _indices("layers", layers, len(adapted.layers))
-        _check_weights(adapted, chosen)
+        stacks = _stacks(adapted, prepared, scopes, layers, queries)
+        for stack in stacks:
+            _check_weights(stack)
         return cls(
             adapted=adapted,
             inputs=prepared,
-            layers=chosen,
-            queries=_indices("queries", queries, prepared.mask.shape[1]),
-            scopes=_scopes(scopes, first.scopes),
-            rule=Rule(*ig.rule_of(ig_rule), baseline=_baseline(baseline, first)),
+            stacks=stacks,
+            rule=Rule(*ig.rule_of(ig_rule), baseline=_baseline(baseline, stacks)),
             value_bias=value_bias,
             dtype=result_dtype(wide_dtype),
             wide_dtype=wide_dtype,
-            device=next(adapted.base.parameters()).device,
+            device=_home(adapted)[0],
             backend=selected,
             method=method,
             memory_budget=memory_budget,
         )
 
     @property
-    def wide(self) -> bool:
-        """Whether any scope takes d-wide work for every pair."""
-        return not set(self.scopes).isdisjoint(self.adapted.layers[0].wide_scopes)
+    def recorded(self) -> tuple[int, ...]:
+        """The layers of the model that any stack asks for."""
+        return tuple(stack.first + layer for stack in self.stacks for layer in stack.layers)
 
-    def plan(self, layer: int, weights: LayerWeights, queries: int, tokens: int, pairs: int) -> LayerPlan:
-        """How one layer of one sequence is to be computed."""
-        shape = LayerShape.of(weights, queries, tokens, pairs)
-        return plan_layer(
-            layer, shape, self.wide, self.backend, self.method, self.wide_dtype, self.device, self.memory_budget
+    def stack_of(self, layer: int) -> Stack:
+        """Whose layer a layer of the model is."""
+        return next(stack for stack in self.stacks if stack.first <= layer < stack.first + len(stack.specs))
+
+    def plan(
+        self, stack: Stack, layer: int, weights: LayerWeights, queries: int, tokens: int, pairs: int, sets: int
+    ) -> LayerPlan:
+        """How one layer of one sequence is to be computed; ``tokens`` and ``pairs`` are those of all keys, ``sets`` the
+        different sets of experts that its queries go to."""
+        active = stack.specs[layer].active
+        shape = LayerShape.of(weights, queries, tokens, pairs, active, sets)
+        shape = replace(shape, by_expert=stack.by_expert and weights.mixture)
+        device = weights.out.weight.device  # of several, the one where this layer is
+        made = plan_layer(
+            layer, shape, stack.wide, self.backend, self.method, self.wide_dtype, device, self.memory_budget
         )
+        return replace(made, stack=stack.name)
 
-    def places(self, layer: int) -> list[int]:
-        """Where in the result a layer of the model goes."""
-        return [place for place, asked in enumerate(self.layers) if asked == layer]
 
-    def sequence(self, batch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """One batch row without its padding: the positions of its tokens, the wanted queries as indices into those,
-        and the rows of the map that these queries fill."""
-        mask = self.inputs.mask[batch]
-        tokens = mask.nonzero()[:, 0]
-        queries = torch.tensor(self.queries, device=mask.device, dtype=torch.int64)
-        filled = mask[queries].nonzero()[:, 0]
-        return tokens, (mask.cumsum(0) - 1)[queries[filled]], filled
+def _stacks(
+    adapted: Adapted, inputs: Inputs, scopes: str | Sequence[str], layers: Indices, queries: Indices
+) -> tuple[Stack, ...]:
+    found = []
+    ranges = adapted.stacks or {"": range(len(adapted.layers))}
+    specs = {name: tuple(adapted.layers[index] for index in numbers) for name, numbers in ranges.items()}
+    for name, of_stack in specs.items():
+        if any(spec.scopes != of_stack[0].scopes for spec in of_stack):
+            raise ValueError(
+                f"the layers of this {name or 'model'} differ in their norms; attribute them one kind at a time"
+            )
+    for name, asked in scopes_of(scopes, specs).items():
+        side = inputs.encoder if name == "encoder" else inputs
+        assert side is not None
+        what = f"{name} " if name else ""
+        found.append(
+            Stack(
+                name,
+                ranges[name].start,
+                specs[name],
+                _indices(f"{what}layers", layers, len(specs[name])),
+                _indices(f"{what}queries", queries, side.mask.shape[1]),
+                asked,
+                side.mask,
+                side.tokens,
+                None if name != "decoder" or inputs.encoder is None else inputs.encoder.mask,
+                None if name != "decoder" or inputs.encoder is None else inputs.encoder.tokens,
+            )
+        )
+    return tuple(found)
 
 
 def _precision(adapted: Adapted, dtype: torch.dtype | None, backend: str) -> tuple[torch.dtype, Backend]:
@@ -127,22 +205,36 @@ def _precision(adapted: Adapted, dtype: torch.dtype | None, backend: str) -> tup
 
     Where the user names no dtype: a half model's own on a GPU, which is made for it, where the backend has it.
     """
-    parameter, heads = next(adapted.base.parameters()), max(spec.heads for spec in adapted.layers)
-    if dtype is None and parameter.is_cuda and parameter.dtype in (torch.bfloat16, torch.float16):
+    (device, own), heads = _home(adapted), max(spec.heads for spec in adapted.layers)
+    if dtype is None and device.type == "cuda" and own in (torch.bfloat16, torch.float16):
         try:
-            return parameter.dtype, backends.select(backend, parameter.device, parameter.dtype, heads)
+            return own, backends.select(backend, device, own, heads)
         except BackendUnavailable:
             pass  # it then says below why it cannot run at all, or runs in float32
-    dtype = result_dtype(parameter.dtype) if dtype is None else dtype
-    return dtype, backends.select(backend, parameter.device, dtype, heads)
+    dtype = result_dtype(own) if dtype is None else dtype
+    return dtype, backends.select(backend, device, dtype, heads)
 
 
-def _check_weights(adapted: Adapted, layers: Sequence[int]) -> None:
+def _home(adapted: Adapted) -> tuple[torch.device, torch.dtype]:
+    """Where the model is computed and in which dtype: those of its first parameter that is not packed into integers."""
+    parameter = next(one for one in adapted.base.parameters() if one.dtype.is_floating_point)
+    if parameter.device.type != "meta":
+        return parameter.device, parameter.dtype
+    return parameters.linear(adapted.layers[0].out, None).weight.device, parameter.dtype  # offloaded
+
+
+def _check_weights(stack: Stack) -> None:
     """Before the forward pass, so that a weight which is no number is named, not the activation that it spoils."""
-    for layer in sorted(set(layers)):
-        for name, tensor in adapted.layers[layer].weights(None).tensors():
+    for layer in sorted(set(stack.layers)):
+        weights = stack.specs[layer].weights(None)
+        for name, tensor in weights.tensors():
+            if tensor.device != weights.out.weight.device:
+                raise UnsupportedModel(
+                    f"{stack.label(layer)}: {name} is on {tensor.device}, but out.weight on "
+                    f"{weights.out.weight.device}; expected each layer whole on one device (accelerate's no_split_module_classes)"
+                )
             if not torch.isfinite(tensor).all():
-                raise NonFiniteError(f"layer {layer}: {name} has entries that are NaN or infinite")
+                raise NonFiniteError(f"{stack.label(layer)}: {name} has entries that are NaN or infinite")
 
 
 def _indices(name: str, asked: Indices, count: int) -> tuple[int, ...]:
@@ -161,26 +253,14 @@ def _indices(name: str, asked: Indices, count: int) -> tuple[int, ...]:
     return tuple(value % count for value in values)
 
 
-def _scopes(asked: str | Sequence[str], valid: tuple[str, ...]) -> tuple[str, ...]:
-    if isinstance(asked, str) and asked == "all":
-        return valid
-    if not isinstance(asked, Sequence) or not all(isinstance(name, str) for name in asked):
-        raise TypeError(f"scopes is {asked!r}, expected a scope's name or a sequence of names")
-    names = {valid[-1] if name == "layer" else name for name in ([asked] if isinstance(asked, str) else asked)}
-    unknown = sorted(names.difference(valid))
-    if unknown or not names:
-        wrong = f"unknown scope {unknown[0]!r}" if unknown else "no scope given"
-        raise ValueError(f"{wrong}; this architecture has: {', '.join(valid)} ('layer' for the last, 'all' for all)")
-    return tuple(name for name in valid if name in names)
-
-
-def _baseline(baseline: str | Tensor, spec: LayerSpec) -> str | Tensor:
+def _baseline(baseline: str | Tensor, stacks: Sequence[Stack]) -> str | Tensor:
     if isinstance(baseline, str):
         if baseline not in ("zero", "bias"):
             raise ValueError(f"unknown baseline {baseline!r}, expected 'zero', 'bias' or a tensor [F]")
         return baseline
     if not isinstance(baseline, Tensor):
         raise TypeError(f"baseline is {baseline!r}, expected 'zero', 'bias' or a tensor [F]")
+    spec = stacks[0].specs[0]
     width = spec.weights(None).ff_width
     gated = spec.gate is not None
     if list(baseline.shape) not in ([width], [2, width] if gated else [width]):

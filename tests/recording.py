@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ffattr.adapters import Adapted, resolve
-from ffattr.attention import LayerRecord
+from ffattr.attention import Attention, LayerRecord, QueryKey, Weights
 from ffattr.capture import record
 from ffattr.inputs import prepare
 from ffattr.layer import LayerSpec
@@ -21,7 +21,7 @@ def run(name: str, model: nn.Module, inputs: Any = None, **options: Any) -> tupl
     adapted = resolve(model)
     prepared = prepare(adapted, model, tiny_models.inputs(name) if inputs is None else inputs)
     records: list[LayerRecord] = []
-    record(adapted, prepared.kwargs, records.append, **options)
+    record(adapted, prepared.kwargs, records.append, mask=prepared.mask, **options)
     return adapted, records, prepared.mask
 
 
@@ -37,20 +37,11 @@ def norm(x: Tensor, parameters: Norm | None) -> Tensor:
 def layer_output(spec: LayerSpec, recorded: LayerRecord) -> Tensor:
     """The layer from its description alone."""
     weights = spec.weights(recorded.input.dtype)
-    x, attention = recorded.input, recorded.attention
+    x = recorded.input
     batch, length, _ = x.shape
     share = weights.heads // weights.kv_heads
     value = weights.value(norm(x, weights.norm_before_attn)).view(batch, length, weights.kv_heads, -1).transpose(1, 2)
-    logits = attention.query @ attention.key.repeat_interleave(share, 1).transpose(2, 3) * attention.scale
-    if attention.softcap is not None:
-        logits = attention.softcap * (logits / attention.softcap).tanh()
-    if attention.mask is not None and attention.mask.dtype == torch.bool:
-        logits = logits.masked_fill(~attention.mask, -torch.inf)
-    elif attention.mask is not None:
-        logits = logits + attention.mask
-    if attention.causal:
-        logits = logits.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
-    mixed = logits.softmax(-1) @ value.repeat_interleave(share, 1)
+    mixed = attention_weights(recorded.attention).to(x.dtype) @ value.repeat_interleave(share, 1)
     added = norm(weights.out(mixed.transpose(1, 2).reshape(batch, length, -1)), weights.norm_of_attn)
     attended = norm(x + added, weights.norm_after_attn)
     t = norm(x if weights.parallel else attended, weights.norm_before_ff)
@@ -58,6 +49,30 @@ def layer_output(spec: LayerSpec, recorded: LayerRecord) -> Tensor:
     if weights.gate is not None:
         hidden = hidden * weights.up(t)
     return norm(attended + norm(weights.down(hidden), weights.norm_of_ff), weights.norm_after_ff)
+
+
+def attention_weights(attention: Attention) -> Tensor:
+    """``[B, H, T, T]`` of the whole batch, padding included."""
+    if isinstance(attention, Weights):
+        return attention.alpha
+    assert isinstance(attention, QueryKey)
+    _, heads, length, _ = attention.shape
+    key = attention.key.repeat_interleave(heads // attention.key.shape[1], 1)
+    logits = attention.query @ key.transpose(2, 3) * attention.scale
+    if attention.softcap is not None:
+        logits = attention.softcap * (logits / attention.softcap).tanh()
+    if attention.bias is not None:
+        logits = logits + attention.bias
+    if attention.mask is not None and attention.mask.dtype == torch.bool:
+        logits = logits.masked_fill(~attention.mask, -torch.inf)
+    elif attention.mask is not None:
+        logits = logits + attention.mask
+    if attention.causal:
+        logits = logits.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
+    if attention.sinks is None:
+        return logits.softmax(-1)
+    total = logits.exp().sum(-1, keepdim=True) + attention.sinks.exp()[:, None, None]
+    return logits.exp() / total
 
 
 def assert_recomputed(adapted: Adapted, records: list[LayerRecord], mask: Tensor, tolerance: float = 1e-10) -> None:

@@ -108,11 +108,9 @@ def test_unknown_architecture_lists_the_known_ones() -> None:
     with pytest.raises(UnsupportedModel, match=r"^Linear is an architecture.*bert.*gpt2.*ffattr\.register_adapter"):
         resolve(nn.Linear(2, 2))
     transformers: Any = sys.modules["transformers"]
-    config = transformers.MPNetConfig(
-        vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    with pytest.raises(UnsupportedModel, match=r"MPNetModel \(model_type 'mpnet'\).*TransformerEncoder, .*xlm-roberta"):
-        resolve(transformers.MPNetModel(config))
+    config = transformers.FNetConfig(vocab_size=11, hidden_size=8, num_hidden_layers=1, intermediate_size=8)
+    with pytest.raises(UnsupportedModel, match=r"FNetModel \(model_type 'fnet'\).*TransformerEncoder, .*xlm-roberta"):
+        resolve(transformers.FNetModel(config).eval())
 
 
 @pytest.mark.parametrize(
@@ -250,26 +248,25 @@ def test_registered_adapter_for_a_module_of_no_library() -> None:
     assert_recomputed(adapted, records, prepared.mask)
 
 
-def test_registered_adapter_for_transformers_without_an_attention_interface() -> None:
+def test_registered_adapter_for_transformers_without_attention() -> None:
     transformers: Any = sys.modules["transformers"]
-    config = transformers.MPNetConfig(
-        vocab_size=61, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-    )
-    model = transformers.MPNetModel(config).eval()
+    model = transformers.FNetModel(
+        transformers.FNetConfig(vocab_size=61, hidden_size=8, num_hidden_layers=1, intermediate_size=8)
+    ).eval()
     layer = model.encoder.layer[0]
     spec = LayerSpec(
         module=layer,
-        attention=layer.attention.attn,
+        attention=layer.fourier.self,
         heads=2,
         kv_heads=2,
-        value=layer.attention.attn.v,
-        out=layer.attention.attn.o,
+        value=layer.intermediate.dense,
+        out=layer.output.dense,
         up=layer.intermediate.dense,
         down=layer.output.dense,
         activation=F.gelu,
     )
-    register_adapter("mpnet", lambda base: [spec])
-    with pytest.raises(CaptureError, match=r"layer 0 of MPNetModel \(mpnet\) handed over no.*MPNetSelfAttention"):
+    register_adapter("fnet", lambda base: [spec])
+    with pytest.raises(CaptureError, match=r"layer 0 of FNetModel \(fnet\) handed over no.*FNetBasicFourierTransform"):
         record(resolve(model), {"input_ids": tiny_models.ids()}, lambda recorded: None)
 
 

@@ -13,6 +13,7 @@ from tiny_models import build
 from torch import Tensor, nn
 
 from ffattr.adapters import resolve
+from ffattr.attention import LayerRecord
 from ffattr.capture import record
 from ffattr.errors import CaptureError, UnsupportedModel
 
@@ -76,7 +77,7 @@ def test_cache_is_refused() -> None:
         record(resolve(model), {"input_ids": tiny_models.ids(), "past_key_values": cache}, print, verify=False)
 
 
-@pytest.mark.parametrize("argument", ["softcap", "s_aux", "head_mask", "position_bias"])
+@pytest.mark.parametrize("argument", ["softcap", "s_aux", "head_mask"])
 def test_arguments_that_change_the_attention(argument: str) -> None:
     model = build("llama")
     before = state(model)
@@ -84,6 +85,18 @@ def test_arguments_that_change_the_attention(argument: str) -> None:
     with pytest.raises(UnsupportedModel, match=f"LlamaAttention passes '{argument}'"):
         record(resolve(model), kwargs, print, verify=False)
     assert state(model) == before
+
+
+@pytest.mark.parametrize("padding", [None, "right"])
+@pytest.mark.parametrize("shape", [(2, 6, 7, 7), (1, 6, 7, 7), (7, 7)])
+def test_position_bias(shape: tuple[int, ...], padding: str | None) -> None:
+    bias = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    adapted = resolve(build("llama"))
+    given = {**tiny_models.inputs("llama", padding=padding), "position_bias": bias}
+    records: list[LayerRecord] = []
+    record(adapted, given, records.append)
+    assert records[0].attention.causal == (padding is None)
+    assert_recomputed(adapted, records, given["attention_mask"].bool())
 
 
 def test_sliding_window_without_a_mask() -> None:

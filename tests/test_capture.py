@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import tiny_models
 import torch
 from recording import assert_recomputed, run, state
 from tiny_models import FAMILIES, HF_FAMILIES, TORCH_FAMILIES, build
-from torch import Tensor
+from torch import Tensor, nn
 
+import ffattr
 from ffattr.adapters import resolve
 from ffattr.attention import LayerRecord
 from ffattr.capture import record
-from ffattr.errors import CaptureError, NonFiniteError, UnsupportedModel
+from ffattr.errors import CaptureError, NonFiniteError
 from ffattr.inputs import prepare
 
 # transformers computes these softmaxes in float32 whatever the model's dtype; in float64 its mask value, the lowest
@@ -225,7 +228,11 @@ def test_non_finite_padding_is_no_matter() -> None:
         lambda module, args, output: output.index_fill(1, torch.tensor([6]), torch.nan)
     )
     attention_mask = torch.tensor([[1, 1, 1, 1, 1, 1, 0]])
-    assert len(run("bert", model, {"input_ids": tiny_models.ids(1), "attention_mask": attention_mask})[1]) == 2
+    given = {"input_ids": tiny_models.ids(1), "attention_mask": attention_mask}
+    assert len(run("bert", model, given)[1]) == 2
+    assert ffattr.attribute(model, given, check=False)["layer"].isfinite().all()
+    with pytest.raises(NonFiniteError, match="output of layer 1"):  # without the mask, it is a token as any other
+        record(resolve(model), given, lambda recorded: None)
     hook.remove()
 
 
@@ -237,8 +244,73 @@ def test_skipped_layer_is_an_error() -> None:
         record(adapted, {"input_ids": tiny_models.ids()}, lambda recorded: None)
 
 
-def test_shared_layers_are_an_error() -> None:
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"num_hidden_layers": 3}, ["00"] * 3),
+        ({"num_hidden_layers": 5, "num_hidden_groups": 2}, ["00"] * 3 + ["10"] * 2),
+        ({"num_hidden_layers": 3, "num_hidden_groups": 2, "inner_group_num": 2}, ["00", "01"] * 2 + ["10", "11"]),
+    ],
+)
+def test_layers_that_share_a_module(settings: dict[str, int], expected: list[str]) -> None:
+    """A run of the module is a layer, in the order of the runs."""
+    model = build("albert", **{"num_hidden_groups": 1, **settings})
+    groups = model.encoder.albert_layer_groups
+    names = {layer: f"{g}{i}" for g, group in enumerate(groups) for i, layer in enumerate(group.albert_layers)}
+    adapted, records, mask = run("albert", model, tiny_models.inputs("albert", padding="left"))
+    assert [names[spec.module] for spec in adapted.layers] == expected
+    assert_recomputed(adapted, records, mask)
+    for one, following in pairwise(records):
+        assert torch.equal(one.output, following.input)
+    assert torch.equal(records[-1].output, model(**tiny_models.inputs("albert", padding="left")).last_hidden_state)
+
+
+def test_selected_layers_that_share_a_module() -> None:
+    model = build("albert", num_hidden_layers=4)
+    before = state(model)
+    whole = run("albert", model)[1]
+    part = run("albert", model, layers=[2, 1, -1])[1]
+    assert [recorded.index for recorded in part] == [1, 2, 3]
+    for recorded in part:
+        assert torch.equal(recorded.input, whole[recorded.index].input)
+        assert torch.equal(recorded.attention.query, whole[recorded.index].attention.query)
+    assert state(model) == before
+
+
+def test_a_layer_put_in_twice() -> None:
     model = build("bert")
     model.encoder.layer[1] = model.encoder.layer[0]
-    with pytest.raises(UnsupportedModel, match="share one module"):
-        run("bert", model)
+    assert_recomputed(*run("bert", model))
+
+
+def test_modules_that_run_too_often() -> None:
+    model = build("albert", num_hidden_layers=3, num_hidden_groups=1)
+    adapted, kwargs = resolve(model), {"input_ids": tiny_models.ids()}
+    before = state(model)
+    with pytest.raises(
+        CaptureError, match=r"layer 0 of AlbertModel \(albert\) ran twice in one forward pass, expected once"
+    ):
+        record(replace(adapted, layers=adapted.layers[:1]), kwargs, lambda recorded: None)
+    with pytest.raises(
+        CaptureError, match=r"layers \[0, 1\] of AlbertModel \(albert\) share ran 3 times .* expected 2"
+    ):
+        record(replace(adapted, layers=adapted.layers[:2]), kwargs, lambda recorded: None, [0])
+    with pytest.raises(CaptureError, match=r"layers \[3\] of AlbertModel \(albert\) did not run"):
+        record(replace(adapted, layers=(*adapted.layers, adapted.layers[0])), kwargs, lambda recorded: None)
+    assert state(model) == before
+
+
+def test_attention_that_runs_too_often() -> None:
+    model = build("albert", num_hidden_layers=3, num_hidden_groups=1)
+    layer = model.encoder.albert_layer_groups[0].albert_layers[0]
+    calls: list[int] = []
+
+    def again(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        calls.append(len(calls))
+        if len(calls) == 2:
+            module.forward(*args)  # the second layer's attention, once more
+
+    hook = layer.attention.register_forward_pre_hook(again)
+    with pytest.raises(CaptureError, match=r"layer 1 of AlbertModel \(albert\) called its attention function twice"):
+        record(resolve(model), {"input_ids": tiny_models.ids()}, lambda recorded: None, verify=False)
+    hook.remove()

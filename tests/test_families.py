@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from recording import assert_recomputed, run
 from test_engine import assert_same
-from tiny_models import MORE_FAMILIES, build
+from tiny_models import IMAGE_FAMILIES, MORE_FAMILIES, SOUND_FAMILIES, build
 
 import ffattr
 from ffattr.adapters import resolve
@@ -19,9 +19,38 @@ PRE = ("attn_heads", "attn", "atb", "atb_ln", "atb_ln_ff", "atb_ln_ff_res")
 POST = ("attn_heads", "attn", "attn_res", "atb", "atb_ff", "atb_ff_res", "atb_ff_res_ln")
 BETWEEN = ("attn_heads", "attn", "atb", "atb_ff", "atb_ff_res")
 ENCODERS = ("ernie", "data2vec-text", "modernbert")
-PARALLEL = ("stablelm-parallel", "phi", "gpt-neox")
-DENSE = ("ernie", "data2vec-text", "starcoder2", "arcee", "phi", "gpt-neox", "gpt-neox-sequential")
-WINDOWS = ("gemma2", "gemma3", "olmo3", "modernbert")
+DEBERTA = ("deberta", "deberta-v2", "deberta-v2-conv")
+POST_LN = ("ernie", "data2vec-text", "albert", "wav2vec2", "hubert", "mpnet", "rembert", "roformer", *DEBERTA)
+FALCON = ("falcon-7b", "falcon-40b", "falcon-11b")
+PARALLEL = ("stablelm-parallel", "phi", "gpt-neox", "cohere", "cohere2", "gptj", "codegen", *FALCON)
+DENSE = (
+    "ernie",
+    "data2vec-text",
+    "starcoder2",
+    "arcee",
+    "phi",
+    "gpt-neox",
+    "gpt-neox-sequential",
+    "albert",
+    "clip-text",
+    "nemotron",
+    "gptj",
+    "codegen",
+    "gpt-bigcode",
+    "gpt-bigcode-heads",
+    "gpt-neo",
+    "bloom",
+    "mpt",
+    *FALCON,
+    "falcon-rw",
+    "mpnet",
+    "rembert",
+    "roformer",
+    "megatron-bert",
+    *DEBERTA,
+    "siglip-text",
+)
+WINDOWS = ("gemma2", "gemma3", "olmo3", "modernbert", "cohere2", "gpt-neo")
 LENGTH = 7  # longer than every window
 
 
@@ -42,16 +71,16 @@ def implementation(name: str) -> str:
 def test_description(name: str) -> None:
     for spec in resolve(build(name)).layers:
         weights = spec.weights(torch.float64)
-        expected = POST if name in ("ernie", "data2vec-text") else BETWEEN if name.startswith("olmo") else PRE
+        expected = POST if name in POST_LN else BETWEEN if name.startswith("olmo") else PRE
         assert weights.scopes == expected
-        assert (weights.gate is None) == (name in DENSE)
+        dense = name in (*DENSE, *IMAGE_FAMILIES, *SOUND_FAMILIES) and name != "dinov2-swiglu"
+        assert (weights.gate is None) == dense
         assert weights.parallel == (name in PARALLEL)
         assert (weights.norm_of_attn is not None) == name.startswith(("gemma2", "gemma3", "olmo", "glm4"))
         assert (weights.norm_of_ff is not None) == (weights.norm_of_attn is not None)
 
 
-@pytest.mark.parametrize("padding", [None, "left", "right"])
-@pytest.mark.parametrize("name", MORE_FAMILIES)
+@pytest.mark.parametrize(("name", "padding"), [(n, p) for n in MORE_FAMILIES for p in tiny_models.paddings(n)])
 def test_layers_are_reproduced(name: str, padding: str | None) -> None:
     """From queries, keys, mask and the description alone."""
     if implementation(name) == "eager":  # its softmax is in float32, its mask in float64 not finite
@@ -73,7 +102,7 @@ def test_eager_attention(name: str) -> None:
 @pytest.mark.parametrize("name", MORE_FAMILIES)
 def test_vectors_and_bias_add_up(name: str, value_bias: str) -> None:
     adapted, records, _ = run(name, build(name), tiny_models.inputs(name, length=LENGTH))
-    rows = torch.arange(LENGTH)
+    rows = torch.arange(records[0].input.shape[1])
     for recorded in records:
         weights = adapted.layers[recorded.index].weights(torch.float64)
         attention = recorded.attention.sequence(1, rows, torch.float64)
@@ -89,8 +118,9 @@ def test_vectors_and_bias_add_up(name: str, value_bias: str) -> None:
             torch.testing.assert_close(stream.total, recorded.output[1], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("padding", [None, "right"])
-@pytest.mark.parametrize("name", MORE_FAMILIES)
+@pytest.mark.parametrize(
+    ("name", "padding"), [(n, p) for n in MORE_FAMILIES for p in tiny_models.paddings(n) if p != "left"]
+)
 def test_every_backend(name: str, padding: str | None) -> None:
     model, given = build(name), tiny_models.inputs(name, length=LENGTH, padding=padding)
     expected = ffattr.attribute(model, given, scopes="all", backend="reference")
@@ -122,11 +152,12 @@ def test_windows_are_exactly_zero_beyond(name: str) -> None:
     assert sorted(beyond) == [False, True]
 
 
-def test_norms_that_add_one_are_asked() -> None:
-    """Gemma's gain is one more than its weight, which nothing but the module says."""
-    model = build("gemma", dtype=torch.float32)
+@pytest.mark.parametrize("name", ["gemma", "nemotron"])
+def test_norms_that_add_one_are_asked(name: str) -> None:
+    """Their gain is one more than the weight, which nothing but the module says."""
+    model = build(name, dtype=torch.float32)
     weights = resolve(model).layers[0].weights(torch.float64)
     assert weights.norm_before_attn is not None
     torch.testing.assert_close(weights.norm_before_attn.weight, 1 + model.layers[0].input_layernorm.weight.double())
-    found = ffattr.attribute(model, tiny_models.inputs("gemma"))
+    found = ffattr.attribute(model, tiny_models.inputs(name))
     assert found.error.max() < 1e-5

@@ -28,10 +28,10 @@ ORDER = [
     },
     {"torch_ops", "ops", "triton_ops", "reasons", "selfcheck", "backends"},
     {"plan", "rates", "sources", "queries", "wide", "tiles", "engine"},
-    {"attention_capture", "forward", "capture", "signals", "inputs", "adapters"},
+    {"attention_capture", "module_capture", "forward", "capture", "signals", "inputs", "adapters"},
     {"plot", "analysis"},
     {"files", "maps", "stacks"},
-    {"request", "api", "timing", "bench", "tune"},
+    {"scopes", "collect", "request", "api", "timing", "bench", "tune"},
     {""},  # the package itself: `import ffattr`
     {"cli_bench", "cli", "__main__"},
 ]

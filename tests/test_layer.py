@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ffattr.adapters import resolve
-from ffattr.attention import Attention
+from ffattr.attention import QueryKey
 from ffattr.errors import UnsupportedModel
 from ffattr.layer import LayerSpec
 from ffattr.parameters import Columns, Norm
@@ -116,7 +116,7 @@ def test_layer_scale(bias: bool) -> None:
 
 def test_sinks_take_attention_that_no_token_gets() -> None:
     query, key, sinks = random(2, 4, 3), random(1, 4, 3, seed=1), random(2, seed=2)
-    attention = Attention(query, key, scale=0.5, causal=True, sinks=sinks)
+    attention = QueryKey(query, key, scale=0.5, causal=True, sinks=sinks)
     rows = torch.tensor([2, 0])
     logits = (0.5 * query @ key.mT)[:, rows].masked_fill(torch.arange(4) > rows[:, None], -torch.inf).exp()
     expected = logits / (logits.sum(-1, keepdim=True) + sinks.exp()[:, None, None])
@@ -132,6 +132,36 @@ class Scaled(nn.Linear):
 def test_a_subclass_of_linear_is_refused(part: str) -> None:
     with pytest.raises(UnsupportedModel, match=r"a projection is a .*\.Scaled, expected nn\.Linear.*merge_and_unload"):
         spec(**{part: Scaled(WIDTH, WIDTH)}).weights(torch.float32)
+
+
+def test_a_norm_that_computes_something_else_is_refused() -> None:
+    class OddRMSNorm(nn.RMSNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).abs()
+
+    with pytest.raises(UnsupportedModel, match=r"OddRMSNorm that computes neither a LayerNorm nor an RMSNorm"):
+        spec(norm_before_ff=OddRMSNorm(WIDTH)).weights(torch.float32)
+
+
+@pytest.mark.parametrize("one", [0, 1])
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+def test_a_norm_is_what_it_computes(kind: type[nn.Module], one: int) -> None:
+    """T5LayerNorm does not centre; Gemma's and Nemotron's gains are one more than their weights."""
+
+    class MisnamedLayerNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.eps = nn.Parameter(random(WIDTH)), 1e-3
+
+        def forward(self, x: Tensor) -> Tensor:
+            norm = kind(WIDTH, eps=self.eps, elementwise_affine=False)
+            return norm(x) * (self.weight + one)
+
+    module = MisnamedLayerNorm()
+    norm = spec(norm_before_ff=module).weights(torch.float64).norm_before_ff
+    assert norm is not None
+    p = random(5, WIDTH)
+    torch.testing.assert_close(norm(p), module(p))
 
 
 def test_a_module_that_is_no_norm_is_refused() -> None:
@@ -213,11 +243,11 @@ def test_rms_norm_with_its_default_eps(dtype: torch.dtype, affine: bool) -> None
 # ---- attention
 
 
-def attention(mask: Tensor | None = None, causal: bool = False, batch: int = 2, tokens: int = 5) -> Attention:
-    return Attention(random(batch, 6, tokens, 4, seed=1), random(batch, 2, tokens, 4, seed=2), 0.7, mask, causal)
+def attention(mask: Tensor | None = None, causal: bool = False, batch: int = 2, tokens: int = 5) -> QueryKey:
+    return QueryKey(random(batch, 6, tokens, 4, seed=1), random(batch, 2, tokens, 4, seed=2), 0.7, mask, causal)
 
 
-def weights_of(given: Attention, batch: int) -> Tensor:
+def weights_of(given: QueryKey, batch: int) -> Tensor:
     """Softmax by PyTorch's own attention: with the identity as values, its output is the weights."""
     tokens = given.query.shape[2]
     mask = given.mask

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ffattr import plan as planning
-from ffattr.attention import Attention
+from ffattr.attention import QueryKey
 from ffattr.backends import BACKENDS
 from ffattr.engine import layer_maps
 from ffattr.ig import ACTIVATIONS
@@ -60,7 +60,7 @@ def planned(
 # ---- counts
 
 
-def layer(given: LayerShape) -> tuple[LayerWeights, Tensor, Attention]:
+def layer(given: LayerShape) -> tuple[LayerWeights, Tensor, QueryKey]:
     generator = torch.Generator().manual_seed(0)
 
     def random(*size: int) -> Tensor:
@@ -79,7 +79,7 @@ def layer(given: LayerShape) -> tuple[LayerWeights, Tensor, Attention]:
         norm_before_ff=Norm("rms", random(d), None, 1e-6),
     )
     query, key = random(2, given.heads, given.tokens, given.head_dim)
-    return weights, random(given.tokens, d), Attention(query, key, given.head_dim**-0.5)
+    return weights, random(given.tokens, d), QueryKey(query, key, given.head_dim**-0.5)
 
 
 @pytest.mark.parametrize("streams", [1, 2])

@@ -53,6 +53,37 @@ _NEOX = {
     "intermediate_size": 52,
     "max_position_embeddings": POSITIONS,
 }
+_IMAGE = {
+    "hidden_size": 40,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 5,
+    "intermediate_size": 52,
+    "image_size": 12,
+    "patch_size": 4,
+}
+_DINOV2 = {**{name: value for name, value in _IMAGE.items() if name != "intermediate_size"}, "mlp_ratio": 2}
+_SOUND = {
+    "hidden_size": 40,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 5,
+    "intermediate_size": 52,
+    "conv_dim": [12, 10],
+    "conv_kernel": [4, 3],
+    "conv_stride": [3, 2],
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "layerdrop": 0.9,
+}
+_GPT = {
+    "n_embd": 40,
+    "n_layer": LAYERS,
+    "n_head": 5,
+    "n_positions": POSITIONS,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+_FALCON = {"hidden_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "ffn_hidden_size": 52}
+_DISENTANGLED = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_biased_input": False}
 _TORCH: dict[str, Any] = {"d_model": 40, "nhead": 5, "dim_feedforward": 52, "activation": "gelu", "batch_first": True}
 
 # name: (class prefix, configuration); a torch model has the class name TransformerEncoder or TransformerEncoderLayer
@@ -131,8 +162,72 @@ _MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-neox-sequential": ("GPTNeoX", {**_NEOX, "use_parallel_residual": False}),
     "ernie": ("Ernie", _BERT),
     "data2vec-text": ("Data2VecText", _ROBERTA),
+    "granite": ("Granite", {**_DECODER, "residual_multiplier": 0.7, "attention_multiplier": 0.3}),
+    "gpt-bigcode": ("GPTBigCode", {**_GPT, "n_inner": 52}),
+    "gpt-bigcode-heads": ("GPTBigCode", {**_GPT, "n_inner": 52, "multi_query": False}),
+    "rembert": ("RemBert", {**_BERT, "input_embedding_size": 24}),
+    "roformer": ("RoFormer", _BERT),
+    "megatron-bert": ("MegatronBert", _BERT),
+    "nemotron": ("Nemotron", _DECODER),
+    "cohere": ("Cohere", {**_DECODER, "use_qk_norm": True, "eos_token_id": 0}),
+    "cohere2": ("Cohere2", {**_WINDOWS, "head_dim": 8, "eos_token_id": 0}),
+    "gptj": ("GPTJ", {**_GPT, "n_inner": 52, "rotary_dim": 4}),
+    "codegen": ("CodeGen", {**_GPT, "n_head": 4, "n_inner": 52, "rotary_dim": 4}),
+    "gpt-neo": (
+        "GPTNeo",
+        {
+            "hidden_size": 40,
+            "num_layers": LAYERS,
+            "attention_types": [[["local", "global"], 1]],
+            "window_size": 3,
+            "num_heads": 5,
+            "intermediate_size": 52,
+            "max_position_embeddings": POSITIONS,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        },
+    ),
+    "bloom": ("Bloom", {"hidden_size": 40, "n_layer": LAYERS, "n_head": 5}),
+    "mpt": ("Mpt", {"d_model": 40, "n_layers": LAYERS, "n_heads": 5, "max_seq_len": POSITIONS}),
+    "falcon-7b": ("Falcon", {**_FALCON, "multi_query": True, "parallel_attn": True}),
+    "falcon-40b": (
+        "Falcon",
+        {**_FALCON, "num_attention_heads": 6, "num_kv_heads": 2, "new_decoder_architecture": True, "bias": True},
+    ),
+    "falcon-11b": (
+        "Falcon",
+        {**_FALCON, "num_kv_heads": 1, "new_decoder_architecture": True, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon-rw": (
+        "Falcon",
+        {**_FALCON, "multi_query": False, "parallel_attn": False, "alibi": True, "bias": True},
+    ),
+    "mpnet": ("MPNet", _ROBERTA),
+    "deberta": ("Deberta", {**_BERT, **_DISENTANGLED}),
+    "deberta-v2": ("DebertaV2", {**_BERT, **_DISENTANGLED, "position_buckets": 4, "share_att_key": True}),
+    "deberta-v2-conv": ("DebertaV2", {**_BERT, "conv_kernel_size": 3, "type_vocab_size": 0}),
     "modernbert": ("ModernBert", {**_NEOX, "pad_token_id": 0, "local_attention": 4, "global_attn_every_n_layers": 2}),
+    "albert": ("Albert", {**_BERT, "embedding_size": 24, "num_hidden_layers": 3, "num_hidden_groups": 2}),
+    "clip-text": ("CLIPText", {**_BERT, "bos_token_id": 2, "eos_token_id": 3}),
+    "siglip-text": ("SiglipText", {**_BERT, "bos_token_id": 2, "eos_token_id": 3}),
 }
+_IMAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("ViT", _IMAGE),
+    "deit": ("DeiT", _IMAGE),
+    "dinov2": ("Dinov2", _DINOV2),
+    "dinov2-swiglu": ("Dinov2", {**_DINOV2, "use_swiglu_ffn": True}),
+    "dinov2-registers": ("Dinov2WithRegisters", {**_DINOV2, "num_register_tokens": 2}),
+    "beit": ("Beit", {**_IMAGE, "use_relative_position_bias": True}),
+    "clip-vision": ("CLIPVision", _IMAGE),
+    "siglip-vision": ("SiglipVision", _IMAGE),
+}
+_SOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "wav2vec2": ("Wav2Vec2", _SOUND),
+    "wav2vec2-stable": ("Wav2Vec2", {**_SOUND, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}),
+    "hubert": ("Hubert", _SOUND),
+}
+IMAGE_FAMILIES, SOUND_FAMILIES = tuple(_IMAGES), tuple(_SOUNDS)
+_MORE |= _IMAGES | _SOUNDS
 MORE_FAMILIES = tuple(_MORE)
 """That tests/test_families.py tries."""
 _MODELS |= _MORE
@@ -170,7 +265,20 @@ def ids(batch: int = 2, length: int = 7, seed: int = 1) -> Tensor:
 
 
 def inputs(name: str, batch: int = 2, length: int = 7, padding: str | None = None, seed: int = 1) -> dict[str, Tensor]:
-    """Inputs for ``build(name)``: with ``padding`` ("left" or "right") the last row has two padding tokens."""
+    """Inputs for ``build(name)``: with ``padding`` (one of `paddings`) the last row has two padding tokens.
+
+    Images have as many tokens as they have, whatever ``length``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if name in IMAGE_FAMILIES:
+        size = _MODELS[name][1]["image_size"]
+        return {"pixel_values": torch.randn(batch, 3, size, size, generator=generator, dtype=torch.float64)}
+    if name in SOUND_FAMILIES:
+        values = torch.randn(batch, samples(length), generator=generator, dtype=torch.float64)
+        if padding is None:
+            return {"input_values": values}
+        lengths = torch.tensor([samples(length)] * (batch - 1) + [samples(length - 2) + 1])
+        return {"input_values": values, "attention_mask": (torch.arange(samples(length)) < lengths[:, None]).long()}
     valid = torch.ones(batch, length, dtype=torch.bool)
     if padding is not None:
         valid[-1, slice(2) if padding == "left" else slice(-2, None)] = False
@@ -180,6 +288,21 @@ def inputs(name: str, batch: int = 2, length: int = 7, padding: str | None = Non
     src = torch.randn(batch, length, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     src = src if _MODELS[name][1]["batch_first"] else src.transpose(0, 1)
     return {"src": src} if padding is None else {"src": src, "src_key_padding_mask": ~valid}
+
+
+def paddings(name: str) -> tuple[str | None, ...]:
+    """The kinds of padding that a family knows."""
+    if name in IMAGE_FAMILIES:
+        return (None,)
+    # A softmax in float32 of a mask that is finite in float64 alone makes the first tokens NaN.
+    return (None, "right") if name in (*SOUND_FAMILIES, "bloom", "mpt") else (None, "left", "right")
+
+
+def samples(length: int) -> int:
+    """The fewest samples of which ``length`` tokens are made."""
+    for kernel, stride in zip(reversed(_SOUND["conv_kernel"]), reversed(_SOUND["conv_stride"]), strict=True):
+        length = (length - 1) * stride + kernel
+    return length
 
 
 def _transformers(prefix: str, settings: dict[str, Any], head: str) -> nn.Module:
@@ -206,6 +329,10 @@ def _randomise(model: nn.Module) -> None:
 def _exact_norms(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
+            if type(child).__name__ in ("CohereLayerNorm", "Cohere2LayerNorm", "DebertaLayerNorm"):
+                norm = nn.LayerNorm(child.weight.shape, child.variance_epsilon, bias=hasattr(child, "bias"))
+                norm.load_state_dict(child.state_dict())
+                setattr(module, name, norm.to(child.weight.dtype).eval())
             if type(child).__name__.endswith("RMSNorm") and not isinstance(child, nn.RMSNorm):
                 eps = getattr(child, "variance_epsilon", None) or child.eps
                 norm = nn.RMSNorm(child.weight.shape[0], eps=eps, dtype=child.weight.dtype)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from ..errors import UnsupportedModel
 from ..layer import LayerSpec
+from ..loaded import is_from
 from . import huggingface, torch_encoder
+from .adapted import Adapted
 from .families import FAMILIES
 
 __all__ = ["Adapted", "known_models", "register_adapter", "resolve"]
@@ -22,21 +23,7 @@ __all__ = ["Adapted", "known_models", "register_adapter", "resolve"]
 Adapter = Callable[[nn.Module], Sequence[LayerSpec]]
 
 _registered: dict[str, Adapter] = {}
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """A model as the decomposition sees it: the module whose forward is run, and its layers in order.
-
-    ``base`` leaves heads out (no vocabulary-sized logits are computed). ``max_positions`` is the size of a learned
-    position table, None where positions are not bounded by one.
-    """
-
-    base: nn.Module
-    layers: tuple[LayerSpec, ...]
-    family: str
-    batch_first: bool = True
-    max_positions: int | None = None
+_PEFT_KINDS = ("ADAPTION_PROMPT", "POLY", "SHADOW", "XLORA")  # beside those that add tokens
 
 
 def register_adapter(model_type: str, fn: Adapter) -> None:
@@ -45,8 +32,8 @@ def register_adapter(model_type: str, fn: Adapter) -> None:
     ``model_type`` is either a ``config.model_type`` or the class name of the model; it wins over a built-in family of
     the same name. ``base`` is ``model.base_model`` of a transformers model and the model itself otherwise. A layer
     takes ``[batch, T, d]`` (or ``[T, d]``) and returns the same shape. Its attention is recorded when the module named
-    as ``attention`` calls transformers' attention interface, is an ``nn.MultiheadAttention``, or (outside transformers)
-    calls ``torch.nn.functional.scaled_dot_product_attention`` directly.
+    as ``attention`` calls transformers' attention interface, is an ``nn.MultiheadAttention``, or calls, once, either
+    ``torch.nn.functional.scaled_dot_product_attention`` or a softmax of ``[batch, heads, T, T]`` over the keys.
     """
     if not isinstance(model_type, str) or not model_type:
         raise TypeError(f"model_type is {model_type!r}, expected the config.model_type or the class name as a string")
@@ -61,13 +48,17 @@ def known_models() -> tuple[str, ...]:
 
 
 def resolve(model: nn.Module) -> Adapted:
-    """Describe a loaded model. Raises `UnsupportedModel` where no adapter knows it."""
+    """Describe a loaded model, one that no adapter knows by its structure (which runs it on a few tokens).
+
+    Raises `UnsupportedModel` where neither finds a description that reproduces its layers.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model is a {type(model).__name__}, expected a loaded transformers model, an nn.TransformerEncoder or "
             "nn.TransformerEncoderLayer (a name or a path has to be loaded first)"
         )
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
+    model = _without_peft(model)
     config = getattr(model, "config", None)
     model_type = str(getattr(config, "model_type", ""))
     pretrained = _is_pretrained(model)
@@ -79,20 +70,40 @@ def resolve(model: nn.Module) -> Adapted:
     if isinstance(model, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
         layers, batch_first = torch_encoder.adapt(model)
         return Adapted(model, layers, type(model).__name__, batch_first)
-    if hasattr(model, "merge_and_unload"):
-        raise UnsupportedModel(
-            f"{type(model).__name__} carries unmerged adapters (PEFT), whose projections are not plain linear maps. "
-            "Call model.merge_and_unload() and pass what it returns."
-        )
     if pretrained and model_type in FAMILIES:
-        layers, max_positions = huggingface.adapt(base, model_type)
-        return Adapted(base, layers, model_type, max_positions=max_positions)
-    raise UnsupportedModel(_unknown(model, model_type))
+        return huggingface.adapt(base, model_type)
+    parts = {name: child for name, child in base.named_children() if _is_pretrained(child)}
+    if pretrained and len(parts) == 1 and not parts.keys().isdisjoint(("text_model", "vision_model")):
+        return resolve(*parts.values())  # a head on one of CLIP's towers
+    if pretrained and parts.keys() >= {"text_model", "vision_model"}:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has two towers, each with inputs of its own. Pass model.text_model or "
+            "model.vision_model instead."
+        )
+    return _by_structure(model, model_type, base)
 
 
-def _is_pretrained(model: nn.Module) -> bool:
+def _is_pretrained(model: Any) -> bool:
     transformers: Any = sys.modules.get("transformers")  # a transformers model cannot exist before it is imported
     return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+
+
+def _without_peft(model: nn.Module) -> nn.Module:
+    """The model that PEFT wraps, whose layers keep the adapters. Raises `UnsupportedModel` where more than they run."""
+    while is_from(model, "peft"):
+        wrapper: Any = model
+        for name in wrapper.active_adapters:
+            config = wrapper.peft_config[name]
+            kind = str(getattr(config.peft_type, "value", config.peft_type))
+            invoked = getattr(config, "alora_invocation_tokens", None) is not None
+            if config.is_prompt_learning or kind in _PEFT_KINDS or invoked:
+                raise UnsupportedModel(
+                    f"adapter {name!r} of {type(model).__name__} is {kind}{' with invocation tokens' * invoked}, which "
+                    "adds tokens or changes more of the forward pass than projections and norms. Pass the model "
+                    "without it."
+                )
+        model = wrapper.base_model if "base_model" in model._modules else wrapper.model
+    return model
 
 
 def _adapt_registered(name: str, base: nn.Module, fn: Adapter) -> Adapted:
@@ -102,9 +113,16 @@ def _adapt_registered(name: str, base: nn.Module, fn: Adapter) -> Adapted:
     return Adapted(base, layers, name)
 
 
-def _unknown(model: nn.Module, model_type: str) -> str:
-    what = type(model).__name__ + (f" (model_type {model_type!r})" if model_type else "")
-    return (
-        f"{what} is an architecture that no adapter knows. Known: {', '.join(known_models())}. "
-        "Describe its layers with ffattr.register_adapter(model_type, fn)."
-    )
+def _by_structure(model: nn.Module, model_type: str, base: nn.Module) -> Adapted:
+    from . import structure, template  # which most models do without
+
+    try:
+        return structure.adapt(base)
+    except structure.Undetected as gave_up:
+        what = type(model).__name__ + (f" (model_type {model_type!r})" if model_type else "")
+        raise UnsupportedModel(
+            f"{what} is an architecture that no adapter knows. Known: {', '.join(known_models())}. "
+            "Describe its layers with ffattr.register_adapter(model_type, fn).\n"
+            f"Its structure was not found either: {gave_up.reason}.\n\n"
+            f"{template.explain(base, model_type or type(model).__name__, gave_up.layers, gave_up.parts)}"
+        ) from None

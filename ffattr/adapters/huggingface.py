@@ -4,59 +4,101 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import UnsupportedModel
-from ..layer import LayerSpec
-from ..parameters import Columns
-from .families import FAMILIES, Family, Fused
+from ..experts import Stacked
+from ..layer import CrossSpec, LayerSpec
+from ..parameters import Columns, Scaled
+from .adapted import Adapted
+from .families import FAMILIES
+from .family import Family, Fused, PerExpert
 
 __all__ = ["adapt"]
 
 
-def adapt(base: nn.Module, model_type: str) -> tuple[tuple[LayerSpec, ...], int | None]:
-    """The layers of a headless transformers model, and the size of its learned position table (None without one)."""
+def adapt(base: nn.Module, model_type: str) -> Adapted:
+    """A headless transformers model, described by the data of its family."""
     config: Any = base.config
-    for flag, what in (("add_cross_attention", "cross-attention"), ("is_encoder_decoder", "an encoder and a decoder")):
-        if getattr(config, flag, False):
-            raise UnsupportedModel(
-                f"{type(base).__name__} has {what} (config.{flag} is True); the decomposition covers self-attention "
-                "layers only"
-            )
     entry = FAMILIES[model_type]
-    family = entry(config) if callable(entry) else entry
-    heads = int(config.num_attention_heads)
-    kv_heads = int(getattr(config, "num_key_value_heads", None) or heads)
-    layers = tuple(_layer(family, module, heads, kv_heads) for module in _at(base, family.layers))
-    return layers, None if family.positions is None else _table_size(_at(base, family.positions))
+    found = entry(config) if callable(entry) else entry
+    if isinstance(found, Family):
+        if getattr(config, "add_cross_attention", False):
+            raise UnsupportedModel(
+                f"{type(base).__name__} has cross-attention (config.add_cross_attention is True) without an encoder of "
+                "its own; the decomposition covers it in models that have both"
+            )
+        layers, positions = _layers(base, found), _positions(base, found)
+        return Adapted(base, layers, model_type, max_positions=positions, special_tokens=found.special_tokens)
+    if not hasattr(base, "decoder"):  # T5EncoderModel
+        layers = _layers(base, found.encoder)
+        return Adapted(base, layers, model_type, max_positions=_positions(base, found.encoder))
+    encoder, decoder = _layers(base, found.encoder), _layers(base, found.decoder)
+    return Adapted(
+        base,
+        encoder + decoder,
+        model_type,
+        max_positions=_positions(base, found.encoder),
+        stacks={"encoder": range(len(encoder)), "decoder": range(len(encoder), len(encoder) + len(decoder))},
+        decoder_positions=_positions(base, found.decoder),
+    )
 
 
-def _layer(family: Family, layer: nn.Module, heads: int, kv_heads: int) -> LayerSpec:
+def _layers(base: nn.Module, family: Family) -> tuple[LayerSpec, ...]:
+    paths = family.layers
+    modules = _at(base, paths) if isinstance(paths, str) else [_at(base, path) for path in paths]
+    return tuple(_layer(family, module, base.config) for module in modules)
+
+
+def _layer(family: Family, layer: nn.Module, config: Any) -> LayerSpec:
     layer = getattr(layer, "_orig_mod", layer)
+    if family.dense is not None and family.experts is not None and not _has(layer, family.experts):
+        family = family.dense
+    heads = int(getattr(config, family.heads))
 
-    def part(where: str | Fused | None) -> Any:
-        if where is None:
-            return None
+    def part(where: Any) -> Any:
         if isinstance(where, str):
             return _at(layer, where)
+        if isinstance(where, PerExpert):
+            return _stacked(where, part(family.experts))
+        if not isinstance(where, Fused):  # None, or the thing itself
+            return where
         module = _at(layer, where.path)
         width = (module.nf if hasattr(module, "nf") else module.out_features) // (where.count * where.groups)
-        return Columns(module, where.index * width, (where.index + 1) * width, where.groups)
+        bias = part(where.bias)
+        return Columns(module, where.index * width, (where.index + 1) * width, where.groups, bias)
 
     def norm(where: str | None) -> Any:
         found = part(where)
         return None if isinstance(found, nn.Identity) else found
 
+    def scaled(where: str | PerExpert, scale: str | None) -> Any:
+        if scale is None:
+            return part(where)
+        factor = part(scale)  # one for each feature, or a number
+        return Scaled(part(where), factor if isinstance(factor, Tensor) else torch.tensor(factor, dtype=torch.float64))
+
+    cross = None
+    if family.cross_attention is not None:
+        cross = CrossSpec(
+            attention=part(family.cross_attention),
+            heads=heads,
+            kv_heads=heads,
+            value=part(family.cross_value),
+            out=part(family.cross_out),
+            norm_after_attn=norm(family.norm_after_cross),
+        )
     return LayerSpec(
         module=layer,
         attention=part(family.attention),
         heads=heads,
-        kv_heads=kv_heads,
+        kv_heads=int(family.kv_heads or getattr(config, "num_key_value_heads", None) or heads),
         value=part(family.value),
-        out=part(family.out),
+        out=scaled(family.out, family.scale_of_attn),
         up=part(family.up),
         gate=part(family.gate),
-        down=part(family.down),
+        down=scaled(family.down, family.scale_of_ff),
         activation=part(family.activation),
         norm_before_attn=norm(family.norm_before_attn),
         norm_of_attn=norm(family.norm_of_attn),
@@ -65,7 +107,32 @@ def _layer(family: Family, layer: nn.Module, heads: int, kv_heads: int) -> Layer
         norm_of_ff=norm(family.norm_of_ff),
         norm_after_ff=norm(family.norm_after_ff),
         parallel=family.parallel,
+        clamp=family.clamp,
+        experts=part(family.experts),
+        active=1 if family.experts is None else int(config.num_experts_per_tok),
+        cross=cross,
     )
+
+
+def _stacked(where: PerExpert, experts: nn.Module) -> Stacked:
+    width = _at(experts, where.weight).shape[2 if where.out_last else 1]
+    if where.alternating:
+        start, stop, step = where.index, width, where.count
+    else:
+        start, stop, step = where.index * width // where.count, (where.index + 1) * width // where.count, 1
+    return Stacked(experts, where.weight, where.bias, start, stop, step, where.out_last)
+
+
+def _has(root: nn.Module, path: str) -> bool:
+    try:
+        root.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _positions(base: nn.Module, family: Family) -> int | None:
+    return None if family.positions is None else _table_size(_at(base, family.positions))
 
 
 def _at(root: nn.Module, path: str) -> Any:

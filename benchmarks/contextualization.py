@@ -1,0 +1,70 @@
+"""What each component of the feed-forward blocks of trained models changes in the maps, as Markdown tables.
+
+Per layer, ``1 - Spearman rho`` of the maps before and after FF, the residual (RES), the norm (LN) and the whole block,
+on 128 tokens of English prose, exact and in float64 behind a float32 forward pass: numbers of the model and the
+text, whatever computed them. ``python benchmarks/contextualization.py [MODEL ...]``; for Gemma,
+``make test-models`` has to have run.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pandas as pd
+import torch
+from models import Loaded, gemma3, minilm, smollm2
+
+import ffattr
+from ffattr.analysis import contextualization_change
+
+MODELS = {"MiniLM-L6": minilm, "SmolLM2-135M-Instruct": smollm2, "Gemma 3 270M": gemma3}
+TOKENS = 128
+COMPONENTS = ["FF", "RES", "LN", "FF block"]
+
+# Jane Austen, Pride and Prejudice (1813), chapter 1.
+PROSE = """\
+It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife. \
+However little known the feelings or views of such a man may be on his first entering a neighbourhood, this truth is \
+so well fixed in the minds of the surrounding families, that he is considered as the rightful property of some one or \
+other of their daughters. "My dear Mr. Bennet," said his lady to him one day, "have you heard that Netherfield Park \
+is let at last?" Mr. Bennet replied that he had not. "But it is," returned she; "for Mrs. Long has just been here, \
+and she told me all about it." Mr. Bennet made no answer. "Do not you want to know who has taken it?" cried his wife \
+impatiently. "You want to tell me, and I have no objection to hearing it." This was invitation enough."""
+
+
+def prose(loaded: Loaded, tokens: int = TOKENS) -> dict[str, Any]:
+    """The first ``tokens`` tokens of `PROSE`, those that the model's tokenizer adds included."""
+    inputs = loaded.tokenizer(PROSE, return_tensors="pt", truncation=True, max_length=tokens)
+    if inputs["input_ids"].shape[1] < tokens:
+        raise ValueError(f"the text has {inputs['input_ids'].shape[1]} tokens, expected at least {tokens}")
+    return dict(inputs)
+
+
+def changes(loaded: Loaded, inputs: dict[str, Any]) -> pd.DataFrame:
+    """``1 - rho``, a row per layer, a column per component: all layers, or of a deep model the ends and the middle."""
+    count = loaded.model.config.num_hidden_layers
+    layers = range(count) if count <= 12 else sorted({0, 1, count // 6, count // 2, count - 2, count - 1})
+    attribution = ffattr.attribute(loaded.model, inputs, scopes="all", layers=list(layers), dtype=torch.float64)
+    table = contextualization_change(attribution).pivot_table(index="layer", columns="component", values="value")
+    return table[COMPONENTS]
+
+
+def main() -> None:
+    torch.set_grad_enabled(False)
+    wanted = sys.argv[1:] or list(MODELS)
+    unknown = [name for name in wanted if name not in MODELS]
+    if unknown:
+        raise SystemExit(f"no model {unknown[0]!r}, expected some of: {', '.join(map(repr, MODELS))}")
+    for name in wanted:
+        loaded = MODELS[name]()
+        table = changes(loaded, prose(loaded))
+        print(f"\n{name}, 1 - Spearman rho on {TOKENS} tokens\n")
+        print(f"| layer | {' | '.join(COMPONENTS)} |")
+        print("| ---: |" + " ---: |" * len(COMPONENTS))
+        for layer, row in table.iterrows():
+            print(f"| {layer} | {' | '.join(f'{value:.3f}' for value in row)} |")
+
+
+if __name__ == "__main__":
+    main()
