@@ -174,6 +174,8 @@ def vectors(
     def on_layer(captured: LayerRecord) -> None:
         layer = captured.index - stack.first
         weights = stack.specs[layer].weights(request.dtype)
+        if name.endswith(weights.expert_scope) and not weights.mixture:
+            return  # a dense layer among mixtures
         for row in range(len(stack.mask)):
             sequence = OneSequence.of(request, stack, captured, row)
             keys = sequence.encoder_places if across else sequence.places

@@ -22,7 +22,7 @@ __all__ = ["Collector", "OneSequence", "shape_of"]
 
 # Largest relative difference, over tokens, between the recomputed and the model's own layer output. Rounding alone
 # gives 1e-6 in float32; erf-GELU taken for tanh-GELU, the smallest mistake known, gives 7e-5 and more.
-_SINGLE = 1e-6  # of a float64 model whose attention weights were made in float32
+_SINGLE = 1e-6  # of a float64 model whose attention weights or norms were made in float32
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
@@ -48,6 +48,8 @@ class Collector:
         layer = captured.index - stack.first
         weights = stack.specs[layer].weights(request.dtype)
         places = stack.places(layer)
+        # A dense layer among mixtures has no scope told apart by expert.
+        scopes = [name for name in stack.scopes if weights.mixture or not name.endswith(weights.expert_scope)]
         for batch in range(len(stack.mask)):
             sequence = OneSequence.of(request, stack, captured, batch)
             # Of the sequence alone: rows of padding may look anywhere.
@@ -58,7 +60,7 @@ class Collector:
                 sequence.x,
                 sequence.attention,
                 sequence.rows,
-                stack.scopes,
+                scopes,
                 request.rule,
                 request.value_bias,
                 request.backend,
@@ -69,7 +71,7 @@ class Collector:
             self.plan.layers.append(done.plan)
             error = sequence.error(done.output)
             for at in places:
-                for name in stack.scopes:
+                for name in scopes:
                     sequence.fill(self.maps[name][at, batch], done.maps[name], name)
                     self.bias[name][at, batch, sequence.filled] = done.bias[name].to(self.error.device)
                 self.error[at, batch] = error
@@ -112,10 +114,12 @@ class Collector:
         request, stack = self.request, self.stack
         dtype = captured.output.dtype if captured.output.dtype.itemsize < request.dtype.itemsize else request.dtype
         tolerance = _TOLERANCE.get(dtype, _TOLERANCE[torch.float32])
-        single = captured.attention.single or (captured.cross is not None and captured.cross.single)
+        attentions = [part for part in (captured.attention, captured.cross) if part is not None]
+        layer = captured.index - stack.first
+        single = stack.specs[layer].single or any(part.single for part in attentions)
         if not error <= (max(tolerance, _SINGLE) if single else tolerance):
             raise ArchitectureMismatch(
-                f"{stack.label(captured.index - stack.first)}, batch row {batch}: the "
+                f"{stack.label(layer)}, batch row {batch}: the "
                 f"recomputed output differs from the model's by {error:.1e} (relative), more than rounding in {dtype} "
                 f"explains. The {request.adapted.family!r} adapter does not describe this layer; see "
                 "ffattr.register_adapter. (check=False goes on at your own risk.)"
@@ -183,8 +187,6 @@ class OneSequence:
             return
         keys = self.encoder_places if scope.startswith(CROSS) else self.places
         assert keys is not None
-        if tile.dim() == 3:  # by head or expert; a dense layer among mixtures has none
-            to = to[: len(tile)]
         to[..., self.filled[:, None], keys] = tile.to(to.device)
 
     def error(self, recomputed: Tensor) -> Tensor:

@@ -13,24 +13,17 @@ from torch import Tensor, nn
 from .adapters import Adapted
 from .errors import UnsupportedModel
 from .signals import SIGNALS, check_signal, signal_tokens
+from .tokens import TEXT, Tokens, check_rows, text_tokens
 
-__all__ = ["Inputs", "Tokens", "prepare"]
+__all__ = ["Inputs", "prepare"]
 
 # Left out silently: targets, what a tokenizer returns besides the model's inputs, and switches that capturing sets.
 _TARGETS = ("labels", "next_sentence_label", "start_positions", "end_positions")
 _EXTRAS = ("special_tokens_mask", "offset_mapping", "length", "overflowing_tokens", "overflow_to_sample_mapping")
 _SWITCHES = ("use_cache", "output_attentions", "output_hidden_states", "return_dict")
 _IGNORED = frozenset((*_TARGETS, *_EXTRAS, *_SWITCHES, "num_truncated_tokens"))
-_TEXT = ("input_ids", "inputs_embeds", "src")
-_CONTENT = (*_TEXT, *SIGNALS)
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """``mask`` ``[B, T]`` (True: a valid token) and ``tokens`` ``[B][T]``."""
-
-    mask: Tensor
-    tokens: list[list[str]]
+_CONTENT = (*TEXT, *SIGNALS)
+_DECODER = ("decoder_input_ids", "decoder_inputs_embeds")
 
 
 @dataclass(frozen=True)
@@ -72,42 +65,42 @@ def prepare(adapted: Adapted, model: nn.Module, inputs: Any, tokenizer: Any = No
     name = next((name for name in (*_CONTENT, first) if name in given), None)
     if name is None:
         raise ValueError(f"inputs has {sorted(given) or 'nothing'}, expected {first!r} among its keys")
-    content = given[name]
+    if adapted.stacks:
+        _add_decoder(model, inputs, given)
     if name in SIGNALS:
         check_signal(adapted, name, given)
-        _check_device(adapted.base, given)
-        _check_rows(given.get("attention_mask"))
-        mask, tokens = signal_tokens(adapted, name, given)
-        return Inputs(given, mask, tokens)
-    batch, length = _size(adapted, name, content)
     _check_device(adapted.base, given)
-    _check_masks(adapted, given, batch, length)
-    mask = _token_mask(given, batch, length, content.device)
-    _check_rows(mask)
-    if name == "input_ids":
-        _check_vocabulary(adapted.base, content)
-    if adapted.max_positions is not None and length > adapted.max_positions and "position_ids" not in given:
+    decoder = None
+    if adapted.stacks:
+        part = next(name for name in _DECODER if name in given)
+        decoder = text_tokens(adapted, given, part, tokenizer)
+    if name in SIGNALS:
+        check_rows(given.get("attention_mask"))
+        found = Tokens(*signal_tokens(adapted, name, given))
+    else:
+        found = text_tokens(adapted, given, name, tokenizer)
+    if decoder is None:
+        return Inputs(given, found.mask, found.tokens)
+    if len(decoder.mask) != len(found.mask):
         raise ValueError(
-            f"inputs have {length} tokens, but {type(adapted.base).__name__} has {adapted.max_positions} learned "
-            "positions. Cut the text into shorter pieces."
+            f"inputs have {len(found.mask)} sequences for the encoder and {len(decoder.mask)} for the decoder; "
+            "expected as many"
         )
-    return Inputs(given, mask, _tokens(content, batch, length, tokenizer))
+    return Inputs(given, decoder.mask, decoder.tokens, found)
 
 
-def _token_mask(kwargs: Mapping[str, Any], batch: int, length: int, device: torch.device) -> Tensor:
-    """Which tokens are not padding, ``[B, T]``, from the masks a forward is given. Without one, all of them.
-
-    A ready-made ``[B, 1, T, T]`` attention mask leaves out the tokens that may attend to nothing.
-    """
-    mask, padding = kwargs.get("attention_mask"), kwargs.get("src_key_padding_mask")
-    valid = torch.ones(batch, length, dtype=torch.bool, device=device)
-    if isinstance(mask, Tensor) and mask.dim() == 4:
-        valid &= (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(-1).any(1)
-    elif isinstance(mask, Tensor):
-        valid &= mask.bool()
-    if isinstance(padding, Tensor):
-        valid &= (~padding if padding.dtype == torch.bool else padding > -torch.inf).view(batch, length)
-    return valid
+def _add_decoder(model: nn.Module, inputs: Any, given: dict[str, Any]) -> None:
+    """See that there is something for the decoder to read: what is given, or the labels, moved on by one."""
+    if any(name in given for name in _DECODER):
+        return
+    labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if labels is None or shift is None:
+        raise ValueError(
+            "inputs has no 'decoder_input_ids', the tokens that the decoder reads. Pass what model.generate returned, "
+            "or those of a target text after the token that the decoder starts with."
+        )
+    given["decoder_input_ids"] = shift(labels=labels)
 
 
 def _is_texts(inputs: Any) -> bool:
@@ -161,6 +154,10 @@ def _known(adapted: Adapted, model: nn.Module, inputs: Mapping[str, Any]) -> dic
                 f"inputs has {name!r}: a cache hides the earlier tokens from the decomposition. Pass the whole "
                 "sequence as input_ids, without it."
             )
+        if name == "encoder_outputs" and adapted.stacks:
+            raise ValueError(
+                "inputs has 'encoder_outputs', which leave out the encoder's layers. Pass what the encoder reads."
+            )
         if name.startswith("encoder_"):
             raise UnsupportedModel(f"inputs has {name!r}: cross-attention is not covered, only self-attention layers")
         if name not in parameters and name in head:
@@ -181,29 +178,6 @@ def _known(adapted: Adapted, model: nn.Module, inputs: Mapping[str, Any]) -> dic
     return given
 
 
-def _size(adapted: Adapted, name: str, content: Tensor) -> tuple[int, int]:
-    """Batch size and number of tokens, of ids ``[B, T]`` or features ``[B, T, d]`` / ``[T, B, d]`` / ``[T, d]``."""
-    shape = tuple(content.shape)
-    integer = not content.dtype.is_floating_point and not content.dtype.is_complex and content.dtype != torch.bool
-    if name == "input_ids" and not integer:
-        hint = ' For embeddings pass {"inputs_embeds": ...}.' if content.is_floating_point() else ""
-        raise TypeError(f"input_ids has dtype {content.dtype}, expected integer token ids (torch.long).{hint}")
-    if name != "input_ids" and not content.is_floating_point() and (name in _TEXT or not integer):
-        raise TypeError(f"{name} has dtype {content.dtype}, expected a float tensor [batch, T, width]")
-    if integer:
-        expected, batch, length = "[batch, T]", *(shape if len(shape) == 2 else (-1, -1))
-    elif len(shape) == 2 and name != "inputs_embeds":
-        expected, batch, length = "[T, width]", 1, shape[0]
-    else:
-        batched = shape[:2] if adapted.batch_first else shape[1::-1]
-        expected, batch, length = "[batch, T, width]", *(batched if len(shape) == 3 else (-1, -1))
-    if batch < 0:
-        raise ValueError(f"{name} has shape {shape}, expected {expected}")
-    if batch == 0 or length == 0:
-        raise ValueError(f"{name} has shape {shape}: no tokens. Expected at least one sequence with one token.")
-    return batch, length
-
-
 def _device(base: nn.Module) -> torch.device:
     """Where the first parameter lies; the CPU for weights that accelerate brings in when needed."""
     device = next((parameter.device for parameter in base.parameters()), torch.device("cpu"))
@@ -217,49 +191,3 @@ def _check_device(base: nn.Module, given: Mapping[str, Any]) -> None:
     for name, value in given.items():
         if isinstance(value, Tensor) and value.device != device:
             raise ValueError(f"{name} is on {value.device}, but the model is on {device}. Use .to({str(device)!r}).")
-
-
-def _check_masks(adapted: Adapted, given: Mapping[str, Any], batch: int, length: int) -> None:
-    padding = given.get("src_key_padding_mask")
-    flat = isinstance(padding, Tensor) and given["src"].dim() == 2 if "src" in given else False
-    allowed: dict[str, tuple[tuple[int, ...], ...]] = {
-        "attention_mask": ((batch, length), *((b, 1, length, length) for b in {1, batch})),
-        "src_key_padding_mask": ((length,) if flat else (batch, length),),
-    }
-    for name, shapes in allowed.items():
-        value = given.get(name)
-        if isinstance(value, Tensor) and tuple(value.shape) not in shapes:
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}, expected {' or '.join(map(str, shapes))} for {batch} "
-                f"sequences of {length} tokens"
-            )
-
-
-def _check_rows(mask: Any) -> None:
-    """No row of a mask ``[B, T]`` may be all padding."""
-    if isinstance(mask, Tensor) and mask.dim() == 2 and not (mask != 0).any(1).all():
-        row = int((mask != 0).any(1).logical_not().nonzero()[0])
-        raise ValueError(f"batch row {row} is all padding: every entry of its mask says so. Remove the row.")
-
-
-def _check_vocabulary(base: nn.Module, ids: Tensor) -> None:
-    get: Any = getattr(base, "get_input_embeddings", None)
-    size = getattr(get() if get is not None else None, "num_embeddings", None)
-    if size is None:
-        return
-    bad = (ids < 0) | (ids >= size)
-    if bad.any():
-        row, token = bad.nonzero()[0].tolist()
-        raise ValueError(
-            f"input_ids[{row}, {token}] is {int(ids[row, token])}, outside the vocabulary of {size} tokens. Is the "
-            "tokenizer the model's own?"
-        )
-
-
-def _tokens(content: Tensor, batch: int, length: int, tokenizer: Any) -> list[list[str]]:
-    if content.is_floating_point():
-        return [[str(position) for position in range(length)] for _ in range(batch)]
-    rows = content.tolist()
-    if tokenizer is None or not hasattr(tokenizer, "convert_ids_to_tokens"):
-        return [[str(token) for token in row] for row in rows]
-    return [[str(token) for token in tokenizer.convert_ids_to_tokens(row)] for row in rows]

@@ -226,6 +226,12 @@ class LayerSpec(_Scoped):
     active: int = 1
     cross: CrossSpec | None = None
 
+    @property
+    def single(self) -> bool:
+        """Whether a norm may round to float32, whatever the model's dtype, as those of transformers' own do."""
+        norms = (getattr(self, field.name) for field in fields(self) if field.name.startswith("norm_"))
+        return any(norm is not None and type(norm) not in (nn.LayerNorm, nn.RMSNorm) for norm in norms)
+
     def weights(self, dtype: torch.dtype | None) -> LayerWeights:
         """The layer's parameters in ``dtype`` (None: as they are, nothing copied).
 

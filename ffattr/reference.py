@@ -231,7 +231,7 @@ def decompose(
     """
     stream = yield from _attended(weights, x, attention, rows, value_bias, "")
     itself = torch.zeros(len(rows), len(x), weights.width).to(x)
-    itself[torch.arange(len(rows)), rows] = x[rows]
+    itself[torch.arange(len(rows), device=rows.device), rows] = x[rows]
     own = Stream(itself, torch.zeros_like(stream.bias), x[rows])
     stream = residual_stream(stream, own)
     if weights.norm_after_attn is not None:

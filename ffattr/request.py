@@ -231,7 +231,8 @@ def _check_weights(stack: Stack) -> None:
             if tensor.device != weights.out.weight.device:
                 raise UnsupportedModel(
                     f"{stack.label(layer)}: {name} is on {tensor.device}, but out.weight on "
-                    f"{weights.out.weight.device}; expected each layer whole on one device (accelerate's no_split_module_classes)"
+                    f"{weights.out.weight.device}; expected each layer whole on one device (accelerate's "
+                    "no_split_module_classes)"
                 )
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"{stack.label(layer)}: {name} has entries that are NaN or infinite")

@@ -27,6 +27,15 @@ MODELS: dict[str, dict[str, int]] = {
         "intermediate_size": 40,
         "num_hidden_layers": 1,
     },
+    # A dense block for each pair of three experts.
+    "mixtral": {
+        "hidden_size": 24,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 20,
+        "num_local_experts": 3,
+        "num_hidden_layers": 1,
+    },
 }
 # The engine's float32 is good to 1e-5 (tests/test_engine.py), and its narrow products to what tests/test_precision.py
 # says, which a map of 6 tokens is too small a sample for.

@@ -35,7 +35,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_family_is_tested() -> None:
-    assert {resolve(build(name)).family for name in (*HF_FAMILIES, *MORE_FAMILIES)} == set(BUILT_IN)
+    assert {resolve(build(name)).family for name in (*HF_FAMILIES, *MORE_FAMILIES, *MIXTURES, *ENCODER_DECODERS)} == set(BUILT_IN)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

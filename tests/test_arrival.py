@@ -145,7 +145,7 @@ def test_each_layer_is_computed_where_it_is(name: str, padding: str | None) -> N
     options: dict[str, Any] = {"scopes": "all", "backend": "torch"}
     expected = ffattr.attribute(model, given, **options)
     vectors = ffattr.vectors(model, given, queries=[-1])
-    for part in (model.layers[1], model.norm) if name == "llama" else (model.encoder.layer[1],):
+    for part in (model.layers[1], model.norm) if name == "llama" else (model.encoder.layer[1], model.pooler):
         put_module(part)
     with TwoDevices():
         found = ffattr.attribute(model, given, **options)
@@ -159,7 +159,8 @@ def test_a_layer_on_two_devices_is_refused() -> None:
     weights = SimpleNamespace(
         out=SimpleNamespace(weight=out), tensors=lambda: iter([("out.weight", out), ("up.weight", up)])
     )
-    stack: Any = SimpleNamespace(first=0, layers=[0], specs=[SimpleNamespace(weights=lambda dtype: weights)], name="")
+    spec = SimpleNamespace(weights=lambda dtype: weights)
+    stack: Any = SimpleNamespace(layers=[0], specs=[spec], label=lambda layer: f"layer {layer}")
     with pytest.raises(UnsupportedModel, match=r"layer 0: up.weight is on meta, but out.weight on cpu; expected each"):
         _check_weights(stack)
 

@@ -28,7 +28,7 @@ ORDER = [
     },
     {"torch_ops", "ops", "triton_ops", "reasons", "selfcheck", "backends"},
     {"plan", "rates", "sources", "queries", "wide", "tiles", "engine"},
-    {"attention_capture", "module_capture", "forward", "capture", "signals", "inputs", "adapters"},
+    {"attention_capture", "module_capture", "forward", "capture", "signals", "tokens", "inputs", "adapters"},
     {"plot", "analysis"},
     {"files", "maps", "stacks"},
     {"scopes", "collect", "request", "api", "timing", "bench", "tune"},

@@ -28,7 +28,7 @@ class TwoDevices(TorchFunctionMode):
             found = next((one for one in asked if isinstance(one, torch.device)), place(args[0]))
             return put(func(*args, **kwargs).view(args[0].shape), found)  # another object, whatever `to` returns
         copies = func is Tensor.copy_ or (func is Tensor.__setitem__ and not _tensors_in(args[1]))
-        places = {place(one) for one in tensors if one.dim()}
+        places = {place(one) for one in tensors if one.dim()} or {place(one) for one in tensors[:1]}  # numbers may meet
         if len(places) > 1 and not copies:
             raise RuntimeError(f"Expected all tensors to be on the same device, but {func} found {places}")
         asked_for = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None

@@ -56,6 +56,9 @@ def _layer(family: Family, layer: nn.Module, config: Any) -> LayerSpec:
     if family.dense is not None and family.experts is not None and not _has(layer, family.experts):
         family = family.dense
     heads = int(getattr(config, family.heads))
+    kv_heads = family.kv_heads or getattr(config, "num_key_value_heads", None)
+    if family.heads != "num_attention_heads":  # the other may speak of the other stack
+        kv_heads = heads
 
     def part(where: Any) -> Any:
         if isinstance(where, str):
@@ -93,7 +96,7 @@ def _layer(family: Family, layer: nn.Module, config: Any) -> LayerSpec:
         module=layer,
         attention=part(family.attention),
         heads=heads,
-        kv_heads=int(family.kv_heads or getattr(config, "num_key_value_heads", None) or heads),
+        kv_heads=int(kv_heads or heads),
         value=part(family.value),
         out=scaled(family.out, family.scale_of_attn),
         up=part(family.up),

@@ -83,7 +83,7 @@ class _Reader:
         order = {path: place for place, (path, _) in enumerate(run.layer.named_modules())}
         self.calls = sorted(of_tokens, key=lambda call: order[call.path])  # a wrapper before what it wraps
         self.linears = [call for call in self.calls if _is_linear(call.module)]
-        self.norms = [call for call in self.calls if "Norm" in type(call.module).__name__]
+        self.norms = [call for call in self.calls if _is_norm(call.module)]
 
     def rows(self, tensor: Tensor) -> Tensor:
         return tensor.detach().reshape(-1, tensor.shape[-1]).to("cpu", self.wide)
@@ -261,6 +261,10 @@ class _Reader:
                                         "norm_after_ff": norm_after_ff,
                                         "parallel": parallel,
                                     }
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.LayerNorm) or "Norm" in type(module).__name__
 
 
 def _is_linear(module: nn.Module) -> bool:
