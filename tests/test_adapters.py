@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 import torch
 from recording import assert_recomputed
-from tiny_models import FAMILIES, HF_FAMILIES, MORE_FAMILIES, build
+from tiny_models import EVERY_FAMILY, FAMILIES, build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,7 +35,9 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_family_is_tested() -> None:
-    assert {resolve(build(name)).family for name in (*HF_FAMILIES, *MORE_FAMILIES, *MIXTURES, *ENCODER_DECODERS)} == set(BUILT_IN)
+    assert {
+        resolve(build(name)).family for name in EVERY_FAMILY
+    } == set(BUILT_IN)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 import torch
 from recording import state
-from tiny_models import ENCODER_DECODERS, build
+from tiny_models import ENCODER_DECODERS, MORE_ENCODER_DECODERS, build
 
 import ffattr
 from ffattr.adapters import resolve
@@ -63,6 +63,16 @@ def test_layers_and_maps(name: str, padding: str | None) -> None:
         for stack in stacks(found).values():
             assert stack.error.max() < 1e-10
     assert state(model) == before
+
+
+@pytest.mark.parametrize("name", MORE_ENCODER_DECODERS)
+def test_families_of_the_same_layers(name: str) -> None:
+    model, given = build(name), tiny_models.inputs(name, length=LENGTH, padding="right")
+    expected = ffattr.attribute(model, given, scopes="all", backend="reference")
+    found = ffattr.attribute(model, given, scopes="all", backend="torch", dtype=torch.float64)
+    for scope, tile in expected.maps.items():
+        torch.testing.assert_close(found.maps[scope], tile, rtol=0, atol=1e-10, msg=scope)
+    assert max(float(stack.error.max()) for stack in stacks(expected).values()) < 1e-10
 
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)

@@ -9,7 +9,7 @@ import tiny_models
 import torch
 from recording import state
 from test_engine import assert_same
-from tiny_models import MIXTURES, build
+from tiny_models import MIXTURES, MORE_MIXTURES, build
 from torch import Tensor, nn
 
 import ffattr
@@ -79,6 +79,16 @@ def test_layers_and_maps(name: str, padding: str | None) -> None:
         assert_same(found, expected)
         assert found.error.max() < 1e-10
     assert state(model) == before
+
+
+@pytest.mark.parametrize("name", MORE_MIXTURES)
+def test_families_of_the_same_layers(name: str) -> None:
+    model, given = build(name), tiny_models.inputs(name, length=LENGTH, padding="right")
+    expected = ffattr.attribute(model, given, scopes="all", backend="reference")
+    found = ffattr.attribute(model, given, scopes="all", backend="torch", dtype=torch.float64)
+    for scope, tile in expected.maps.items():
+        torch.testing.assert_close(found.maps[scope], tile, rtol=0, atol=1e-10, msg=scope)
+    assert expected.error.max() < 1e-10
 
 
 @pytest.mark.parametrize("name", MIXTURES)

@@ -241,6 +241,13 @@ _EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 MIXTURES = tuple(_EXPERTS)
 """Mixtures of experts, that tests/test_mixture_models.py tries."""
+_EXPERTS |= {
+    "phimoe": ("Phimoe", {**_MOE, "num_local_experts": 4}),
+    "flex-olmo": ("FlexOlmo", {**_MOE, "num_experts": 5}),
+    "minimax-m2": ("MiniMaxM2", {**_MOE, "num_local_experts": 4, "head_dim": 8}),
+}
+MORE_MIXTURES = tuple(_EXPERTS)[len(MIXTURES) :]
+"""The same layers again, which fewer tests try."""
 _BART = {
     "d_model": 40,
     "encoder_layers": LAYERS,
@@ -279,4 +286,16 @@ _TWO: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ENCODER_DECODERS = tuple(_TWO)
 """That tests/test_encoder_decoder.py tries."""
+_TWO |= {
+    "marian": ("Marian", {**_BART, "decoder_start_token_id": 1}),
+    "pegasus": ("Pegasus", _BART),
+    "plbart": ("PLBart", _BART),
+    "blenderbot": ("Blenderbot", _BART),
+    "blenderbot-small": ("BlenderbotSmall", _BART),
+    "m2m-100": ("M2M100", _BART),
+    "mt5": ("MT5", {**_T5, "feed_forward_proj": "gated-gelu"}),
+    "umt5": ("UMT5", _T5),
+}
+MORE_ENCODER_DECODERS = tuple(_TWO)[len(ENCODER_DECODERS) :]
+"""The same layers again, which fewer tests try."""
 MODELS |= _EXPERTS | _TWO

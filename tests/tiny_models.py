@@ -20,7 +20,9 @@ from tiny_configs import (
     LAYERS,
     MIXTURES,
     MODELS,
+    MORE_ENCODER_DECODERS,
     MORE_FAMILIES,
+    MORE_MIXTURES,
     POSITIONS,
     SOUND,
     SOUND_FAMILIES,
@@ -31,12 +33,15 @@ from torch import Tensor, nn
 
 __all__ = [
     "ENCODER_DECODERS",
+    "EVERY_FAMILY",
     "FAMILIES",
     "HF_FAMILIES",
     "IMAGE_FAMILIES",
     "LAYERS",
     "MIXTURES",
+    "MORE_ENCODER_DECODERS",
     "MORE_FAMILIES",
+    "MORE_MIXTURES",
     "POSITIONS",
     "SOUND_FAMILIES",
     "TORCH_FAMILIES",
@@ -47,6 +52,17 @@ __all__ = [
     "paddings",
     "samples",
 ]
+
+
+EVERY_FAMILY = (
+    *HF_FAMILIES,
+    *MORE_FAMILIES,
+    *MIXTURES,
+    *MORE_MIXTURES,
+    *ENCODER_DECODERS,
+    *MORE_ENCODER_DECODERS,
+)
+"""Of transformers."""
 
 
 def build(
@@ -98,7 +114,7 @@ def inputs(name: str, batch: int = 2, length: int = 7, padding: str | None = Non
     valid = torch.ones(batch, length, dtype=torch.bool)
     if padding is not None:
         valid[-1, slice(2) if padding == "left" else slice(-2, None)] = False
-    if name in ENCODER_DECODERS:
+    if name in (*ENCODER_DECODERS, *MORE_ENCODER_DECODERS):
         return _two_sided(name, batch, length, seed, valid)
     if name not in TORCH_FAMILIES:
         return {"input_ids": ids(batch, length, seed), "attention_mask": valid.long()}

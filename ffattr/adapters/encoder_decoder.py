@@ -53,6 +53,7 @@ def _before(family: Family) -> Family:
 
 MBART = EncoderDecoder(_before(BART.encoder), _before(BART.decoder))
 WHISPER = replace(MBART, encoder=replace(MBART.encoder, positions=None))
+M2M100 = replace(WHISPER, decoder=replace(MBART.decoder, positions=None))  # computes its positions
 
 _T5_LAYER = Family(
     layers="encoder.block",
@@ -89,5 +90,18 @@ def _t5(config: Any) -> EncoderDecoder:
 
 #: ``config.model_type`` to its two families, or to the choice of them by configuration.
 ENCODER_DECODERS: Mapping[str, EncoderDecoder | Callable[[Any], EncoderDecoder]] = MappingProxyType(
-    {"bart": BART, "mbart": MBART, "t5": _t5, "whisper": WHISPER}
+    {
+        "bart": BART,
+        "blenderbot": MBART,
+        "blenderbot-small": BART,
+        "m2m_100": M2M100,
+        "marian": BART,
+        "mbart": MBART,
+        "mt5": _t5,
+        "pegasus": MBART,
+        "plbart": BART,
+        "t5": _t5,
+        "umt5": _t5,
+        "whisper": WHISPER,
+    }
 )

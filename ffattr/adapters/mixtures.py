@@ -26,6 +26,13 @@ MIXTRAL = replace(
     experts="mlp.experts",
 )
 QWEN3_MOE = replace(MIXTRAL, dense=LLAMA)
+FLEX_OLMO = replace(
+    MIXTRAL,
+    norm_before_attn=None,
+    norm_of_attn="post_attention_layernorm",
+    norm_before_ff=None,
+    norm_of_ff="post_feedforward_layernorm",
+)
 
 
 def _gpt_oss(config: Any) -> Family:
@@ -60,9 +67,12 @@ def _swish(alpha: float) -> Activation:
 #: ``config.model_type`` to its family, or to the choice of one by configuration.
 MIXTURES: Mapping[str, Family | Callable[[Any], Family]] = MappingProxyType(
     {
+        "flex_olmo": FLEX_OLMO,
         "gpt_oss": _gpt_oss,
+        "minimax_m2": MIXTRAL,
         "mixtral": MIXTRAL,
         "olmoe": MIXTRAL,
+        "phimoe": MIXTRAL,
         "qwen3_moe": QWEN3_MOE,
     }
 )
