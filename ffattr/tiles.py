@@ -10,7 +10,7 @@ norms are in that of ``x``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,6 @@ class LayerMaps:
 
 
 _Tiles = Iterator[tuple[str, Tensor]]
-_Compute = Callable[[Tensor, Tensor, slice], _Tiles]
 
 
 class Layer:
@@ -143,20 +142,20 @@ class Layer:
         rows = arrived.rows[tokens]
         for number, source in enumerate(self.sources):
             ff_scale, residual_scale = arrived.ff_scale[number], arrived.residual_scale[number]
-            scaled = slope if ff_scale is None else slope * ff_scale[tokens, None]
+            scaled = (slope if ff_scale is None else slope * ff_scale[tokens, None]).to(wide.dtype)
             of_stream = None if residual_scale is None else residual_scale[tokens]
             alpha = arrived.alpha[number][:, tokens]
             for keys, part, position in self._blocks(source, alpha, rows, self.plan.blocks.wide_keys):
-                block = (number, keys, part, rows, position, scaled, of_stream, norm_scale)
+                tiles, given = wide.of_keys(number, keys), (part, rows, position, scaled, of_stream, norm_scale)
                 if not self.scopes.isdisjoint(source.prefix + name for name in self.weights.wide_scopes):
-                    for name, tile in zip(self.weights.wide_scopes, wide.tile(*block), strict=True):
+                    for name, tile in zip(self.weights.wide_scopes, tiles.norms(*given), strict=True):
                         if source.prefix + name in self.scopes:
                             result.maps[source.prefix + name][..., places, keys] = tile
                 if slots is None or source.prefix + self.weights.expert_scope not in self.scopes:
                     continue
                 for which, slot in enumerate(slots.T):
                     neurons = slice(which * self.weights.ff_width, (which + 1) * self.weights.ff_width)
-                    tile = wide.tile(*block, neurons=neurons)[0]
+                    tile = tiles.norms(*given, neurons)[0]
                     result.maps[source.prefix + self.weights.expert_scope][slot, places, keys] = tile
 
     def _itself(self, arrived: Arrived, fed: Fed | None) -> dict[str, Tensor]:

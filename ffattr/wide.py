@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from .layer import LayerWeights
 from .plan import LayerPlan
 from .sources import Source, features
 
-__all__ = ["Wide"]
+__all__ = ["Tiles", "Wide"]
 
 
 class Wide:
@@ -45,10 +46,27 @@ class Wide:
         for keys in self.keys:
             keys.load(self.projections, self.plan.method == "direct")
 
-    def tile(
+    def of_keys(self, source: int, keys: slice) -> Tiles:
+        """What the keys ``keys`` of a source bring, until others are asked for."""
+        of = self.keys[source]
+        residual = of.residual_features[: keys.stop - keys.start]
+        features(of.values[keys], of.residual.matrix, of.residual.own[keys], residual)
+        mixed = of.mixed(keys, self.projections) if self.plan.method == "direct" else None
+        return Tiles(self, of, keys, residual, mixed)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """A block of ``m`` keys of a source, as operands."""
+
+    wide: Wide
+    of: _Keys
+    keys: slice
+    residual: Tensor
+    mixed: Tensor | None
+
+    def norms(
         self,
-        source: int,
-        keys: slice,
         alpha: Tensor,
         rows: Tensor,
         position: Tensor,
@@ -57,28 +75,29 @@ class Wide:
         norm_scale: Tensor | None,
         neurons: slice = slice(None),
     ) -> Tensor:
-        """All feed-forward scopes ``[W, n, m]`` of the keys ``keys`` of a source and the queries ``rows`` ``[n]``.
+        """All feed-forward scopes ``[W, n, m]`` of the queries ``rows`` ``[n]``, by ``neurons`` of the block alone.
 
         ``alpha`` ``[H, n, m]``, ``position`` ``[n]`` of the query among the keys, ``slope`` ``[S, n, F]`` with the
-        scales of all norms before the block, and only ``neurons`` of the block.
+        scales of all norms before the block, in the dtype of the wide operands.
         """
-        of, count, after = self.keys[source], keys.stop - keys.start, self.weights.norm_after_ff
+        wide, of = self.wide, self.of
+        after = wide.weights.norm_after_ff
         tail = (
-            features(of.values[keys], of.residual.matrix, of.residual.own[keys], of.residual_features[:count]),
+            self.residual,
             residual_scale,
             None if after is None else after.weight,
             norm_scale,
             after is not None and after.kind == "layer",
         )
-        slope = slope[..., neurons].to(self.dtype)
-        down = self.down[neurons]
-        if self.plan.method == "operator":
-            own = torch.stack([of.ff_input.own[rows] @ weight[:, neurons] for weight in self.projections])
+        slope, down = slope[..., neurons].contiguous(), wide.down[neurons]
+        if self.mixed is None:
+            own = torch.stack([of.ff_input.own[rows] @ weight[:, neurons] for weight in wide.projections])
             maps = of.maps[..., neurons].contiguous()
-            out: Tensor = self.operators.operator_norms(alpha, position, of.values[keys], maps, own, slope, down, *tail)
+            values = of.values[self.keys]
+            out: Tensor = wide.operators.operator_norms(alpha, position, values, maps, own, slope, down, *tail)
         else:
-            mixed = of.mixed(keys, self.projections)[..., neurons].contiguous()
-            out = self.operators.ff_norms(alpha, position, mixed, slope, down, self.down_scale, *tail)
+            mixed = self.mixed[..., neurons].contiguous()
+            out = wide.operators.ff_norms(alpha, position, mixed, slope, down, wide.down_scale, *tail)
         return out
 
 
