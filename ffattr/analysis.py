@@ -34,6 +34,8 @@ class Maps(Protocol):
     @property
     def mask(self) -> Tensor: ...
     @property
+    def key_mask(self) -> Tensor | None: ...
+    @property
     def arguments(self) -> Mapping[str, Any]: ...
 
 
@@ -91,8 +93,9 @@ def _steps(scopes: Sequence[str]) -> list[tuple[str, str, str]]:
         before, _, part = scope.rpartition("_")
         if part in _COMPONENTS and before.startswith("atb") and before in scopes:
             steps.append((_COMPONENTS[part], before, scope))
-    last = max((scope for scope in scopes if scope.startswith("atb_")), key=len, default="")
-    if "atb" in scopes and last.endswith(("_ln_ff_res", "_ff_res_ln")):  # of a pre-LN and of a post-LN layer
+    whole = [scope for scope in scopes if scope.startswith("atb") and scope.endswith(("_ln_ff_res", "_ff_res_ln"))]
+    last = max(whole, key=len, default="")  # of a pre-LN or of a post-LN layer
+    if "atb" in scopes and last:
         steps.append((_BLOCK, "atb", last))
     return steps
 
@@ -100,8 +103,9 @@ def _steps(scopes: Sequence[str]) -> list[tuple[str, str, str]]:
 def _pairs(attribution: Maps) -> list[Tensor]:
     """Per sequence ``[N, T]``: True at the pairs that count."""
     mask = attribution.mask
+    keys = mask if attribution.key_mask is None else attribution.key_mask
     queries = torch.tensor(list(attribution.queries), dtype=torch.long, device=mask.device)
-    allowed = torch.ones(len(queries), mask.shape[1], dtype=torch.bool, device=mask.device)
+    allowed = torch.ones(len(queries), keys.shape[1], dtype=torch.bool, device=mask.device)
     if attribution.arguments.get("causal"):
-        allowed = torch.arange(mask.shape[1], device=mask.device) <= queries[:, None]
-    return [row[queries][:, None] & row[None, :] & allowed for row in mask]
+        allowed = torch.arange(keys.shape[1], device=mask.device) <= queries[:, None]
+    return [row[queries][:, None] & key[None, :] & allowed for row, key in zip(mask, keys, strict=True)]

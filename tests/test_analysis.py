@@ -101,3 +101,22 @@ def test_unchanged_maps_change_nothing_and_padding_is_not_looked_at():
 def test_scopes_without_a_component_are_an_error():
     with pytest.raises(ValueError, match=r"no two neighbouring scopes .* among attn, atb: .*scopes='all'"):
         contextualization_change(attribution(("attn", "atb")))
+
+
+def test_maps_by_expert_are_no_component():
+    pre = ("atb", "atb_ln", "atb_ln_ff", "atb_ln_ff_res")
+    attr = attribution(pre)
+    attr.scopes = (*pre, "atb_ln_ff_experts")
+    found = contextualization_change(attr)
+    assert set(found["component"]) == {"LN", "FF", "RES", "FF block"}
+
+
+def test_keys_of_an_encoder_have_a_mask_of_their_own():
+    attr = attribution(("atb", "atb_ln"), tokens=6, real=(6, 4))
+    attr.key_mask = torch.tensor([[True] * 6, [True] * 5 + [False]])
+    attr.maps["atb"][:, 1, :4, 4] = torch.arange(1.0, 5)  # a key that is none of the queries
+    attr.maps["atb_ln"][:, 1, :4, 4] = -torch.arange(1.0, 5)
+    found = contextualization_change(attr)["value"].iloc[0]
+    expected = [1 - spearman(attr.maps["atb"][0, 0], attr.maps["atb_ln"][0, 0])]
+    expected.append(1 - spearman(attr.maps["atb"][0, 1, :4, :5], attr.maps["atb_ln"][0, 1, :4, :5]))
+    assert found == pytest.approx(sum(expected) / 2)
