@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import engine
 from .attention import Attention, LayerRecord
+from .dtypes import output_tolerance
 from .errors import ArchitectureMismatch
 from .experts import Routing
 from .layer import CROSS
@@ -18,12 +19,7 @@ from .plan import Plan
 from .reference import Encoder
 from .request import Request, Stack
 
-__all__ = ["Collector", "OneSequence", "shape_of"]
-
-# Largest relative difference, over tokens, between the recomputed and the model's own layer output. Rounding alone
-# gives 1e-6 in float32; erf-GELU taken for tanh-GELU, the smallest mistake known, gives 7e-5 and more.
-_SINGLE = 1e-6  # of a float64 model whose attention weights or norms were made in float32
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+__all__ = ["Collector", "OneSequence", "shape_of", "tolerance"]
 
 
 class Collector:
@@ -112,17 +108,12 @@ class Collector:
 
     def _check_error(self, captured: LayerRecord, batch: int, error: float) -> None:
         request, stack = self.request, self.stack
-        dtype = captured.output.dtype if captured.output.dtype.itemsize < request.dtype.itemsize else request.dtype
-        tolerance = _TOLERANCE.get(dtype, _TOLERANCE[torch.float32])
-        attentions = [part for part in (captured.attention, captured.cross) if part is not None]
         layer = captured.index - stack.first
-        single = stack.specs[layer].single or any(part.single for part in attentions)
-        if not error <= (max(tolerance, _SINGLE) if single else tolerance):
+        if not error <= tolerance(stack, captured, request.dtype):
             raise ArchitectureMismatch(
-                f"{stack.label(layer)}, batch row {batch}: the "
-                f"recomputed output differs from the model's by {error:.1e} (relative), more than rounding in {dtype} "
-                f"explains. The {request.adapted.family!r} adapter does not describe this layer; see "
-                "ffattr.register_adapter. (check=False goes on at your own risk.)"
+                f"{stack.label(layer)}, batch row {batch}: the recomputed output differs from the model's by "
+                f"{error:.1e} (relative), more than rounding explains. The {request.adapted.family!r} adapter does not "
+                "describe this layer; see ffattr.register_adapter. (check=False goes on at your own risk.)"
             )
 
 
@@ -196,6 +187,13 @@ class OneSequence:
         scale = self.output.norm(dim=-1).clamp_min(torch.finfo(self.output.dtype).tiny)
         difference: Tensor = (recomputed - self.output).norm(dim=-1) / scale
         return difference.max()
+
+
+def tolerance(stack: Stack, captured: LayerRecord, dtype: torch.dtype) -> float:
+    """The largest relative error of a layer's output, recomputed in ``dtype``, that rounding explains."""
+    attentions = [part for part in (captured.attention, captured.cross) if part is not None]
+    single = stack.specs[captured.index - stack.first].single or any(part.single for part in attentions)
+    return output_tolerance(captured.output.dtype, dtype, single)
 
 
 def shape_of(stack: Stack, scope: str) -> tuple[int, ...]:

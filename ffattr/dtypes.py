@@ -9,7 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["operand_dtype", "quantised", "result_dtype"]
+__all__ = ["operand_dtype", "output_tolerance", "quantised", "result_dtype"]
+
+# Rounding alone gives 1e-6 in float32; erf-GELU taken for tanh-GELU, the smallest mistake known, gives 7e-5 and more.
+_OF_OUTPUT = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+_SINGLE = 1e-6  # of a float64 model whose attention weights or norms were made in float32
 
 
 def result_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -30,3 +34,14 @@ def quantised(matrix: Tensor) -> tuple[Tensor, Tensor]:
     largest = torch.finfo(torch.float8_e4m3fn).max
     scale = (matrix.abs().amax(0) / largest).clamp_min(torch.finfo(matrix.dtype).tiny)
     return (matrix / scale).clamp(-largest, largest).to(torch.float8_e4m3fn), scale
+
+
+def output_tolerance(own: torch.dtype, computed: torch.dtype, single: bool) -> float:
+    """Largest relative difference, of any token, between a layer's output and its recomputation that rounding explains.
+
+    The model rounds to ``own``, the recomputation to ``computed``; ``single``: something in the model rounds to float32
+    whatever its dtype.
+    """
+    coarser = own if own.itemsize < computed.itemsize else computed
+    tolerance = _OF_OUTPUT.get(coarser, _OF_OUTPUT[torch.float32])
+    return max(tolerance, _SINGLE) if single else tolerance

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ffattr.dtypes import operand_dtype, quantised, result_dtype
+from ffattr.dtypes import operand_dtype, output_tolerance, quantised, result_dtype
 
 
 def test_result_and_operands() -> None:
@@ -36,3 +36,11 @@ def test_quantised(size: float) -> None:
     # Three bits after the leading one: off by a sixteenth at most, or by half a step of what is too small for that.
     bound = torch.maximum(matrix.abs() / 16, largest * 2.0**-10 / 448)
     assert ((back - matrix).abs() <= bound * (1 + 1e-5)).all()
+
+
+def test_tolerance_of_an_output_is_that_of_the_coarser_side() -> None:
+    double, single, half = torch.float64, torch.float32, torch.bfloat16
+    assert output_tolerance(double, double, single=False) == 1e-9
+    assert output_tolerance(double, double, single=True) == 1e-6
+    assert output_tolerance(double, single, single=True) == output_tolerance(single, double, single=False) == 2e-5
+    assert output_tolerance(half, single, single=False) == 1e-1

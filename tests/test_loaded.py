@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import ffattr
 from ffattr import UnsupportedModel, loaded, parameters
 
-IN, OUT = 24, 36
+IN, OUT = 64, 36
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,9 +35,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def eight_bits(x: Tensor) -> Tensor:
-    """Each row rounded to multiples of the 127th part of its largest entry."""
-    scale = x.abs().amax(-1, keepdim=True) / 127
+def eight_bits(x: Tensor, steps: int = 127) -> Tensor:
+    """Each row rounded to multiples of the 127th part of its largest entry, or the 255th where it has but one sign."""
+    scale = x.abs().amax(-1, keepdim=True).clamp_min(1e-9) / steps
     return (x / scale).round() * scale
 
 
@@ -87,8 +87,9 @@ def test_small_weights_beside_a_large_bias() -> None:
         lambda layer, x: layer(x).relu(),
         lambda layer, x: layer(torch.where(x.sum(-1, keepdim=True) > 0, x, 2 * x)),
         lambda layer, x: layer(eight_bits(x)),
+        lambda layer, x: layer(eight_bits(x, 255)),
     ],
-    ids=["activation", "routed", "8 bits"],
+    ids=["activation", "routed", "8 bits", "8 bits of one sign"],
 )
 def test_a_module_that_is_not_linear(forward: Any) -> None:
     with pytest.raises(UnsupportedModel, match=r"is a peft.tuners.new.layer.*Wrapped .* and not linear: its"):

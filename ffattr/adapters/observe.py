@@ -68,8 +68,7 @@ def observe(base: nn.Module) -> Observed:
         for number, layer in enumerate(layers):
             refuse_experts(layer, path, number)
     failures = []
-    device = next(base.parameters()).device.type
-    with undisturbed(base), torch.autocast(device, enabled=False), _restored(base):
+    with undisturbed(base), _restored(base):
         for kwargs in inputs(base):
             watch = _Watch(base, stacks)
             try:
@@ -214,6 +213,8 @@ def _only_stack(stacks: Mapping[str, Sequence[nn.Module]], watch: _Watch) -> str
         )
     (path,) = attending
     runs, layers = watch.runs[path], stacks[path]
+    if any(run.input.is_meta for run in runs):
+        raise Undetected("its weights are on the meta device; load them onto a real one first", path)
     if [id(run.layer) for run in runs] != [id(layer) for layer in layers]:
         raise Undetected(
             f"the {len(layers)} layers of {path!r} ran {len(runs)} times, expected once each, in order", path

@@ -18,21 +18,18 @@ from torch import Tensor, nn
 from .. import reference
 from ..activations import Activation
 from ..attention import Attention
+from ..dtypes import output_tolerance
 from ..errors import UnsupportedModel
 from ..layer import LayerSpec, LayerWeights
 from ..parameters import Columns, Scaled
 from .adapted import Adapted
 from .observe import Run, observe
 from .parts import Cut, Part, Product, read
-from .trial import Undetected
+from .trial import Undetected, device_of
 
 __all__ = ["Found", "Undetected", "adapt", "detect", "specs"]
 
 _log = logging.getLogger("ffattr")
-
-# Largest relative difference of a token's recomputed layer output: what `ffattr.attribute` lets pass.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-_SINGLE = 1e-6  # of a float64 model whose attention weights were made in float32
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,9 @@ def adapt(base: nn.Module) -> Adapted:
     family = f"structure of {type(base).__name__}"
     found = _known.get(base)
     if found is None:
-        found = _known[base] = detect(base)
+        # Values are compared in the model's own precision, on its device and on the CPU.
+        with torch.autocast(device_of(base).type, enabled=False), torch.autocast("cpu", enabled=False):
+            found = _known[base] = detect(base)
         _log.info("%s: layers at %r, %s", family, found.layers, dict(found.parts))
     return Adapted(base, specs(base, found), family, found.batch_first, found.positions)
 
@@ -130,8 +129,7 @@ def _verify(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> None:
         for batch, (x, expected) in enumerate(zip(*(state.to(dtype) for state in states), strict=True)):
             output = _output(weights, x, attention.sequence(batch, tokens, dtype), tokens)
             error = float(((output - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
-            tolerance = _TOLERANCE.get(run.input.dtype, 0.0)
-            if not error <= (max(tolerance, _SINGLE) if attention.single else tolerance):
+            if not error <= output_tolerance(run.input.dtype, dtype, attention.single or spec.single):
                 raise Undetected(
                     f"{where} is not reproduced by what was found: its output recomputed differs by {error:.1e} "
                     f"(relative), more than rounding in {run.input.dtype} explains"
