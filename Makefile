@@ -1,13 +1,14 @@
-# make demo | test | test-models | lint | format | clean. The first run creates .venv and builds the package; later runs
-# reuse both.
+# make demo | test | test-oldest | test-models | lint | format | clean. The first run creates .venv and builds the package;
+# later runs reuse both.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: all demo test test-models lint format install clean distclean always
+.PHONY: all demo test test-oldest test-models lint format install clean distclean always
 
 VENV := .venv
 BIN := $(VENV)/bin
 LOG := $(VENV)/build.log
+OLDEST := $(VENV)/oldest
 # The interpreter .venv is made with: the first python3 that is new enough for the pinned versions.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
@@ -25,6 +26,12 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What knows transformers, with the oldest version supported.
+test-oldest: install $(OLDEST)/.installed
+	PYTHONPATH="$(CURDIR)/$(OLDEST)" $(BIN)/python -m pytest $(addprefix tests/test_,$(addsuffix .py,versions adapters families \
+		own_attention mixture_models encoder_decoder vision_audio capture attention_capture)) \
+		-k "not test_every_backend and not adds_up and not add_up" $(PYTEST_ARGS)
 
 # Slower, and downloads 500 MB on first use: no part of what a change must pass.
 test-models: install $(VENV)/.more-models
@@ -51,7 +58,12 @@ $(VENV)/.pins: requirements-dev.txt
 	touch $@
 
 $(VENV)/.more-models: $(VENV)/.pins
-	sed -n '/^# more models:/,$$p' requirements-dev.txt | $(PIP) --no-deps -r /dev/stdin
+	sed -n '/^# more models:/,/^# oldest:/p' requirements-dev.txt | $(PIP) --no-deps -r /dev/stdin
+	touch $@
+
+$(OLDEST)/.installed: $(VENV)/.pins
+	rm -rf $(OLDEST)
+	sed -n '/^# oldest:/,$$p' requirements-dev.txt | $(PIP) --no-deps --target $(OLDEST) -r /dev/stdin
 	touch $@
 
 # Written anew only where it changes.

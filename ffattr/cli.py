@@ -1,4 +1,4 @@
-"""The command line: ``ffattr map``, ``ffattr info`` and ``ffattr bench``.
+"""The command line: ``ffattr map``, ``check``, ``models``, ``info`` and ``bench``.
 
 torch, transformers and the rest of ffattr are imported inside the commands, so that ``--help`` answers at once.
 """
@@ -15,6 +15,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from . import pretrained
 
 if TYPE_CHECKING:
     from .maps import Attribution
@@ -91,7 +93,7 @@ def map_command(
             "method": method,
         }
         with Console(stderr=True).status("loading the model") if console.is_terminal else nullcontext():
-            loaded, tokenizer = _load(model)
+            loaded, tokenizer = pretrained.load(model)
 
         from . import api
 
@@ -110,6 +112,35 @@ def map_command(
         if output is None and png is None:
             console.print(_strongest(attribution))
         console.print(str(attribution.plan), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def check(
+    model: Annotated[str, typer.Argument(help="Local folder, .gguf file or hub name of the model.")],
+    text: Annotated[str | None, typer.Argument(help="What a model of text is to read (default: a sentence).")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision of the model and of the check: float64, float32, bfloat16 or float16.", metavar="DTYPE"
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """How closely every layer of MODEL is reproduced, and by which description of it."""
+    with _one_line_errors(debug):
+        from . import cli_models
+
+        if not cli_models.check(model, text, _dtype(dtype), debug):
+            raise typer.Exit(1)
+
+
+@app.command()
+def models(debug: Debug = False) -> None:
+    """The model families that are known, and how closely each was reproduced."""
+    with _one_line_errors(debug):
+        from . import cli_models
+
+        cli_models.models()
 
 
 @app.command()
@@ -267,38 +298,6 @@ def _dtype(text: str | None) -> Any:
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"--dtype {text!r} is no torch dtype; try float32, bfloat16 or float64")
     return dtype
-
-
-def _load(name: str) -> tuple[Any, Any]:
-    """The model (base model, without a head) and tokenizer of a folder, a GGUF file or a hub name."""
-    path = Path(name)
-    local = path.exists()
-    if not local and (path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".gguf"):
-        raise FileNotFoundError(f"no model at {name!r}: there is no such file or folder")
-    try:
-        import transformers
-    except ImportError:
-        raise ValueError("loading a model needs transformers: pip install 'ffattr[models]'") from None
-    import huggingface_hub
-    import torch
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    huggingface_hub.logging.set_verbosity_error()  # retries; what went wrong is said once, below
-    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
-    if path.is_file():
-        name = str(path.parent)
-        options["gguf_file"] = path.name
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    # On the CPU, half precision is both slower and less exact than what the decomposition computes in.
-    dtype = torch.float32 if device == "cpu" else "auto"
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
-        model = transformers.AutoModel.from_pretrained(name, dtype=dtype, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise OSError(f"could not load a model and tokenizer from {str(path)!r}: {first[0]}") from error
-    return model.eval().to(device), tokenizer
 
 
 def _draw(attribution: Attribution, target: Path) -> None:

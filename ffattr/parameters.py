@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from . import loaded
 from .errors import UnsupportedModel
 
-__all__ = ["Columns", "Linear", "Norm", "Scaled", "linear", "norm"]
+__all__ = ["Columns", "Held", "Linear", "Norm", "Scaled", "linear", "norm"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,14 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A parameter by the module that holds it, from where it can be fetched if it is offloaded."""
+
+    module: nn.Module
+    name: str
+
+
+@dataclass(frozen=True)
 class Columns:
     """Output features ``start:stop`` of a fused projection, for instance the value third of GPT-2's ``c_attn``.
 
@@ -74,7 +82,7 @@ class Columns:
     start: int
     stop: int
     groups: int = 1
-    bias: Tensor | None = None
+    bias: Tensor | Held | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +90,7 @@ class Scaled:
     """A projection whose output features are multiplied by ``factor`` ``[out]`` afterwards: LayerScale."""
 
     module: nn.Module
-    factor: Tensor
+    factor: Tensor | Held
 
 
 def linear(module: nn.Module | Columns | Scaled, dtype: torch.dtype | None) -> Linear:
@@ -203,6 +211,9 @@ def _plain(module: nn.Module, name: str) -> Tensor | None:
     return None if found is None else loaded.dense(found)
 
 
-def _parameter(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _parameter(tensor: Tensor | Held, dtype: torch.dtype | None) -> Tensor:
+    if isinstance(tensor, Held):
+        with loaded.fetched(tensor.module):
+            return _parameter(getattr(tensor.module, tensor.name), dtype)
     tensor = loaded.dense(tensor)
     return tensor if dtype is None else tensor.to(dtype)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ffattr.activations import Activation
 from ffattr.adapters import Adapted, resolve
 from ffattr.attention import Attention, LayerRecord, QueryKey, Weights
 from ffattr.capture import record
@@ -45,7 +46,8 @@ def layer_output(spec: LayerSpec, recorded: LayerRecord) -> Tensor:
     added = norm(weights.out(mixed.transpose(1, 2).reshape(batch, length, -1)), weights.norm_of_attn)
     attended = norm(x + added, weights.norm_after_attn)
     t = norm(x if weights.parallel else attended, weights.norm_before_ff)
-    hidden = spec.activation(weights.up(t) if weights.gate is None else weights.gate(t))
+    activation = spec.activation.value if isinstance(spec.activation, Activation) else spec.activation
+    hidden = activation(weights.up(t) if weights.gate is None else weights.gate(t))
     if weights.gate is not None:
         hidden = hidden * weights.up(t)
     return norm(attended + norm(weights.down(hidden), weights.norm_of_ff), weights.norm_after_ff)

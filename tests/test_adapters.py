@@ -136,14 +136,6 @@ def test_missing_part_is_named() -> None:
         resolve(model)
 
 
-def test_unmerged_adapters() -> None:
-    class Peft(nn.Module):
-        def merge_and_unload(self) -> None: ...
-
-    with pytest.raises(UnsupportedModel, match="merge_and_unload"):
-        resolve(Peft())
-
-
 def test_torch_encoder_of_other_layers() -> None:
     model = build("torch-post")
     model.layers[1] = nn.Identity()

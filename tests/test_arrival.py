@@ -75,12 +75,12 @@ def test_offloaded(name: str, where: str, tmp_path: Path) -> None:
     assert ffattr.explain(model, given, baseline=baseline).device == torch.device("cpu")
 
 
-def test_offloaded_norms_that_add_one(tmp_path: Path) -> None:
-    """Which only the norm with its weight can say."""
-    plain = build("gemma", dtype=torch.float32)
-    model = offloaded(build("gemma", dtype=torch.float32), "disk", tmp_path)
-    given = tiny_models.inputs("gemma")
-    assert_equal(ffattr.attribute(model, given), ffattr.attribute(plain, given))
+@pytest.mark.parametrize("name", ["gemma", "dinov2", "qwen3-moe"])
+def test_offloaded_parts(name: str, tmp_path: Path) -> None:
+    """Norms that add one, which only they with their weights can say; LayerScale; the parameters of experts."""
+    plain, model = (build(name, dtype=torch.float32) for _ in range(2))
+    given = {key: one.float() if one.is_floating_point() else one for key, one in tiny_models.inputs(name).items()}
+    assert_equal(ffattr.attribute(offloaded(model, "disk", tmp_path), given), ffattr.attribute(plain, given))
 
 
 def test_offloaded_adapters(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from recording import assert_recomputed, run, state
 from tiny_models import build
 from torch import Tensor, nn
+from versions import needs
 
 from ffattr.adapters import resolve
 from ffattr.attention import LayerRecord
@@ -90,6 +91,7 @@ def test_arguments_that_change_the_attention(argument: str) -> None:
 @pytest.mark.parametrize("padding", [None, "right"])
 @pytest.mark.parametrize("shape", [(2, 6, 7, 7), (1, 6, 7, 7), (7, 7)])
 def test_position_bias(shape: tuple[int, ...], padding: str | None) -> None:
+    needs("5.14", "whose attention functions take a position_bias")
     bias = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     adapted = resolve(build("llama"))
     given = {**tiny_models.inputs("llama", padding=padding), "position_bias": bias}

@@ -6,7 +6,7 @@ import torch
 from synthetic import attribution
 from typer.testing import CliRunner
 
-from ffattr import api, backends, cli, files, load
+from ffattr import api, backends, cli, files, load, pretrained
 from ffattr.errors import ArchitectureMismatch, BackendUnavailable, OutOfMemory, UnsupportedModel
 from ffattr.ig import GaussLegendre, Riemann
 
@@ -27,7 +27,7 @@ def calls(monkeypatch):
         seen.append((model, inputs, options))
         return "direct on torch [3 layers]"
 
-    monkeypatch.setattr(cli, "_load", lambda name: (f"model {name}", "tokenizer"))
+    monkeypatch.setattr(pretrained, "load", lambda name: (f"model {name}", "tokenizer"))
     monkeypatch.setattr(api, "attribute", attribute)
     monkeypatch.setattr(api, "explain", explain)
     return seen

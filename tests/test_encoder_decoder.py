@@ -11,6 +11,7 @@ import tiny_models
 import torch
 from recording import state
 from tiny_models import ENCODER_DECODERS, MORE_ENCODER_DECODERS, build
+from versions import needs
 
 import ffattr
 from ffattr.adapters import resolve
@@ -47,6 +48,8 @@ def test_description(name: str) -> None:
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_layers_and_maps(name: str, padding: str | None) -> None:
     """Each layer is reproduced from its record, and all maps are those of the definition."""
+    if name.startswith("t5") and padding == "left":
+        needs("5.15", "to compute T5's attention in float64, where masked-out tokens are not NaN")
     model, given = build(name), tiny_models.inputs(name, length=LENGTH, padding=padding)
     before = state(model)
     expected = ffattr.attribute(model, given, scopes="all", backend="reference")

@@ -32,8 +32,9 @@ ORDER = [
     {"plot", "analysis"},
     {"files", "maps", "stacks"},
     {"scopes", "collect", "request", "api", "timing", "bench", "tune"},
+    {"reproduction", "pretrained", "examples", "verified"},
     {""},  # the package itself: `import ffattr`
-    {"cli_bench", "cli", "__main__"},
+    {"cli_bench", "cli_models", "cli", "__main__"},
 ]
 RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
 

@@ -70,8 +70,8 @@ def test_layer_scale_is_part_of_the_projections() -> None:
         assert isinstance(spec.down, Scaled)
         assert isinstance(spec.out, Scaled)
         scale = spec.module.get_parameter(scales[0])
-        torch.testing.assert_close(weights.out.weight, (scale[:, None] * spec.module.attention.o_proj.weight).T)
-        torch.testing.assert_close(weights.out.bias, scale * spec.module.attention.o_proj.bias)
+        torch.testing.assert_close(weights.out.weight, (scale[:, None] * spec.out.module.weight).T)
+        torch.testing.assert_close(weights.out.bias, scale * spec.out.module.bias)
     assert not isinstance(resolve(build("beit", layer_scale_init_value=0.0)).layers[0].out, Scaled)
 
 

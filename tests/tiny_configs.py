@@ -299,3 +299,6 @@ _TWO |= {
 MORE_ENCODER_DECODERS = tuple(_TWO)[len(ENCODER_DECODERS) :]
 """The same layers again, which fewer tests try."""
 MODELS |= _EXPERTS | _TWO
+
+SINCE = {"swiglu_limit": "5.19"}
+"""Settings that not every supported version of transformers reads. An older one is not given them."""

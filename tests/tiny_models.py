@@ -24,12 +24,14 @@ from tiny_configs import (
     MORE_FAMILIES,
     MORE_MIXTURES,
     POSITIONS,
+    SINCE,
     SOUND,
     SOUND_FAMILIES,
     TORCH_FAMILIES,
     VOCABULARY,
 )
 from torch import Tensor, nn
+from versions import have
 
 __all__ = [
     "ENCODER_DECODERS",
@@ -154,6 +156,7 @@ def samples(length: int) -> int:
 
 def _transformers(prefix: str, settings: dict[str, Any], head: str) -> nn.Module:
     transformers: Any = importlib.import_module("transformers")
+    settings = {name: value for name, value in settings.items() if name not in SINCE or have(SINCE[name])}
     config = getattr(transformers, f"{prefix}Config")(vocab_size=VOCABULARY, **settings)
     config._experts_implementation = "eager"  # the other one takes no float64
     model: nn.Module = getattr(transformers, prefix + head)(config)

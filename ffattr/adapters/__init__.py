@@ -70,11 +70,11 @@ def resolve(model: nn.Module) -> Adapted:
     if isinstance(model, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
         layers, batch_first = torch_encoder.adapt(model)
         return Adapted(model, layers, type(model).__name__, batch_first)
-    if pretrained and model_type in FAMILIES:
-        return huggingface.adapt(base, model_type)
     parts = {name: child for name, child in base.named_children() if _is_pretrained(child)}
     if pretrained and len(parts) == 1 and not parts.keys().isdisjoint(("text_model", "vision_model")):
         return resolve(*parts.values())  # a head on one of CLIP's towers
+    if pretrained and model_type in FAMILIES:
+        return huggingface.adapt(base, model_type)
     if pretrained and parts.keys() >= {"text_model", "vision_model"}:
         raise UnsupportedModel(
             f"{type(model).__name__} has two towers, each with inputs of its own. Pass model.text_model or "

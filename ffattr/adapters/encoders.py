@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from ..activations import ACTIVATIONS
 from ..errors import UnsupportedModel
 from .family import Family, Fused
 
@@ -69,6 +70,13 @@ DINOV2 = replace(
     scale_of_attn="layer_scale1.lambda1",
     scale_of_ff="layer_scale2.lambda1",
 )
+DINOV2_OLDER = replace(  # before transformers 5.18
+    DINOV2,
+    attention="attention.attention",
+    value="attention.attention.value",
+    out="attention.output.dense",
+    activation="mlp.activation",
+)
 CLIP_TEXT = Family(
     layers="encoder.layers",
     attention="self_attn",
@@ -126,10 +134,15 @@ def _beit(config: Any) -> Family:
 
 
 def _dinov2(config: Any) -> Family:
-    family = replace(DINOV2, special_tokens=("[CLS]", *["[REG]"] * getattr(config, "num_register_tokens", 0)))
-    if not config.use_swiglu_ffn:
-        return family
-    return replace(family, gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj", activation="mlp.act_fn")
+    family, older = DINOV2, DINOV2_OLDER
+    if config.use_swiglu_ffn:
+        both = Fused("mlp.weights_in", index=0, count=2)
+        older = replace(
+            older, gate=both, up=replace(both, index=1), down="mlp.weights_out", activation=ACTIVATIONS["silu"]
+        )
+        family = replace(family, gate="mlp.gate_proj", up="mlp.up_proj", down="mlp.down_proj", activation="mlp.act_fn")
+    tokens = ("[CLS]", *["[REG]"] * getattr(config, "num_register_tokens", 0))
+    return replace(family, special_tokens=tokens, older=older)
 
 
 def _wav2vec2(config: Any) -> Family:

@@ -50,7 +50,8 @@ class Family:
     ``heads`` is the configuration's name for the query heads.
 
     ``experts`` is the module of a mixture's experts, which is called with the tokens, their experts and their weights;
-    ``dense`` what a layer without it is like. ``cross_attention`` and so on: attention to an encoder.
+    ``dense`` what a layer without it is like. ``cross_attention`` and so on: attention to an encoder. ``older`` is what
+    a layer that has nothing at ``out`` is like, in older versions of transformers.
     """
 
     layers: str | tuple[str, ...]
@@ -81,6 +82,7 @@ class Family:
     cross_value: str | None = None
     cross_out: str | None = None
     norm_after_cross: str | None = None
+    older: Family | None = None
 
 
 @dataclass(frozen=True)

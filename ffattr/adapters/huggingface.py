@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModel
 from ..experts import Stacked
 from ..layer import CrossSpec, LayerSpec
-from ..parameters import Columns, Scaled
+from ..parameters import Columns, Held, Scaled
 from .adapted import Adapted
 from .families import FAMILIES
 from .family import Family, Fused, PerExpert
@@ -19,8 +19,20 @@ __all__ = ["adapt"]
 
 
 def adapt(base: nn.Module, model_type: str) -> Adapted:
-    """A headless transformers model, described by the data of its family."""
+    """A headless transformers model, described by the data of its family.
+
+    Raises `UnsupportedModel` where the model lacks a module, or its configuration a setting, that the family has.
+    """
     config: Any = base.config
+    try:
+        return _adapt(base, model_type, config)
+    except AttributeError as error:
+        if error.obj is not config:
+            raise
+        raise UnsupportedModel(_lacks(config, repr(error.name))) from None
+
+
+def _adapt(base: nn.Module, model_type: str, config: Any) -> Adapted:
     entry = FAMILIES[model_type]
     found = entry(config) if callable(entry) else entry
     if isinstance(found, Family):
@@ -55,6 +67,8 @@ def _layer(family: Family, layer: nn.Module, config: Any) -> LayerSpec:
     layer = getattr(layer, "_orig_mod", layer)
     if family.dense is not None and family.experts is not None and not _has(layer, family.experts):
         family = family.dense
+    if family.older is not None and not _has(layer, family.out):
+        family = family.older
     heads = int(getattr(config, family.heads))
     kv_heads = family.kv_heads or getattr(config, "num_key_value_heads", None)
     if family.heads != "num_attention_heads":  # the other may speak of the other stack
@@ -62,7 +76,9 @@ def _layer(family: Family, layer: nn.Module, config: Any) -> LayerSpec:
 
     def part(where: Any) -> Any:
         if isinstance(where, str):
-            return _at(layer, where)
+            found = _at(layer, where)
+            owner, _, name = where.rpartition(".")
+            return Held(_at(layer, owner) if owner else layer, name) if isinstance(found, Tensor) else found
         if isinstance(where, PerExpert):
             return _stacked(where, part(family.experts))
         if not isinstance(where, Fused):  # None, or the thing itself
@@ -80,7 +96,7 @@ def _layer(family: Family, layer: nn.Module, config: Any) -> LayerSpec:
         if scale is None:
             return part(where)
         factor = part(scale)  # one for each feature, or a number
-        return Scaled(part(where), factor if isinstance(factor, Tensor) else torch.tensor(factor, dtype=torch.float64))
+        return Scaled(part(where), factor if isinstance(factor, Held) else torch.tensor(factor, dtype=torch.float64))
 
     cross = None
     if family.cross_attention is not None:
@@ -119,6 +135,8 @@ def _layer(family: Family, layer: nn.Module, config: Any) -> LayerSpec:
 
 def _stacked(where: PerExpert, experts: nn.Module) -> Stacked:
     width = _at(experts, where.weight).shape[2 if where.out_last else 1]
+    if where.bias is not None:
+        _at(experts, where.bias)  # raises here where it is missing, not when it is read
     if where.alternating:
         start, stop, step = where.index, width, where.count
     else:
@@ -144,13 +162,17 @@ def _at(root: nn.Module, path: str) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError:
-            raise UnsupportedModel(
-                f"{type(root).__name__} has no {path!r} (stopped at {name!r} of {type(found).__name__}), which its "
-                "family is known to have: a variant or a version of the model that ffattr does not know. Describe "
-                "its layers with ffattr.register_adapter."
-            ) from None
+            where = f"{path!r} (stopped at {name!r} of {type(found).__name__})"
+            raise UnsupportedModel(_lacks(root, where)) from None
         found = getattr(found, "_orig_mod", found)
     return found
+
+
+def _lacks(owner: Any, what: str) -> str:
+    return (
+        f"{type(owner).__name__} has no {what}, which its family is known to have: a variant or a version of the model "
+        "that ffattr does not know. Describe its layers with ffattr.register_adapter."
+    )
 
 
 def _table_size(table: nn.Embedding) -> int:

@@ -51,6 +51,13 @@ def test_dinov2_tells_a_disc_from_its_background() -> None:
 
 
 @torch.no_grad()
+def test_dinov2s_positions_are_a_grid() -> None:
+    """Next to each other in a row: alike. From the end of one row to the start of the next: not."""
+    grid = load("dinov2").model.embeddings.position_embeddings[0, 1:].view(37, 37, 384)
+    assert (grid[:, 1:] - grid[:, :-1]).norm(dim=-1).max() < 0.5 * (grid[1:, 0] - grid[:-1, -1]).norm(dim=-1).min()
+
+
+@torch.no_grad()
 def test_whisper_hears_silence() -> None:
     start = torch.tensor([[START]])
     logits = load("whisper").model(input_features=features(torch.zeros(5 * 16000)), decoder_input_ids=start).logits

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import pytest
 import torch
 from samples import assert_agree, inputs, load
 
 import ffattr
-from ffattr.stacks import StackedAttribution
+from ffattr.maps import Attribution
 
 FRAMES = 1500
+STEPS = {"encoder": 50, "decoder": 1, "cross": 1}  # every how many queries
 
 
-@functools.cache
-def attributed() -> StackedAttribution:
-    return ffattr.attribute(load("whisper").model, inputs("whisper"), scopes="all")
+def attributed(stack: str, **options: Any) -> Attribution:
+    queries = slice(None, None, STEPS[stack])
+    found: Any = ffattr.attribute(
+        load("whisper").model, inputs("whisper"), scopes=f"{stack}.all", queries=queries, **options
+    )
+    assert list(found.stacks) == [stack]
+    attr: Attribution = found.stacks[stack]
+    return attr
 
 
-@pytest.mark.parametrize("stack", ["encoder", "decoder", "cross"])
+@pytest.mark.parametrize("stack", STEPS)
 def test_every_layer_is_recomputed(stack: str) -> None:
     written = inputs("whisper")["decoder_input_ids"].shape[1]
-    shape = {"encoder": (FRAMES, FRAMES), "decoder": (written, written), "cross": (written, FRAMES)}[stack]
-    attr = attributed().stacks[stack]
+    shape = (FRAMES // STEPS["encoder"] if stack == "encoder" else written, written if stack == "decoder" else FRAMES)
+    attr = attributed(stack)
     assert attr.layers == (0, 1, 2, 3)
     assert 0 < attr.error.max() < 2e-5
     for scope in attr.scopes:
@@ -33,13 +39,10 @@ def test_every_layer_is_recomputed(stack: str) -> None:
         assert (attr.maps[scope].sum(-1) > 0).all()
 
 
-@pytest.mark.parametrize(("stack", "step"), [("encoder", 100), ("decoder", 1), ("cross", 1)])
-def test_backends_agree_with_the_definition(stack: str, step: int) -> None:
-    options = {"scopes": f"{stack}.all", "layers": [0, 3], "queries": slice(None, None, step)}
-    model, given = load("whisper").model, inputs("whisper")
-    expected = ffattr.attribute(model, given, backend="reference", dtype=torch.float64, **options).stacks
-    assert list(expected) == [stack]
+@pytest.mark.parametrize("stack", STEPS)
+def test_backends_agree_with_the_definition(stack: str) -> None:
+    expected = attributed(stack, layers=[0, 3], backend="reference", dtype=torch.float64)
     for backend in ("torch", "cpu"):
-        found = ffattr.attribute(model, given, backend=backend, **options).stacks
-        assert found[stack].plan.backend == backend
-        assert_agree(found[stack], expected[stack])
+        found = attributed(stack, layers=[0, 3], backend=backend)
+        assert found.plan.backend == backend
+        assert_agree(found, expected)

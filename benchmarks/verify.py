@@ -1,0 +1,176 @@
+"""How closely every family of models is reproduced: writes ffattr/adapters/verified.json and README's table of it.
+
+    python benchmarks/verify.py [--markdown]
+
+The small random models of the tests, every variant, in float64: layers recomputed from their descriptions against the
+model's own, maps of all scopes against the definition. Then trained models in float32, those that are installed
+(``make test-models`` does that). A model that is not within its tolerance ends the script, and nothing is written.
+``--markdown`` measures nothing: it writes README's table from the record that there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import ffattr
+from ffattr import backends
+from ffattr.adapters import resolve
+from ffattr.layer import LayerSpec
+from ffattr.reproduction import Reproduction, reproduce
+from ffattr.verified import Layers, Record, Trained, Variant, read, rows
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+BEGIN, END = "<!-- by benchmarks/verify.py -->\n", "<!-- end -->\n"
+MAPS = 1e-10  # of float64
+TITLES = {
+    "minilm": "MiniLM-L6",
+    "smollm2": "SmolLM2-135M",
+    "gemma3": "Gemma 3 270M",
+    "antiberty": "AntiBERTy",
+    "dinov2": "DINOv2-small",
+    "whisper": "Whisper tiny.en",
+}
+_KINDS = {
+    "input_ids": "text",
+    "pixel_values": "images",
+    "input_values": "sound",
+    "input_features": "sound",
+    "src": "features",
+}
+
+
+def _module(folder: str, name: str) -> Any:
+    """A helper of the tests, which are no package."""
+    if str(ROOT / folder) not in sys.path:
+        sys.path.insert(0, str(ROOT / folder))
+    return importlib.import_module(name)
+
+
+def described(model: nn.Module) -> Layers:
+    """By the description that the adapter makes of the model."""
+    adapted = resolve(model)
+    spec = adapted.layers[-1]
+    scopes = spec.own_scopes if spec.experts is None else (*spec.own_scopes, spec.expert_scope)
+    return Layers(
+        inputs=_KINDS[str(getattr(model, "main_input_name", "src"))],
+        encoder_decoder=bool(adapted.stacks),
+        norms=_norms(spec),
+        feed_forward="mixture of experts" if spec.experts is not None else "dense" if spec.gate is None else "gated",
+        parallel=spec.parallel,
+        scopes=scopes,
+    )
+
+
+def _norms(spec: LayerSpec) -> str:
+    if spec.norm_of_ff is not None:
+        return "of what a block returns" if spec.norm_before_ff is None else "before and after each block"
+    return "after" if spec.norm_after_ff is not None else "none" if spec.norm_before_ff is None else "before"
+
+
+def variant(name: str) -> Variant:
+    """A small random model of the tests by its name there, with padding where the family knows any."""
+    tiny = _module("tests", "tiny_models")
+    model = tiny.build(name)
+    layers = described(model)
+    given = tiny.inputs(name, padding="right" if "right" in tiny.paddings(name) else None)
+    found = reproduce(model, given)
+    tolerance = _reproduced(name, found)
+    scopes = ["all", *(scope for scope in layers.scopes if scope.endswith("_experts"))]
+    options: dict[str, Any] = {"scopes": scopes, "dtype": torch.float64}
+    expected = ffattr.attribute(model, given, backend="reference", **options)
+    backend = backends.select("auto", torch.device("cpu"), torch.float64, 1).name
+    maps = ffattr.attribute(model, given, backend=backend, **options).maps
+    difference = max(
+        float((maps[scope] - tile).abs().max() / tile.abs().max().clamp_min(torch.finfo(tile.dtype).tiny))
+        for scope, tile in expected.maps.items()
+    )
+    _require(name, "an entry of a map", difference, MAPS)
+    return Variant(name, found.family, layers, found.error, tolerance, difference, backend)
+
+
+def trained() -> Iterator[Trained]:
+    """The models of `models` that are installed, on the inputs of tests/models."""
+    samples = _module("tests/models", "samples")
+    for name in (*samples.MODELS, *samples.MORE_MODELS):
+        try:
+            model = samples.load(name).model
+        except ModuleNotFoundError as missing:
+            print(f"{name}: not verified: {missing}", file=sys.stderr)
+            continue
+        found = reproduce(model, samples.inputs(name))
+        tolerance = _reproduced(name, found)
+        title, count = TITLES.get(name, name), len(found.layers)
+        yield Trained(title, found.family, described(model), count, found.error, tolerance)
+
+
+def _reproduced(name: str, found: Reproduction) -> float:
+    """The largest tolerance of the layers, each of which is within its own."""
+    for layer in found.layers:
+        _require(name, f"the output of {f'{layer.stack} layer'.strip()} {layer.layer}", layer.error, layer.tolerance)
+    return max(layer.tolerance for layer in found.layers)
+
+
+def _require(name: str, what: str, error: float, tolerance: float) -> None:
+    if not error <= tolerance:
+        raise SystemExit(f"{name}: {what} is off by {error:.1e} (relative), expected at most {tolerance:.0e}")
+
+
+def measure() -> Record:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small tensors are slower on several
+    variants = []
+    for name in _module("tests", "tiny_configs").MODELS:
+        variants.append(variant(name))
+        print(f"{name}: layers {variants[-1].error:.0e}, maps {variants[-1].maps:.0e}")
+    torch.set_num_threads(threads)
+    models = []
+    for model in trained():
+        models.append(model)
+        print(f"{model.name}: {model.count} layers {model.error:.0e}")
+    versions = {package: version(package) for package in ("ffattr", "torch", "transformers")}
+    return Record(versions, tuple(variants), tuple(models))
+
+
+def markdown(record: Record) -> str:
+    """README's table: a row for all models whose layers are alike."""
+    lines = [
+        "| model types | layers | scopes | layer error | map error | trained weights, layer error |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    above = ""
+    for row in rows(record):
+        scopes = " ".join(f"`{scope}`" for scope in row.layers.scopes[2:])
+        models = ", ".join(f"{model.name} {model.error:.0e}" for model in row.trained)
+        cells = [", ".join(row.model_types), str(row.layers), '"' if scopes == above else scopes]
+        lines.append(f"| {' | '.join([*cells, f'{row.error:.0e}', f'{row.maps:.0e}', models])} |")
+        above = scopes
+    measured = ", ".join(f"{package} {number}" for package, number in record.versions.items() if package != "ffattr")
+    return "\n".join([*lines, "", f"Measured by `benchmarks/verify.py` with {measured}.", ""])
+
+
+def write_readme(record: Record) -> None:
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    README.write_text(before + BEGIN + markdown(record) + END + rest.split(END)[1], encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--markdown", action="store_true", help="write README's table from the record that there is")
+    if not parser.parse_args().markdown:
+        measure().write()
+    write_readme(read())
+
+
+if __name__ == "__main__":
+    main()
