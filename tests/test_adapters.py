@@ -35,9 +35,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_family_is_tested() -> None:
-    assert {
-        resolve(build(name)).family for name in EVERY_FAMILY
-    } == set(BUILT_IN)
+    assert {resolve(build(name)).family for name in EVERY_FAMILY} == set(BUILT_IN)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

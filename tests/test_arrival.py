@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,16 +18,9 @@ import ffattr
 from ffattr import Attribution, UnsupportedModel
 from ffattr.request import _check_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 accelerate: Any = pytest.importorskip("accelerate")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_equal(found: Attribution, expected: Attribution) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,9 @@ import ffattr
 from ffattr.adapters import resolve
 from ffattr.errors import UnsupportedModel
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LENGTH = 6  # of the decoder
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def stacks(attr: ffattr.Attribution) -> dict[str, ffattr.Attribution]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import tiny_models
 import torch
@@ -14,6 +12,8 @@ from tiny_models import IMAGE_FAMILIES, MORE_FAMILIES, SOUND_FAMILIES, build
 import ffattr
 from ffattr.adapters import resolve
 from ffattr.reference import Rule, decompose
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PRE = ("attn_heads", "attn", "atb", "atb_ln", "atb_ln_ff", "atb_ln_ff_res")
 POST = ("attn_heads", "attn", "attn_res", "atb", "atb_ff", "atb_ff_res", "atb_ff_res_ln")
@@ -52,15 +52,6 @@ DENSE = (
 )
 WINDOWS = ("gemma2", "gemma3", "olmo3", "modernbert", "cohere2", "gpt-neo")
 LENGTH = 7  # longer than every window
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def implementation(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,16 +20,9 @@ from ffattr.parameters import Columns, Norm
 from ffattr.parameters import Scaled as LayerScale
 from ffattr.reference import attention_rows
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDTH, FF = 12, 20
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

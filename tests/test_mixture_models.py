@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import tiny_models
 import torch
@@ -16,17 +14,10 @@ import ffattr
 from ffattr.adapters import resolve
 from ffattr.errors import CaptureError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SCOPE = "atb_ln_ff_experts"
 LENGTH = 7
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def mixtures(model: nn.Module) -> list[int]:

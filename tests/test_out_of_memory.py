@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 
 import ffattr
 from ffattr import FfattrError, OutOfMemory, backends, memory, reference, torch_ops
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOKENS = 9
 
@@ -38,14 +39,6 @@ class Small:
             return getattr(torch_ops, name)(alpha, *others)
 
         return call
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def limit(monkeypatch: pytest.MonkeyPatch, pairs: int) -> Small:

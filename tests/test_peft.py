@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,18 +16,9 @@ from ffattr import CaptureError, UnsupportedModel
 from ffattr.adapters import resolve
 
 peft: Any = pytest.importorskip("peft")
-pytestmark = pytest.mark.filterwarnings("ignore")  # PEFT's, about settings
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]  # PEFT's, about settings
 
 LORA = {"r": 3, "lora_dropout": 0.3}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Tensors this small are slower on several threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -23,6 +23,8 @@ import ffattr.adapters as adapters
 from ffattr.adapters import Adapted, resolve, structure
 from ffattr.errors import CaptureError
 from ffattr.parameters import Columns
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 KNOWN = (
     "bert",
@@ -69,14 +71,6 @@ NEW: dict[str, dict[str, Any]] = {
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapters, "_registered", {})
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_same_layers(found: Adapted, expected: Adapted) -> None:
