@@ -54,7 +54,8 @@ def attribute(
     layers, queries: indices (negative ones from the end), a slice, or None for all. A query is a position of the
         padded input; rows of padding are zero. The cost is proportional to the number of queries.
     ig: ``"exact"``, `ffattr.Riemann` or `ffattr.GaussLegendre`: Integrated Gradients through the FF activation.
-    baseline: start of its path: ``"zero"``, ``"bias"``, or pre-activations ``[F]`` (gated: ``[F]`` or ``[2, F]``).
+    baseline: start of its path: ``"zero"``, ``"bias"``, or pre-activations ``[F]`` (gated: ``[F]`` or ``[2, F]``), in a
+        mixture those of every expert.
     value_bias: ``"token"`` (b_V stays with its token, as in the papers) or ``"separate"`` (goes to the bias).
     dtype: precision of the wide products, those with the feed-forward matrices: ``torch.float64``, ``float32``,
         ``bfloat16``, ``float16`` or ``float8_e4m3fn``; None: float64 for a float64 model, a half model's own on a GPU,

@@ -261,12 +261,15 @@ def _baseline(baseline: str | Tensor, stacks: Sequence[Stack]) -> str | Tensor:
         return baseline
     if not isinstance(baseline, Tensor):
         raise TypeError(f"baseline is {baseline!r}, expected 'zero', 'bias' or a tensor [F]")
-    spec = stacks[0].specs[0]
-    width = spec.weights(None).ff_width
-    gated = spec.gate is not None
-    if list(baseline.shape) not in ([width], [2, width] if gated else [width]):
-        expected = f"[{width}]" + (f" (gate, with up at zero) or [2, {width}] (gate and up)" if gated else "")
-        raise ValueError(f"baseline has shape {list(baseline.shape)}, expected {expected}")
+    several = len(stacks) > 1 or any(spec.experts is not None for stack in stacks for spec in stack.specs)
+    for stack in stacks:
+        for layer in sorted(set(stack.layers)):
+            spec = stack.specs[layer]
+            width, gated = spec.weights(None).ff_width, spec.gate is not None
+            if list(baseline.shape) not in ([width], [2, width] if gated else [width]):
+                expected = f"[{width}]" + (f" (gate, with up at zero) or [2, {width}] (gate and up)" if gated else "")
+                where = f" in {stack.label(layer)}" if several else ""
+                raise ValueError(f"baseline has shape {list(baseline.shape)}, expected {expected}{where}")
     if not torch.isfinite(baseline).all():
         raise ValueError("baseline has entries that are NaN or infinite")
     return baseline

@@ -138,6 +138,7 @@ def test_scopes_of_one_place() -> None:
         ),
         ({"scopes": "atb_ln"}, "unknown scope 'atb_ln'"),
         ({"scopes": "middle.atb"}, "unknown scope 'middle.atb'"),
+        ({"baseline": torch.zeros(52)}, r"baseline has shape \[52\], expected \[44\] in decoder layer 0"),
         ({"layers": 2}, "encoder layers has 2, but there are 2"),
         ({"queries": 7, "scopes": "decoder.atb"}, "decoder queries has 7, but there are 6"),
     ],

@@ -147,3 +147,14 @@ def test_a_kernel_in_the_place_of_the_experts() -> None:
     block.forward = forward
     with pytest.raises(CaptureError, match=r"layer 1 of MixtralModel \(mixtral\) did not call its experts"):
         ffattr.attribute(model, given)
+
+
+def test_a_baseline_is_that_of_every_expert() -> None:
+    model, given = build("qwen3-moe-mixed"), tiny_models.inputs("qwen3-moe-mixed")
+    baseline = torch.linspace(-1, 1, 20, dtype=torch.float64)
+    expected = ffattr.attribute(model, given, baseline=baseline, layers=1, backend="reference")
+    found = ffattr.attribute(model, given, baseline=baseline, layers=1, backend="cpu")
+    torch.testing.assert_close(found["layer"], expected["layer"], rtol=0, atol=1e-10)
+    assert (found["layer"] - ffattr.attribute(model, given, layers=1)["layer"]).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"baseline has shape \[20\], expected \[76\] .* in layer 0"):
+        ffattr.attribute(model, given, baseline=baseline)
