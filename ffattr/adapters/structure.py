@@ -21,7 +21,7 @@ from ..attention import Attention
 from ..dtypes import output_tolerance
 from ..errors import UnsupportedModel
 from ..layer import LayerSpec, LayerWeights
-from ..parameters import Columns, Scaled
+from ..parameters import Columns, Held, Scaled
 from .adapted import Adapted
 from .observe import Run, observe
 from .parts import Cut, Part, Product, read
@@ -92,7 +92,8 @@ def _spec(layer: nn.Module, number: int, found: Found) -> LayerSpec:
         if isinstance(where, Cut):
             return Columns(at(name, where.path), where.start, where.stop, where.groups)
         if isinstance(where, Product):
-            return Scaled(at(name, where.path), at(name, where.factor))
+            owner, _, parameter = where.factor.rpartition(".")
+            return Scaled(at(name, where.path), Held(at(name, owner), parameter))
         return at(name, where) if isinstance(where, str) else where
 
     def at(name: str, path: str) -> Any:
