@@ -205,10 +205,11 @@ class Plan:
         lines = [f"{self.backend} backend, {str(self.dtype).removeprefix('torch.')} on {self.device}"]
         for _, group in itertools.groupby(self.layers, key=lambda layer: replace(layer, layer=0)):
             same = list(group)
-            first, layers = same[0], _ranges([layer.layer for layer in same])
+            first, numbers = same[0], _ranges([layer.layer for layer in same])
+            layers = f"{first.stack} layer {numbers}".strip()
             keys = first.blocks.keys if first.method == "attention" else first.blocks.wide_keys
             lines.append(
-                f"{len(same)} x {first.stack}{' ' * bool(first.stack)}layer {layers}: {first.method}, {first.shape.queries} queries x {first.shape.tokens} "
+                f"{len(same)} x {layers}: {first.method}, {first.shape.queries} queries x {first.shape.tokens} "
                 f"tokens in blocks of {first.blocks.queries} x {keys}, {first.flops / 1e9:.2f} GFLOP and "
                 f"{first.bytes / _MiB:.1f} MiB each ({first.reason})"
             )
