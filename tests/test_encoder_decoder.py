@@ -126,7 +126,17 @@ def test_scopes_of_one_place() -> None:
         torch.testing.assert_close(some.maps[scope], every.maps[scope])
     assert "2 x encoder layer" not in str(stacks(some)["decoder"].plan)
     assert "decoder layer 0-2" in str(stacks(some)["decoder"].plan)
-    assert len(ffattr.explain(model, given).layers) == 2 * (2 + 3)
+    assert [stacks(every)[name].arguments["causal"] for name in ("encoder", "decoder", "cross")] == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_explained_is_what_runs(name: str) -> None:
+    """The keys of a decoder are its own tokens, up to the query, and all of the encoder's."""
+    model, given = build(name), tiny_models.inputs(name, length=LENGTH)
+    ran = ffattr.attribute(model, given)
+    shapes = [layer.shape for stack in ("encoder", "decoder") for layer in stacks(ran)[stack].plan.layers]
+    assert [layer.shape for layer in ffattr.explain(model, given).layers] == shapes
+    assert (shapes[-1].tokens, shapes[-1].pairs) == (6 + 9, 21 + 6 * 9)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from ffattr import GaussLegendre, Riemann, ig
 from ffattr.activations import ACTIVATIONS
 from ffattr.clamped import Clamp
 from ffattr.experts import Routing, Stacked, stacked
+from ffattr.plan import LayerShape
 from ffattr.reference import Rule
 
 ROWS = torch.arange(TOKENS)
@@ -159,3 +161,17 @@ def test_clamped_rules(rule: Any) -> None:
     name, steps = ig.rule_of(rule)
     found = Clamp(limit=1e9, offset=0.0).slopes(z, ACTIVATIONS["silu"], name, steps, None)
     torch.testing.assert_close(found, ig.slopes(z, ACTIVATIONS["silu"], name, steps), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["direct", "operator"])
+def test_each_set_of_experts_is_prepared_for_every_source(method: Any) -> None:
+    """The features of all keys, and the maps from values to pre-activations."""
+    weights = layer(decoder=True, experts=4).weights
+    one, three = (LayerShape.of(weights, 9, 20, 100, active=2, sets=sets) for sets in (1, 3))
+    wide = 2 * NEURONS
+    maps = 2.0 * 2 * one.inner * one.width * wide * 2  # gate and up, own tokens and the encoder's
+    features = 2.0 * 2 * 20 * (one.inner + one.width) * wide
+    expected = maps + (features if method == "direct" else 0)
+    assert three.flops(method) - one.flops(method) == pytest.approx(2 * expected)
+    alone = replace(one, sources=1)
+    assert one.flops("direct") - alone.flops("direct") == pytest.approx(maps / 2)

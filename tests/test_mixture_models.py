@@ -158,3 +158,47 @@ def test_a_baseline_is_that_of_every_expert() -> None:
     assert (found["layer"] - ffattr.attribute(model, given, layers=1)["layer"]).abs().max() > 1e-3
     with pytest.raises(ValueError, match=r"baseline has shape \[20\], expected \[76\] .* in layer 0"):
         ffattr.attribute(model, given, baseline=baseline)
+
+
+def test_a_baseline_of_the_gate_alone_leaves_up_at_zero() -> None:
+    model, given = build("mixtral"), tiny_models.inputs("mixtral")
+    gate = torch.linspace(-1, 1, 76, dtype=torch.float64)
+    both = torch.stack([gate, torch.zeros_like(gate)])
+    found = [ffattr.attribute(model, given, baseline=baseline)["layer"] for baseline in (gate, both)]
+    assert torch.equal(*found)
+
+
+def test_only_mixtures_among_the_layers_are_computed_by_expert() -> None:
+    plan = ffattr.attribute(build("qwen3-moe-mixed"), tiny_models.inputs("qwen3-moe-mixed"), scopes=["all", SCOPE]).plan
+    assert [(layer.layer, layer.shape.by_expert) for layer in plan.layers] == [(0, False)] * 2 + [(1, True)] * 2
+
+
+def test_frames_name_the_experts() -> None:
+    """Where the first tokens are padding too, whose queries are in no row."""
+    model, given = build("mixtral"), tiny_models.inputs("mixtral", length=LENGTH, padding="left")
+    found = ffattr.attribute(model, given, scopes=["layer", SCOPE], queries=[1, 4, 3])
+    assert found.experts is not None
+    frame = found.to_pandas()
+    assert frame[frame["scope"] == "atb_ln_ff_res"]["expert"].isna().all()
+    frame = frame[frame["scope"] == SCOPE]
+    assert set(frame[frame["batch"] == 1]["query"]) == {4, 3}
+    for layer, batch, place, query in ((0, 0, 0, 1), (1, 1, 2, 3), (1, 1, 1, 4)):
+        numbers = found.experts[layer, batch, place].tolist()
+        rows = frame[(frame["layer"] == layer) & (frame["batch"] == batch) & (frame["query"] == query)]
+        for slot, number in enumerate(numbers):
+            norms = rows[rows["expert"] == number].sort_values("key")["norm"].to_numpy()
+            expected = found.maps[SCOPE][layer, batch, slot, place][found.mask[batch]]
+            torch.testing.assert_close(torch.from_numpy(norms.copy()), expected.to(torch.from_numpy(norms.copy())))
+
+
+def test_experts_that_are_called_with_something_else() -> None:
+    model, given = build("mixtral"), tiny_models.inputs("mixtral")
+    block = model.layers[0].mlp
+
+    def forward(hidden: Tensor) -> Tensor:
+        _, weights, index = block.gate(hidden.flatten(0, 1))
+        return block.experts(hidden.flatten(0, 1), index[:, :1], weights).view_as(hidden)
+
+    block.forward = forward
+    with pytest.raises(CaptureError, match=r"MixtralExperts was called with tensors of shape .*expected hidden states"):
+        ffattr.attribute(model, given)
