@@ -75,7 +75,9 @@ def _written(name: str, parts: Mapping[str, Part]) -> str:
         groups = "" if part.groups == 1 else f", groups={part.groups}"
         return f"ffattr.Columns({_expression('layer', part.path)}, {part.start}, {part.stop}{groups})"
     if isinstance(part, Product):
-        return f"ffattr.parameters.Scaled({_expression('layer', part.path)}, {_expression('layer', part.factor)})"
+        owner, _, name = part.factor.rpartition(".")
+        factor = f"ffattr.parameters.Held({_expression('layer', owner)}, {name!r})"
+        return f"ffattr.parameters.Scaled({_expression('layer', part.path)}, {factor})"
     if isinstance(part, str):
         return _expression("layer", part)
     return "..." if part is ... else repr(part)
