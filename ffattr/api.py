@@ -236,7 +236,7 @@ def explain(
         for layer in stack.layers:
             spec = stack.specs[layer]
             weights = spec.weights(request.dtype)
-            causal = bool(getattr(spec.attention, "is_causal", False))
+            causal = stack.name == "decoder" or bool(getattr(spec.attention, "is_causal", False))
             for batch in range(len(stack.mask)):
                 tokens, rows, _ = stack.sequence(batch)
                 keys = stack.keys(batch)
