@@ -255,3 +255,11 @@ def test_files_and_views(tmp_path: Path) -> None:
     axes = figure.axes[0]
     assert axes.get_title() == "cross: atb_ln_ff_res, layer 1"
     assert axes.images[0].get_array().shape == (4, 9)
+
+
+def test_a_decoder_of_another_name_is_missed() -> None:
+    model = build("bart")
+    model.second = model.decoder
+    del model.decoder
+    with pytest.raises(UnsupportedModel, match=r"BartModel has no 'decoder\.layers'"):
+        resolve(model)

@@ -43,7 +43,7 @@ def _adapt(base: nn.Module, model_type: str, config: Any) -> Adapted:
             )
         layers, positions = _layers(base, found), _positions(base, found)
         return Adapted(base, layers, model_type, max_positions=positions, special_tokens=found.special_tokens)
-    if not hasattr(base, "decoder"):  # T5EncoderModel
+    if not config.is_encoder_decoder:  # T5EncoderModel
         layers = _layers(base, found.encoder)
         return Adapted(base, layers, model_type, max_positions=_positions(base, found.encoder))
     encoder, decoder = _layers(base, found.encoder), _layers(base, found.decoder)
