@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 from models import Loaded, gemma3, minilm, smollm2
+from texts import running
 
 import ffattr
 from ffattr.analysis import contextualization_change
@@ -22,20 +23,10 @@ MODELS = {"MiniLM-L6": minilm, "SmolLM2-135M-Instruct": smollm2, "Gemma 3 270M":
 TOKENS = 128
 COMPONENTS = ["FF", "RES", "LN", "FF block"]
 
-# Jane Austen, Pride and Prejudice (1813), chapter 1.
-PROSE = """\
-It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife. \
-However little known the feelings or views of such a man may be on his first entering a neighbourhood, this truth is \
-so well fixed in the minds of the surrounding families, that he is considered as the rightful property of some one or \
-other of their daughters. "My dear Mr. Bennet," said his lady to him one day, "have you heard that Netherfield Park \
-is let at last?" Mr. Bennet replied that he had not. "But it is," returned she; "for Mrs. Long has just been here, \
-and she told me all about it." Mr. Bennet made no answer. "Do not you want to know who has taken it?" cried his wife \
-impatiently. "You want to tell me, and I have no objection to hearing it." This was invitation enough."""
-
 
 def prose(loaded: Loaded, tokens: int = TOKENS) -> dict[str, Any]:
-    """The first ``tokens`` tokens of `PROSE`, those that the model's tokenizer adds included."""
-    inputs = loaded.tokenizer(PROSE, return_tensors="pt", truncation=True, max_length=tokens)
+    """The first ``tokens`` tokens of real text, those that the model's tokenizer adds included."""
+    inputs = loaded.tokenizer(running(), return_tensors="pt", truncation=True, max_length=tokens)
     if inputs["input_ids"].shape[1] < tokens:
         raise ValueError(f"the text has {inputs['input_ids'].shape[1]} tokens, expected at least {tokens}")
     return dict(inputs)

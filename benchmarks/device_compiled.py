@@ -37,7 +37,7 @@ class Compiled:
         try:
             for start in range(0, queries, step):
                 rows = [_narrowed(t, axis, start, step) for t, axis in zip(arguments, along, strict=False)]
-                parts.append(self.chunk(*rows, arguments[-1]))
+                parts.append(self.chunk(*rows, *arguments[len(along) :]))
         finally:
             torch_ops.chunks = chunks
         return torch.cat(parts, 1)

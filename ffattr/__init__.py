@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UnsupportedModel,
     )
     from .ig import GaussLegendre, Riemann
+    from .keep import Dense, Pool, Reduce, Rows, Top, TopK
     from .layer import LayerSpec
     from .maps import Attribution
     from .parameters import Columns
@@ -44,6 +45,7 @@ _HOME = {
         "UnsupportedModel",
     ),
     "ig": ("GaussLegendre", "Riemann"),
+    "keep": ("Dense", "Pool", "Reduce", "Rows", "Top", "TopK"),
     "layer": ("LayerSpec",),
     "parameters": ("Columns",),
     "maps": ("Attribution",),
@@ -58,14 +60,20 @@ __all__ = [
     "BackendUnavailable",
     "CaptureError",
     "Columns",
+    "Dense",
     "FfattrError",
     "GaussLegendre",
     "LayerSpec",
     "NonFiniteError",
     "OutOfMemory",
     "Plan",
+    "Pool",
+    "Reduce",
     "Riemann",
+    "Rows",
     "StackedAttribution",
+    "Top",
+    "TopK",
     "UnsupportedModel",
     "Vectors",
     "__version__",

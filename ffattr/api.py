@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -15,11 +16,15 @@ from . import reference
 from ._version import __version__
 from .attention import LayerRecord
 from .capture import record
-from .collect import Collector, OneSequence, shape_of
+from .collect import Collector, Placed, shape_of
+from .inputs import Inputs
+from .keep import Dense, Keep
+from .keep import of as keeping
 from .layer import CROSS
 from .maps import Attribution
-from .plan import Plan
+from .plan import LayerShape, Plan
 from .request import IG, Indices, Request, Stack
+from .sketch import Sketch
 from .stacks import StackedAttribution
 
 __all__ = ["Vectors", "attribute", "explain", "vectors"]
@@ -38,10 +43,13 @@ def attribute(
     value_bias: str = "token",
     dtype: torch.dtype | None = None,
     backend: str = "auto",
-    method: str = "auto",
+    method: str | Sketch = "auto",
     memory_budget: int | None = None,
     check: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    keep: str | Keep = "dense",
+    keys: Indices = None,
+    groups: Any = None,
 ) -> Attribution:
     """How much each token contributes to each token, in every layer: the norms of the decomposed vectors.
 
@@ -62,11 +70,19 @@ def attribute(
         else float32. Everything else, the maps included, is float64 with float64 and float32 otherwise.
     backend: ``"auto"``, ``"cpu"`` (C++), ``"triton"`` or ``"cuda"`` (GPU), ``"torch"`` or ``"reference"``; ``ffattr
         info`` says which run here and in which dtypes. ``"auto"`` never picks ``"cuda"``.
-    method: ``"auto"``, ``"direct"`` or ``"operator"``; `explain` says which one is chosen, and why.
+    method: ``"auto"``, ``"direct"`` or ``"operator"``; `explain` says which one is chosen, and why. `ffattr.Sketch` is
+        approximate and cheaper where a layer is wide; ``attr.sketch_error[scope]`` says by how much it is wrong.
     memory_budget: bytes of working memory besides the maps. Where memory runs out all the same, a layer is computed
         again in smaller blocks; `OutOfMemory` says that the smallest do not fit.
-    progress: called with (layers done, layers in all).
+    progress: called with (layers done, layers in all), layers of every batch that texts are cut into.
     check: compare the recomputed layer outputs with the model's; a difference raises `ArchitectureMismatch`.
+
+    keep: what becomes of the maps: ``"dense"``, or `ffattr.Dense` (another dtype, a memory-mapped file), `ffattr.TopK`
+        (``attr.top``), `ffattr.Pool` (block means) or `ffattr.Reduce` (``attr.reduced``). Of long sequences nothing
+        else is ever held.
+    keys: which tokens' contributions are wanted, as ``queries``; None for all.
+    groups: tokens whose vectors are added up before their norm is taken: ``"words"``, column numbers ``[B, T]`` (-1:
+        left out), or for each sequence a list of spans ``(start, stop)``. Columns of the maps are then groups.
 
     Returns an `Attribution`; ``maps[scope]`` is ``[layers, B, queries, T]`` (``attn_heads``: heads before queries). Of
     a model with an encoder and a decoder a `StackedAttribution`: ``maps["cross.atb"]`` and so on; ``layers`` and
@@ -87,38 +103,46 @@ def attribute(
         backend,
         method,
         memory_budget,
+        keys,
+        groups,
     )
-    collectors = [
-        Collector(
-            request,
-            stack,
-            {
-                "model": request.adapted.family,
-                "ig": str(ig),
-                "baseline": baseline if isinstance(baseline, str) else f"tensor {list(baseline.shape)}",
-                "value_bias": value_bias,
-                "dtype": str(request.wide_dtype).removeprefix("torch."),
-                "backend": request.backend.name,
-                "method": method,
-                "ffattr": __version__,
-                "torch": str(torch.__version__),
-            },
-            check,
-        )
-        for stack in request.stacks
-    ]
+    kept = keeping(keep)
+    if isinstance(kept, Dense) and kept.path is not None and request.adapted.stacks:
+        raise ValueError("keep=Dense(path=...) holds one stack of layers, not an encoder and a decoder; use save()")
+    arguments = {
+        "model": request.adapted.family,
+        "ig": str(ig),
+        "baseline": baseline if isinstance(baseline, str) else f"tensor {list(baseline.shape)}",
+        "value_bias": value_bias,
+        "dtype": str(request.wide_dtype).removeprefix("torch."),
+        "backend": request.backend.name,
+        "method": str(method),
+        "keep": str(keep),
+        "ffattr": __version__,
+        "torch": str(torch.__version__),
+    }
+    batches = request.batches()
+    collectors: list[Collector] = []
     reached = 0
 
-    def on_layer(captured: LayerRecord) -> None:
+    def on_layer(captured: LayerRecord, batch: Sequence[int]) -> None:
         nonlocal reached
         stack = request.stack_of(captured.index)
-        collectors[request.stacks.index(stack)].add(captured)
+        collectors[request.stacks.index(stack)].add(captured, batch)
         reached += len(stack.places(captured.index - stack.first))
         if progress is not None:
-            progress(reached, len(request.recorded))
+            progress(reached, len(batches) * len(request.recorded))
 
-    _record(request, on_layer, check)
-    found = {name: result for collector in collectors for name, result in collector.results().items()}
+    try:
+        for stack in request.stacks:
+            collectors.append(Collector(request, stack, kept, dict(arguments), check))
+        for batch, of_batch in batches:
+            _record(request, of_batch, functools.partial(on_layer, batch=batch), check)
+        found = {name: result for collector in collectors for name, result in collector.results().items()}
+    except BaseException:  # an interrupt as well: no half a file stays
+        for collector in collectors:
+            collector.discard()
+        raise
     return found[""] if "" in found else StackedAttribution.of(found)
 
 
@@ -178,23 +202,23 @@ def vectors(
         if name.endswith(weights.expert_scope) and not weights.mixture:
             return  # a dense layer among mixtures
         for row in range(len(stack.mask)):
-            sequence = OneSequence.of(request, stack, captured, row)
-            keys = sequence.encoder_places if across else sequence.places
-            given = (request.rule, value_bias, sequence.routing, sequence.encoder)
-            for n, query in zip(sequence.filled.tolist(), sequence.rows, strict=True):
-                streams = dict(reference.decompose(weights, sequence.x, sequence.attention, query[None], *given))
+            placed = Placed.of(request, stack, captured, row, row)
+            one, keys = placed.sequence, placed.encoder_places if across else placed.places
+            given = (request.rule, value_bias, one.routing, one.encoder)
+            for n, query in zip(placed.filled.tolist(), one.rows, strict=True):
+                streams = dict(reference.decompose(weights, one.x, one.attention, query[None], *given))
                 if name in streams:
                     stream = streams[name]
-                    of_keys = stream.vectors if across else stream.vectors[..., : len(sequence.x), :]
+                    of_keys = stream.vectors if across else stream.vectors[..., : len(one.x), :]
                 else:  # from atb on the encoder's tokens are in one stream with the others
                     stream = streams[name.removeprefix(CROSS)]
-                    of_keys = stream.vectors[..., len(sequence.x) :, :]
+                    of_keys = stream.vectors[..., len(one.x) :, :]
                 for at in stack.places(layer):
                     values[at, row, ..., n, keys, :] = of_keys.squeeze(-3).to(values.device)
                     if stream.bias.numel():
                         bias[at, row, n], total[at, row, n] = stream.bias[0], stream.total[0]
 
-    _record(request, on_layer)
+    _record(request, request.inputs, on_layer)
     key_tokens = stack.encoder_tokens if across else None
     return Vectors(values, bias, total, stack.tokens, stack.layers, stack.queries, name, key_tokens)
 
@@ -212,8 +236,10 @@ def explain(
     value_bias: str = "token",
     dtype: torch.dtype | None = None,
     backend: str = "auto",
-    method: str = "auto",
+    method: str | Sketch = "auto",
     memory_budget: int | None = None,
+    keys: Indices = None,
+    groups: Any = None,
 ) -> Plan:
     """The plan that `attribute` would follow for the same arguments, without running the model."""
     request = Request.of(
@@ -230,21 +256,33 @@ def explain(
         backend,
         method,
         memory_budget,
+        keys,
+        groups,
     )
     plan = Plan(request.backend.name, request.wide_dtype, request.device)
     for stack in request.stacks:
         for layer in stack.layers:
             spec = stack.specs[layer]
-            weights = spec.weights(request.dtype)
+            weights = spec.weights(None)
             causal = stack.name == "decoder" or bool(getattr(spec.attention, "is_causal", False))
-            for batch in range(len(stack.mask)):
-                tokens, rows, _ = stack.sequence(batch)
-                keys = stack.keys(batch)
-                across = 0 if keys is None or weights.cross is None else len(keys)
-                pairs = (int((rows + 1).sum()) if causal else len(rows) * len(tokens)) + len(rows) * across
-                sets = 1 if not weights.mixture else min(len(rows), math.comb(len(weights.down.weight), spec.active))
-                plan.layers.append(request.plan(stack, layer, weights, len(rows), len(tokens) + across, pairs, sets))
+            for batch, _ in request.batches():
+                for together in request.packs(stack, layer, batch):
+                    shapes = [_expected(request, stack, layer, batch[place], causal) for place in together]
+                    joined = LayerShape.joined(shapes)
+                    experts = math.comb(len(weights.down.weight), spec.active) if weights.mixture else 1
+                    joined = replace(joined, sets=max(1, min(joined.queries, experts)))
+                    plan.layers.append(request.plan(stack, layer, joined))
     return plan
+
+
+def _expected(request: Request, stack: Stack, layer: int, batch: int, causal: bool) -> LayerShape:
+    """What is known of one sequence's cost before the model has run."""
+    shape = request.shape(stack, layer, batch)
+    if not causal:
+        return shape
+    tokens, rows, _ = stack.sequence(batch)
+    masked = len(rows) * len(tokens) - int((rows + 1).sum())
+    return request.shape(stack, layer, batch, len(rows) * shape.longest - masked)
 
 
 def _reserve(request: Request, stack: Stack, name: str, width: int) -> Tensor:
@@ -259,14 +297,7 @@ def _reserve(request: Request, stack: Stack, name: str, width: int) -> Tensor:
     return torch.zeros((*shape, width), dtype=request.dtype, device=request.inputs.mask.device)
 
 
-def _record(request: Request, on_layer: Callable[[LayerRecord], None], check: bool = True) -> None:
-    encoder = request.inputs.encoder
-    record(
-        request.adapted,
-        request.inputs.kwargs,
-        on_layer,
-        request.recorded,
-        check,
-        request.inputs.mask,
-        None if encoder is None else encoder.mask,
-    )
+def _record(request: Request, inputs: Inputs, on_layer: Callable[[LayerRecord], None], check: bool = True) -> None:
+    """Run the model on ``inputs``: the request's, or one batch of them."""
+    encoder = None if inputs.encoder is None else inputs.encoder.mask
+    record(request.adapted, inputs.kwargs, on_layer, request.recorded, check, inputs.mask, encoder)

@@ -107,7 +107,7 @@ class QueryKey:
         query = self.query.index_select(1, rows)
         heads, kv_heads = query.shape[0], self.key.shape[0]
         grouped = query.reshape(kv_heads, -1, query.shape[-1])  # query heads of one key/value head are neighbours
-        logits: Tensor = (grouped @ self.key.mT).reshape(heads, len(rows), -1).mul_(self.scale)
+        logits: Tensor = (grouped @ self.key.mT).reshape(heads, len(rows), self.key.shape[1]).mul_(self.scale)
         if self.softcap is not None:
             logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
         bias = _rows(self.bias, rows)

@@ -19,11 +19,14 @@ from . import backends, engine, reference, torch_ops
 from .activations import ACTIVATIONS
 from .attention import QueryKey
 from .backends import Backend
+from .engine import Done
 from .errors import FfattrError, OutOfMemory
 from .layer import LayerWeights
+from .pack import OneSequence, Pack
 from .parameters import Linear, Norm
 from .plan import LayerPlan, LayerShape, plan_layer
 from .reference import Rule
+from .tiles import Layer
 from .timing import timed
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "Truth",
     "WrongResult",
     "compare",
+    "dense",
     "maps",
     "materialise",
     "operands",
@@ -172,15 +176,31 @@ def prepared(
     """
     chosen = backends.BACKENDS[backend] if isinstance(backend, str) else backend
     queries = torch.arange(len(case.x), device=case.device) if rows is None else rows.to(case.device)
-    shape = LayerShape.of(case.weights, len(queries), len(case.x), case.attention.pairs(queries))
+    pairs = case.attention.pairs(queries)
+    shape = LayerShape.of(case.weights, len(queries), len(case.x), pairs, scopes=scopes)
     wide = not set(case.wide_scopes).isdisjoint(scopes)
     plan = plan_layer(0, shape, wide, chosen, method, wide_dtype or case.x.dtype, case.device, None)
 
     def run() -> dict[str, Tensor]:
-        layer = (case.weights, case.x, case.attention, queries, scopes, Rule(), "token", chosen, plan)
-        return engine.layer_maps(*layer).maps
+        layer = Layer(case.weights, scopes, Rule(), "token", chosen, plan.dtype)
+        found, _ = dense(layer, OneSequence(case.x, case.attention, queries), plan)
+        return found
 
     return run, plan
+
+
+def dense(layer: Layer, sequence: OneSequence, plan: LayerPlan) -> tuple[dict[str, Tensor], Done]:
+    """The maps ``{scope: [..., N, C]}`` of one sequence at a layer, and what else the engine says."""
+    found: dict[str, Tensor] = {}
+
+    def emit(number: int, rows: Tensor, tiles: dict[str, Tensor]) -> None:
+        for name, tile in tiles.items():
+            if name not in found:
+                found[name] = tile.new_zeros(*tile.shape[:-2], len(sequence.rows), tile.shape[-1])
+            found[name][..., rows, :] = tile
+
+    done = engine.run(layer, Pack((sequence,)), plan, emit)
+    return found, done
 
 
 def maps(
@@ -227,12 +247,13 @@ class _Recorder:
 
 
 def operands(case: Case, method: str, wide_dtype: torch.dtype) -> tuple[Any, ...]:
-    """The arguments of the layer's first call of ``ff_norms`` (method "direct") or ``operator_norms``."""
+    """The arguments of the layer's first call of ``ff_norms`` (method "direct") or ``operator_norms``, of which
+    ``sequences``, the last, is left out."""
     recording = replace(backends.BACKENDS["torch"], load=_Recorder)
     try:
         maps(case, recording, method, case.wide_scopes, None, wide_dtype)
     except _Reached as reached:
-        return reached.arguments
+        return reached.arguments[:-1]
     raise AssertionError("a layer without a wide operator")
 
 

@@ -6,20 +6,17 @@ torch, transformers and the rest of ffattr are imported inside the commands, so 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import pretrained
-
-if TYPE_CHECKING:
-    from .maps import Attribution
+from . import cli_options
 
 __all__ = ["app", "main"]
 
@@ -32,9 +29,6 @@ app = typer.Typer(
 )
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-
-_PAIRS = 10
-"""Rows of the table of strongest pairs that stands in for a file when none is asked for."""
 
 
 @app.command("map")
@@ -67,6 +61,11 @@ def map_command(
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, or one that `ffattr info` lists.", metavar="NAME")] = "auto",
     method: Annotated[str, typer.Option(help="auto, direct or operator.", metavar="NAME")] = "auto",
+    words: Annotated[bool, typer.Option("--words", help="Add up the vectors of the tokens of each word.")] = False,
+    top: Annotated[int | None, typer.Option(help="Keep the K largest entries of each row only.", metavar="K")] = None,
+    pool: Annotated[
+        int | None, typer.Option(help="Keep the means of blocks of N x N tokens only.", metavar="N")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Save all maps here (safetensors).", metavar="FILE")
     ] = None,
@@ -75,43 +74,31 @@ def map_command(
     debug: Debug = False,
 ) -> None:
     """Map how the tokens of TEXT reach each other in every layer of MODEL."""
-    console = Console()
     with _one_line_errors(debug):
-        content = _text(text, file)
+        content = cli_options.text(text, file)
         for target in (output, png):
             if target is not None and not target.absolute().parent.is_dir():
                 raise FileNotFoundError(f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}")
         scopes = scope or ["layer"]
+        keep = cli_options.keep(top, pool)
         options: dict[str, Any] = {
             "scopes": scopes[0] if len(scopes) == 1 else scopes,
-            "layers": _layers(layers),
-            "ig": _ig(ig),
+            "layers": cli_options.layers(layers),
+            "ig": cli_options.ig(ig),
             "value_bias": value_bias,
             "baseline": baseline,
-            "dtype": _dtype(dtype),
+            "dtype": cli_options.dtype(dtype),
             "backend": backend,
             "method": method,
+            "groups": "words" if words else None,
         }
-        with Console(stderr=True).status("loading the model") if console.is_terminal else nullcontext():
-            loaded, tokenizer = pretrained.load(model)
 
-        from . import api
+        from . import cli_map
 
-        options["tokenizer"] = tokenizer
         if plan:
-            console.print(str(api.explain(loaded, content, **options)), markup=False, highlight=False, soft_wrap=True)
-            return
-        with _progress() as progress:
-            attribution = api.attribute(loaded, content, progress=progress, **options)
-        if output is not None:
-            attribution.save(output)
-            console.print(f"maps: {output}", markup=False, highlight=False, soft_wrap=True)
-        if png is not None:
-            _draw(attribution, png)
-            console.print(f"picture: {png}", markup=False, highlight=False, soft_wrap=True)
-        if output is None and png is None:
-            console.print(_strongest(attribution))
-        console.print(str(attribution.plan), markup=False, highlight=False, soft_wrap=True)
+            cli_map.explain(model, content, options)
+        else:
+            cli_map.show(model, content, {**options, "keep": keep}, output, png)
 
 
 @app.command()
@@ -130,7 +117,7 @@ def check(
     with _one_line_errors(debug):
         from . import cli_models
 
-        if not cli_models.check(model, text, _dtype(dtype), debug):
+        if not cli_models.check(model, text, cli_options.dtype(dtype), debug):
             raise typer.Exit(1)
 
 
@@ -184,20 +171,27 @@ def bench(
     tune: Annotated[
         bool, typer.Option("--tune", help="Find the fastest tiles of the Triton kernels here, and store them.")
     ] = False,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure what plans predict times by, some seconds, and store it.")
+    ] = False,
     minutes: Annotated[
         float | None, typer.Option(help="End --tune after about so long (default: when all is tried).", min=0)
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Time one random layer of a known SHAPE, all feed-forward scopes; or --tune the kernels for it."""
+    """Time one random layer of a known SHAPE, all feed-forward scopes; or --tune the kernels for it, or --calibrate."""
     with _one_line_errors(debug):
         from . import cli_bench
 
         if minutes is not None and not tune:
             raise ValueError("--minutes goes with --tune")
-        layer = cli_bench.layer(shape, tokens, _dtype(dtype), device)
+        if calibrate and tune:
+            raise ValueError("--calibrate and --tune are two runs")
+        layer = cli_bench.layer(shape, tokens, cli_options.dtype(dtype), device)
         if tune:
             cli_bench.tune(layer, minutes)
+        elif calibrate:
+            cli_bench.calibrate(layer, backend)
         else:
             cli_bench.compare(layer, backend, rounds)
 
@@ -227,101 +221,3 @@ def _one_line_errors(debug: bool) -> Iterator[None]:
             message = f"{type(error).__name__}: {message} (--debug shows where)"
         Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", soft_wrap=True, highlight=False)
         raise typer.Exit(2 if usage else 1) from None
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
-    """A bar over layers, as the ``progress`` callback of `ffattr.attribute`."""
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("layers", total=None)
-
-        def update(done: int, total: int) -> None:
-            bars.update(task, completed=done, total=total)
-
-        yield update
-
-
-def _text(text: str | None, file: Path | None) -> str:
-    if (text is None) == (file is None):
-        raise ValueError("give either TEXT or --file FILE" + (", not both" if text is not None else ""))
-    if file is None:
-        content = text or ""
-    else:
-        try:
-            content = file.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{str(file)!r} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-        except OSError as error:
-            raise OSError(f"cannot read {str(file)!r}: {error.strerror}") from error
-    if not content.strip():
-        raise ValueError("the text is empty: there is nothing to map")
-    return content
-
-
-def _layers(text: str | None) -> list[int] | slice | None:
-    if text is None:
-        return None
-    try:
-        if ":" in text:
-            start, stop = (int(part) if part.strip() else None for part in text.split(":"))
-            return slice(start, stop)
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f'--layers {text!r}: expected numbers "0,3,-1" or a slice "0:4"') from None
-
-
-def _ig(text: str) -> Any:
-    if text == "exact":
-        return text
-
-    from .ig import GaussLegendre, Riemann
-
-    name, *rest = text.split(":")
-    rule: Any = rest[1:]  # checked by Riemann itself
-    if name == "riemann" and len(rest) in (1, 2) and rest[0].isdecimal():
-        return Riemann(int(rest[0]), *rule)
-    if name == "gauss" and len(rest) == 1 and rest[0].isdecimal():
-        return GaussLegendre(int(rest[0]))
-    raise ValueError(f"--ig {text!r}: expected exact, riemann:STEPS[:RULE] or gauss:NODES, for instance riemann:50")
-
-
-def _dtype(text: str | None) -> Any:
-    if text is None:
-        return None
-
-    import torch
-
-    dtype = getattr(torch, text, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"--dtype {text!r} is no torch dtype; try float32, bfloat16 or float64")
-    return dtype
-
-
-def _draw(attribution: Attribution, target: Path) -> None:
-    from .files import replacing
-
-    figure = attribution.plot()
-    with replacing(target) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-
-
-def _strongest(attribution: Attribution) -> Table:
-    """The largest entries of the last layer's last scope, a token with itself left out."""
-    import torch
-
-    values = attribution["layer"][-1, 0].clone()
-    own = torch.tensor(attribution.queries)
-    values[torch.arange(len(own)), own] = 0
-    top = values.flatten().topk(min(_PAIRS, values.numel()))
-    table = Table("query", "key", "norm", title=f"{attribution.scopes[-1]}, layer {attribution.layers[-1]}")
-    for norm, place in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-        if norm == 0:  # masked: a causal map of few tokens has no more pairs
-            break
-        row, key = divmod(place, values.shape[1])
-        query = attribution.queries[row]
-        names = [f"{position} {attribution.tokens[0][position]}" for position in (query, key)]
-        table.add_row(*map(escape, names), f"{norm:.3g}")
-    return table

@@ -14,12 +14,14 @@ from rich.table import Table
 
 from . import backends, bench
 from .bench import SHAPES, TOLERANCE, Case
+from .calibrate import calibrate as measure_rates
 from .errors import BackendUnavailable
+from .rates import keep, key_of
 from .timing import matrix_rate, processor
 from .tune import Tuned
 from .tune import tune as tune_kernels
 
-__all__ = ["Layer", "compare", "layer", "tune"]
+__all__ = ["Layer", "calibrate", "compare", "layer", "tune"]
 
 _SHOWN = 10
 """Rows of a table of tuned configs."""
@@ -82,6 +84,20 @@ def compare(asked: Layer, backend: str, rounds: int) -> None:
         console.print(table)
     for reason in reasons:
         console.print(reason, markup=False, highlight=False, soft_wrap=True)
+
+
+def calibrate(asked: Layer, backend: str) -> None:
+    """Measures and stores this machine's rates for a backend, and prints them."""
+    chosen = backends.select(backend, asked.device, asked.dtype)
+    console = Console()
+    with console.status("measuring") if console.is_terminal else nullcontext():
+        rates = measure_rates(chosen.name, asked.dtype, asked.device)
+    key = key_of(chosen.name, asked.dtype, asked.device, torch.get_num_threads())
+    table = Table("work", "billions a second", title=escape(key), title_justify="left")
+    for kind, rate in asdict(rates).items():
+        table.add_row(kind.replace("_", " "), f"{rate / 1e9:.3g}")
+    console.print(table)
+    console.print(f"stored in {keep(key, rates)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def tune(asked: Layer, minutes: float | None) -> None:

@@ -1,7 +1,8 @@
-"""From the records of a forward pass to the result: sequence by sequence, without padding."""
+"""From the records of a forward pass to the result: packs of sequences, without padding."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,180 +10,200 @@ import torch
 from torch import Tensor
 
 from . import engine
-from .attention import Attention, LayerRecord
+from .attention import LayerRecord
 from .dtypes import output_tolerance
 from .errors import ArchitectureMismatch
 from .experts import Routing
+from .keep import Keep, Store
 from .layer import CROSS
 from .maps import Attribution
-from .plan import Plan
+from .pack import OneSequence, Pack
+from .plan import LayerShape, Plan
 from .reference import Encoder
 from .request import Request, Stack
+from .sketch import Sketch
+from .tiles import Layer
 
-__all__ = ["Collector", "OneSequence", "shape_of", "tolerance"]
+__all__ = ["Collector", "Placed", "shape_of", "tolerance"]
 
 
 class Collector:
     """The results of one stack of layers, filled layer by layer."""
 
-    def __init__(self, request: Request, stack: Stack, arguments: dict[str, Any], check: bool) -> None:
+    def __init__(self, request: Request, stack: Stack, keep: Keep, arguments: dict[str, Any], check: bool) -> None:
         self.request, self.stack, self.check = request, stack, check
         self.plan = Plan(request.backend.name, request.wide_dtype, request.device)
         rows = (len(stack.layers), len(stack.mask), len(stack.queries))
-        self.maps = {name: _empty(request, shape_of(stack, name)) for name in stack.scopes}
         self.bias = {name: _empty(request, rows) for name in stack.scopes}
         self.error = _empty(request, rows[:2])
+        self.sketch_error: dict[str, Tensor] = {}
+        if isinstance(request.method, Sketch):
+            wide = stack.specs[0].wide_scopes
+            sketched = [name for name in stack.scopes if _bare(name) in wide]
+            self.sketch_error = {name: _empty(request, rows[:2]) for name in sketched}
         self.arguments = arguments
         active = max(spec.active for spec in stack.specs)
         mixture = any(spec.experts is not None for spec in stack.specs)
         self.experts = torch.full((*rows, active), -1, device=stack.mask.device) if mixture else None
         self.shares = _empty(request, (*rows, active)) if mixture else None
+        own = tuple(name for name in stack.scopes if not name.startswith(CROSS))
+        cross = tuple(name for name in stack.scopes if name.startswith(CROSS))
+        self.stores: dict[tuple[str, ...], Store] = {}  # those of a kind of keys together
+        for scopes in (own, cross):
+            if scopes:
+                shapes = {_bare(name): shape_of(stack, name) for name in scopes}
+                device = request.inputs.mask.device
+                numbers = [stack.first + layer for layer in stack.layers]
+                self.stores[scopes] = keep.open(shapes, request.dtype, device, numbers, stack.queries)
 
-    def add(self, captured: LayerRecord) -> None:
-        """Compute and keep the maps of a layer that has just run."""
+    def add(self, captured: LayerRecord, batch: Sequence[int]) -> None:
+        """Compute and keep the maps of a layer that has just run on the sequences ``batch``."""
         request, stack = self.request, self.stack
         layer = captured.index - stack.first
         weights = stack.specs[layer].weights(request.dtype)
-        places = stack.places(layer)
         # A dense layer among mixtures has no scope told apart by expert.
         scopes = [name for name in stack.scopes if weights.mixture or not name.endswith(weights.expert_scope)]
-        for batch in range(len(stack.mask)):
-            sequence = OneSequence.of(request, stack, captured, batch)
-            # Of the sequence alone: rows of padding may look anywhere.
-            self.arguments["causal"] = self.arguments.get("causal", True) and not sequence.attention.looks_ahead
-            plan = request.plan(stack, layer, weights, len(sequence.rows), sequence.keys, sequence.pairs, sequence.sets)
-            done = engine.layer_maps(
-                weights,
-                sequence.x,
-                sequence.attention,
-                sequence.rows,
-                scopes,
-                request.rule,
-                request.value_bias,
-                request.backend,
-                plan,
-                sequence.routing,
-                sequence.encoder,
-            )
+        wanted = Layer(weights, scopes, request.rule, request.value_bias, request.backend, request.wide_dtype)
+        for together in request.packs(stack, layer, batch):
+            placed = [Placed.of(request, stack, captured, place, batch[place]) for place in together]
+            pack = Pack(tuple(one.sequence for one in placed))
+            shapes = [request.shape(stack, layer, one.batch, one.sequence.pairs) for one in placed]
+            plan = request.plan(stack, layer, replace(LayerShape.joined(shapes), sets=max(1, pack.sets)))
+
+            def emit(number: int, rows: Tensor, found: dict[str, Tensor], placed: list[Placed] = placed) -> None:
+                for at in stack.places(layer):
+                    self._keep(placed[number], at, rows, found)
+
+            done = engine.run(wanted, pack, plan, emit)
             self.plan.layers.append(done.plan)
-            error = sequence.error(done.output)
-            for at in places:
-                for name in scopes:
-                    sequence.fill(self.maps[name][at, batch], done.maps[name], name)
-                    self.bias[name][at, batch, sequence.filled] = done.bias[name].to(self.error.device)
-                self.error[at, batch] = error
-                if sequence.routing is not None and self.experts is not None and self.shares is not None:
-                    chosen = sequence.routing.of(sequence.rows)
-                    self.experts[at, batch, sequence.filled] = chosen.index.to(self.experts.device)
-                    self.shares[at, batch, sequence.filled] = chosen.weight.to(self.shares)
-            if self.check:
-                self._check_error(captured, batch, float(error))
+            for number, one in enumerate(placed):
+                self._finish(captured, one, done, slice(*pack.query_starts[number : number + 2]))
+            self._check_errors(captured, [one.batch for one in placed])
 
     def results(self) -> dict[str, Attribution]:
         """By the name of the stack, and "cross" for the maps whose keys are the encoder's tokens."""
         stack = self.stack
-        own = tuple(name for name in stack.scopes if not name.startswith(CROSS))
-        cross = tuple(name for name in stack.scopes if name.startswith(CROSS))
         found = {}
-        for name, scopes in ((stack.name, own), (CROSS.rstrip("."), cross)):
-            if not scopes:
-                continue
-            short = {scope: scope.removeprefix(CROSS) for scope in scopes}
-            found[name] = Attribution(
-                maps={short[scope]: self.maps[scope] for scope in scopes},
-                bias={short[scope]: self.bias[scope] for scope in scopes},
+        for scopes, store in self.stores.items():
+            cross = scopes[0].startswith(CROSS)
+            kept = store.finish()
+            result = Attribution(
+                maps=kept.maps,
+                top=kept.top,
+                reduced=kept.reduced,
+                block=kept.block,
+                bias={_bare(scope): self.bias[scope] for scope in scopes},
+                sketch_error={_bare(s): self.sketch_error[s] for s in scopes if s in self.sketch_error},
                 tokens=stack.tokens,
                 layers=stack.layers,
                 queries=stack.queries,
-                scopes=tuple(short.values()),
+                scopes=tuple(map(_bare, scopes)),
                 mask=stack.mask,
                 error=self.error,
                 plan=self.plan,
-                arguments=self.arguments if scopes is own else {**self.arguments, "causal": False},
+                arguments={**self.arguments, "causal": False} if cross or stack.groups is not None else self.arguments,
                 experts=self.experts,
                 shares=self.shares,
             )
-            if scopes is cross:
-                found[name] = replace(found[name], key_tokens=stack.encoder_tokens, key_mask=stack.encoder_mask)
+            if cross:
+                result = replace(result, key_tokens=stack.encoder_tokens, key_mask=stack.encoder_mask)
+            elif stack.groups is not None:
+                result = replace(result, key_tokens=stack.groups.texts, key_mask=stack.groups.mask)
+            result.maps = store.seal(*result._parts())
+            found[CROSS.rstrip(".") if cross else stack.name] = result
         return found
 
-    def _check_error(self, captured: LayerRecord, batch: int, error: float) -> None:
+    def discard(self) -> None:
+        """Leave nothing behind of a run that ended early."""
+        for store in self.stores.values():
+            store.discard()
+
+    def _keep(self, one: Placed, at: int, rows: Tensor, found: dict[str, Tensor]) -> None:
+        for scopes, store in self.stores.items():
+            keys = one.encoder_places if scopes[0].startswith(CROSS) else one.columns
+            tiles = {_bare(name): found[name] for name in scopes if name in found}
+            if tiles:
+                store.add(at, one.batch, one.filled[rows.to(one.filled.device)], keys, tiles)
+
+    def _finish(self, captured: LayerRecord, one: Placed, done: engine.Done, queries: slice) -> None:
+        """What does not go by pairs, of one sequence: ``queries`` of the pack's."""
+        layer = captured.index - self.stack.first
+        error = one.error(done.output[queries])
+        routing = one.sequence.routing
+        for at in self.stack.places(layer):
+            for name, bias in done.bias.items():
+                self.bias[name][at, one.batch, one.filled] = bias[queries].to(self.error.device)
+            self.error[at, one.batch] = error
+            for name, estimates in self.sketch_error.items():
+                estimates[at, one.batch] = done.sketch_error.get(_bare(name), 0.0)
+            if routing is not None and self.experts is not None and self.shares is not None:
+                chosen = routing.of(one.sequence.rows)
+                self.experts[at, one.batch, one.filled] = chosen.index.to(self.experts.device)
+                self.shares[at, one.batch, one.filled] = chosen.weight.to(self.shares)
+        # Of the sequence alone: rows of padding may look anywhere.
+        self.arguments["causal"] = self.arguments.get("causal", True) and not one.sequence.attention.looks_ahead
+
+    def _check_errors(self, captured: LayerRecord, batch: list[int]) -> None:
         request, stack = self.request, self.stack
         layer = captured.index - stack.first
-        if not error <= tolerance(stack, captured, request.dtype):
-            raise ArchitectureMismatch(
-                f"{stack.label(layer)}, batch row {batch}: the recomputed output differs from the model's by "
-                f"{error:.1e} (relative), more than rounding explains. The {request.adapted.family!r} adapter does not "
-                "describe this layer; see ffattr.register_adapter. (check=False goes on at your own risk.)"
-            )
+        errors = self.error[stack.places(layer)[0]].tolist()
+        for row in batch if self.check else ():
+            if not errors[row] <= tolerance(stack, captured, request.dtype):
+                raise ArchitectureMismatch(
+                    f"{stack.label(layer)}, batch row {row}: the recomputed output differs from the model's by "
+                    f"{errors[row]:.1e} (relative), more than rounding explains. The {request.adapted.family!r} "
+                    "adapter does not describe this layer; see ffattr.register_adapter. (check=False goes on at your "
+                    "own risk.)"
+                )
 
 
 @dataclass(frozen=True)
-class OneSequence:
-    """One batch row of one captured layer without its padding, in the dtype of the result.
+class Placed:
+    """One batch row of one captured layer without its padding, in the dtype of the result, and its place there.
 
-    ``places`` are the ``tokens``, ``filled`` the queries and ``encoder_places`` the encoder's tokens of the padded
-    input. These are on the device of the result and all else where the layer is: a model may lie on several.
+    ``places`` are the tokens, ``filled`` the queries, ``columns`` the keys or groups of them and ``encoder_places`` the
+    encoder's tokens of sequence ``batch`` of the padded input. These are on the device of the result and all else where
+    the layer is: a model may lie on several. ``output`` ``[n, d]`` is the model's own.
     """
 
+    batch: int
     places: Tensor
     filled: Tensor
-    encoder_places: Tensor | None
-    rows: Tensor
-    x: Tensor
+    columns: Tensor
+    encoder_places: Tensor
+    sequence: OneSequence
     output: Tensor
-    attention: Attention
-    routing: Routing | None
-    encoder: Encoder | None
 
     @classmethod
-    def of(cls, request: Request, stack: Stack, captured: LayerRecord, batch: int) -> OneSequence:
+    def of(cls, request: Request, stack: Stack, captured: LayerRecord, row: int, batch: int) -> Placed:
+        """Row ``row`` of what was captured, which is sequence ``batch`` of the input."""
         device = captured.output.device  # its input may have come from the device of the layer before
         places, rows, filled = stack.sequence(batch)
         tokens, rows = places.to(device), rows.to(device)
-        x = captured.input[batch].to(device).index_select(0, tokens).to(request.dtype)
-        output = captured.output[batch].index_select(0, tokens[rows]).to(request.dtype)
-        attention = captured.attention.sequence(batch, tokens, request.dtype)
-        routing = encoder = None
+        x = captured.input[row].to(device).index_select(0, tokens).to(request.dtype)
+        output = captured.output[row].index_select(0, tokens[rows]).to(request.dtype)
+        attention = captured.attention.sequence(row, tokens, request.dtype)
+        routing = encoder = groups = None
         if captured.routing is not None:
-            first = batch * captured.input.shape[1]  # of all sequences one after the other
+            first = row * captured.input.shape[1]  # of all sequences one after the other
             whole = Routing(captured.routing.index.to(device), captured.routing.weight.to(device, request.dtype))
             routing = whole.of(tokens + first)
         keys = stack.keys(batch)
         if captured.cross is not None and captured.states is not None and keys is not None:
             at = keys.to(device)
-            states = captured.states[batch].to(device).index_select(0, at).to(request.dtype)
-            encoder = Encoder(states, captured.cross.sequence(batch, tokens, request.dtype, at))
-        return cls(places, filled, keys, rows, x, output, attention, routing, encoder)
-
-    @property
-    def keys(self) -> int:
-        """How many tokens are keys, the encoder's included."""
-        return len(self.x) + (0 if self.encoder is None else len(self.encoder.states))
-
-    @property
-    def pairs(self) -> int:
-        """How many (query, key) pairs are not masked."""
-        across = 0 if self.encoder is None else self.encoder.attention.pairs(self.rows)
-        return self.attention.pairs(self.rows) + across
-
-    @property
-    def sets(self) -> int:
-        """How many different sets of experts the queries go to."""
-        return 1 if self.routing is None else len(self.routing.of(self.rows).by_set())
-
-    def fill(self, to: Tensor, tile: Tensor, scope: str) -> None:
-        """Spread a map ``[..., n, t]`` of the real tokens over the padded one ``[..., N, T]``."""
-        if tile.shape == to.shape:
-            to.copy_(tile)
-            return
-        keys = self.encoder_places if scope.startswith(CROSS) else self.places
-        assert keys is not None
-        to[..., self.filled[:, None], keys] = tile.to(to.device)
+            states = captured.states[row].to(device).index_select(0, at).to(request.dtype)
+            encoder = Encoder(states, captured.cross.sequence(row, tokens, request.dtype, at))
+        columns = places
+        if stack.groups is not None:
+            asked = stack.groups.index[batch][places]
+            columns = asked[asked >= 0].unique()  # sorted
+            groups = torch.where(asked >= 0, torch.searchsorted(columns, asked), -1).to(device)
+        sequence = OneSequence(x, attention, rows, routing, encoder, groups)
+        return cls(batch, places, filled, columns, places if keys is None else keys, sequence, output)
 
     def error(self, recomputed: Tensor) -> Tensor:
         """Largest relative difference of a token's recomputed and recorded layer output."""
-        if len(self.rows) == 0:
+        if len(self.output) == 0:
             return self.output.new_zeros(())
         scale = self.output.norm(dim=-1).clamp_min(torch.finfo(self.output.dtype).tiny)
         difference: Tensor = (recomputed - self.output).norm(dim=-1) / scale
@@ -198,7 +219,7 @@ def tolerance(stack: Stack, captured: LayerRecord, dtype: torch.dtype) -> float:
 
 def shape_of(stack: Stack, scope: str) -> tuple[int, ...]:
     """Of the maps of a scope, ``[L, B, N, T]``, with an axis before the last two for heads or experts."""
-    keys = stack.encoder_mask if scope.startswith(CROSS) else stack.mask
+    keys = stack.encoder_mask if scope.startswith(CROSS) else stack.mask if stack.groups is None else stack.groups.mask
     assert keys is not None
     shape = [len(stack.layers), len(stack.mask), len(stack.queries), keys.shape[1]]
     spec = stack.specs[0]
@@ -207,6 +228,10 @@ def shape_of(stack: Stack, scope: str) -> tuple[int, ...]:
     elif scope.removeprefix(CROSS) == spec.expert_scope:
         shape.insert(2, max(spec.active for spec in stack.specs))
     return tuple(shape)
+
+
+def _bare(scope: str) -> str:
+    return scope.removeprefix(CROSS)
 
 
 def _empty(request: Request, shape: tuple[int, ...]) -> Tensor:

@@ -1,73 +1,103 @@
-"""One layer of one sequence, from weights and attention to the norms of every scope asked for: in blocks of query
-tokens, and in smaller ones where memory runs out.
+"""One layer of a pack of sequences, from weights and attention to the norms of every scope asked for: in blocks of
+query tokens, and in smaller ones where memory runs out.
+
+Rows of maps are handed on as soon as they are complete: what becomes of them is not decided here.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from . import reference
-from .attention import Attention
-from .backends import Backend
 from .errors import NonFiniteError, OutOfMemory
-from .experts import Routing
-from .layer import CROSS, CrossWeights, LayerWeights
+from .layer import CROSS
 from .memory import Refusals
+from .pack import OneSequence, Pack, Part
 from .plan import LayerPlan, free_bytes
-from .reference import Encoder, Rule, Stream
-from .tiles import Layer, LayerMaps, Places
+from .reference import Stream
+from .tiles import Layer, Rows, Tiled
 
-__all__ = ["LayerMaps", "layer_maps"]
+__all__ = ["Done", "Emit", "run"]
 
 _log = logging.getLogger("ffattr")
 
+Emit = Callable[[int, Tensor, dict[str, Tensor]], None]
+"""Takes complete rows: the number of their sequence in the pack, which of its queries they are ``[n]``, and by scope
+the rows ``[..., n, C]``, in as many columns as the sequence has."""
 
-def layer_maps(
-    weights: LayerWeights,
-    x: Tensor,
-    attention: Attention,
-    rows: Tensor,
-    scopes: Collection[str],
-    rule: Rule,
-    value_bias: str,
-    backend: Backend,
-    plan: LayerPlan,
-    routing: Routing | None = None,
-    encoder: Encoder | None = None,
-) -> LayerMaps:
-    """Norm maps of the query tokens ``rows`` ``[N]`` of one sequence ``x`` ``[T, d]`` without padding.
 
-    A mixture of experts needs the ``routing`` of the ``T`` tokens, cross-attention its ``encoder``.
+@dataclass(frozen=True)
+class Done:
+    """What is left of a pack's ``N`` queries beside the rows of their maps: ``bias[scope]`` ``[N]`` (zero where a scope
+    is told apart by head or expert), the layer's ``output`` ``[N, d]``, recomputed, and the plan that ran; by scope,
+    how far a sketch is expected to be off."""
 
-    In the blocks of ``plan``, or where memory runs out in halves of them, quarters and so on. Raises `OutOfMemory`
-    where the smallest do not fit, and `NonFiniteError` where the range of float16 does not do.
+    bias: dict[str, Tensor]
+    output: Tensor
+    plan: LayerPlan
+    sketch_error: dict[str, float]
+
+
+def run(layer: Layer, pack: Pack, plan: LayerPlan, emit: Emit) -> Done:
+    """All maps of the queries of ``pack`` at a layer, in the blocks of ``plan``.
+
+    Where memory runs out, it goes on in halves of them, quarters and so on. Raises `OutOfMemory` where the smallest do
+    not fit, and `NonFiniteError` where the range of float16 does not do.
     """
-    while True:
-        refusals = Refusals(x.device)
+    total = len(pack.rows)
+    output = pack.x.new_empty(total, layer.weights.width)
+    done = Done({name: pack.x.new_zeros(total) for name in layer.scopes}, output, plan, {})
+    tiled: Tiled | None = None
+    start = 0
+    while start < total:
+        refusals, found = Refusals(pack.x.device), None
         try:
-            result = _in_blocks(weights, x, attention, rows, scopes, rule, value_bias, backend, plan, routing, encoder)
-            break
+            if tiled is None and not layer.backend.is_reference:
+                tiled = Tiled(layer, pack, plan)
+            part = pack.part(start, plan.blocks.queries)
+            found = list(_defined(layer, part)) if tiled is None else [tiled.rows(part, plan)]
         except RuntimeError as error:
             if not refusals.caused(error):
                 raise
             _log.debug("layer %d ran out of memory in blocks %s: %s", plan.layer, plan.blocks, str(error))
-        # Out of the handler, where the error's traceback still holds the tensors of the run that failed.
-        if x.is_cuda:
-            torch.cuda.empty_cache()
-        smaller = plan.halved()
-        if smaller is None:
-            raise OutOfMemory(_too_large(plan, x.device))
-        plan = smaller
-    if plan.dtype == torch.float16 and not all(bool(tile.isfinite().all()) for tile in result.maps.values()):
+        if found is None:
+            # Out of the handler, where the error's traceback still holds the tensors of the run that failed.
+            tiled = None
+            layer.release()
+            if pack.x.is_cuda:
+                torch.cuda.empty_cache()
+            smaller = plan.halved()
+            if smaller is None:
+                raise OutOfMemory(_too_large(plan, pack.x.device))
+            plan = smaller
+            continue
+        for rows in found:
+            _hand_on(rows, plan, emit)
+            for name, bias in rows.bias.items():
+                done.bias[name][rows.part.places] = bias
+            done.output[rows.part.places] = rows.output
+        start += sum(len(rows.part) for rows in found)
+    if tiled is not None:
+        done.sketch_error.update(tiled.sketch_error)
+    return replace(done, plan=plan)
+
+
+def _hand_on(found: Rows, plan: LayerPlan, emit: Emit) -> None:
+    if plan.dtype == torch.float16 and not all(bool(rows.isfinite().all()) for rows in found.maps.values()):
         raise NonFiniteError(
             f"layer {plan.layer}: its wide products exceed the range of float16; pass dtype=torch.bfloat16 or "
             "dtype=torch.float32"
         )
-    return result
+    pack = found.part.pack
+    for number, rows in found.part.sequences():
+        if rows.start < rows.stop:
+            places = found.part.places[rows] - pack.query_starts[number]
+            emit(number, places, {name: found.of(name, number, rows) for name in found.maps})
 
 
 def _too_large(plan: LayerPlan, device: torch.device) -> str:
@@ -80,74 +110,38 @@ def _too_large(plan: LayerPlan, device: torch.device) -> str:
     )
 
 
-def _in_blocks(
-    weights: LayerWeights,
-    x: Tensor,
-    attention: Attention,
-    rows: Tensor,
-    scopes: Collection[str],
-    rule: Rule,
-    value_bias: str,
-    backend: Backend,
-    plan: LayerPlan,
-    routing: Routing | None,
-    encoder: Encoder | None,
-) -> LayerMaps:
-    result = LayerMaps(
-        {name: x.new_zeros(_shape(name, weights, len(rows), len(x), routing, encoder)) for name in scopes},
-        {name: x.new_zeros(len(rows)) for name in scopes},
-        x.new_empty(len(rows), weights.width),
-        plan,
-    )
-    layer = None
-    if not backend.is_reference:
-        layer = Layer(weights, x, attention, scopes, rule, value_bias, backend, plan, routing, encoder)
-    for places in _blocks(rows, plan.blocks.queries, routing):
-        part = rows[places]
-        if layer is None:
-            streams = reference.decompose(weights, x, attention, part, rule, value_bias, routing, encoder)
-            _materialised(streams, len(x), places, result)
-        else:
-            layer.run(part, places, result)
-    return result
+def _defined(layer: Layer, part: Part) -> Iterator[Rows]:
+    """By the definition, one sequence after the other."""
+    for number, rows in part.sequences():
+        one = part.pack.sequences[number]
+        single = Part(part.pack, part.places[rows], number, (rows.stop - rows.start,))
+        given = (one.x, one.attention, single.local, layer.rule, layer.value_bias, one.routing, one.encoder)
+        found = Rows(single, {}, {}, one.x.new_empty(len(single), layer.weights.width))
+        for name, stream in reference.decompose(layer.weights, *given):
+            for scope, vectors in _by_source(name, stream, one):
+                if scope in layer.scopes:
+                    found.maps[scope] = vectors.norm(dim=-1)
+                    if stream.bias.numel():  # told apart by head or expert, there is none
+                        found.bias[scope] = stream.bias.norm(dim=-1)
+            found.output[:] = stream.total if stream.total.numel() else found.output
+        yield found
 
 
-def _shape(
-    name: str, weights: LayerWeights, queries: int, tokens: int, routing: Routing | None, encoder: Encoder | None
-) -> tuple[int, ...]:
-    part: LayerWeights | CrossWeights = weights
+def _by_source(name: str, stream: Stream, one: OneSequence) -> Iterator[tuple[str, Tensor]]:
+    """A scope's vectors ``[..., n, C, d]`` of the sequence's own keys and of its encoder's, which come last; before both
+    attentions are through, they are on their own."""
+    own, tokens = stream.vectors, len(one.x)
     if name.startswith(CROSS):
-        assert weights.cross is not None
-        assert encoder is not None
-        part, tokens = weights.cross, len(encoder.states)
-    if name.endswith("attn_heads"):
-        return part.heads, queries, tokens
-    if name.endswith("_experts"):
-        assert routing is not None
-        return routing.index.shape[1], queries, tokens
-    return queries, tokens
+        yield name, own
+        return
+    if own.shape[-2] != tokens:
+        yield CROSS + name, own[..., tokens:, :]
+        own = own[..., :tokens, :]
+    yield name, own if one.groups is None else grouped(own, one.groups)
 
 
-def _blocks(rows: Tensor, queries: int, routing: Routing | None) -> Iterator[Places]:
-    """Blocks of queries; of a mixture those together that go to the same experts, which then are prepared once."""
-    if routing is None:
-        for start in range(0, len(rows), queries):
-            yield slice(start, min(start + queries, len(rows)))
-    else:
-        order = torch.cat([tokens for _, tokens, _ in routing.of(rows).by_set()] or [rows])
-        yield from order.split(queries)
-
-
-def _materialised(streams: Iterator[tuple[str, Stream]], tokens: int, places: Places, result: LayerMaps) -> None:
-    for name, stream in streams:
-        output = stream.total
-        # Vectors of an encoder's tokens come last; before both attentions are through, on their own.
-        parts = {name: stream.vectors}
-        if stream.vectors.shape[-2] != tokens and not name.startswith(CROSS):
-            parts = {name: stream.vectors[..., :tokens, :], CROSS + name: stream.vectors[..., tokens:, :]}
-        for scope, vectors in parts.items():
-            if scope in result.maps:
-                result.maps[scope][..., places, :] = vectors.norm(dim=-1)
-                if stream.bias.numel():  # told apart by head or expert, there is none
-                    result.bias[scope][places] = stream.bias.norm(dim=-1)
-    result.output[places] = output
+def grouped(vectors: Tensor, groups: Tensor) -> Tensor:
+    """Sums ``[..., C, d]`` of the vectors ``[..., T, d]`` of groups of tokens (-1: in none)."""
+    kept = groups >= 0
+    summed = vectors.new_zeros(*vectors.shape[:-2], int(groups.max()) + 1, vectors.shape[-1])
+    return summed.index_add_(-2, groups[kept], vectors[..., kept, :])

@@ -15,7 +15,7 @@ from .errors import UnsupportedModel
 from .signals import SIGNALS, check_signal, signal_tokens
 from .tokens import TEXT, Tokens, check_rows, text_tokens
 
-__all__ = ["Inputs", "prepare"]
+__all__ = ["Inputs", "as_texts", "prepare"]
 
 # Left out silently: targets, what a tokenizer returns besides the model's inputs, and switches that capturing sets.
 _TARGETS = ("labels", "next_sentence_label", "start_positions", "end_positions")
@@ -31,12 +31,38 @@ class Inputs:
     """``kwargs`` for the base model's forward, ``mask`` ``[B, T]`` (True: a valid token), ``tokens`` ``[B][T]``.
 
     Of a model with an encoder and a decoder the latter two are the decoder's, and the other's are in ``encoder``.
+    ``lengths`` ``[B]`` of sequences made from text, which are padded on the right; None for all others.
     """
 
     kwargs: dict[str, Any]
     mask: Tensor
     tokens: list[list[str]]
     encoder: Tokens | None = None
+    lengths: tuple[int, ...] | None = None
+
+    def batches(self, limit: int) -> list[tuple[list[int], Inputs]]:
+        """The inputs in batches of about the same length: which of the sequences, and these alone.
+
+        A batch has at most ``limit`` tokens, padding included, but at least one sequence; the longest come first. Only
+        text can be cut apart: of tensors that were given, nobody knows what their first axis means to the model.
+        """
+        if self.lengths is None:
+            return [(list(range(len(self.mask))), self)]
+        cut: list[list[int]] = []
+        for row in sorted(range(len(self.lengths)), key=self.lengths.__getitem__, reverse=True):
+            if cut and self.lengths[cut[-1][0]] * (len(cut[-1]) + 1) <= limit:
+                cut[-1].append(row)
+            else:
+                cut.append([row])
+        return [(sorted(rows), self._only(sorted(rows))) for rows in cut]
+
+    def _only(self, rows: list[int]) -> Inputs:
+        """These sequences, without the padding that none of them needs."""
+        assert self.lengths is not None
+        lengths = tuple(self.lengths[row] for row in rows)
+        kwargs = {name: value[rows, : max(lengths)] for name, value in self.kwargs.items()}
+        tokens = [self.tokens[row][: max(lengths)] for row in rows]
+        return Inputs(kwargs, self.mask[rows, : max(lengths)], tokens, lengths=lengths)
 
 
 def prepare(adapted: Adapted, model: nn.Module, inputs: Any, tokenizer: Any = None) -> Inputs:
@@ -47,8 +73,9 @@ def prepare(adapted: Adapted, model: nn.Module, inputs: Any, tokenizer: Any = No
     """
     parameters = inspect.signature(adapted.base.forward).parameters
     first = next(iter(parameters))  # input_ids, src, pixel_values
-    if isinstance(inputs, str) or _is_texts(inputs):
-        given = _encode(adapted, [inputs] if isinstance(inputs, str) else list(inputs), tokenizer)
+    texts, lengths = as_texts(inputs), None
+    if texts is not None:
+        given, lengths = _encode(adapted, texts, tokenizer)
     elif isinstance(inputs, Mapping):
         given = _known(adapted, model, inputs)
     elif isinstance(inputs, Tensor):
@@ -80,7 +107,7 @@ def prepare(adapted: Adapted, model: nn.Module, inputs: Any, tokenizer: Any = No
     else:
         found = text_tokens(adapted, given, name, tokenizer)
     if decoder is None:
-        return Inputs(given, found.mask, found.tokens)
+        return Inputs(given, found.mask, found.tokens, lengths=lengths)
     if len(decoder.mask) != len(found.mask):
         raise ValueError(
             f"inputs have {len(found.mask)} sequences for the encoder and {len(decoder.mask)} for the decoder; "
@@ -103,15 +130,20 @@ def _add_decoder(model: nn.Module, inputs: Any, given: dict[str, Any]) -> None:
     given["decoder_input_ids"] = shift(labels=labels)
 
 
-def _is_texts(inputs: Any) -> bool:
-    return isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(text, str) for text in inputs)
+def as_texts(inputs: Any) -> list[str] | None:
+    """The texts that a user passed as inputs; None if it is something else."""
+    if isinstance(inputs, str):
+        return [inputs]
+    texts = isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(text, str) for text in inputs)
+    return list(inputs) if texts else None
 
 
 def _takes_ids(adapted: Adapted) -> bool:
     return "input_ids" in inspect.signature(adapted.base.forward).parameters
 
 
-def _encode(adapted: Adapted, texts: list[str], tokenizer: Any) -> dict[str, Any]:
+def _encode(adapted: Adapted, texts: list[str], tokenizer: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """What the model takes, padded on the right, and how long each text is."""
     if not _takes_ids(adapted):
         raise TypeError(f"{type(adapted.base).__name__} takes a float tensor of features, not text: {texts[0][:40]!r}")
     if tokenizer is None:
@@ -125,7 +157,8 @@ def _encode(adapted: Adapted, texts: list[str], tokenizer: Any) -> dict[str, Any
         if not text.strip() or not len(encoded["input_ids"]):
             raise ValueError(f"text {row} ({text!r}) has no tokens; expected at least one. Remove it.")
         rows.append({name: list(value) for name, value in encoded.items() if name not in _IGNORED})
-    longest = max(len(row["input_ids"]) for row in rows)
+    lengths = tuple(len(row["input_ids"]) for row in rows)
+    longest = max(lengths)
     pad = next((i for name in ("pad_token_id", "eos_token_id") if (i := getattr(tokenizer, name, None)) is not None), 0)
     padding = {"input_ids": pad, "token_type_ids": getattr(tokenizer, "pad_token_type_id", None) or 0}
     device = _device(adapted.base)
@@ -137,7 +170,7 @@ def _encode(adapted: Adapted, texts: list[str], tokenizer: Any) -> dict[str, Any
         return torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row in rows], device=device)
 
     parameters = inspect.signature(adapted.base.forward).parameters
-    return {name: column(name) for name in rows[0] if name in parameters}
+    return {name: column(name) for name in rows[0] if name in parameters}, lengths
 
 
 def _known(adapted: Adapted, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,15 +5,18 @@ Shapes: ``L`` computed layers, ``B`` sequences, ``N`` selected query tokens, ``T
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .files import FileFormatError, write
+from .keep import Top
+from .tables import Ticks, table
 
 if TYPE_CHECKING:
     import pandas
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Attribution"]
 
 _OPTIONAL = ("key_mask", "experts", "shares")  # tensors that not every attribution has
+_OF_TOP = tuple(part.name for part in fields(Top))
 
 
 @dataclass(eq=False, repr=False)
@@ -41,6 +45,12 @@ class Attribution:
     are then those of the encoder. Of a mixture of ``k`` experts for each token, ``experts`` ``[L, B, N, k]`` says which
     ones (-1: none) and ``shares`` what their outputs were multiplied by; maps that are told apart by expert,
     ``[L, B, k, N, T]``, are in this order.
+
+    What `attribute` was told to keep of the maps (``keep=``) decides what there is: with `ffattr.TopK` ``maps`` is
+    empty and ``top[scope]`` holds the largest entries of every row; with `ffattr.Pool` ``maps`` are those of blocks of
+    ``block`` tokens; with `ffattr.Reduce` there are no maps, and ``reduced`` lists what the function returned.
+    ``sketch_error[scope]`` ``[L, B]`` is there with ``method=ffattr.Sketch(...)``: the median relative error of the
+    map's entries as pairs computed exactly tell it; 0 where the sketch would have saved nothing and was left out.
     """
 
     maps: dict[str, Tensor]
@@ -57,36 +67,81 @@ class Attribution:
     key_mask: Tensor | None = None
     experts: Tensor | None = None
     shares: Tensor | None = None
+    top: dict[str, Top] = field(default_factory=dict)
+    reduced: list[Any] = field(default_factory=list)
+    block: int | None = None
+    sketch_error: dict[str, Tensor] = field(default_factory=dict)
 
     def scope(self, name: str) -> str:
         """The name of a computed scope: ``"layer"`` stands for the last one. Raises `KeyError` listing the others."""
         if name == "layer":
             return self.scopes[-1]
-        if name not in self.maps:
+        if name not in self.scopes:
             raise KeyError(f"no scope {name!r} here; computed: {', '.join(self.scopes)} (and the alias 'layer')")
         return name
 
     def __getitem__(self, scope: str) -> Tensor:
-        """``attr["atb_ff"]``, or ``attr["layer"]`` for the last scope."""
-        return self.maps[self.scope(scope)]
+        """``attr["atb_ff"]``, or ``attr["layer"]`` for the last scope.
+
+        Raises KeyError for a scope that was not computed, ValueError for one whose maps were not kept.
+        """
+        return self._map(self.scope(scope))
+
+    def _map(self, scope: str) -> Tensor:
+        if scope in self.maps:
+            return self.maps[scope]
+        if scope in self.top:
+            raise ValueError(
+                f"of {scope} only the largest entries of each row were kept (keep=TopK): they are in "
+                f"attr.top[{scope!r}], whose dense(tokens) fills them into a map. For all entries compute it with "
+                "keep='dense'"
+            )
+        raise ValueError(
+            f"no map of {scope} was kept (keep=Reduce): attr.reduced lists what the function returned. For maps "
+            "compute it with keep='dense'"
+        )
 
     def __repr__(self) -> str:
         sequences, tokens = self.mask.shape
         return (
             f"Attribution({len(self.layers)} layers, {sequences} x {tokens} tokens, {len(self.queries)} queries, "
-            f"scopes: {', '.join(self.scopes)})"
+            f"scopes: {', '.join(self.scopes)}{self._kept()})"
         )
 
+    def _kept(self) -> str:
+        if self.block is not None:
+            return f"; in blocks of {self.block} tokens"
+        if self.top:
+            return f"; the {next(iter(self.top.values())).values.shape[-1]} largest entries of each row"
+        return "" if self.maps else f"; no maps kept, {len(self.reduced)} values reduced"
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file that `ffattr.load` reads: whole or not at all, never over half of an old one."""
+        """Writes a safetensors file that `ffattr.load` reads: whole or not at all, never over half of an old one.
+
+        Raises ValueError where there are no maps (keep=Reduce).
+        """
+        self._check_kept()
         write(path, *self._parts())
+
+    def _check_kept(self) -> None:
+        for scope in self.scopes:
+            if scope not in self.maps and scope not in self.top:
+                raise ValueError(
+                    f"nothing to save of {scope}: keep=Reduce keeps no maps. Save what the function returned, "
+                    "attr.reduced, yourself, or compute with keep='dense', TopK or Pool"
+                )
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All tensors by name, and what else there is as JSON takes it."""
         tensors = {"mask": self.mask, "error": self.error}
         for scope in self.scopes:
-            tensors[f"maps.{scope}"] = self.maps[scope]
+            if scope in self.top:
+                tensors |= {f"top.{scope}.{part}": getattr(self.top[scope], part) for part in _OF_TOP}
+            elif scope in self.maps:
+                tensors[f"maps.{scope}"] = self.maps[scope]
             tensors[f"bias.{scope}"] = self.bias[scope]
+            if scope in self.sketch_error:
+                tensors[f"sketch_error.{scope}"] = self.sketch_error[scope]
         for name in _OPTIONAL:
             tensor = getattr(self, name)
             if tensor is not None:
@@ -99,6 +154,7 @@ class Attribution:
             "key_tokens": self.key_tokens,
             "plan": None if self.plan is None else str(self.plan),
             "arguments": self.arguments,
+            "block": self.block,
         }
         return tensors, content
 
@@ -107,9 +163,13 @@ class Attribution:
         """The inverse of `_parts`; ``name`` is that of the file."""
         try:
             scopes = tuple(content["scopes"])
+            cut = [scope for scope in scopes if f"top.{scope}.{_OF_TOP[0]}" in tensors]
             attribution = cls(
-                maps={scope: tensors[f"maps.{scope}"] for scope in scopes},
+                maps={scope: tensors[f"maps.{scope}"] for scope in scopes if scope not in cut},
+                top={scope: Top(*(tensors[f"top.{scope}.{part}"] for part in _OF_TOP)) for scope in cut},
+                block=content.get("block"),
                 bias={scope: tensors[f"bias.{scope}"] for scope in scopes},
+                sketch_error={s: tensors[f"sketch_error.{s}"] for s in scopes if f"sketch_error.{s}" in tensors},
                 tokens=[list(sequence) for sequence in content["tokens"]],
                 layers=tuple(content["layers"]),
                 queries=tuple(content["queries"]),
@@ -119,7 +179,9 @@ class Attribution:
                 plan=content["plan"],
                 arguments=dict(content["arguments"]),
                 key_tokens=content.get("key_tokens"),
-                **{optional: tensors.get(optional) for optional in _OPTIONAL},
+                key_mask=tensors.get("key_mask"),
+                experts=tensors.get("experts"),
+                shares=tensors.get("shares"),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles {error}") from error
@@ -131,6 +193,8 @@ class Attribution:
 
         Columns ``scope``, ``layer``, ``batch``, ``query``, ``key`` (positions), ``query_token``, ``key_token``,
         ``norm``, and where a scope is told apart by head or by expert, ``head`` or ``expert`` (missing elsewhere).
+        With keep=TopK only the kept pairs; with keep=Pool one row per pair of blocks, ``norm`` its mean, with the
+        position of the first token of a block and the text of its first and last.
         """
         import pandas as pd
 
@@ -157,7 +221,7 @@ class Attribution:
                 'Ask attribute for scopes=["..._ff_experts"].'
             )
         chosen = (self.experts == number).movedim(-1, 2)[..., None]  # [L, B, k, N, 1]
-        return (self.maps[name] * chosen).sum(2)
+        return (self._map(name) * chosen).sum(2)
 
     def plot(
         self,
@@ -169,7 +233,7 @@ class Attribution:
         expert: int | None = None,
         **options: Any,
     ) -> Figure:
-        """A matplotlib figure of one map, real tokens only.
+        """A matplotlib figure of one map, real tokens only; with keep=TopK of the kept entries, with Pool of blocks.
 
         ``layer`` is the model's number of the layer, or negative: counted from the last computed one. ``head`` picks a
         head of ``attn_heads``, ``expert`` one of a mixture. ``options`` go to `ffattr.plot.map_figure`.
@@ -179,12 +243,14 @@ class Attribution:
         name, index = self.scope(scope), self._layer_index(layer)
         if not -self.mask.shape[0] <= batch < self.mask.shape[0]:
             raise IndexError(f"batch {batch} is out of range: there are {self.mask.shape[0]} sequences")
-        values = self.maps[name][index, batch]
+        values = self._one(name, index, batch)
         title = f"{name}, layer {self.layers[index]}"
         if _axis(name) == "expert":
             if expert is None:
                 raise ValueError(f"scope {name} is told apart by expert: name one of them with expert=")
-            values, title = self.of_expert(expert, name)[index, batch], f"{title}, expert {expert}"
+            assert self.experts is not None
+            chosen = (self.experts[index, batch] == expert).T[..., None]  # [k, N, 1]
+            values, title = (values * chosen).sum(0), f"{title}, expert {expert}"
         elif expert is not None:
             raise ValueError(f"expert={expert} is for scopes told apart by expert; {name} is summed over experts")
         if name == "attn_heads":
@@ -193,12 +259,9 @@ class Attribution:
             values, title = values[head], f"{title}, head {head % values.shape[0]}"
         elif head is not None:
             raise ValueError(f"head={head} is for the scope attn_heads; {name} is summed over heads")
-        rows, keys = self._real(batch)
+        rows, keys = self._ticks(batch)
         return plot.map_figure(
-            values[rows][:, keys],
-            [_token(self.tokens, batch, self.queries[row]) for row in rows.tolist()],
-            [_token(self._key_tokens, batch, key) for key in keys.tolist()],
-            **{"title": title, **options},
+            values[rows.places][:, keys.places], rows.labels, keys.labels, **{"title": title, **options}
         )
 
     def _layer_index(self, layer: int) -> int:
@@ -208,10 +271,22 @@ class Attribution:
             raise IndexError(f"layer {layer} was not computed; computed: {', '.join(map(str, self.layers))}")
         return self.layers.index(layer)
 
-    def _real(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Rows ``[N']`` and keys ``[T']`` of a map of sequence ``batch`` that are not padding."""
-        rows = self.mask[batch].cpu()[list(self.queries)]
-        return rows.nonzero().flatten(), self._key_mask[batch].cpu().nonzero().flatten()
+    def _one(self, scope: str, index: int, batch: int) -> Tensor:
+        """A map ``[..., N, T]`` of one layer and sequence; of the kept entries where these are all."""
+        if scope not in self.top:
+            return self._map(scope)[index, batch]
+        top = self.top[scope]
+        one = Top(*(getattr(top, part)[index : index + 1, batch : batch + 1 or None] for part in _OF_TOP))
+        return one.dense(self._key_mask.shape[1])[0, 0]
+
+    def _ticks(self, batch: int) -> tuple[Ticks, Ticks]:
+        """Of the rows and columns of the maps of sequence ``batch`` that are not padding."""
+        real, keys = self.mask[batch].cpu(), self._key_mask[batch].cpu()
+        queries = torch.tensor(self.queries, dtype=torch.int64)
+        return (
+            Ticks.of(queries, real[queries], self.tokens[batch] if self.tokens else [], self.block),
+            Ticks.of(torch.arange(len(keys)), keys, self._key_tokens[batch] if self._key_tokens else [], self.block),
+        )
 
     @property
     def _key_tokens(self) -> list[list[str]]:
@@ -222,56 +297,44 @@ class Attribution:
         return self.mask if self.key_mask is None else self.key_mask
 
     def _frame(self, scope: str, batch: int) -> pandas.DataFrame:
-        import numpy as np
-        import pandas as pd
-
-        rows, keys = self._real(batch)
-        values = self.maps[scope][:, batch].cpu()
-        values = values[..., rows, :][..., keys]
-        apart = _axis(scope)
-        axes = [torch.tensor(self.layers), torch.tensor(self.queries)[rows], keys]
-        if apart:
-            axes.insert(1, torch.arange(values.shape[1]))
-        grid = [axis.flatten().numpy() for axis in torch.meshgrid(*axes, indexing="ij")]
-        query, key = grid[-2], grid[-1]
-        query_token, key_token = (
-            np.array([_token(tokens, batch, position) for position in range(mask.shape[1])], dtype=object)
-            for tokens, mask in ((self.tokens, self.mask), (self._key_tokens, self._key_mask))
-        )
-        columns: dict[str, Any] = {
-            "scope": scope,
-            "layer": grid[0],
-            "batch": batch,
-            "query": query,
-            "key": key,
-            "query_token": query_token[query],
-            "key_token": key_token[key],
-            "norm": values.flatten().to(torch.promote_types(values.dtype, torch.float32)).numpy(),
-        }
-        if apart == "expert":
+        rows, keys = self._ticks(batch)
+        if scope in self.top:
+            top = self.top[scope]
+            values, key = (part[:, batch].cpu()[..., rows.places, :] for part in (top.values, top.keys))
+        else:
+            values, key = self._map(scope)[:, batch].cpu()[..., rows.places, :][..., keys.places], keys.positions
+        apart = None
+        if _axis(scope) == "expert":
             assert self.experts is not None
-            numbers = self.experts[:, batch].cpu()[:, rows].transpose(1, 2)[..., None]  # [L, k, N', 1]
-            columns[apart] = numbers.expand(values.shape).flatten().numpy()
-        elif apart:
-            columns[apart] = grid[1]
-        return pd.DataFrame(columns)
+            numbers = self.experts[:, batch].cpu()[:, rows.places].transpose(1, 2)[..., None]  # [L, k, N', 1]
+            apart = "expert", numbers
+        elif _axis(scope) == "head":
+            apart = "head", torch.arange(values.shape[1])[:, None, None]
+        frame = table(values, key, self.layers, rows, keys, apart)
+        frame.insert(0, "scope", scope)
+        frame.insert(2, "batch", batch)
+        return frame
 
     def _check_shapes(self, name: str) -> None:
         sequences, tokens = self._key_mask.shape if self._key_mask.dim() == 2 else (-1, -1)
-        outer, inner = (len(self.layers), sequences), (len(self.queries), tokens)
+        rows, block = (len(self.layers), sequences, len(self.queries)), self.block or 1
         for scope in self.scopes:
-            shape = tuple(self.maps[scope].shape)
-            if shape[:2] + shape[-2:] != outer + inner or len(shape) != (5 if _axis(scope) else 4):
-                raise FileFormatError(
-                    f"{name!r}: the map {scope} has shape {list(shape)}, expected {[*outer, *inner]} (layers, "
-                    "sequences, queries, tokens)"
-                )
+            cut = self.top.get(scope)
+            if cut is None:
+                tensors = {"the map": self.maps[scope]}
+                inner = (math.ceil(rows[2] / block), math.ceil(tokens / block))
+            else:
+                tensors = {"the top of": cut.values, "the keys of": cut.keys}
+                inner = (rows[2], cut.values.shape[-1])
+            for what, tensor in tensors.items():
+                shape = tuple(tensor.shape)
+                if shape[:2] + shape[-2:] != rows[:2] + inner or len(shape) != (5 if _axis(scope) else 4):
+                    raise FileFormatError(
+                        f"{name!r}: {what} {scope} has shape {list(shape)}, expected {[*rows[:2], *inner]} (layers, "
+                        "sequences, queries, tokens)"
+                    )
 
 
 def _axis(scope: str) -> str | None:
     """What a scope is told apart by, which its maps have as one more axis."""
     return "head" if scope == "attn_heads" else "expert" if scope.endswith("_experts") else None
-
-
-def _token(tokens: list[list[str]], batch: int, position: int) -> str:
-    return tokens[batch][position] if tokens else str(position)

@@ -1,147 +1,39 @@
 """What a layer's map costs by each method, which one to run, and in which blocks.
 
-Costs are counted, not guessed (METHOD.md section 6); where two methods come near each other, short runs of both on this
-machine decide.
+Where the counts of two methods come near each other, this machine's rates decide: those of ``ffattr bench --calibrate``
+if it was run here, and otherwise short runs of both. The former also predict times.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import psutil
 import torch
 
 from .backends import Backend
-from .dtypes import operand_dtype, result_dtype
-from .layer import LayerWeights
-from .rates import measured
+from .costs import Blocks, LayerShape, Method
+from .rates import Rates, calibrated, measured
+from .sketch import Sketch
 
-__all__ = ["Blocks", "LayerPlan", "LayerShape", "Method", "Plan", "default_budget", "free_bytes", "plan_layer"]
-
-Method = Literal["direct", "operator", "attention", "reference"]
-"""``attention``: nothing d-wide is done for a pair: no feed-forward scope is asked for, or layers are parallel."""
+__all__ = ["Blocks", "LayerPlan", "LayerShape", "Method", "Plan", "default_budget", "free_bytes", "packs", "plan_layer"]
 
 _MiB = 1 << 20
 _DEFAULT_BUDGET = 24 * _MiB
 """Working memory on a CPU beyond which no shape tried ran faster: blocks are then long enough to hide their set-up."""
+_ENOUGH = 96  # queries of a block: features of the keys are then a few per cent of the direct method's work
 _NEAR = 2.0  # counts further apart than this decide by themselves: no machine's rates differ by more
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """How many query tokens are worked on at a time, and how many key tokens for attention-level and wide maps."""
-
-    queries: int
-    keys: int
-    wide_keys: int
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """All that a layer's cost depends on.
-
-    ``tokens`` are those of all ``sources`` of keys, ``pairs`` the (query, key) pairs that are not masked. In a mixture
-    of experts ``ff_width`` is that of a token's experts together, ``sets`` how many different ones the queries go to,
-    each of which is prepared on its own; ``by_expert`` is whether a map is told apart by expert as well.
-    """
-
-    queries: int
-    tokens: int
-    pairs: int
-    width: int
-    ff_width: int
-    heads: int
-    head_dim: int
-    streams: int
-    sources: int = 1
-    sets: int = 1
-    by_expert: bool = False
-
-    @classmethod
-    def of(
-        cls, weights: LayerWeights, queries: int, tokens: int, pairs: int, active: int = 1, sets: int = 1
-    ) -> LayerShape:
-        """``active`` experts for each token, in ``sets`` different sets."""
-        streams, heads, neurons = len(weights.projections), weights.heads, active * weights.ff_width
-        sources = 1 if weights.cross is None else 2
-        return cls(
-            queries, tokens, pairs, weights.width, neurons, heads, weights.head_dim, streams, sources, max(1, sets)
-        )
-
-    @property
-    def inner(self) -> int:
-        return self.heads * self.head_dim
-
-    def flops(self, method: Method) -> float:
-        """Floating point operations by ``method``; "reference" is counted as the sums it evaluates."""
-        n, t, d, f, mixed = self.queries, self.tokens, self.width, self.ff_width, self.heads + 1
-        # The tokens' own way through the layer: values, attention, output projection of the stream and of its bias.
-        own = 2.0 * t * d * self.inner + 4.0 * n * t * self.inner + 4.0 * n * self.inner * d
-        features = 2.0 * t * self.inner * d
-        if method == "attention":  # two levels, before and after a norm; three scopes; no bias through the FF block
-            quadratic = 2.0 * mixed * mixed * (2 * t * d + 3 * self.pairs)
-            return own + 2 * features + quadratic + 2.0 * n * (self.streams + 1) * f * d
-        own += 4.0 * n * (self.streams + 1) * f * d
-        prepared = 2.0 * self.streams * self.inner * d * f * self.sources * self.sets
-        shared = own + features + 2.0 * self.pairs * mixed * d + prepared
-        passes = 2 if self.by_expert else 1
-        if method == "operator":
-            operators = 2.0 * n * f * d * (self.inner + self.streams + 1) * self.sources
-            return shared + passes * (operators + 2.0 * self.pairs * self.inner * d)
-        made = 2.0 * self.streams * t * (self.inner + d) * f * self.sets
-        return shared + made + passes * 2.0 * self.pairs * f * (d + self.streams * mixed)
-
-    def key_bytes(self, method: Method, dtype: torch.dtype) -> int:
-        """Working memory for one key token of a block: features for the wide map, or what a Gram matrix is made of."""
-        mixed = self.heads + 1
-        if method == "attention":
-            return mixed * self.width * (result_dtype(dtype).itemsize + 8) + 3 * mixed * mixed * 8
-        neurons = self.streams * self.ff_width if method == "direct" else 0
-        return mixed * (self.width + neurons) * operand_dtype(dtype).itemsize
-
-    def pair_bytes(self, dtype: torch.dtype) -> int:
-        """Working memory for one pair of a block: its weights, and a tile of every scope of a pass."""
-        return (self.heads + 4) * result_dtype(dtype).itemsize
-
-    def query_bytes(self, dtype: torch.dtype) -> tuple[int, int]:
-        """Working memory for one query token: at most, on its own way through the layer, and kept for all keys."""
-        kept = self.heads * self.tokens + 2 * self.streams * self.ff_width + 4 * self.width
-        passing = kept + self.heads * self.tokens + 6 * self.streams * self.ff_width + 8 * self.width
-        size = result_dtype(dtype).itemsize
-        return passing * size, kept * size
-
-    def fixed_bytes(self, method: Method, dtype: torch.dtype) -> int:
-        """The layer's own matrices, whatever the blocks: maps, down as it is and packed, and J of a few queries."""
-        if method in ("attention", "reference"):
-            return 0
-        matrices = self.streams * self.inner * self.ff_width + 2 * self.ff_width * self.width
-        if dtype != result_dtype(dtype):  # the projections once more, in the dtype of the wide products
-            matrices += self.streams * self.width * self.ff_width
-        if method == "operator":
-            matrices += 4 * self.inner * self.width
-        return matrices * operand_dtype(dtype).itemsize
-
-    def bytes(self, method: Method, blocks: Blocks, dtype: torch.dtype) -> int:
-        """Working memory of the whole layer in these blocks."""
-        if method == "reference":
-            return blocks.queries * 4 * self.tokens * self.ff_width * result_dtype(dtype).itemsize
-        passing, kept = self.query_bytes(dtype)
-        per_pair = blocks.queries * self.pair_bytes(dtype)
-        longest = max(
-            count * (self.key_bytes(kind, dtype) + per_pair)
-            for kind, count in ((method, blocks.wide_keys), ("attention", blocks.keys))  # type: tuple[Method, int]
-        )
-        return self.fixed_bytes(method, dtype) + max(blocks.queries * passing, blocks.queries * kept + longest)
-
-
-@dataclass(frozen=True)
 class LayerPlan:
-    """One layer of one sequence: what runs, in which blocks, and what it costs. ``stack``: "encoder", "decoder" or "".
+    """One layer of a pack of sequences: what runs, in which blocks, and what it costs. ``stack``: "encoder", "decoder"
+    or "".
 
     ``dtype`` is that of the wide products, ``choice`` why it is this method, ``halvings`` how often the blocks were
-    halved because memory ran out.
+    halved because memory ran out, ``rates`` those of this machine, if they are known.
     """
 
     layer: int
@@ -152,6 +44,8 @@ class LayerPlan:
     choice: str
     halvings: int = 0
     stack: str = ""
+    sketch: Sketch | None = None
+    rates: Rates | None = field(default=None, repr=False)
 
     @property
     def flops(self) -> float:
@@ -162,12 +56,27 @@ class LayerPlan:
         return self.shape.bytes(self.method, self.blocks, self.dtype)
 
     @property
+    def repeats(self) -> int:
+        """In how many blocks of queries."""
+        return -(-self.shape.queries // self.blocks.queries)
+
+    @property
+    def work(self) -> dict[str, float]:
+        """How much there is to do of each kind that `ffattr.rates.Rates` has."""
+        return {**self.shape.work(self.method, self.blocks), "fresh": float(self.bytes), "packs": 1.0}
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the layer's maps take, without the model's own forward pass. None where nothing is known of this
+        machine (``ffattr bench --calibrate``), and for the reference."""
+        return None if self.rates is None or self.method == "reference" else self.rates.seconds(self.work)
+
+    @property
     def reason(self) -> str:
         """Why this method, and what became of the blocks."""
         reason = self.choice
-        repeats = -(-self.shape.queries // self.blocks.queries)
-        if repeats > 1 and self.method != "reference":
-            reason += f", features made {repeats} times"
+        if self.repeats > 1 and self.method != "reference":
+            reason += f", features made {self.repeats} times"
         if self.halvings:
             reason += f", halved {self.halvings} time{'s' * (self.halvings > 1)} after running out of memory"
         return reason
@@ -176,7 +85,7 @@ class LayerPlan:
         """The same layer in blocks of half the queries or, of one query, half the keys. None: nothing is left."""
         queries, keys, wide_keys = self.blocks.queries, self.blocks.keys, self.blocks.wide_keys
         if queries > 1:
-            smaller = Blocks(queries // 2, keys, wide_keys)
+            smaller = Blocks(queries // 2, keys, wide_keys, self.blocks.grams)
         elif self.method != "reference" and max(keys, wide_keys) > 1:
             smaller = Blocks(1, max(1, keys // 2), max(1, wide_keys // 2))
         else:
@@ -201,6 +110,12 @@ class Plan:
     def bytes(self) -> int:
         return max((layer.bytes for layer in self.layers), default=0)
 
+    @property
+    def seconds(self) -> float | None:
+        """How long all maps take, or None: see `LayerPlan.seconds`."""
+        each = [layer.seconds for layer in self.layers]
+        return None if None in each else sum(filter(None, each))
+
     def __str__(self) -> str:
         lines = [f"{self.backend} backend, {str(self.dtype).removeprefix('torch.')} on {self.device}"]
         for _, group in itertools.groupby(self.layers, key=lambda layer: replace(layer, layer=0)):
@@ -213,7 +128,10 @@ class Plan:
                 f"tokens in blocks of {first.blocks.queries} x {keys}, {first.flops / 1e9:.2f} GFLOP and "
                 f"{first.bytes / _MiB:.1f} MiB each ({first.reason})"
             )
-        lines.append(f"total: {self.flops / 1e9:.2f} GFLOP, working memory {self.bytes / _MiB:.1f} MiB")
+        total = f"total: {self.flops / 1e9:.2f} GFLOP, working memory {self.bytes / _MiB:.1f} MiB"
+        if self.layers and self.seconds is not None:
+            total += f", about {self.seconds:.2g} s beside the model's own run"
+        lines.append(total)
         return "\n".join(lines)
 
 
@@ -245,25 +163,36 @@ def default_budget(device: torch.device) -> tuple[int, int]:
 def plan_layer(
     layer: int,
     shape: LayerShape,
-    wide: bool,
+    wide: int,
     backend: Backend,
-    method: str,
+    method: str | Sketch,
     dtype: torch.dtype,
     device: torch.device,
     budget: int | None,
 ) -> LayerPlan:
-    """Choose the method and the blocks of one layer, of which feed-forward scopes are asked for if ``wide``.
+    """Choose the method and the blocks of one layer, of which ``wide`` scopes take d-wide work for every pair.
 
     ``dtype`` is that of the wide products: the matrices of the feed-forward block and what is multiplied by them.
     ``budget`` bounds what blocks take; the maps and the layer's own matrices come on top. Raises ValueError where it
     cannot hold a single pair.
     """
     useful, most = default_budget(device) if budget is None else (budget, budget)
+    sketch: Sketch | None = None
+    if isinstance(method, Sketch):
+        sketch, method, why = _sketched(shape, wide, backend, method)
+        if sketch is not None:
+            shape = replace(shape, sketched=(sketch.width,) * wide)
+    else:
+        why = ""
     chosen, choice = _choose(shape, wide, backend, method, dtype, device)
+    choice += why
+    if budget is None and chosen != "reference":
+        useful = min(most, max(useful, _worthwhile(shape, chosen, dtype)))
     if chosen == "reference":
         per_query = shape.bytes(chosen, Blocks(1, shape.tokens, shape.tokens), dtype)
         blocks = Blocks(max(1, min(shape.queries, useful // per_query)), shape.tokens, shape.tokens)
         return LayerPlan(layer, shape, chosen, blocks, dtype, choice)
+    rates = calibrated(backend.name, dtype, device, torch.get_num_threads())
     if chosen == "operator" and _least(shape, "operator", dtype) > most and method == "auto":
         chosen, choice = "direct", "operator would not fit the memory"
     least = _least(shape, chosen, dtype)
@@ -272,41 +201,103 @@ def plan_layer(
             f"memory_budget={budget} bytes is too small for layer {layer} ({chosen}, {shape.tokens} tokens): "
             f"expected at least {least}"
         )
-    return LayerPlan(layer, shape, chosen, _blocks(shape, chosen, max(useful, least), dtype), dtype, choice)
+    blocks = _blocks(shape, chosen, max(useful, least), dtype)
+    return LayerPlan(layer, shape, chosen, blocks, dtype, choice, sketch=sketch, rates=rates)
+
+
+def sampled_pairs(pairs: int) -> int:
+    """Of so many pairs, how many are computed exactly for a sketch: few enough to cost little, each being twice the work
+    of a pair of the map. With fewer than the least the rank correlation suffers, more than the most change little."""
+    return min(max(pairs // 64, 2560), 4096)
+
+
+def _sketched(shape: LayerShape, wide: int, backend: Backend, sketch: Sketch) -> tuple[Sketch | None, str, str]:
+    """The sketch, if it saves anything, the method that it runs by, and a word on it."""
+    if not wide or backend.is_reference or shape.by_expert:
+        return None, "auto", "; exact: no sketch of this" * bool(wide)
+    if sketch.tolerance is None and wide * sketch.width >= shape.width:
+        return None, "auto", f"; exact: {wide} sketches of {sketch.width} are no narrower than {shape.width}"
+    sampled = sampled_pairs(shape.pairs)
+    if shape.pairs < 4 * sampled:
+        return None, "auto", f"; exact: a sketch needs {sampled} of the {shape.pairs} pairs to begin with"
+    return sketch, "auto", f"; sketched to {sketch.width} of {shape.width}"
+
+
+def packs(
+    shapes: Sequence[LayerShape],
+    wide: int,
+    backend: Backend,
+    method: str | Sketch,
+    dtype: torch.dtype,
+    device: torch.device,
+    budget: int | None,
+) -> list[list[int]]:
+    """Which sequences, by their places in ``shapes``, are worked on together: short ones of about the same length, as
+    many as fit into the working memory at once. A long one, and each for the reference, is alone."""
+    useful, _ = default_budget(device) if budget is None else (budget, budget)
+    kind: Method = "attention" if not wide else "operator" if method == "operator" else "direct"
+    found: list[list[int]] = []
+    for place in sorted(range(len(shapes)), key=lambda place: -shapes[place].tokens):
+        together = [*found[-1], place] if found else [place]
+        joined = LayerShape.joined([shapes[one] for one in together])
+        whole = Blocks(joined.queries, joined.tokens, joined.tokens)
+        short = joined.longest < joined.width and not backend.is_reference
+        if found and short and joined.bytes(kind, whole, dtype) - joined.fixed_bytes(kind, dtype) <= useful:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
+
+
+def _worthwhile(shape: LayerShape, chosen: Method, dtype: torch.dtype) -> int:
+    """Bytes without which long sequences would be cut into such short blocks of queries that what is made of the keys
+    for every block costs as much as the maps."""
+    passing, kept = shape.query_bytes(chosen, dtype)
+    queries, keys = min(shape.queries, _ENOUGH), shape.tokens if chosen == "operator" else 1
+    pairs = keys * shape.pair_bytes(chosen, dtype, cut=False)
+    return keys * shape.key_bytes(chosen, dtype) + queries * max(passing, 2 * (kept + pairs))
 
 
 def _blocks(shape: LayerShape, chosen: Method, useful: int, dtype: torch.dtype) -> Blocks:
     """The longest blocks that ``useful`` bytes hold."""
-    passing, kept = shape.query_bytes(dtype)
-    pair = shape.pair_bytes(dtype)
+    if shape.sequences > 1:
+        return Blocks(max(1, shape.queries), shape.tokens, shape.tokens)
+    passing, kept = shape.query_bytes(chosen, dtype)
+    pair = shape.pair_bytes(chosen, dtype, cut=chosen != "operator")
     wide_keys = shape.tokens if chosen == "operator" else 1
     spare = useful - wide_keys * shape.key_bytes(chosen, dtype)
     queries = max(1, min(shape.queries, useful // passing, spare // 2 // (kept + wide_keys * pair)))
     left = useful - queries * kept
+    grams = shape.gram_bytes
+    keep = bool(grams) and queries < shape.queries and grams < left // 2
+    left -= grams * keep
 
     def keys(method: Method) -> int:
-        return max(1, min(shape.tokens, left // (shape.key_bytes(method, dtype) + queries * pair)))
+        per_pair = shape.pair_bytes(method, dtype)
+        return max(1, min(shape.tokens, left // (shape.key_bytes(method, dtype) + queries * per_pair)))
 
-    return Blocks(queries, keys("attention"), keys("direct") if chosen == "direct" else wide_keys)
+    return Blocks(queries, keys("attention"), keys("direct") if chosen == "direct" else wide_keys, keep)
 
 
 def _least(shape: LayerShape, method: Method, dtype: torch.dtype) -> int:
     """Bytes that the smallest blocks need: one query with one key, or with all keys where the method needs them all."""
-    passing, kept = shape.query_bytes(dtype)
+    passing, kept = shape.query_bytes(method, dtype)
     keys = shape.tokens if method == "operator" else 1
     block = max(keys * shape.key_bytes(method, dtype), shape.key_bytes("attention", dtype))
-    return max(passing, kept + block + keys * shape.pair_bytes(dtype))
+    return max(passing, kept + block + keys * shape.pair_bytes("attention", dtype))
 
 
 def _choose(
-    shape: LayerShape, wide: bool, backend: Backend, method: str, dtype: torch.dtype, device: torch.device
+    shape: LayerShape, wide: int, backend: Backend, method: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[Method, str]:
     if method not in ("auto", "direct", "operator"):
-        raise ValueError(f"unknown method {method!r}, expected 'auto', 'direct' or 'operator'")
+        raise ValueError(f"unknown method {method!r}, expected 'auto', 'direct', 'operator' or ffattr.Sketch(...)")
     if backend.is_reference:
         return "reference", "the definition"
     if not wide:
         return "attention", "no scope takes d-wide work for a pair"
+    if shape.grouped:
+        return "direct", "the one method for groups of keys"
     if method != "auto":
         return ("direct" if method == "direct" else "operator"), "asked for"
     if dtype == torch.float8_e4m3fn:
@@ -317,6 +308,11 @@ def _choose(
     if not 1 / _NEAR < ratio < _NEAR or emulated:
         chosen: Method = "operator" if ratio > 1 else "direct"
         return chosen, f"{max(ratio, 1 / ratio):.1f}x fewer operations"
+    known = calibrated(backend.name, dtype, device, torch.get_num_threads())
+    if known is not None:
+        seconds = {kind: known.seconds(shape.work(kind)) for kind in ("direct", "operator")}
+        chosen = "operator" if seconds["direct"] > seconds["operator"] else "direct"
+        return chosen, f"faster here: {seconds['direct']:.2g} s direct, {seconds['operator']:.2g} s operator"
     rates = measured(backend.name, dtype, device, torch.get_num_threads())
     chosen = "operator" if direct / rates[0] > operator / rates[1] else "direct"
     return chosen, f"faster at {rates[0] / 1e9:.0f} direct, {rates[1] / 1e9:.0f} operator GFLOP/s measured here"

@@ -7,7 +7,7 @@ layer's output, which is compared with the model's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from . import ig, reference
 from .experts import Routing
 from .layer import LayerWeights
+from .pack import Part
 from .reference import FeedForward, Rule, Stream
 from .sources import Source
 
@@ -44,17 +45,27 @@ class Slopes:
 class Arrived:
     """``n`` query tokens before the feed-forward block.
 
-    For each source: attention weights ``alpha`` ``[H, n, T]``, with the scale of a norm on what attention returns, and
-    the scales ``1 / s_i`` ``[n]`` of the norms that its vectors have passed, before the residual stream and before the
-    feed-forward block (None: no norm). ``stream`` is what the block's output is added to, ``ff_input`` what it reads.
+    For each source: attention weights ``alpha`` ``[H, n, M]`` (see `ffattr.sources.Source.alpha`), with the scale of a
+    norm on what attention returns, and the scales ``1 / s_i`` ``[n]`` of the norms that its vectors have passed, before
+    the residual stream and before the feed-forward block (None: no norm). ``stream`` is what the block's output is
+    added to, ``ff_input`` what it reads.
     """
 
-    rows: Tensor
+    queries: Part
     alpha: list[Tensor]
     residual_scale: list[Tensor | None]
     ff_scale: list[Tensor | None]
     stream: Stream
     ff_input: Stream
+
+    def only(self, index: Tensor) -> Arrived:
+        """The queries ``index`` ``[m]`` alone, without their streams."""
+
+        def some(scales: list[Tensor | None]) -> list[Tensor | None]:
+            return [None if scale is None else scale[index] for scale in scales]
+
+        alpha = [part[:, index] for part in self.alpha]
+        return replace(self, alpha=alpha, residual_scale=some(self.residual_scale), ff_scale=some(self.ff_scale))
 
 
 @dataclass(frozen=True)
@@ -69,38 +80,39 @@ class Fed:
     output: Tensor
 
 
-def arrive(weights: LayerWeights, sources: Sequence[Source], x: Tensor, rows: Tensor, keep: Keep) -> Arrived:
-    """From the layer's input ``x`` ``[T, d]`` to the feed-forward block, for the queries ``rows`` ``[n]``."""
-    none = x.new_empty(len(rows), 0, weights.width)
-    own = Stream(none, torch.zeros_like(x[rows]), x[rows])
+def arrive(weights: LayerWeights, sources: Sequence[Source], queries: Part, keep: Keep) -> Arrived:
+    """From the layer's input to the feed-forward block."""
+    x = queries.pack.x[queries.rows]
+    none = x.new_empty(len(x), 0, weights.width)
+    own = Stream(none, torch.zeros_like(x), x)
     stream = own
     alphas: list[Tensor] = []
     scales: list[Tensor | None] = []
     for source in sources:
-        part = source.weights
-        alpha = reference.attention_rows(source.attention, rows)
-        added = reference.attention_stream(part, alpha, source.values, source.constant, none)
-        if source.own and weights.norm_of_attn is not None:  # its scale is one of the query's weights
+        part = source.route.weights
+        alpha = source.alpha(queries)
+        added = reference.attention_stream(part, alpha, source.read(alpha, queries), source.constant, none)
+        if source.route.own and weights.norm_of_attn is not None:  # its scale is one of the query's weights
             added, scale = reference.norm_stream(weights.norm_of_attn, added)
             alpha = alpha * scale[:, None]
-        keep(f"{source.prefix}attn", added)
+        keep(f"{source.route.prefix}attn", added)
         stream = reference.residual_stream(stream, added)
         passed: Tensor | None = None
         if part.norm_after_attn is not None:
-            keep(f"{source.prefix}attn_res", stream)
+            keep(f"{source.route.prefix}attn_res", stream)
             stream, passed = reference.norm_stream(part.norm_after_attn, stream)
         alphas.append(alpha)
         # What came before passes this norm as well.
         scales = [_times(scale, passed) for scale in [*scales, None]]
     ff_input, ff_scales = stream, scales
     if weights.parallel:  # the query's own vector is all there is: it takes the way that the others are spared
-        ff_input, ff_scales = Stream(x[rows][:, None], own.bias, own.total), [None]
+        ff_input, ff_scales = Stream(x[:, None], own.bias, own.total), [None]
     _keep_all(keep, sources, "atb", stream)
     if weights.norm_before_ff is not None:
         ff_input, passed = reference.norm_stream(weights.norm_before_ff, ff_input)
         ff_scales = [_times(scale, passed) for scale in ff_scales]
         _keep_all(keep, sources, weights.own_scopes[weights.own_scopes.index("atb") + 1], ff_input)
-    return Arrived(rows, alphas, scales, ff_scales, stream, ff_input)
+    return Arrived(queries, alphas, scales, ff_scales, stream, ff_input)
 
 
 def feed(
@@ -174,4 +186,4 @@ def _times(scale: Tensor | None, passed: Tensor | None) -> Tensor | None:
 def _keep_all(keep: Keep, sources: Sequence[Source], name: str, stream: Stream) -> None:
     """Of a point of the layer that the tokens of all sources have reached."""
     for source in sources:
-        keep(source.prefix + name, stream)
+        keep(source.route.prefix + name, stream)

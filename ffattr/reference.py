@@ -28,6 +28,7 @@ __all__ = [
     "Stream",
     "attention_rows",
     "attention_stream",
+    "context",
     "decompose",
     "feed_forward",
     "feed_forward_stream",
@@ -120,18 +121,23 @@ def head_vectors(weights: LayerWeights | CrossWeights, values: Tensor) -> Tensor
     return vectors.transpose(0, 1)
 
 
+def context(alpha: Tensor, values: Tensor) -> Tensor:
+    """What the heads read, ``sum_j alpha[h, i, j] v_jh``: ``[N, H, dh]`` of ``alpha`` ``[H, N, T]``."""
+    return (alpha @ values.transpose(0, 1)).transpose(0, 1)
+
+
 def attention_stream(
-    weights: LayerWeights | CrossWeights, alpha: Tensor, values: Tensor, constant: Tensor, vectors: Tensor
+    weights: LayerWeights | CrossWeights, alpha: Tensor, read: Tensor, constant: Tensor, vectors: Tensor
 ) -> Stream:
     """After attention: vectors ``sum_h alpha[h, i, j] f_h(x_j)``; ``b_O`` and the values' constant are bias.
 
-    Rows of ``alpha`` may sum to less than one (attention sinks).
+    ``read`` is the `context`. Rows of ``alpha`` may sum to less than one (attention sinks).
     """
     mass = alpha.sum(-1).T[..., None]  # [N, H, 1]
     bias = (mass * constant).flatten(1) @ weights.out.weight
     if weights.out.bias is not None:
         bias = bias + weights.out.bias
-    total = (alpha @ values.transpose(0, 1)).transpose(0, 1).flatten(1) @ weights.out.weight + bias
+    total = read.flatten(1) @ weights.out.weight + bias
     return Stream(vectors, bias, total)
 
 
@@ -293,7 +299,7 @@ def _attended(
     alpha = attention_rows(attention, rows)
     values, constant = own_values(weights, keys, value_bias)
     per_head = alpha[..., None] * head_vectors(weights, values).transpose(0, 1)[:, None]
-    stream = attention_stream(weights, alpha, values, constant, per_head.sum(0))
+    stream = attention_stream(weights, alpha, context(alpha, values), constant, per_head.sum(0))
     norm = weights.norm_of_attn if isinstance(weights, LayerWeights) else None
     if norm is not None:
         stream, scale = norm_stream(norm, stream)

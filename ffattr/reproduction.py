@@ -10,6 +10,7 @@ from torch import nn
 from .attention import LayerRecord
 from .capture import record
 from .collect import Collector, tolerance
+from .keep import Dense
 from .request import Request, Stack
 
 __all__ = ["Reproduced", "Reproduction", "reproduce"]
@@ -60,12 +61,12 @@ def reproduce(model: nn.Module, inputs: Any, tokenizer: Any = None) -> Reproduct
     request = Request.of(
         model, inputs, tokenizer, "attn", None, None, "exact", "zero", "token", dtype=None, backend="torch"
     )
-    collectors = {stack.name: Collector(request, stack, {}, check=False) for stack in request.stacks}
+    collectors = {stack.name: Collector(request, stack, Dense(), {}, check=False) for stack in request.stacks}
     allowed: dict[tuple[str, int], float] = {}
 
     def on_layer(captured: LayerRecord) -> None:
         stack = request.stack_of(captured.index)
-        collectors[stack.name].add(captured)
+        collectors[stack.name].add(captured, range(len(stack.mask)))
         allowed[stack.name, captured.index - stack.first] = tolerance(stack, captured, request.dtype)
 
     encoder = request.inputs.encoder

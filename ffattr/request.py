@@ -14,15 +14,22 @@ from .adapters import Adapted, resolve
 from .backends import Backend
 from .dtypes import result_dtype
 from .errors import BackendUnavailable, NonFiniteError, UnsupportedModel
+from .groups import Groups
+from .groups import of as groups_of
+from .indices import Indices, indices
 from .inputs import Inputs, prepare
-from .layer import CROSS, LayerSpec, LayerWeights
-from .plan import LayerPlan, LayerShape, plan_layer
+from .layer import CROSS, LayerSpec
+from .plan import LayerPlan, LayerShape, packs, plan_layer
 from .reference import Rule
 from .scopes import scopes_of
+from .sketch import Sketch
 
 __all__ = ["IG", "Indices", "Request", "Stack"]
 
-Indices = int | slice | Sequence[int] | None
+_TOKENS_AT_ONCE = 4096
+"""How many tokens, padding included, the model reads at once of texts that are cut into batches: beyond this it runs no
+faster, and what is recorded of a layer (a few dozen numbers for each of its widths) stays small."""
+
 IG = Literal["exact"] | ig.Riemann | ig.GaussLegendre
 
 
@@ -32,7 +39,7 @@ class Stack:
 
     ``layers`` are counted within ``specs``, whose first is layer ``first`` of the model. ``scopes`` are those of
     `ffattr.layer.LayerWeights`, with the prefix of those whose keys are the encoder's tokens, ``encoder_mask``
-    ``[B, T']``. ``mask`` ``[B, T]`` and ``tokens`` are the stack's own.
+    ``[B, T']``. ``mask`` ``[B, T]`` and ``tokens`` are the stack's own, ``groups`` what its keys are added up in.
     """
 
     name: str
@@ -45,12 +52,13 @@ class Stack:
     tokens: list[list[str]]
     encoder_mask: Tensor | None = None
     encoder_tokens: list[list[str]] | None = None
+    groups: Groups | None = None
 
     @property
-    def wide(self) -> bool:
-        """Whether any scope takes d-wide work for every pair."""
+    def wide(self) -> int:
+        """How many scopes take d-wide work for every pair, those of all kinds of keys as one."""
         wide = {*self.specs[0].wide_scopes, self.specs[0].expert_scope}
-        return not wide.isdisjoint(name.removeprefix(CROSS) for name in self.scopes)
+        return len(wide & {name.removeprefix(CROSS) for name in self.scopes})
 
     @property
     def by_expert(self) -> bool:
@@ -95,7 +103,7 @@ class Request:
     wide_dtype: torch.dtype
     device: torch.device
     backend: Backend
-    method: str
+    method: str | Sketch
     memory_budget: int | None
 
     @classmethod
@@ -112,8 +120,10 @@ class Request:
         value_bias: str,
         dtype: torch.dtype | None,
         backend: str,
-        method: str = "auto",
+        method: str | Sketch = "auto",
         memory_budget: int | None = None,
+        keys: Indices = None,
+        groups: Any = None,
     ) -> Request:
         """Raises ValueError, TypeError or an `FfattrError` that names the offending value."""
         adapted = resolve(model)
@@ -127,7 +137,14 @@ class Request:
         if dtype == torch.float8_e4m3fn and method == "operator":
             raise ValueError(f"method='operator' does not run in {dtype}; 'direct' is the only one that does")
         wide_dtype, selected = _precision(adapted, dtype, backend)
-        stacks = _stacks(adapted, prepared, scopes, layers, queries)
+        if adapted.stacks and (keys is not None or groups is not None):
+            raise ValueError("keys= and groups= are for models with one stack of layers, not for encoder and decoder")
+        made = groups_of(groups, keys, inputs, tokenizer, prepared.mask, prepared.tokens)
+        if isinstance(method, Sketch) and groups is not None:
+            raise ValueError(
+                "method=Sketch(...) is for single tokens; with groups= leave method to 'auto' (it is exact)"
+            )
+        stacks = _stacks(adapted, prepared, scopes, layers, queries, made)
         for stack in stacks:
             _check_weights(stack)
         return cls(
@@ -149,27 +166,53 @@ class Request:
         """The layers of the model that any stack asks for."""
         return tuple(stack.first + layer for stack in self.stacks for layer in stack.layers)
 
+    def batches(self) -> list[tuple[list[int], Inputs]]:
+        """What the model is run on, one after the other, and which sequences that is."""
+        return self.inputs.batches(_TOKENS_AT_ONCE)
+
     def stack_of(self, layer: int) -> Stack:
         """Whose layer a layer of the model is."""
         return next(stack for stack in self.stacks if stack.first <= layer < stack.first + len(stack.specs))
 
-    def plan(
-        self, stack: Stack, layer: int, weights: LayerWeights, queries: int, tokens: int, pairs: int, sets: int
-    ) -> LayerPlan:
-        """How one layer of one sequence is to be computed; ``tokens`` and ``pairs`` are those of all keys, ``sets`` the
-        different sets of experts that its queries go to."""
-        active = stack.specs[layer].active
-        shape = LayerShape.of(weights, queries, tokens, pairs, active, sets)
-        shape = replace(shape, by_expert=stack.by_expert and weights.mixture)
-        device = weights.out.weight.device  # of several, the one where this layer is
+    def plan(self, stack: Stack, layer: int, shape: LayerShape) -> LayerPlan:
+        """How one layer of a pack of sequences is to be computed."""
+        device = stack.specs[layer].weights(None).out.weight.device  # of several, the one where this layer is
         made = plan_layer(
             layer, shape, stack.wide, self.backend, self.method, self.wide_dtype, device, self.memory_budget
         )
         return replace(made, stack=stack.name)
 
+    def shape(self, stack: Stack, layer: int, batch: int, pairs: int | None = None) -> LayerShape:
+        """What the cost of a layer of one sequence depends on; ``pairs``: of its tokens, those that are not masked
+        (None: all)."""
+        spec = stack.specs[layer]
+        weights = spec.weights(None)
+        tokens, rows, _ = stack.sequence(batch)
+        keys = stack.keys(batch)
+        count = len(tokens) + (0 if keys is None or weights.cross is None else len(keys))
+        pairs = len(rows) * count if pairs is None else pairs
+        shape = LayerShape.of(weights, len(rows), count, pairs, spec.active, scopes=stack.scopes)
+        if stack.groups is not None:
+            columns = stack.groups.index[batch][tokens]
+            columns = columns[columns >= 0]
+            share = pairs / max(1, count)
+            shape = replace(shape, pairs=round(share * len(columns)), products=round(share * len(columns.unique())))
+        return replace(shape, by_expert=stack.by_expert and weights.mixture)
+
+    def packs(self, stack: Stack, layer: int, batch: Sequence[int]) -> list[list[int]]:
+        """Which of the sequences ``batch``, by their places in it, are worked on together."""
+        device = stack.specs[layer].weights(None).out.weight.device
+        shapes = [self.shape(stack, layer, row) for row in batch]
+        return packs(shapes, stack.wide, self.backend, self.method, self.wide_dtype, device, self.memory_budget)
+
 
 def _stacks(
-    adapted: Adapted, inputs: Inputs, scopes: str | Sequence[str], layers: Indices, queries: Indices
+    adapted: Adapted,
+    inputs: Inputs,
+    scopes: str | Sequence[str],
+    layers: Indices,
+    queries: Indices,
+    groups: Groups | None,
 ) -> tuple[Stack, ...]:
     found = []
     ranges = adapted.stacks or {"": range(len(adapted.layers))}
@@ -188,13 +231,14 @@ def _stacks(
                 name,
                 ranges[name].start,
                 specs[name],
-                _indices(f"{what}layers", layers, len(specs[name])),
-                _indices(f"{what}queries", queries, side.mask.shape[1]),
+                indices(f"{what}layers", layers, len(specs[name])),
+                indices(f"{what}queries", queries, side.mask.shape[1]),
                 asked,
                 side.mask,
                 side.tokens,
                 None if name != "decoder" or inputs.encoder is None else inputs.encoder.mask,
                 None if name != "decoder" or inputs.encoder is None else inputs.encoder.tokens,
+                groups,
             )
         )
     return tuple(found)
@@ -236,22 +280,6 @@ def _check_weights(stack: Stack) -> None:
                 )
             if not torch.isfinite(tensor).all():
                 raise NonFiniteError(f"{stack.label(layer)}: {name} has entries that are NaN or infinite")
-
-
-def _indices(name: str, asked: Indices, count: int) -> tuple[int, ...]:
-    if asked is None:
-        return tuple(range(count))
-    if isinstance(asked, slice):
-        return tuple(range(count)[asked])
-    if not isinstance(asked, (int, Sequence)) or isinstance(asked, str):
-        raise TypeError(f"{name} is {asked!r}, expected an integer, a sequence of integers, a slice or None")
-    values = [asked] if isinstance(asked, int) else list(asked)
-    for value in values:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} has {value!r}, expected integers, a slice or None")
-        if not -count <= value < count:
-            raise IndexError(f"{name} has {value}, but there are {count}: expected {-count} to {count - 1}")
-    return tuple(value % count for value in values)
 
 
 def _baseline(baseline: str | Tensor, stacks: Sequence[Stack]) -> str | Tensor:

@@ -11,77 +11,119 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import reference
 from .attention import Attention
 from .layer import CROSS, CrossWeights, LayerWeights
+from .pack import Pack, Part, concatenated, starts_of
 from .parameters import Norm
-from .reference import Encoder, own_values
 
-__all__ = ["Level", "Source", "features", "sources"]
+__all__ = ["Level", "Route", "Source", "features", "routes"]
 
 
 @dataclass(frozen=True)
 class Level:
     """The residual stream at one point before the feed-forward block, as linear functions of what a token brings.
 
-    ``matrix`` ``[H * dh, d]`` takes head values there, ``own`` ``[T, d]`` is the token's residual there, both without
-    the norms' scales.
+    ``matrix`` ``[H * dh, d]`` takes head values there, ``norms`` what a token's residual passes on its way there: both
+    without the norms' scales.
     """
 
     matrix: Tensor
-    own: Tensor
+    norms: tuple[Norm, ...] = ()
 
     def after(self, norm: Norm | None) -> Level:
-        return self if norm is None else Level(norm.linear(self.matrix), norm.linear(self.own))
+        return self if norm is None else Level(norm.linear(self.matrix), (*self.norms, norm))
 
-    def to(self, dtype: torch.dtype) -> Level:
-        return Level(self.matrix.to(dtype), self.own.to(dtype))
+    def own(self, x: Tensor) -> Tensor:
+        """Of tokens ``x`` ``[m, d]``, their residual there."""
+        for norm in self.norms:
+            x = norm.linear(x)
+        return x
 
 
 @dataclass(frozen=True)
-class Source:
-    """``T`` key tokens under one attention. ``values`` ``[T, H, dh]`` and ``constant`` ``[H, dh]`` are those of
-    `ffattr.reference.own_values`; levels are after attention, with its residual and norms, and before the FF block."""
+class Route:
+    """What the layer does with all that one attention reads: its levels are after attention, with its residual and
+    norms, and before the feed-forward block."""
 
     prefix: str
     weights: LayerWeights | CrossWeights
-    attention: Attention
-    values: Tensor
-    constant: Tensor
     raw: Level
     residual: Level
     ff_input: Level
-
-    @property
-    def tokens(self) -> int:
-        return len(self.values)
 
     @property
     def own(self) -> bool:
         """Whether the tokens are the layer's own, so that a query is one of them."""
         return not self.prefix
 
+    def source(self, pack: Pack, value_bias: str) -> Source:
+        """The tokens of ``pack`` on this route."""
+        if self.own:
+            tokens, attention = pack.x, [one.attention for one in pack.sequences]
+            starts, x = pack.starts, tokens
+        else:
+            encoders = [one.encoder for one in pack.sequences if one.encoder is not None]
+            tokens, attention = concatenated([one.states for one in encoders]), [one.attention for one in encoders]
+            # An encoder's token is no query: it has no residual.
+            starts, x = starts_of([len(one.states) for one in encoders]), tokens.new_zeros(1, self.raw.matrix.shape[1])
+        values, constant = reference.own_values(self.weights, tokens, value_bias)
+        return Source(self, tuple(attention), starts, values, constant, x)
 
-def sources(
-    weights: LayerWeights, x: Tensor, attention: Attention, encoder: Encoder | None, value_bias: str
-) -> Iterator[Source]:
-    """The layer's own tokens ``x`` ``[T, d]``, then those of the ``encoder`` that its cross-attention reads."""
-    norms = [weights.norm_after_attn]
+
+def routes(weights: LayerWeights) -> Iterator[Route]:
+    """Of the layer's own tokens, then of those of an encoder."""
     matrix = weights.out.weight if weights.norm_of_attn is None else weights.norm_of_attn.linear(weights.out.weight)
-    parts: list[tuple[str, LayerWeights | CrossWeights, Tensor, Attention, Level]] = [
-        ("", weights, x, attention, Level(matrix, x))
-    ]
+    raw = Level(matrix)
+    residual = raw.after(weights.norm_after_attn)
+    if weights.cross is not None:  # whose norm the layer's own tokens pass as well
+        residual = residual.after(weights.cross.norm_after_attn)
+    yield Route("", weights, raw, residual, residual.after(weights.norm_before_ff))
     if weights.cross is not None:
-        assert encoder is not None
-        norms.append(weights.cross.norm_after_attn)
-        # An encoder's token is no query: it has no residual.
-        raw = Level(weights.cross.out.weight, x.new_zeros(1, weights.width).expand(len(encoder.states), -1))
-        parts.append((CROSS, weights.cross, encoder.states, encoder.attention, raw))
-    for number, (prefix, part, keys, seen, raw) in enumerate(parts):
-        residual = raw
-        for norm in norms[number:]:
-            residual = residual.after(norm)
-        values, constant = own_values(part, keys, value_bias)
-        yield Source(prefix, part, seen, values, constant, raw, residual, residual.after(weights.norm_before_ff))
+        raw = Level(weights.cross.out.weight)
+        residual = raw.after(weights.cross.norm_after_attn)
+        yield Route(CROSS, weights.cross, raw, residual, residual.after(weights.norm_before_ff))
+
+
+@dataclass(frozen=True)
+class Source:
+    """The ``K`` key tokens of a pack on their route; those of sequence ``b`` begin at ``starts[b]``.
+
+    ``values`` ``[K, H, dh]`` and ``constant`` ``[H, dh]`` are those of `ffattr.reference.own_values`, ``x`` ``[K, d]``
+    is what reaches a query of the token beside attention (of an encoder ``[1, d]``: zero for all).
+    """
+
+    route: Route
+    attention: tuple[Attention, ...]
+    starts: tuple[int, ...]
+    values: Tensor
+    constant: Tensor
+    x: Tensor
+
+    def own(self, level: Level, tokens: slice | Tensor = slice(None)) -> Tensor:
+        """``[m, d]``: what tokens bring to a level beside attention."""
+        if self.route.own:
+            return level.own(self.x[tokens])
+        return level.own(self.x).expand(len(self.values), -1)[tokens]
+
+    def alpha(self, queries: Part) -> Tensor:
+        """Attention weights ``[H, n, M]``: column ``j`` is the ``j``-th key of the query's own sequence, of which the
+        longest has ``M``."""
+        found = [self.attention[b].weights(queries.local[rows]) for b, rows in queries.sequences()]
+        if queries.single:
+            return found[0]
+        longest = max(alpha.shape[-1] for alpha in found)
+        return torch.cat([torch.nn.functional.pad(alpha, (0, longest - alpha.shape[-1])) for alpha in found], 1)
+
+    def read(self, alpha: Tensor, queries: Part) -> Tensor:
+        """What the heads read, ``[n, H, dh]``."""
+        if queries.single:
+            return reference.context(alpha, self.values[queries.tokens(self.starts)])
+        parts = []
+        for b, rows in queries.sequences():
+            keys = slice(self.starts[b], self.starts[b + 1])
+            parts.append(reference.context(alpha[:, rows, : keys.stop - keys.start], self.values[keys]))
+        return torch.cat(parts)
 
 
 def features(values: Tensor, matrix: Tensor, own: Tensor, to: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from .files import FileFormatError, read, write
+from .keep import Top
 from .maps import Attribution
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ class StackedAttribution(Attribution):
     tokens bring to decoder tokens, and ``stacks["cross"]`` what encoder tokens bring to them: ``[L, B, N, T']``. From
     ``atb`` on, the vectors of both together and the bias add up to the decoder's stream.
 
-    ``maps`` and ``bias`` hold all of them by ``"<stack>.<scope>"``; the other fields are the decoder's (or, where only
-    the encoder was asked for, the encoder's).
+    ``maps``, ``top`` and ``bias`` hold all of them by ``"<stack>.<scope>"``, ``reduced`` lists them stack by stack; the
+    other fields are the decoder's (or, where only the encoder was asked for, the encoder's).
     """
 
     stacks: dict[str, Attribution] = field(default_factory=dict)
@@ -40,9 +41,11 @@ class StackedAttribution(Attribution):
         """From one `Attribution` for each stack that was asked for."""
         main = next(stacks[name] for name in ("decoder", "cross", "encoder") if name in stacks)
         maps: dict[str, Tensor] = {}
+        top: dict[str, Top] = {}
         bias: dict[str, Tensor] = {}
         for name, stack in stacks.items():
             maps |= {f"{name}.{scope}": tensor for scope, tensor in stack.maps.items()}
+            top |= {f"{name}.{scope}": cut for scope, cut in stack.top.items()}
             bias |= {f"{name}.{scope}": tensor for scope, tensor in stack.bias.items()}
         return cls(
             maps=maps,
@@ -50,11 +53,14 @@ class StackedAttribution(Attribution):
             tokens=main.tokens,
             layers=main.layers,
             queries=main.queries,
-            scopes=tuple(maps),
+            scopes=tuple(f"{name}.{scope}" for name, stack in stacks.items() for scope in stack.scopes),
             mask=main.mask,
             error=main.error,
             plan=main.plan,
             arguments=main.arguments,
+            top=top,
+            reduced=[value for stack in stacks.values() for value in stack.reduced],
+            block=main.block,
             stacks=dict(stacks),
         )
 
@@ -72,7 +78,11 @@ class StackedAttribution(Attribution):
         return f"StackedAttribution({', '.join(f'{name}: {stack!r}' for name, stack in self.stacks.items())})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file that `ffattr.load` reads: whole or not at all, never over half of an old one."""
+        """Writes a safetensors file that `ffattr.load` reads: whole or not at all, never over half of an old one.
+
+        Raises ValueError where there are no maps (keep=Reduce).
+        """
+        self._check_kept()
         tensors: dict[str, Tensor] = {}
         contents: dict[str, Any] = {}
         for name, stack in self.stacks.items():
@@ -107,7 +117,9 @@ class StackedAttribution(Attribution):
 
 
 def load(path: str | os.PathLike[str]) -> Attribution:
-    """Reads a file that ``save`` wrote; tensors come back on the CPU, ``plan`` as a string.
+    """Reads a file that ``save`` or `ffattr.Dense` wrote; tensors come back on the CPU, ``plan`` as a string.
+
+    The tensors are mapped into memory: of a large file only what is looked at is read.
 
     Raises `FileNotFoundError`, or `FileFormatError` that says whether the file is damaged, foreign or too new.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .adapters import Adapted
 
-__all__ = ["TEXT", "Tokens", "check_rows", "text_tokens"]
+__all__ = ["TEXT", "Tokens", "check_rows", "names", "text_tokens"]
 
 TEXT = ("input_ids", "inputs_embeds", "src")
 """The arguments of a forward that hold them."""
@@ -129,7 +129,10 @@ def _check_vocabulary(base: nn.Module, name: str, ids: Tensor) -> None:
 def _tokens(content: Tensor, batch: int, length: int, tokenizer: Any) -> list[list[str]]:
     if content.is_floating_point():
         return [[str(position) for position in range(length)] for _ in range(batch)]
-    rows = content.tolist()
-    if tokenizer is None or not hasattr(tokenizer, "convert_ids_to_tokens"):
-        return [[str(token) for token in row] for row in rows]
-    return [[str(token) for token in tokenizer.convert_ids_to_tokens(row)] for row in rows]
+    return [names(row, tokenizer) for row in content.tolist()]
+
+
+def names(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """What the tokenizer calls token ids; their numbers where there is none that knows."""
+    convert = getattr(tokenizer, "convert_ids_to_tokens", None)
+    return [str(token) for token in (ids if convert is None else convert(list(ids)))]

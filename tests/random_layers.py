@@ -11,14 +11,26 @@ from torch import Tensor
 from ffattr.activations import ACTIVATIONS
 from ffattr.attention import QueryKey
 from ffattr.backends import BACKENDS
-from ffattr.engine import LayerMaps, layer_maps
+from ffattr.bench import dense
 from ffattr.experts import Routing
 from ffattr.layer import CrossWeights, LayerWeights
+from ffattr.pack import OneSequence
 from ffattr.parameters import Linear, Norm
-from ffattr.plan import Blocks, LayerShape, plan_layer
+from ffattr.plan import Blocks, LayerPlan, LayerShape, plan_layer
 from ffattr.reference import Encoder, Rule, Stream, decompose
+from ffattr.tiles import Layer
 
 WIDTH, HEADS, HEAD_DIM, NEURONS, TOKENS = 12, 3, 5, 7, 9
+
+
+@dataclass(frozen=True)
+class Computed:
+    """All that the engine makes of a layer and one sequence."""
+
+    maps: dict[str, Tensor]
+    bias: dict[str, Tensor]
+    output: Tensor
+    plan: LayerPlan
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,7 @@ class RandomLayer:
         rule: Rule | None = None,
         small: bool = False,
         value_bias: str = "token",
-    ) -> LayerMaps:
+    ) -> Computed:
         rows = torch.arange(len(self.x)) if rows is None else rows
         keys = len(self.x) + (0 if self.encoder is None else len(self.encoder.states))
         active = 1 if self.routing is None else self.routing.index.shape[1]
@@ -53,8 +65,10 @@ class RandomLayer:
         plan = plan_layer(0, shape, wide, chosen, method, torch.float64, torch.device("cpu"), None)
         if small:  # blocks of a few queries and keys
             plan = replace(plan, blocks=Blocks(2, 4, plan.blocks.wide_keys if method == "operator" else 4))
-        given = (self.weights, self.x, self.attention, rows, scopes, rule or Rule(), value_bias, chosen, plan)
-        return layer_maps(*given, self.routing, self.encoder)
+        wanted = Layer(self.weights, scopes, rule or Rule(), value_bias, chosen, torch.float64)
+        sequence = OneSequence(self.x, self.attention, rows, self.routing, self.encoder)
+        maps, done = dense(wanted, sequence, plan)
+        return Computed(maps, done.bias, done.output, done.plan)
 
 
 def layer(

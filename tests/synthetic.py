@@ -14,7 +14,7 @@ def attribution(scopes=POST_LN, layers=(0, 2, 5), tokens=6, real=(6, 4), queries
     generator = torch.Generator().manual_seed(seed)
     queries = tuple(range(tokens)) if queries is None else queries
     mask = torch.arange(tokens) < torch.tensor(real)[:, None]
-    rows = torch.tensor(queries)
+    rows = torch.tensor(queries, dtype=torch.int64)
     pairs = mask[:, rows, None] & mask[:, None, :]
     if causal:
         pairs = pairs & (torch.arange(tokens) <= rows[:, None])

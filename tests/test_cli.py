@@ -1,16 +1,24 @@
+import io
 import subprocess
 import sys
 
 import pytest
+import tiny_models
 import torch
+from rich.console import Console
 from synthetic import attribution
+from test_groups import wordpiece
+from test_inputs import make_tokenizer
 from typer.testing import CliRunner
 
-from ffattr import api, backends, cli, files, load, pretrained
+from ffattr import Pool, TopK, api, attribute, backends, cli, cli_map, files, load, pretrained, progress
 from ffattr.errors import ArchitectureMismatch, BackendUnavailable, OutOfMemory, UnsupportedModel
 from ffattr.ig import GaussLegendre, Riemann
 
 RUNNER = CliRunner()
+
+
+TOKENIZER = make_tokenizer(pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
 
 
 @pytest.fixture
@@ -27,7 +35,7 @@ def calls(monkeypatch):
         seen.append((model, inputs, options))
         return "direct on torch [3 layers]"
 
-    monkeypatch.setattr(pretrained, "load", lambda name: (f"model {name}", "tokenizer"))
+    monkeypatch.setattr(pretrained, "load", lambda name: (f"model {name}", TOKENIZER))
     monkeypatch.setattr(api, "attribute", attribute)
     monkeypatch.setattr(api, "explain", explain)
     return seen
@@ -87,6 +95,7 @@ def test_map_passes_what_was_asked_for(calls, tmp_path):
         "float64",
     ]
     options += ["--value-bias", "separate", "--baseline", "bias", "--backend", "torch", "--method", "direct"]
+    options += ["--words", "--top", 3, "-o", tmp_path / "maps"]
     result = run("map", "somewhere", "--file", text, *options)
     assert result.exit_code == 0, result.output
     assert calls == [
@@ -102,7 +111,9 @@ def test_map_passes_what_was_asked_for(calls, tmp_path):
                 "dtype": torch.float64,
                 "backend": "torch",
                 "method": "direct",
-                "tokenizer": "tokenizer",
+                "groups": "words",
+                "keep": TopK(3),
+                "tokenizer": TOKENIZER,
             },
         )
     ]
@@ -113,6 +124,9 @@ def test_map_defaults_are_those_of_attribute(calls):
     options = calls[0][2]
     assert (options["scopes"], options["layers"], options["dtype"]) == ("layer", slice(1, None), None)
     assert options["ig"] == GaussLegendre(16)
+    assert (options["groups"], options["keep"]) == (None, "dense")
+    assert run("map", "m", "text", "--pool", 2).exit_code == 0
+    assert calls[1][2]["keep"] == Pool(2)
 
 
 def test_map_writes_files(calls, tmp_path):
@@ -131,10 +145,71 @@ def test_map_without_files_prints_the_strongest_pairs(calls):
     assert "a plan" in result.stdout
 
 
+@pytest.fixture(scope="module")
+def bert():
+    return tiny_models.build("bert")
+
+
+TEXT = "the cat sat on a mat"  # and [CLS], [SEP]
+
+
+@pytest.mark.parametrize("options", [[], ["--words"], ["--top", "3"], ["--words", "--top", "3"]])
+def test_the_strongest_pairs_are_those_of_different_tokens(bert, monkeypatch, options):
+    monkeypatch.setattr(pretrained, "load", lambda name: (bert, TOKENIZER))
+    monkeypatch.setattr(cli_map, "_PAIRS", 1)
+    result = run("map", "m", TEXT, *options)
+    assert result.exit_code == 0, result.output
+    whole = attribute(bert, TEXT, tokenizer=TOKENIZER)["layer"][-1, 0].fill_diagonal_(0)
+    query, key = divmod(int(whole.argmax()), 8)
+    names = ["[CLS]", *TEXT.split(), "[SEP]"]
+    for shown in (f"{query} {names[query]}", f"{key} {names[key]}", f"{whole.max():.3g}"):
+        assert f" {shown} " in result.stdout
+
+
+def test_the_strongest_pairs_of_words_and_of_blocks(bert, monkeypatch):
+    """Subwords, so that columns are no tokens."""
+    tokenizer = wordpiece()
+    text = "cats playing the cats."
+    monkeypatch.setattr(pretrained, "load", lambda name: (bert, tokenizer))
+    monkeypatch.setattr(cli_map, "_PAIRS", 1)
+    word = torch.tensor([0, 1, 1, 2, 2, 3, 4, 4, 5, 6])
+    whole = attribute(bert, text, tokenizer=tokenizer, groups="words")["layer"][-1, 0].clone()
+    whole[torch.arange(10), word] = 0
+    key = int(whole.argmax()) % 7
+    result = run("map", "m", text, "--words")
+    assert f" {key} {['[CLS]', 'cats', 'playing', 'the', 'cats', '.', '[SEP]'][key]} " in result.stdout
+    assert f" {whole.max():.3g} " in result.stdout
+    pooled = attribute(bert, text, tokenizer=tokenizer, keep=Pool(4))["layer"][-1, 0].clone().fill_diagonal_(0)
+    result = run("map", "m", text, "--pool", 4)
+    assert " … " in result.stdout
+    assert f" {pooled.max():.3g} " in result.stdout
+
+
+def test_progress_says_how_fast_and_how_long():
+    times = [0.0]
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=120, get_time=lambda: times[-1])
+    with progress.bar(12_000, console) as update:
+        for time in (10.0, 50.0, 90.0):  # the first layer comes early, all others take 40 s
+            times.append(time)
+            update(len(times) - 1, 6)
+    shown = out.getvalue()
+    assert "3/6" in shown
+    assert "67 tokens/s" in shown  # 6000 in 90 s
+    assert "0:02:00" in shown
+
+
+def test_no_progress_where_nobody_watches():
+    out = io.StringIO()
+    with progress.bar(12, Console(file=out)) as update:
+        update(1, 2)
+    assert out.getvalue() == ""
+
+
 def test_plan_computes_nothing(calls):
     result = run("map", "m", "text", "--plan")
     assert result.stdout.strip() == "direct on torch [3 layers]"
-    assert "progress" not in calls[0][2]
+    assert not calls[0][2].keys() & {"progress", "keep"}
 
 
 @pytest.mark.parametrize(
@@ -150,6 +225,9 @@ def test_plan_computes_nothing(calls):
         (["text", "--ig", "riemann:x"], "--ig 'riemann:x'"),
         (["text", "--ig", "riemann:5:up"], "'up'"),
         (["text", "--dtype", "float31"], "--dtype 'float31'"),
+        (["text", "--top", "2", "--pool", "2"], "--top 2 and --pool 2 are both given"),
+        (["text", "--top", "0"], "--top 0: expected at least 1"),
+        (["text", "--pool", "-3"], "--pool -3: expected at least 1"),
         (["text", "-o", "nowhere/a.safetensors"], "there is no folder 'nowhere'"),
         (["text", "--png", "nowhere/a.png"], "there is no folder 'nowhere'"),
     ],

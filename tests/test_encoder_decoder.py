@@ -136,7 +136,7 @@ def test_explained_is_what_runs(name: str) -> None:
     ran = ffattr.attribute(model, given)
     shapes = [layer.shape for stack in ("encoder", "decoder") for layer in stacks(ran)[stack].plan.layers]
     assert [layer.shape for layer in ffattr.explain(model, given).layers] == shapes
-    assert (shapes[-1].tokens, shapes[-1].pairs) == (6 + 9, 21 + 6 * 9)
+    assert (shapes[-1].sequences, shapes[-1].tokens, shapes[-1].pairs) == (2, 2 * (6 + 9), 2 * (21 + 6 * 9))
 
 
 @pytest.mark.parametrize(

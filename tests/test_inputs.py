@@ -10,6 +10,7 @@ import torch
 from tiny_models import VOCABULARY, build, ids
 from torch import Tensor, nn
 
+from ffattr import attribute
 from ffattr.adapters import resolve
 from ffattr.attention import LayerRecord
 from ffattr.capture import record
@@ -117,6 +118,69 @@ def test_text_without_a_pad_token(gpt2: nn.Module, special: dict[str, str]) -> N
 
 def test_text_for_a_model_without_token_types(tokenizer: Any) -> None:
     assert set(ready(build("distilbert"), "a cat", tokenizer).kwargs) == {"input_ids", "attention_mask"}
+
+
+TEXTS = [
+    "a dog",
+    "the cat sat on a mat",
+    "the",
+    "the dog ran",
+    "a cat",
+    "the cat sat on the dog",
+]  # lengths 4 8 3 5 4 8
+
+
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        (10**6, [[0, 1, 2, 3, 4, 5]]),
+        (47, [[0, 1, 3, 4, 5], [2]]),
+        (16, [[1, 5], [0, 3, 4], [2]]),
+        (12, [[1], [5], [0, 3], [2, 4]]),
+        (7, [[1], [5], [3], [0], [4], [2]]),
+    ],
+)
+def test_texts_in_batches(bert: nn.Module, tokenizer: Any, limit: int, expected: list[list[int]]) -> None:
+    whole = ready(bert, TEXTS, tokenizer)
+    assert whole.lengths == (4, 8, 3, 5, 4, 8)
+    batches = whole.batches(limit)
+    assert [rows for rows, _ in batches] == expected
+    for rows, batch in batches:
+        alone = ready(bert, [TEXTS[row] for row in rows], tokenizer)
+        assert batch.mask.numel() <= limit or len(rows) == 1
+        assert batch.kwargs.keys() == alone.kwargs.keys() == {"input_ids", "token_type_ids", "attention_mask"}
+        for name, value in alone.kwargs.items():
+            assert torch.equal(batch.kwargs[name], value)
+        assert torch.equal(batch.mask, alone.mask)
+        assert batch.tokens == alone.tokens
+        assert batch.lengths == alone.lengths
+
+
+def test_batches_change_no_map(bert: nn.Module, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = attribute(bert, TEXTS, tokenizer=tokenizer)
+    batches, seen = Inputs.batches, list[tuple[int, int]]()
+    monkeypatch.setattr(Inputs, "batches", lambda self, limit: batches(self, 12))
+    cut = attribute(bert, TEXTS, tokenizer=tokenizer, progress=lambda done, total: seen.append((done, total)))
+    torch.testing.assert_close(cut["layer"], whole["layer"], rtol=1e-10, atol=1e-10)
+    assert torch.equal(cut.mask, whole.mask)
+    assert cut.tokens == whole.tokens
+    assert seen == [(done, 4 * len(whole.layers)) for done in range(1, 4 * len(whole.layers) + 1)]
+
+
+def test_one_text_is_one_batch(bert: nn.Module, tokenizer: Any) -> None:
+    ((rows, batch),) = ready(bert, "the cat", tokenizer).batches(1)
+    assert rows == [0]
+    assert batch.tokens == [["[CLS]", "the", "cat", "[SEP]"]]
+
+
+def test_tensors_are_not_cut_apart(bert: nn.Module, encoder: nn.Module, tokenizer: Any) -> None:
+    batch = tokenizer(TEXTS, padding=True, return_tensors="pt")
+    src = torch.randn(3, 5, 40, dtype=torch.float64)
+    for whole in (ready(bert, batch, tokenizer), ready(bert, ids()), ready(encoder, src)):
+        assert whole.lengths is None
+        ((rows, same),) = whole.batches(1)
+        assert rows == list(range(len(whole.mask)))
+        assert same is whole
 
 
 def test_features(encoder: nn.Module) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import safetensors
 import torch
+from keeping import kept, some
 from safetensors.torch import load_file, save_file
 from synthetic import HEADS, POST_LN, PRE_LN, attribution
 
-from ffattr import files, load
+from ffattr import Pool, Reduce, StackedAttribution, TopK, files, load
 from ffattr.errors import FfattrError
 from ffattr.files import FORMAT_VERSION, FileFormatError
 
@@ -243,3 +244,148 @@ def test_plot_leaves_padding_out_and_names_what_it_shows():
 def test_plot_says_what_is_wrong(arguments, error, message):
     with pytest.raises(error, match=message):
         attribution().plot(**arguments)
+
+
+# --- what else may be kept of maps
+
+
+def test_repr_says_what_was_kept():
+    attr = some()
+    endings = {TopK(3): "the 3 largest entries of each row)", Pool(2): "in blocks of 2 tokens)"}
+    for asked, ending in endings.items():
+        assert repr(kept(asked, attr)).endswith(f"atb_ff; {ending}")
+    assert repr(kept(Reduce(lambda rows: 1), attr, cut=9)).endswith("atb_ff; no maps kept, 6 values reduced)")
+    assert repr(attr).endswith("atb_ff)")
+
+
+def _same(first, second):
+    assert first.maps.keys() == second.maps.keys()
+    assert all(torch.equal(first.maps[scope], second.maps[scope]) for scope in first.maps)
+    assert first.top.keys() == second.top.keys()
+    for scope, top in first.top.items():
+        for part in ("values", "keys", "rest", "total"):
+            ours, theirs = getattr(top, part), getattr(second.top[scope], part)
+            assert torch.equal(ours, theirs)
+            assert ours.dtype == theirs.dtype
+    assert (first.block, first.scopes) == (second.block, second.scopes)
+    assert all(torch.equal(first.bias[scope], second.bias[scope]) for scope in first.scopes)
+
+
+@pytest.mark.parametrize("asked", [TopK(3), TopK(20), Pool(2), Pool(3)])
+def test_what_was_kept_is_saved(tmp_path, asked):
+    attr = kept(asked, some(queries=(5, 0, 2)))
+    attr.save(tmp_path / "a.safetensors")
+    _same(attr, load(tmp_path / "a.safetensors"))
+    stacks = StackedAttribution.of({"encoder": kept(asked, some()), "decoder": attr})
+    assert stacks.scopes == tuple(f"{stack}.{scope}" for stack in ("encoder", "decoder") for scope in attr.scopes)
+    stacks.save(tmp_path / "b.safetensors")
+    loaded = load(tmp_path / "b.safetensors")
+    _same(stacks, loaded)
+    _same(stacks.stacks["encoder"], loaded.stacks["encoder"])
+
+
+def test_a_reduced_result_is_not_saved(tmp_path):
+    attr = kept(Reduce(lambda rows: rows.layer), some())
+    stacks = StackedAttribution.of({"encoder": attr, "decoder": attr})
+    assert stacks.reduced == attr.reduced * 2
+    for result in (attr, stacks):
+        with pytest.raises(ValueError, match=r"nothing to save of .*keep=Reduce keeps no maps. Save .*attr.reduced"):
+            result.save(tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (TopK(2), r"keep=TopK.*attr.top\['atb'\].*keep='dense'"),
+        (Reduce(len), "no map of atb was kept .keep=Reduce.: attr.reduced lists .*keep='dense'"),
+    ],
+)
+def test_maps_that_were_not_kept(asked, message):
+    attr = kept(asked if isinstance(asked, TopK) else Reduce(lambda rows: None), some())
+    with pytest.raises(ValueError, match=message):
+        attr["atb"]
+    with pytest.raises(KeyError, match="computed: attn_heads, atb, atb_ff"):
+        attr["nope"]
+    if isinstance(asked, Reduce):
+        for view in (attr.to_pandas, lambda: attr.plot("atb"), lambda: attr.to_pandas("atb")):
+            with pytest.raises(ValueError, match="keep=Reduce"):
+                view()
+
+
+@pytest.mark.parametrize("change", ["values", "keys", "block"])
+def test_loading_what_does_not_fit(tmp_path, change):
+    path = tmp_path / "a.safetensors"
+    attr = kept(Pool(2) if change == "block" else TopK(2), some(("atb",)))
+    if change == "block":
+        attr.block = 3
+    else:
+        tensor = getattr(attr.top["atb"], change)
+        object.__setattr__(attr.top["atb"], change, tensor[:, :, 1:])
+    attr.save(path)
+    with pytest.raises(FileFormatError, match=r"(the map|the top of|the keys of) atb has shape .*, expected \[3, 2, "):
+        load(path)
+
+
+def test_to_pandas_of_the_largest_entries():
+    attr = some(queries=(5, 0, 2, 4), causal=True)
+    frame = kept(TopK(2), attr).to_pandas()
+    whole = attr.to_pandas()
+    assert list(frame) == list(whole)
+    by = ["scope", "layer", "batch", "head", "query"]
+    expected = whole[whole.norm > 0].sort_values([*by, "norm", "key"], ascending=[True] * 5 + [False, True])
+    expected = expected.groupby(by, dropna=False, observed=True).head(2)
+    found = frame.sort_values([*by, "norm", "key"], ascending=[True] * 5 + [False, True])
+    assert 0 < len(found) < len(whole)
+    for column in frame:
+        assert found[column].astype(str).tolist() == expected[column].astype(str).tolist(), column
+
+
+def test_to_pandas_of_blocks():
+    attr = kept(Pool(2), some(("atb",)))
+    frame = attr.to_pandas()
+    # Sequence 0 has the tokens 0 1 3 4 5 6 in blocks 01 -3 45 6, sequence 1 has 2 3 4.
+    assert len(frame) == 3 * (4 * 4 + 2 * 2)
+    one = frame[(frame.layer == 2) & (frame.batch == 0) & (frame["query"] == 3)]
+    assert one["key"].tolist() == [0, 3, 4, 6]
+    assert one["key_token"].tolist() == ["tok0.0 … tok0.1", "tok0.3", "tok0.4 … tok0.5", "tok0.6"]
+    assert set(one["query_token"]) == {"tok0.3"}
+    assert one["norm"].tolist() == attr.maps["atb"][1, 0, 1].tolist()
+    assert frame[frame.batch == 1]["query"].unique().tolist() == [2, 4]
+
+
+def test_plots_of_what_was_kept():
+    attr = some(queries=(5, 0, 2, 4))
+    whole = attr.plot("atb", 2, 1).axes[0]
+    top = kept(TopK(1), attr).plot("atb", 2, 1).axes[0]
+    for ticks in ("get_xticklabels", "get_yticklabels"):
+        assert [one.get_text() for one in getattr(top, ticks)()] == [one.get_text() for one in getattr(whole, ticks)()]
+    shown = torch.as_tensor(top.images[0].get_array())
+    maps = attr.maps["atb"][1, 1][[2, 3]][:, [2, 3, 4]]
+    assert torch.equal(shown.amax(1), maps.amax(1))
+    assert ((shown > 0).sum(1) == 1).all()
+    assert torch.equal(torch.as_tensor(kept(TopK(9), attr).plot("atb", 2, -1).axes[0].images[0].get_array()), maps)
+    pooled = kept(Pool(2), attr)
+    axes = pooled.plot("attn_heads", 2, 1, head=1).axes[0]
+    assert [one.get_text() for one in axes.get_xticklabels()] == ["tok1.2 … tok1.3", "tok1.4"]
+    assert [one.get_text() for one in axes.get_yticklabels()] == ["tok1.2 … tok1.4"]
+    assert torch.equal(torch.as_tensor(axes.images[0].get_array()), pooled.maps["attn_heads"][1, 1, 1][1:, 1:3])
+
+
+def test_one_expert_of_the_largest_entries():
+    attr = some(("atb", "atb_ff_experts"))
+    generator = torch.Generator().manual_seed(3)
+    shape = attr.maps["atb"].shape
+    pairs = (attr.maps["atb"] > 0)[:, :, None]
+    attr.maps["atb_ff_experts"] = torch.rand(*shape[:2], 2, *shape[2:], generator=generator).double() * pairs
+    attr.experts = torch.tensor([1, 4]).expand(*shape[:3], 2).clone()
+    attr.experts[:, :, 3] = torch.tensor([4, 0])
+    cut = kept(TopK(20), attr)
+    shown = torch.as_tensor(cut.plot("atb_ff_experts", 2, expert=4).axes[0].images[0].get_array())
+    real = attr.mask[0].nonzero()[:, 0]
+    assert torch.equal(shown, attr.of_expert(4)[1, 0][real][:, real])
+    by = ["layer", "batch", "query", "key", "expert"]
+    ours, theirs = (one.to_pandas("atb_ff_experts").query("norm > 0").sort_values(by) for one in (cut, attr))
+    assert ours[[*by, "norm"]].to_numpy().tolist() == theirs[[*by, "norm"]].to_numpy().tolist()
+    with pytest.raises(ValueError, match="keep=TopK"):
+        cut.of_expert(4)

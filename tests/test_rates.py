@@ -1,17 +1,31 @@
-"""Measured speeds of both methods."""
+"""Measured speeds, and how they are kept."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
-from ffattr import rates, torch_ops
+from ffattr import cli, rates, torch_ops
 from ffattr.backends import BACKENDS
+from ffattr.calibrate import calibrate
+from ffattr.rates import Rates, calibrated, keep, key_of
 
 CPU = torch.device("cpu")
+MADE = Rates(**{one.name: 1e9 + place for place, one in enumerate(fields(Rates))})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FFATTR_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -36,3 +50,85 @@ def test_measured(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     assert rates.measured("counting", dtype, CPU, 1) == first
     assert len(calls) == made  # once for a machine
     rates.measured.cache_clear()
+
+
+# ---- calibration
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_calibration_runs_every_kind_of_work(dtype: torch.dtype) -> None:
+    runs = 0
+
+    def once(run: Callable[[], object]) -> float:
+        nonlocal runs
+        run()
+        runs += 1
+        return 0.5 * runs  # every time is another one
+
+    found = asdict(calibrate("torch", dtype, CPU, once))
+    assert all(0 < rate < math.inf for rate in found.values())
+    assert len(set(found.values())) == len(found)
+    assert runs >= len(found)
+
+
+def test_seconds_add_up() -> None:
+    made = replace(MADE, product=2.0, direct=4.0)
+    assert made.seconds({"product": 3.0, "direct": 6.0}) == 3.0
+    with pytest.raises(KeyError):
+        made.seconds({"unheard of": 1.0})
+
+
+# ---- keeping
+
+
+def test_rates_are_kept_by_what_they_belong_to(cache: Path) -> None:
+    assert calibrated("cpu", torch.float32, CPU, 2) is None
+    keep(key_of("cpu", torch.float32, CPU, 2), MADE)
+    keep(key_of("torch", torch.float32, CPU, 2), replace(MADE, product=5.0))
+    assert calibrated("cpu", torch.float32, CPU, 2) == MADE
+    assert calibrated("torch", torch.float32, CPU, 2) == replace(MADE, product=5.0)
+    for other in (("cpu", torch.float64, CPU, 2), ("cpu", torch.float32, CPU, 1)):
+        assert calibrated(*other) is None
+    assert [file.name for file in cache.iterdir()] == ["rates.json"]
+
+
+def test_what_another_process_writes_is_seen(cache: Path) -> None:
+    key = key_of("cpu", torch.float32, CPU, 2)
+    file = keep(key, MADE)
+    assert calibrated("cpu", torch.float32, CPU, 2) == MADE
+    file.write_text(json.dumps({key: asdict(replace(MADE, direct=7.0))}))
+    assert calibrated("cpu", torch.float32, CPU, 2) == replace(MADE, direct=7.0)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[:-20],
+        lambda text: "[]",
+        lambda text: text.replace('"product"', '"prodigy"'),
+        lambda text: text.replace('"product": 1000000000.0', '"product": 0'),
+        lambda text: text.replace('"product": 1000000000.0', '"product": "fast"'),
+        lambda text: text.replace('"product": 1000000000.0', '"product": NaN'),
+    ],
+)
+def test_a_damaged_file_is_ignored_and_replaced(damage: Callable[[str], str]) -> None:
+    key = key_of("cpu", torch.float32, CPU, 2)
+    file = keep(key, MADE)
+    text = damage(file.read_text())
+    assert text != file.read_text()
+    file.write_text(text)
+    with pytest.warns(UserWarning, match=r"rates\.json is not what `ffattr bench --calibrate` writes .*: ignored"):
+        assert calibrated("cpu", torch.float32, CPU, 2) is None
+    keep(key, MADE)
+    assert calibrated("cpu", torch.float32, CPU, 2) == MADE
+
+
+def test_bench_calibrate_stores_what_plans_read() -> None:
+    threads = torch.get_num_threads()
+    found = CliRunner().invoke(cli.app, ["bench", "--calibrate", "--backend", "torch", "--device", "cpu"])
+    assert found.exit_code == 0, found.output
+    assert "rates.json" in found.output
+    assert calibrated("torch", torch.float32, CPU, threads) is not None
+    both = CliRunner().invoke(cli.app, ["bench", "--calibrate", "--tune"])
+    assert both.exit_code == 2
+    assert "--calibrate and --tune are two runs" in both.output

@@ -21,6 +21,7 @@ from ffattr.reference import (
     Stream,
     attention_rows,
     attention_stream,
+    context,
     decompose,
     head_vectors,
     own_values,
@@ -117,7 +118,7 @@ def test_rows_of_attention_may_sum_to_less_than_one() -> None:
         values, constant = own_values(weights, sequence.x, "separate")
         alpha = attention_rows(sequence.attention, torch.arange(7)) * 0.3
         vectors = torch.einsum("hij,jhd->ijd", alpha, head_vectors(weights, values))
-        stream = attention_stream(weights, alpha, values, constant, vectors)
+        stream = attention_stream(weights, alpha, context(alpha, values), constant, vectors)
         torch.testing.assert_close(stream.vectors.sum(1) + stream.bias, stream.total)
         mixed = torch.einsum("hij,jhk->ihk", alpha, values + constant).flatten(1)
         torch.testing.assert_close(stream.total, weights.out(mixed))

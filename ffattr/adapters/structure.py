@@ -142,7 +142,7 @@ def _output(weights: LayerWeights, x: Tensor, attention: Attention, rows: Tensor
     none = x.new_empty(len(rows), 0, weights.width)
     values, constant = reference.own_values(weights, x, "token")
     alpha = reference.attention_rows(attention, rows)
-    added = reference.attention_stream(weights, alpha, values, constant, none).total
+    added = reference.attention_stream(weights, alpha, reference.context(alpha, values), constant, none).total
     if weights.norm_of_attn is not None:
         added = weights.norm_of_attn(added)
     stream = x + added

@@ -1,0 +1,87 @@
+"""What ``ffattr map`` computes, writes and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from . import api, groups, pretrained
+from .files import replacing
+from .maps import Attribution
+from .progress import bar
+
+__all__ = ["explain", "show"]
+
+_PAIRS = 10
+"""Rows of the table of strongest pairs that stands in for a file when none is asked for."""
+
+
+def explain(model: str, text: str, options: Mapping[str, Any]) -> None:
+    """Prints what would run; ``options`` are arguments of `ffattr.explain`."""
+    loaded, tokenizer = _load(model)
+    _say(str(api.explain(loaded, text, tokenizer=tokenizer, **options)))
+
+
+def show(model: str, text: str, options: Mapping[str, Any], output: Path | None, png: Path | None) -> None:
+    """Computes maps and writes them to the files asked for, or prints the strongest pairs.
+
+    ``options`` are arguments of `ffattr.attribute`. Raises OSError, ValueError or an `FfattrError`.
+    """
+    loaded, tokenizer = _load(model)
+    with bar(len(tokenizer(text)["input_ids"]), Console(stderr=True)) as progress:
+        attribution = api.attribute(loaded, text, tokenizer=tokenizer, progress=progress, **options)
+    if output is not None:
+        attribution.save(output)
+        _say(f"maps: {output}")
+    if png is not None:
+        figure = attribution.plot()
+        with replacing(png) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+        _say(f"picture: {png}")
+    if output is None and png is None:
+        found = groups.of(options["groups"], None, text, tokenizer, attribution.mask, attribution.tokens)
+        columns = torch.arange(len(attribution.queries)) if found is None else found.index[0].cpu()
+        Console().print(_strongest(attribution, columns))
+    _say(str(attribution.plan))
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    console = Console(stderr=True)
+    with console.status("loading the model") if console.is_terminal else nullcontext():
+        return pretrained.load(model)
+
+
+def _say(line: str) -> None:
+    Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _strongest(attribution: Attribution, columns: Tensor) -> Table:
+    """The largest entries of the last layer's last scope, but for those of a token with itself: ``columns`` ``[T]``."""
+    scope = attribution.scope("layer")
+    rows, keys = attribution._ticks(0)
+    if scope in attribution.top:
+        top = attribution.top[scope]
+        values, key = top.values[-1, 0].cpu(), top.keys[-1, 0].cpu()
+        values = values.masked_fill(key == columns[:, None], 0)
+    else:
+        values = attribution[scope][-1, 0].cpu().clone()
+        block = attribution.block or 1
+        values[torch.arange(len(columns)) // block, columns // block] = 0
+        key = torch.arange(values.shape[1]).expand(values.shape)
+    found = values.flatten().topk(min(_PAIRS, values.numel()))
+    table = Table("query", "key", "norm", title=f"{scope}, layer {attribution.layers[-1]}")
+    for norm, place in zip(found.values.tolist(), found.indices.tolist(), strict=True):
+        if norm == 0:  # masked: a causal map of few tokens has no more pairs
+            break
+        row, column = place // values.shape[1], int(key.flatten()[place])
+        names = [f"{ticks.positions[at]} {ticks.labels[at]}" for ticks, at in ((rows, row), (keys, column))]
+        table.add_row(*map(escape, names), f"{norm:.3g}")
+    return table

@@ -1,0 +1,168 @@
+"""Several sequences side by side, and groups of keys: the same numbers as one by one, and as sums of vectors."""
+
+from __future__ import annotations
+
+import pytest
+import random_layers
+import torch
+from random_layers import RandomLayer
+from torch import Tensor
+
+from ffattr import engine
+from ffattr.attention import QueryKey
+from ffattr.backends import BACKENDS
+from ffattr.experts import Routing
+from ffattr.layer import CROSS
+from ffattr.pack import OneSequence, Pack
+from ffattr.plan import Blocks, LayerPlan, LayerShape, Method
+from ffattr.reference import Encoder, Rule
+from ffattr.tiles import Layer
+
+KINDS = {
+    "post": {"norms": "post"},
+    "gated": {"norms": "pre", "gated": True},
+    "of": {"norms": "of"},
+    "parallel": {"norms": "pre", "parallel": True},
+    "mixture": {"norms": "pre", "gated": True, "experts": 4, "active": 2},
+    "decoder": {"norms": "post", "decoder": True},
+    "mixture decoder": {"norms": "pre", "decoder": True, "experts": 3, "active": 2},
+}
+LENGTHS = (5, 1, 9, 3)
+BACKEND = [name for name in ("cpu", "torch") if BACKENDS[name].why_not(torch.device("cpu"), torch.float64) is None]
+
+
+def cut(layer: RandomLayer, tokens: list[int], rows: list[int]) -> OneSequence:
+    """Some tokens of a random layer's input as a sequence."""
+    at = torch.tensor(tokens)
+    attention = layer.attention
+    own = QueryKey(attention.query[:, at], attention.key[:, at], attention.scale, causal=attention.causal)
+    routing = None if layer.routing is None else layer.routing.of(at)
+    encoder = None
+    if layer.encoder is not None:
+        seen, states = layer.encoder.attention, layer.encoder.states[len(tokens) // 2 :]
+        assert isinstance(seen, QueryKey)
+        assert seen.mask is not None
+        part = slice(len(tokens) // 2, None)
+        across = QueryKey(seen.query[:, at], seen.key[:, part], seen.scale, seen.mask[..., part])
+        encoder = Encoder(states, across)
+    return OneSequence(layer.x[at], own, torch.tensor(rows, dtype=torch.int64), routing, encoder)
+
+
+def sequences(layer: RandomLayer) -> list[OneSequence]:
+    """Of different lengths, with queries in any order, one without any."""
+    queries = ([0, 4, 2], [0], [], [2, 0, 1])
+    starts = (0, 7, 0, 4)
+    return [
+        cut(layer, list(range(start, start + length)), rows)
+        for start, length, rows in zip(starts, LENGTHS, queries, strict=True)
+    ]
+
+
+def run(
+    layer: RandomLayer, pack: list[OneSequence], backend: str, method: Method = "direct", blocks: Blocks | None = None
+) -> tuple[list[dict[str, Tensor]], engine.Done]:
+    """The rows of every sequence by scope."""
+    weights = layer.weights
+    scopes = [*weights.scopes, *([weights.expert_scope] if weights.mixture else [])]
+    if weights.mixture and weights.cross is not None:
+        scopes.append(CROSS + weights.expert_scope)
+    wanted = Layer(weights, scopes, Rule(), "token", BACKENDS[backend], torch.float64)
+    together = Pack(tuple(pack))
+    shape = LayerShape.of(weights, len(together.rows), len(together.x), 1)
+    plan = LayerPlan(0, shape, method, blocks or Blocks(100, 100, 100), torch.float64, "")
+    found: list[dict[str, Tensor]] = [{} for _ in pack]
+    times: list[dict[int, int]] = [{} for _ in pack]
+
+    def emit(number: int, rows: Tensor, tiles: dict[str, Tensor]) -> None:
+        for row in rows.tolist():
+            times[number][row] = times[number].get(row, 0) + 1
+        for name, tile in tiles.items():
+            whole = found[number].setdefault(
+                name, tile.new_zeros(*tile.shape[:-2], len(pack[number].rows), tile.shape[-1])
+            )
+            whole[..., rows, :] = tile
+
+    done = engine.run(wanted, together, plan, emit)
+    for one, rows in zip(pack, times, strict=True):
+        assert rows == dict.fromkeys(range(len(one.rows)), 1)  # every row once
+    return found, done
+
+
+def assert_same(found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            torch.testing.assert_close(
+                one[name], other[name], rtol=1e-11, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.mark.parametrize("blocks", [Blocks(100, 100, 100), Blocks(2, 3, 3), Blocks(4, 2, 5, grams=True)])
+@pytest.mark.parametrize("method", ["direct", "operator"])
+@pytest.mark.parametrize("backend", BACKEND)
+@pytest.mark.parametrize("kind", KINDS)
+def test_sequences_side_by_side(kind: str, backend: str, method: Method, blocks: Blocks) -> None:
+    layer = random_layers.layer(**KINDS[kind])
+    pack = sequences(layer)
+    expected, exact = run(layer, pack, "reference")
+    found, done = run(layer, pack, backend, method, blocks)
+    assert_same(found, expected)
+    torch.testing.assert_close(done.output, exact.output, rtol=1e-11, atol=1e-11)
+    for name, bias in exact.bias.items():
+        torch.testing.assert_close(done.bias[name], bias, rtol=1e-11, atol=1e-11)
+
+
+GROUPS = {
+    5: [0, 0, -1, 1, 0],
+    1: [0],
+    9: [2, 2, 0, 0, 0, 0, 0, 1, 2],
+    3: [1, 0, 1],
+}
+
+
+@pytest.mark.parametrize("blocks", [Blocks(100, 100, 100), Blocks(2, 3, 3, grams=True)])
+@pytest.mark.parametrize("backend", BACKEND)
+@pytest.mark.parametrize("kind", ["post", "gated", "of", "parallel", "mixture"])
+def test_groups_are_sums_of_vectors(kind: str, backend: str, blocks: Blocks) -> None:
+    layer = random_layers.layer(**KINDS[kind])
+    pack = [
+        OneSequence(one.x, one.attention, one.rows, one.routing, None, torch.tensor(GROUPS[len(one.x)]))
+        for one in (*sequences(layer), cut(layer, list(range(9)), [3, 8, 1]))
+    ]
+    expected, _ = run(layer, pack, "reference")
+    for some in (slice(0, 5), slice(0, 1), slice(4, 5)):
+        assert_same(run(layer, pack[some], backend, "direct", blocks)[0], expected[some])
+    alone, _ = run(layer, [cut(layer, list(range(9)), [3, 8, 1])], "reference")
+    for name, rows in expected[-1].items():  # the reference itself: never more than the sum of the norms
+        sums = rows.new_zeros(rows.shape).index_add_(-1, torch.tensor(GROUPS[9]), alone[0][name])
+        assert (rows <= sums + 1e-12).all()
+        assert name != "attn" or not torch.allclose(rows, sums)
+
+
+@pytest.mark.parametrize("method", ["direct", "operator"])
+@pytest.mark.parametrize("backend", BACKEND)
+@pytest.mark.parametrize("kind", ["post", "gated", "parallel"])
+def test_selected_keys_are_columns_of_the_whole(kind: str, backend: str, method: Method) -> None:
+    layer = random_layers.layer(**KINDS[kind])
+    pack = sequences(layer)
+    whole, _ = run(layer, pack, "reference")
+    picked = {5: [-1, 1, 0, -1, -1], 1: [0], 9: [-1] * 8 + [0], 3: [-1, 0, -1]}
+    some = [
+        OneSequence(one.x, one.attention, one.rows, one.routing, None, torch.tensor(picked[len(one.x)])) for one in pack
+    ]
+    found, _ = run(layer, some, backend, method)
+    for one, other, sequence in zip(found, whole, some, strict=True):
+        assert sequence.groups is not None
+        columns = [sequence.groups.tolist().index(column) for column in range(int(sequence.groups.max()) + 1)]
+        for name in one:
+            torch.testing.assert_close(one[name], other[name][..., columns], rtol=1e-11, atol=1e-11)
+
+
+def test_a_mixture_keeps_sequences_apart() -> None:
+    """Experts are prepared once for all sequences: their tokens in one set come from several."""
+    layer = random_layers.layer(**KINDS["mixture"])
+    assert layer.routing is not None
+    same = Routing(torch.zeros_like(layer.routing.index) + torch.tensor([1, 3]), layer.routing.weight)
+    pack = [OneSequence(one.x, one.attention, one.rows, same.of(torch.arange(len(one.x)))) for one in sequences(layer)]
+    assert Pack(tuple(pack)).sets == 1
+    assert_same(run(layer, pack, "torch")[0], run(layer, pack, "reference")[0])
