@@ -272,7 +272,7 @@ def in_child(setup: Setup) -> dict[str, float]:
 
 def show(rows: Mapping[str, Mapping[str, float]], goal: float) -> None:
     for name, row in rows.items():
-        print(f"{name:52}" + ", ".join(f"{value} {key}" for key, value in row.items()))
+        print(f"{name:56}" + ", ".join(f"{value} {key}" for key, value in row.items()))
     off = {name: max(row["ratio"], 1 / row["ratio"]) - 1 for name, row in rows.items()}
     worst = max(off, key=off.__getitem__)
     within = sum(one <= goal for one in off.values())

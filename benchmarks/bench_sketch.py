@@ -6,7 +6,8 @@
 Accuracy, per layer and scope, each scope on its own: median and 99th percentile of the relative error over all pairs
 that have weight, the median that `ffattr.Attribution.sketch_error` expects, the ratio of the two, and ``1 - Spearman
 rho`` to the exact map. Both maps are those of `ffattr.attribute`, on the same backend; "exact" where the plan left the
-sketch out. Targets: median at most 2 %, ``1 - rho`` at most 5e-4, ratio within 1.5; the last line says what missed them.
+sketch out. Targets: median at most 2 %, ``1 - rho`` at most 5e-4, ratio within 1.5; the last line says what missed
+them.
 
 Speed, of random layers: the last scope of one layer, exactly and sketched, in turns on the same backend. What is timed
 was compared with the float64 definition first: the exact map as every benchmark does it, the sketched one by its median

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .maps import Attribution
     from .parameters import Columns
     from .plan import Plan
+    from .sketch import Sketch
     from .stacks import StackedAttribution, load
 
 # Loaded at first use, see the end.
@@ -51,6 +52,7 @@ _HOME = {
     "maps": ("Attribution",),
     "stacks": ("StackedAttribution", "load"),
     "plan": ("Plan",),
+    "sketch": ("Sketch",),
 }
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
@@ -71,6 +73,7 @@ __all__ = [
     "Reduce",
     "Riemann",
     "Rows",
+    "Sketch",
     "StackedAttribution",
     "Top",
     "TopK",

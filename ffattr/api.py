@@ -122,7 +122,7 @@ def attribute(
         "torch": str(torch.__version__),
     }
     batches = request.batches()
-    collectors: list[Collector] = []
+    collectors: list[Collector] = []  # one after the other, so that those before one that fails can be discarded
     reached = 0
 
     def on_layer(captured: LayerRecord, batch: Sequence[int]) -> None:
@@ -134,8 +134,7 @@ def attribute(
             progress(reached, len(batches) * len(request.recorded))
 
     try:
-        for stack in request.stacks:
-            collectors.append(Collector(request, stack, kept, dict(arguments), check))
+        collectors.extend(Collector(request, stack, kept, dict(arguments), check) for stack in request.stacks)
         for batch, of_batch in batches:
             _record(request, of_batch, functools.partial(on_layer, batch=batch), check)
         found = {name: result for collector in collectors for name, result in collector.results().items()}

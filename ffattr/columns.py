@@ -26,8 +26,8 @@ _SIZES = (1, 2, 3, 4, 6, 8, 12)
 
 @dataclass(frozen=True)
 class KeyBlock:
-    """``m`` keys of ``size`` tokens each, as operators want them: ``alpha`` ``[G - 1, n, M]`` with ``G = size (H + 1)``,
-    ``position`` ``[n]`` and ``sequences`` (see `ffattr.ops`), and the ``tokens`` ``[m * size]`` of their source."""
+    """``m`` keys of ``size`` tokens each, as operators want them: ``alpha`` ``[G - 1, n, M]`` with ``G = size (H + 1)``
+    heads, ``position`` ``[n]`` and ``sequences`` (see `ffattr.ops`); and the ``tokens`` ``[m * size]`` of the source."""
 
     size: int
     tokens: slice | Tensor
@@ -54,7 +54,7 @@ class KeyBlock:
 
 @dataclass(frozen=True)
 class _Bucket:
-    """Groups of up to ``size`` tokens: of each sequence ``members`` ``[G, size]`` (-1: none) and ``columns`` ``[G]``."""
+    """Groups of up to ``size`` tokens: of each sequence ``members`` ``[G, size]`` (-1: none), ``columns`` ``[G]``."""
 
     size: int
     members: tuple[Tensor, ...]

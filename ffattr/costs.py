@@ -16,8 +16,9 @@ from .layer import CROSS, LayerWeights
 
 __all__ = ["Blocks", "LayerShape", "Method"]
 
-Method = Literal["direct", "operator", "attention", "reference"]
-"""``attention``: nothing d-wide is done for a pair: no feed-forward scope is asked for, or layers are parallel."""
+Method = Literal["direct", "operator", "pairs", "attention", "reference"]
+"""``pairs``: each vector on its own, of so few pairs that what the others prepare for many would cost more.
+``attention``: nothing d-wide is done for a pair: no feed-forward scope is asked for, or layers are parallel."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,9 @@ class LayerShape:
         found["blocks"] += repeats * -(-t // blocks.wide_keys) * self.calls
         found["slope" if streams == 1 else "gated_slope"] = 1.0 * streams * n * f
         found["product"] += 4.0 * n * (streams + 1) * f * d
+        if method == "pairs":
+            found["product"] += pairs * (4.0 * self.inner * d + 2.0 * (streams + 1) * f * d)
+            return found
         found["product"] += 2.0 * streams * self.inner * d * f * self.sources * self.sets
         found["features"] += 2.0 * repeats * t * self.inner * self.calls * self.columns
         found["mixing"] = 2.0 * pairs * mixed * self.calls * self.columns
@@ -196,6 +200,8 @@ class LayerShape:
         if method == "attention":
             grams = 3 * round(mixed * mixed * self.size) * 8
             return mixed * self.width * (result_dtype(dtype).itemsize + 8) + grams
+        if method == "pairs":
+            return 0
         neurons = self.streams * self.ff_width if method == "direct" else 0
         own = self.ff_width if method == "direct" else 0  # of one stream at a time
         return (mixed * (self.calls * self.columns + neurons) + own) * operand_dtype(dtype).itemsize
@@ -203,6 +209,9 @@ class LayerShape:
     def pair_bytes(self, method: Method, dtype: torch.dtype, cut: bool = True) -> int:
         """Working memory for one pair of a block: a tile of every scope of a pass and, unless its keys are all that
         there are (``cut``), its weights. Of groups, weights are laid out anew."""
+        if method == "pairs":
+            widths = 2 * self.inner + 6 * self.width + (2 * self.streams + 1) * self.ff_width
+            return widths * result_dtype(dtype).itemsize
         copies = (4 if self.grouped else cut) * (self.heads + 1)
         if method == "attention":  # those of some heads are taken out once more
             return (copies + self.heads + 2) * result_dtype(dtype).itemsize
@@ -229,7 +238,7 @@ class LayerShape:
             return 0
         tokens = self.tokens * (self.inner + self.width * (1 + (self.sequences > 1))) * result_dtype(dtype).itemsize
         routes = self.sources * self.inner * self.width * result_dtype(dtype).itemsize
-        if method == "attention":
+        if method in ("attention", "pairs"):
             return tokens + routes
         matrices = self.sources * self.streams * self.inner * self.ff_width + 2 * self.ff_width * self.width
         if dtype != result_dtype(dtype):  # the projections once more, in the dtype of the wide products

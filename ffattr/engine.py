@@ -128,8 +128,8 @@ def _defined(layer: Layer, part: Part) -> Iterator[Rows]:
 
 
 def _by_source(name: str, stream: Stream, one: OneSequence) -> Iterator[tuple[str, Tensor]]:
-    """A scope's vectors ``[..., n, C, d]`` of the sequence's own keys and of its encoder's, which come last; before both
-    attentions are through, they are on their own."""
+    """A scope's vectors ``[..., n, C, d]`` of the sequence's own keys and of its encoder's, which come last; before
+    both attentions are through, they are on their own."""
     own, tokens = stream.vectors, len(one.x)
     if name.startswith(CROSS):
         yield name, own

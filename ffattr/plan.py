@@ -24,6 +24,7 @@ _MiB = 1 << 20
 _DEFAULT_BUDGET = 24 * _MiB
 """Working memory on a CPU beyond which no shape tried ran faster: blocks are then long enough to hide their set-up."""
 _ENOUGH = 96  # queries of a block: features of the keys are then a few per cent of the direct method's work
+_METHODS: dict[str, Method] = {"direct": "direct", "operator": "operator", "pairs": "pairs"}
 _NEAR = 2.0  # counts further apart than this decide by themselves: no machine's rates differ by more
 
 
@@ -206,8 +207,9 @@ def plan_layer(
 
 
 def sampled_pairs(pairs: int) -> int:
-    """Of so many pairs, how many are computed exactly for a sketch: few enough to cost little, each being twice the work
-    of a pair of the map. With fewer than the least the rank correlation suffers, more than the most change little."""
+    """Of so many pairs, how many are computed exactly for a sketch: few enough to cost little, each being twice the
+    work of a pair of the map. With fewer than the least the rank correlation suffers, more than the most change
+    little."""
     return min(max(pairs // 64, 2560), 4096)
 
 
@@ -276,7 +278,7 @@ def _blocks(shape: LayerShape, chosen: Method, useful: int, dtype: torch.dtype) 
         per_pair = shape.pair_bytes(method, dtype)
         return max(1, min(shape.tokens, left // (shape.key_bytes(method, dtype) + queries * per_pair)))
 
-    return Blocks(queries, keys("attention"), keys("direct") if chosen == "direct" else wide_keys, keep)
+    return Blocks(queries, keys("attention"), keys(chosen) if chosen in ("direct", "pairs") else wide_keys, keep)
 
 
 def _least(shape: LayerShape, method: Method, dtype: torch.dtype) -> int:
@@ -284,25 +286,32 @@ def _least(shape: LayerShape, method: Method, dtype: torch.dtype) -> int:
     passing, kept = shape.query_bytes(method, dtype)
     keys = shape.tokens if method == "operator" else 1
     block = max(keys * shape.key_bytes(method, dtype), shape.key_bytes("attention", dtype))
-    return max(passing, kept + block + keys * shape.pair_bytes("attention", dtype))
+    pair = max(shape.pair_bytes(kind, dtype) for kind in ("attention", method))
+    return max(passing, kept + block + keys * pair)
 
 
 def _choose(
     shape: LayerShape, wide: int, backend: Backend, method: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[Method, str]:
-    if method not in ("auto", "direct", "operator"):
-        raise ValueError(f"unknown method {method!r}, expected 'auto', 'direct', 'operator' or ffattr.Sketch(...)")
+    if method != "auto" and method not in _METHODS:
+        raise ValueError(
+            f"unknown method {method!r}, expected 'auto', 'direct', 'operator', 'pairs' or ffattr.Sketch(...)"
+        )
     if backend.is_reference:
         return "reference", "the definition"
     if not wide:
         return "attention", "no scope takes d-wide work for a pair"
     if shape.grouped:
         return "direct", "the one method for groups of keys"
-    if method != "auto":
-        return ("direct" if method == "direct" else "operator"), "asked for"
+    if method == "pairs" and shape.by_expert:
+        raise ValueError("method='pairs' does not tell experts apart, expected 'auto', 'direct' or 'operator'")
+    if method in _METHODS:
+        return _METHODS[method], "asked for"
     if dtype == torch.float8_e4m3fn:
         return "direct", "the only method in float8"
-    direct, operator = shape.flops("direct"), shape.flops("operator")
+    direct, operator, pairs = (shape.flops(kind) for kind in ("direct", "operator", "pairs"))
+    if pairs < min(direct, operator) and not shape.by_expert and not shape.sketched:
+        return "pairs", f"{shape.pairs} pairs are too few to prepare anything for"
     ratio = direct / operator
     emulated = backend.emulated(device)  # whose rates would say nothing, and take minutes
     if not 1 / _NEAR < ratio < _NEAR or emulated:

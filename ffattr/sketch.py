@@ -1,8 +1,8 @@
 """The wide product made narrower, so that only norms are approximate: ``||o|| ~ ||o P||`` with ``P`` ``[d, q + r]``.
 
 ``P = [B | G] M^(1/2)``. ``B`` are the top ``q`` principal directions of a sample of output rows, each scaled to unit
-norm; ``G`` are ``r`` random orthonormal directions of what ``B`` leaves, scaled so that they preserve its norm on
-average. Both measure a row, and ``M`` ``[q + r, q + r]`` is the quadratic form of these measurements that tells the
+norm; ``G`` are ``r`` random orthonormal directions of what ``B`` leaves, drawn half from all directions and half from
+what the sample has there. Both measure a row, and ``M`` ``[q + r, q + r]`` is the quadratic form of these measurements that tells the
 sample's norms best. With ``M = I`` the estimate is unbiased, but most of its error is the noise of ``r`` random
 directions; how much the other directions hold is to be told from the rows that are known. That takes a quarter to a
 half off the error (``benchmarks/bench_sketch.py``).
@@ -160,7 +160,11 @@ def _fitted(rows: Tensor, sketch: Sketch) -> Tensor:
         basis = torch.linalg.qr(rows.T @ (rows @ basis)).Q
     inside = rows @ basis
     principal = basis @ torch.linalg.eigh(inside.T @ inside).eigenvectors.flip(1)[:, :q]
-    left = random(r)
+    # Half of what the random directions are drawn from is the sample's: what its rows have more of is measured better.
+    # The other half is for what it lacks.
+    rest = rows - rows @ principal @ principal.T
+    mixed = torch.randn(r, len(rows), generator=generator, dtype=rows.dtype, device=rows.device) @ rest
+    left = mixed.T + random(r) * rest.norm() / width**0.5
     for _ in range(2):  # once more for what rounding leaves
         left = torch.linalg.qr(left - principal @ (principal.T @ left)).Q
     directions = torch.cat([principal, left * ((width - q) / max(r, 1)) ** 0.5], 1)

@@ -20,13 +20,14 @@ from torch import Tensor
 from . import torch_ops
 from .backends import Backend
 from .columns import KeyBlock, blocks, columns_of
+from .experts import Routing
 from .layer import CROSS, LayerWeights
 from .ops import MOST_HEADS
 from .pack import Pack, Part
+from .pairs import reach, sampled, vectors
 from .plan import Blocks, LayerPlan, sampled_pairs
 from .queries import Arrived, Fed, Slopes, arrive, feed, output
 from .reference import Rule, Stream
-from .samples import sampled
 from .sketch import Sketch, fit
 from .sources import Level, routes
 from .wide import Given, Wide, WideKeys
@@ -69,8 +70,8 @@ class Layer:
 class Rows:
     """Complete rows of the maps of ``n`` queries ``part``.
 
-    ``maps[scope]`` ``[..., n, C]``, of which a sequence has the first ``columns`` of its source; ``bias[scope]`` ``[n]`` (zero
-    where a scope is told apart by head or expert); the layer's ``output`` ``[n, d]``, recomputed.
+    ``maps[scope]`` ``[..., n, C]``, of which a sequence has the first ``columns`` of its source; ``bias[scope]``
+    ``[n]`` (zero where a scope is told apart by head or expert); the layer's ``output`` ``[n, d]``, recomputed.
     """
 
     part: Part
@@ -95,10 +96,12 @@ class Tiled:
         self.columns = [columns_of(source, pack) for source in self.sources]
         self.slopes = Slopes(layer.rule, self.operators)
         self.sketch_error: dict[str, float] = {}
-        if layer.pairwise:
+        if layer.pairwise and plan.method != "pairs":
             layer.wide.aim({} if plan.sketch is None else self._fitted(plan.sketch, plan.shape.pairs), self.scopes)
         self.keys = [
-            WideKeys(layer.wide, number, source) for number, source in enumerate(self.sources) if layer.pairwise
+            WideKeys(layer.wide, number, source)
+            for number, source in enumerate(self.sources)
+            if layer.pairwise and plan.method != "pairs"
         ]
         self._grams: dict[tuple[int, str], Tensor] = {}  # of all keys
 
@@ -128,7 +131,9 @@ class Tiled:
                             block.put(tile, found.maps[name])
         if self.layer.pairwise:
             assert fed is not None
-            if routing is None:
+            if plan.method == "pairs":
+                self._pairs(arrived, fed, routing, plan.blocks, found.maps)
+            elif routing is None:
                 self._wide(part, arrived, fed.slope.squeeze(2), fed.norm_scale, plan, found.maps)
             else:
                 for experts, tokens, slots in routing.by_set():
@@ -198,6 +203,19 @@ class Tiled:
                     tile = by_expert[slot, rows]
                     block.put(tiles.norms(given, neurons)[weights.wide_scopes[0]], tile)
                     by_expert[slot, rows] = tile
+
+    def _pairs(
+        self, arrived: Arrived, fed: Fed, routing: Routing | None, within: Blocks, to: dict[str, Tensor]
+    ) -> None:
+        """The wide maps, a vector for every pair."""
+        for number, source in enumerate(self.sources):
+            query, column = reach(source, number, arrived).nonzero(as_tuple=True)
+            step = within.queries * within.wide_keys
+            for some, keys in zip(query.split(step), column.split(step), strict=True):
+                given = (self.weights, source, number, arrived, fed, routing, some, keys)
+                for name, found in vectors(*given).items():
+                    if source.route.prefix + name in self.scopes:
+                        to[source.route.prefix + name][some, keys] = found.norm(dim=-1)
 
     def _itself(self, arrived: Arrived, fed: Fed | None) -> dict[str, Tensor]:
         """Of a parallel layer: the vectors ``[n, d]`` that the columns of queries themselves hold of their own scopes

@@ -38,7 +38,7 @@ ORDER = [
         "sources",
         "columns",
         "queries",
-        "samples",
+        "pairs",
         "wide",
         "tiles",
         "engine",

@@ -32,7 +32,7 @@ MiB = 1 << 20
 
 @pytest.fixture(autouse=True)
 def rates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, tuple[float, float]]]:
-    """No test measures this machine, or knows its rates: both methods run at one speed, unless a test says otherwise."""
+    """No test measures this machine or knows its rates: both methods run at one speed unless a test says otherwise."""
     monkeypatch.setenv("FFATTR_CACHE", str(tmp_path))
     speed = {"both": (1e9, 1e9)}
     monkeypatch.setattr(planning, "measured", lambda *key: speed["both"])
@@ -152,7 +152,7 @@ def test_a_method_asked_for_is_taken(method: str, tokens: int) -> None:
 @pytest.mark.parametrize("method", ["Direct", "reference", "sketch", ""])
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 def test_unknown_method(method: str, backend: str) -> None:
-    with pytest.raises(ValueError, match=f"unknown method '{method}', expected 'auto', 'direct', 'operator' or "):
+    with pytest.raises(ValueError, match=f"unknown method '{method}', expected 'auto', 'direct', 'operator', "):
         planned(shape(4), method, backend=backend)
 
 

@@ -1,4 +1,5 @@
-"""The vectors of a few pairs of tokens, exactly: what a sketch is fitted to and judged by."""
+"""The vectors of single pairs of tokens, each on its own: for a map of few pairs, for which nothing needs to be
+prepared that many would share, and for the sample that a sketch is fitted to and judged by."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from .queries import Arrived, Fed, Slopes, arrive, feed
 from .reference import Stream
 from .sources import Level, Source
 
-__all__ = ["sampled"]
+__all__ = ["reach", "sampled", "vectors"]
 
 _QUERIES = 512
 """Pairs are those of so many queries, if there are so many: few with many keys each are not like the rest of a map."""
@@ -39,44 +40,52 @@ def sampled(
     arrived = arrive(weights, sources, part, keep)
     routing = None if pack.routing is None else pack.routing.of(part.rows)
     fed = feed(weights, sources, arrived, routing, slopes, keep)
-    found = [
-        _of_source(weights, source, arrived, fed, routing, number, pairs, generator)
-        for number, source in enumerate(sources)
-    ]
+    found = []
+    for number, source in enumerate(sources):
+        query, column = _drawn(reach(source, number, arrived), pairs, generator)
+        found.append(vectors(weights, source, number, arrived, fed, routing, query, column))
     return {name: torch.cat([one[name] for one in found]) for name in weights.wide_scopes}
 
 
-def _of_source(
+def vectors(
     weights: LayerWeights,
     source: Source,
+    number: int,
     arrived: Arrived,
     fed: Fed,
     routing: Routing | None,
-    number: int,
-    pairs: int,
-    generator: torch.Generator,
+    query: Tensor,
+    column: Tensor,
 ) -> dict[str, Tensor]:
+    """Of every feed-forward scope ``[p, d]``: what key ``column[i]`` of its sequence, on route ``number``, brings to
+    query ``query[i]`` of the block that has ``arrived``."""
     part, alpha = arrived.queries, arrived.alpha[number]
-    column = torch.arange(alpha.shape[-1], device=alpha.device)
-    own = (column == part.local[:, None]) if source.route.own else torch.zeros_like(alpha[0], dtype=torch.bool)
-    query, column = _drawn((alpha != 0).any(0) | own, pairs, generator)
     first = torch.cat([torch.full_like(part.local[rows], source.starts[b]) for b, rows in part.sequences()])
     token = first[query] + column
     weight = alpha[:, query, column].T  # [p, H]
     values = (weight[..., None] * source.values[token]).flatten(1)
-    itself = own[query, column].to(values)[:, None]
+    itself = (column == part.local[query]).to(values)[:, None]  # an encoder's token has no residual, even if it were
 
     def at(level: Level, scale: Tensor | None) -> Tensor:
-        vectors = values @ level.matrix + itself * source.own(level, token)
-        return vectors if scale is None else vectors * scale[query, None]
+        brought = values @ level.matrix + itself * source.own(level, token)
+        return brought if scale is None else brought * scale[query, None]
 
     residual = at(source.route.residual, arrived.residual_scale[number])
     ff = _feed_forward(weights, at(source.route.ff_input, arrived.ff_scale[number]), fed.slope, query, routing)
-    vectors = [ff, ff + residual]
+    found = [ff, ff + residual]
     if weights.norm_after_ff is not None:
         assert fed.norm_scale is not None
-        vectors.append(weights.norm_after_ff.linear(ff + residual) * fed.norm_scale[query, None])
-    return dict(zip(weights.wide_scopes, vectors, strict=True))
+        found.append(weights.norm_after_ff.linear(ff + residual) * fed.norm_scale[query, None])
+    return dict(zip(weights.wide_scopes, found, strict=True))
+
+
+def reach(source: Source, number: int, arrived: Arrived) -> Tensor:
+    """``[n, M]``: which keys bring anything to which queries, by attention or as themselves."""
+    alpha = arrived.alpha[number]
+    seen = (alpha != 0).any(0)
+    if not source.route.own:
+        return seen
+    return seen | (torch.arange(alpha.shape[-1], device=alpha.device) == arrived.queries.local[:, None])
 
 
 def _drawn(reach: Tensor, pairs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
