@@ -27,7 +27,7 @@ _SIZES = (1, 2, 3, 4, 6, 8, 12)
 @dataclass(frozen=True)
 class KeyBlock:
     """``m`` keys of ``size`` tokens each, as operators want them: ``alpha`` ``[G - 1, n, M]`` with ``G = size (H + 1)``
-    heads, ``position`` ``[n]`` and ``sequences`` (see `ffattr.ops`); and the ``tokens`` ``[m * size]`` of the source."""
+    heads, ``position`` ``[n]`` and ``sequences`` (see `ffattr.ops`); the ``tokens`` ``[m * size]`` of their source."""
 
     size: int
     tokens: slice | Tensor

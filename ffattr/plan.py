@@ -24,6 +24,8 @@ _MiB = 1 << 20
 _DEFAULT_BUDGET = 24 * _MiB
 """Working memory on a CPU beyond which no shape tried ran faster: blocks are then long enough to hide their set-up."""
 _ENOUGH = 96  # queries of a block: features of the keys are then a few per cent of the direct method's work
+SAMPLED = 4096
+"""Pairs that are computed exactly for a sketch: with half as many the rank correlation suffers."""
 _METHODS: dict[str, Method] = {"direct": "direct", "operator": "operator", "pairs": "pairs"}
 _NEAR = 2.0  # counts further apart than this decide by themselves: no machine's rates differ by more
 
@@ -206,22 +208,14 @@ def plan_layer(
     return LayerPlan(layer, shape, chosen, blocks, dtype, choice, sketch=sketch, rates=rates)
 
 
-def sampled_pairs(pairs: int) -> int:
-    """Of so many pairs, how many are computed exactly for a sketch: few enough to cost little, each being twice the
-    work of a pair of the map. With fewer than the least the rank correlation suffers, more than the most change
-    little."""
-    return min(max(pairs // 64, 2560), 4096)
-
-
 def _sketched(shape: LayerShape, wide: int, backend: Backend, sketch: Sketch) -> tuple[Sketch | None, str, str]:
     """The sketch, if it saves anything, the method that it runs by, and a word on it."""
     if not wide or backend.is_reference or shape.by_expert:
         return None, "auto", "; exact: no sketch of this" * bool(wide)
     if sketch.tolerance is None and wide * sketch.width >= shape.width:
         return None, "auto", f"; exact: {wide} sketches of {sketch.width} are no narrower than {shape.width}"
-    sampled = sampled_pairs(shape.pairs)
-    if shape.pairs < 4 * sampled:
-        return None, "auto", f"; exact: a sketch needs {sampled} of the {shape.pairs} pairs to begin with"
+    if shape.pairs < 4 * SAMPLED:  # each is twice the work of a pair of the map
+        return None, "auto", f"; exact: a sketch needs {SAMPLED} of the {shape.pairs} pairs to begin with"
     return sketch, "auto", f"; sketched to {sketch.width} of {shape.width}"
 
 

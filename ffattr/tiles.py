@@ -25,7 +25,7 @@ from .layer import CROSS, LayerWeights
 from .ops import MOST_HEADS
 from .pack import Pack, Part
 from .pairs import reach, sampled, vectors
-from .plan import Blocks, LayerPlan, sampled_pairs
+from .plan import SAMPLED, Blocks, LayerPlan
 from .queries import Arrived, Fed, Slopes, arrive, feed, output
 from .reference import Rule, Stream
 from .sketch import Sketch, fit
@@ -97,7 +97,7 @@ class Tiled:
         self.slopes = Slopes(layer.rule, self.operators)
         self.sketch_error: dict[str, float] = {}
         if layer.pairwise and plan.method != "pairs":
-            layer.wide.aim({} if plan.sketch is None else self._fitted(plan.sketch, plan.shape.pairs), self.scopes)
+            layer.wide.aim({} if plan.sketch is None else self._fitted(plan.sketch), self.scopes)
         self.keys = [
             WideKeys(layer.wide, number, source)
             for number, source in enumerate(self.sources)
@@ -147,12 +147,12 @@ class Tiled:
             self.layer.wide.rest()
         return found
 
-    def _fitted(self, sketch: Sketch, pairs: int) -> dict[str, Tensor]:
+    def _fitted(self, sketch: Sketch) -> dict[str, Tensor]:
         """What the vectors of each scope are narrowed by: fitted to those of a few pairs, judged by those of
         others. Scopes for which that would be no narrower are left out."""
         generator = torch.Generator().manual_seed(sketch.seed)
         given = (self.weights, self.pack, self.sources, self.slopes)
-        vectors = sampled(*given, sampled_pairs(pairs), generator)
+        vectors = sampled(*given, SAMPLED, generator)
         found = {}
         for name in {scope.removeprefix(CROSS) for scope in self.layer.scopes} & vectors.keys():
             order = torch.randperm(len(vectors[name]), generator=generator).to(vectors[name].device)

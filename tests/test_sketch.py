@@ -181,6 +181,9 @@ def test_tolerance_takes_the_smallest_sketch_that_keeps_it(sample: Tensor, other
     assert found.error <= tolerance
     assert found.sketch.width == found.matrix.shape[1]
     assert found.sketch.width in (64, 96)
+    half = found.sketch.width // 2
+    shares = [(half, half), (half + half // 2, half // 2)]
+    assert found.error == min(fit(sample, Sketch(*sizes), others).error for sizes in shares)
     smaller = {64: [(16, 16), (24, 8)], 96: [(32, 32), (48, 16)]}[found.sketch.width]
     assert all(fit(sample, Sketch(*sizes), others).error > tolerance for sizes in smaller)
 
@@ -197,6 +200,27 @@ def test_tolerance_that_no_sketch_keeps(sample: Tensor, others: Tensor) -> None:
     assert found.exact
     assert found.error == 0
     assert found.sketch.components == WIDTH
+
+
+def test_tolerance_never_takes_a_sketch_as_wide_as_the_model(sample: Tensor, others: Tensor) -> None:
+    found = fit(sample[:, :128], Sketch(tolerance=1e-3), others[:, :128])
+    assert found.exact
+    assert found.sketch.components == 128
+
+
+def test_directions_that_the_sample_has_are_measured_best() -> None:
+    """Of rows in 40 of 160 dimensions, the 16 random directions are not spent on the other 120."""
+    generator = torch.Generator().manual_seed(7)
+    few = torch.zeros(3000, WIDTH, dtype=torch.float64)
+    few[:, :40] = torch.randn(3000, 40, generator=generator, dtype=torch.float64)
+    matrix = fit(few[:2000], Sketch(8, 16), few[2000:]).matrix
+    assert matrix[:40].square().sum() > 0.4 * matrix.square().sum()
+
+
+def test_directions_that_the_sample_lacks_are_measured(sample: Tensor) -> None:
+    few = sample[:60]
+    lacking = torch.linalg.qr(few.T, mode="complete").Q[:, 60:].T
+    assert (lacking @ fit(few, Sketch(16, 16), few).matrix).norm(dim=1).mean() > 0.1
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
