@@ -140,10 +140,8 @@ class Request:
         if adapted.stacks and (keys is not None or groups is not None):
             raise ValueError("keys= and groups= are for models with one stack of layers, not for encoder and decoder")
         made = groups_of(groups, keys, inputs, tokenizer, prepared.mask, prepared.tokens)
-        if isinstance(method, Sketch) and groups is not None:
-            raise ValueError(
-                "method=Sketch(...) is for single tokens; with groups= leave method to 'auto' (it is exact)"
-            )
+        if groups is not None and method not in ("auto", "direct"):
+            raise ValueError(f"method={method!r} is for single tokens; with groups= leave it to 'auto', which is exact")
         stacks = _stacks(adapted, prepared, scopes, layers, queries, made)
         for stack in stacks:
             _check_weights(stack)

@@ -136,7 +136,8 @@ def test_errors_are_kept_with_the_maps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": SMALL, "groups": [[(0, 4)]]}, "is for single tokens; with groups= leave method"),
+        ({"method": SMALL, "groups": [[(0, 4)]]}, r"method=Sketch\(.*\) is for single tokens; with groups= leave it"),
+        ({"method": "operator", "groups": [[(0, 4)]]}, "method='operator' is for single tokens"),
         ({"method": "sketch"}, r"unknown method 'sketch', expected .* or ffattr.Sketch\(...\)"),
     ],
 )
