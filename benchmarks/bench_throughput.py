@@ -34,10 +34,10 @@ MODELS: dict[str, Callable[[], Loaded]] = {"MiniLM-L6": minilm, "SmolLM2-135M": 
 
 
 def verify(loaded: Loaded, found: ffattr.Attribution, texts: list[str]) -> float:
-    """Compares a short, a middle and a long text with the definition."""
+    """Compares a short and a middle text with the definition."""
     worst = 0.0
     by_length = sorted(range(len(texts)), key=lambda row: int(found.mask[row].sum()))
-    for row in (by_length[0], by_length[len(texts) // 2], by_length[-1]):
+    for row in (by_length[0], by_length[len(texts) // 2]):
         exact = ffattr.attribute(loaded.model, [texts[row]], tokenizer=loaded.tokenizer, backend="reference")
         tokens = exact.mask.shape[1]
         part = found["layer"][:, row, :tokens, :tokens]

@@ -31,7 +31,8 @@ And all wide maps end alike. With ``o`` the feed-forward row of a pair and
 ``r = residual_scale[n] * (sum_h alpha[h, n, m] residual[m, h] + [position[n] == m] residual[m, H])`` they return
 ``[2, N, M]``: ``||o||`` and ``||o + r||``, or, where ``norm_scale`` is given, ``[3, N, M]`` with
 ``norm_scale[n] * ||gamma * centre(o + r)||`` as the third. ``residual_scale`` is a norm's ``1 / s_n``, never zero.
-Operators are functional and have no gradient.
+Operators are functional and have no gradient. A neuron whose slopes are exactly zero counts as nothing, whatever its
+features or row of ``down``: kernels may skip it.
 
 Dtypes: ``alpha``, ``residual_scale``, ``gamma``, ``norm_scale``, ``down_scale`` and the ``row_scale`` of ``gram_norms``
 share one, float32 or float64, which the result takes. The wide operands (``features``, ``slope``, ``down``,

@@ -194,7 +194,10 @@ class Request:
             columns = stack.groups.index[batch][tokens]
             columns = columns[columns >= 0]
             share = pairs / max(1, count)
-            shape = replace(shape, pairs=round(share * len(columns)), products=round(share * len(columns.unique())))
+            single = len(columns.unique()) == len(columns)
+            found = round(share * len(columns))
+            products = found if single else min(round(share * len(columns.unique())), found - 1)
+            shape = replace(shape, pairs=found, products=products)
         return replace(shape, by_expert=stack.by_expert and weights.mixture)
 
     def packs(self, stack: Stack, layer: int, batch: Sequence[int]) -> list[list[int]]:

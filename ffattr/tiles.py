@@ -209,13 +209,24 @@ class Tiled:
     ) -> None:
         """The wide maps, a vector for every pair."""
         for number, source in enumerate(self.sources):
-            query, column = reach(source, number, arrived).nonzero(as_tuple=True)
+            place = self._places(arrived.queries, arrived.alpha[number].shape[-1])
+            query, column = (reach(source, number, arrived) & (place >= 0)).nonzero(as_tuple=True)
             step = within.queries * within.wide_keys
             for some, keys in zip(query.split(step), column.split(step), strict=True):
                 given = (self.weights, source, number, arrived, fed, routing, some, keys)
                 for name, found in vectors(*given).items():
                     if source.route.prefix + name in self.scopes:
-                        to[source.route.prefix + name][some, keys] = found.norm(dim=-1)
+                        to[source.route.prefix + name][some, place[some, keys]] = found.norm(dim=-1)
+
+    def _places(self, part: Part, keys: int) -> Tensor:
+        """``[n, M]``: the column of every key of a query's sequence, where each has its own; -1 for none."""
+        whole = torch.arange(keys, device=part.rows.device)
+        places = whole.repeat(len(part), 1)
+        for b, rows in part.sequences():
+            groups = self.pack.sequences[b].groups
+            if groups is not None:
+                places[rows, : len(groups)] = groups
+        return places
 
     def _itself(self, arrived: Arrived, fed: Fed | None) -> dict[str, Tensor]:
         """Of a parallel layer: the vectors ``[n, d]`` that the columns of queries themselves hold of their own scopes

@@ -28,6 +28,10 @@ CHUNK = 1 << 22
 """Elements of the widest temporary of a chunk (16 MiB in float32): larger ones leave the caches for no gain."""
 
 
+SPARSE = 0.5
+"""Largest share of slopes that are not zero for which `operator_norms` leaves out the rest."""
+
+
 def ig_slope(
     z: Tensor, base: Tensor | None, row_scale: Tensor | None, activation: str, rule: str, steps: int
 ) -> Tensor:
@@ -95,7 +99,7 @@ def operator_norms(
     sequences: Tensor | None = None,
 ) -> Tensor:
     def feed_forward(weights: Tensor, rows: slice, keys: slice) -> Tensor:
-        operator = (maps[:, None] * slope[:, rows, None]).sum(0) @ down  # [n, H * dh, d]
+        operator = _operators(maps, slope[:, rows], down)
         scaled = (weights[..., :-1, None] * values[keys]).flatten(2)  # [n, m, H * dh]
         wide = (scaled @ operator).to(alpha.dtype)
         itself = weights[..., -1]  # [n, m], not zero where the key is the query itself
@@ -108,6 +112,22 @@ def operator_norms(
     per_query = inner * (down.shape[0] + width)
     parts = chunks("operator_norms", alpha, len(residual), sequences, inner + 2 * width, per_query)
     return _wide_norms(parts, feed_forward, alpha, position, *tail)
+
+
+def _operators(maps: Tensor, slope: Tensor, down: Tensor) -> Tensor:
+    """``J_n = (sum_s maps[s] * slope[s, n]) @ down`` of the queries of ``slope`` ``[S, n, F]``: ``[n, H * dh, d]``.
+
+    Without the neurons whose slope is zero in every stream, which add nothing.
+    """
+    # On a GPU the list of the others would have to be waited for, query by query.
+    if slope.device.type == "cpu":
+        active = (slope != 0).any(0)  # NaN too
+        if active.count_nonzero() <= SPARSE * active.numel():
+            lists = [query.nonzero()[:, 0] for query in active]
+            return torch.stack(
+                [(maps[..., some] * slope[:, n, None, some]).sum(0) @ down[some] for n, some in enumerate(lists)]
+            )
+    return (maps[:, None] * slope[:, :, None]).sum(0) @ down
 
 
 def sequence_bounds(operator: str, sequences: Tensor | None, alpha: Tensor, keys: int) -> list[tuple[int, int]]:

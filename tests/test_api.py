@@ -76,7 +76,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"ig": "riemann"}, ValueError, r"unknown Integrated-Gradients rule 'riemann', expected \"exact\", Riemann"),
     ({"ig": 20}, ValueError, "unknown Integrated-Gradients rule 20"),
     ({"value_bias": "none"}, ValueError, "unknown value_bias 'none', expected 'token' or 'separate'"),
-    ({"method": "sketch"}, ValueError, "unknown method 'sketch', expected 'auto', 'direct' or 'operator'"),
+    ({"method": "sketch"}, ValueError, "unknown method 'sketch', expected 'auto', 'direct', 'operator'"),
     ({"backend": "gpu"}, ValueError, "unknown backend 'gpu', expected 'auto' or one of 'cpu', 'triton', 'cuda'"),
     ({"dtype": torch.bfloat16, "backend": "reference"}, BackendUnavailable, "float32 or float64, not torch.bfloat16; "),
     ({"dtype": torch.int32}, BackendUnavailable, "bfloat16 or float16, not torch.int32; pass dtype=torch.float32"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -45,8 +46,10 @@ def case(
     dtype: torch.dtype = torch.float32,
     tail: str = "all",
     seed: int = 0,
+    density: float = 1,
 ) -> dict[str, Any]:
-    """Arguments by name. ``tail``: which of the optional ones are there."""
+    """Arguments by name. ``tail``: which of the optional ones are there; ``density``: share of neurons with a slope
+    other than zero, not the same for each query."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -67,9 +70,12 @@ def case(
         given["values"] = random(keys, heads, head_dim)
         given["maps"] = random(streams, heads * head_dim, neurons)
         given["own"] = random(streams, queries, neurons)
+    slope = random(streams, queries, neurons)
+    if density < 1:  # from numbers of their own, so that all others stay as they are
+        slope *= torch.rand(queries, neurons, generator=torch.Generator().manual_seed(seed)) < density
     return {
         **given,
-        "slope": random(streams, queries, neurons),
+        "slope": slope,
         "down": random(neurons, width),
         **({"down_scale": None} if operator == "ff_norms" else {}),
         "residual": random(keys, heads + 1, width),
@@ -116,6 +122,27 @@ def test_odd_sizes(operator: str, width: int, neurons: int, queries: int, keys: 
 def test_heads(operator: str, heads: int, head_dim: int) -> None:
     for dtype in (torch.float32, torch.float64):
         check(operator, case(operator, heads=heads, head_dim=head_dim, streams=2, dtype=dtype))
+
+
+@pytest.mark.parametrize(("heads", "queries"), [(33, 7), (47, 150), (48, 150), (390, 3)])
+@pytest.mark.parametrize("operator", MAPS)
+def test_many_heads(operator: str, heads: int, queries: int) -> None:
+    """As of groups of tokens: more than are mixed at once, and on both sides of what `gram_norms` has as lanes."""
+    for dtype in (torch.float32, torch.float64):
+        check(operator, case(operator, queries, 3, 24, 40, heads, 1, dtype=dtype))
+
+
+@needs_binary
+def test_rows_do_not_depend_on_those_beside_them() -> None:
+    """Bit by bit: of several queries with a key, as many as fit are mixed at once."""
+    for streams, dtype in itertools.product((1, 2), (torch.float32, torch.float64)):
+        given = case("ff_norms", 8, 3, 72, 431, streams=streams, dtype=dtype)
+        given["position"] %= 3
+        expected = OPERATORS.ff_norms(*given.values())
+        for queries in range(1, 8):
+            axes = {"alpha": 1, "slope": 1, "position": 0, "residual_scale": 0, "norm_scale": 0}
+            some = {n: t.narrow(axes[n], 0, queries) if n in axes else t for n, t in given.items()}
+            assert torch.equal(OPERATORS.ff_norms(*some.values()), expected[:, :queries])
 
 
 @pytest.mark.parametrize("tail", ["none", "scale", "norm", "gamma", "rms", "all"])
@@ -216,13 +243,15 @@ def test_threads_agree(operator: str) -> None:
 
 def results() -> dict[str, Tensor]:
     """Of several cases; the test below runs this with other instruction sets."""
+    kinds: dict[str, dict[str, Any]] = {"dense": {}, "sparse": {"density": 0.2}, "many heads": {"heads": 50}}
     return {
-        f"{operator} {dtype} {keys}": getattr(OPERATORS, operator)(
-            *case(operator, 9, keys, 72, 200, dtype=dtype).values()
+        f"{operator} {dtype} {keys} {kind}": getattr(OPERATORS, operator)(
+            *case(operator, 9, keys, 72, 200, dtype=dtype, **options).values()
         )
         for operator in MAPS
         for dtype in (torch.float32, torch.float64)
         for keys in (5, 33)
+        for kind, options in kinds.items()
     }
 
 

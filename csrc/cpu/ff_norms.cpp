@@ -4,19 +4,73 @@
 namespace ffattr::cpu {
 namespace {
 
-// One sequence: features [S, M, H + 1, F], slope [S, N, F].
+// Pairs first .. first + rows, and for those of queries with many zero slopes what DirectTile says.
+struct Cut {
+  int64_t first, rows, strip, first_query;
+};
+
+// Tiles as long as there is work for all threads, whatever queries they hold, across sequences too.
 template <class T>
-void direct(const WideMap<T>& map, const Tensor& features, const Tensor& slope, const T* down_packed) {
-  const int64_t neurons = features.size(3);
+std::vector<Cut> dense_cuts(const WideMap<T>& map, const std::vector<Sequence>& sequences, std::vector<Pair>& pairs) {
   // Keys outermost: neighbouring rows read the same features, which then stay in L1.
-  const std::vector<Pair> pairs = active_pairs(map, Order::keys_outermost);
-  const int64_t total = static_cast<int64_t>(pairs.size()), rows = tile_rows(total), tasks = ceil_div(total, rows);
+  for (const Sequence& sequence : sequences)
+    ActivePairs<T>(map, sequence, pairs).by_key(0, sequence.queries, 0, sequence.keys);
+  const int64_t total = static_cast<int64_t>(pairs.size()), rows = tile_rows(total);
+  std::vector<Cut> cuts;
+  for (int64_t first = 0; first < total; first += rows) cuts.push_back({first, std::min(rows, total - first), 0, 0});
+  return cuts;
+}
+
+// Tiles of a few queries, each of which skips its own zeros, and as many keys as fit.
+template <class T>
+std::vector<Cut> sparse_cuts(const WideMap<T>& map, const std::vector<Sequence>& sequences, std::vector<Pair>& pairs) {
+  std::vector<Cut> cuts;
+  for (const Sequence& sequence : sequences) {
+    ActivePairs<T> active(map, sequence, pairs);
+    const int64_t groups = std::max<int64_t>(1, ceil_div(sequence.queries, kMostStrips));
+    const int64_t queries = std::max<int64_t>(1, ceil_div(sequence.queries, groups));
+    const int64_t keys = kTileRows / queries / kTileStep * kTileStep;
+    for (int64_t n = 0; n < sequence.queries; n += queries)
+      for (int64_t m = 0; m < sequence.keys; m += keys) {
+        const int64_t first = static_cast<int64_t>(pairs.size());
+        active.by_key(n, std::min(n + queries, sequence.queries), m, std::min(m + keys, sequence.keys));
+        const int64_t rows = static_cast<int64_t>(pairs.size()) - first;
+        if (rows > 0) cuts.push_back({first, rows, keys, sequence.first_query + n});
+      }
+  }
+  return cuts;
+}
+
+// The share of slopes [S, N, F] that are not zero in every stream.
+template <class T>
+double density(const T* slope, int64_t streams, int64_t size) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    bool active = false;
+    for (int64_t s = 0; s < streams; ++s) active |= slope[s * size + i] != T{0};
+    count += active;
+  }
+  return static_cast<double>(count) / static_cast<double>(std::max<int64_t>(size, 1));
+}
+
+template <class T>
+Tensor direct(const CpuArguments& arguments, const Tensor& features, const Tensor& slope, const Tensor& down) {
+  const int64_t streams = features.size(0), neurons = features.size(3);
+  const Tensor out = arguments.zeros();
+  const WideMap<T> map = arguments.map<T>(out);
+  std::vector<Pair> pairs;
+  const bool sparse = density(data<T>(slope), streams, map.queries * neurons) <= kSparse;
+  const std::vector<Cut> cuts = (sparse ? sparse_cuts<T> : dense_cuts<T>)(map, arguments.sequences, pairs);
+  const int64_t tasks = static_cast<int64_t>(cuts.size());
+  if (tasks == 0) return out;
+  const Buffer<T> down_packed = packed(data<T>(down), neurons, map.width);
   const ScratchPool<T> scratch(workers(tasks), map.heads, map.width);
   parallel_tasks(tasks, [&](int64_t task, int64_t worker) {
-    const int64_t first = task * rows;
-    kernels<T>().direct({&map, features.size(0), neurons, data<T>(features), data<T>(slope), down_packed,
-                         pairs.data() + first, std::min(rows, total - first), scratch.of(worker)});
+    const Cut& cut = cuts[task];
+    kernels<T>().direct({&map, streams, neurons, data<T>(features), data<T>(slope), down_packed.get(),
+                         pairs.data() + cut.first, cut.rows, cut.strip, cut.first_query, scratch.of(worker)});
   });
+  return out;
 }
 
 Tensor ff_norms(const Tensor& alpha, const Tensor& position, const Tensor& features_, const Tensor& slope_,
@@ -33,12 +87,7 @@ Tensor ff_norms(const Tensor& alpha, const Tensor& position, const Tensor& featu
   check_tensor(op, "features", features, {streams, arguments.keys, arguments.heads + 1, neurons}, arguments.dtype);
   check_tensor(op, "slope", slope, {streams, arguments.queries, neurons}, arguments.dtype);
   check_tensor(op, "down", down, {neurons, arguments.width}, arguments.dtype);
-  return FFATTR_DISPATCH_FLOATING(alpha, [&] {
-    const Buffer<scalar_t> down_packed = packed(data<scalar_t>(down), neurons, arguments.width);
-    return arguments.each_sequence<scalar_t>([&](const WideMap<scalar_t>& map, const Sequence& sequence) {
-      direct(map, sequence.of_keys(features, 1), sequence.of_queries(slope, 1), down_packed.get());
-    });
-  });
+  return FFATTR_DISPATCH_FLOATING(alpha, [&] { return direct<scalar_t>(arguments, features, slope, down); });
 }
 
 }  // namespace

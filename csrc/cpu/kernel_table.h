@@ -1,14 +1,15 @@
 // The kernels of one instruction set, gathered in a table: what an isa_*.cpp file compiles.
 #pragma once
 
-#include "gram_row.h"
+#include "gram_tiles.h"
 #include "wide_tiles.h"
 
 namespace ffattr::cpu::FFATTR_ISA {
 
 template <class T>
 const Kernels<T>& table() {
-  static const Kernels<T> kernels{pack_row<T>, direct_tile<T>, operator_tile<T>, apply_tile<T>, gram_row<T>};
+  static const Kernels<T> kernels{pack_rows<T>,  direct_tile<T>, operator_tile<T>,
+                                  apply_tile<T>, gram_lanes<T>,  gram_product<T>};
   return kernels;
 }
 template const Kernels<float>& table();

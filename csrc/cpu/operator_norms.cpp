@@ -7,43 +7,48 @@ namespace {
 // Matrices in memory at once: a few for every worker keep all busy in both halves, and stay a few MiB.
 constexpr int64_t kOperatorsPerWorker = 2;
 
-// One sequence: values [M, H, dh], own and slope [S, N, F].
 template <class T>
-void through_operator(const WideMap<T>& map, const Tensor& values, const Tensor& maps, const Tensor& own,
-                      const Tensor& slope, const T* down_packed) {
-  const int64_t streams = maps.size(0), inner = maps.size(1), neurons = maps.size(2), width = map.width;
-  const std::vector<Pair> pairs = active_pairs(map, Order::queries_outermost);
+Tensor through_operator(const CpuArguments& arguments, const Tensor& values, const Tensor& maps, const Tensor& own,
+                        const Tensor& slope, const Tensor& down) {
+  const int64_t streams = maps.size(0), inner = maps.size(1), neurons = maps.size(2);
+  const Tensor out = arguments.zeros();
+  const WideMap<T> map = arguments.map<T>(out);
+  std::vector<Pair> pairs;
+  for (const Sequence& sequence : arguments.sequences)
+    ActivePairs<T>(map, sequence, pairs).by_query(0, sequence.queries, 0, sequence.keys);
   std::vector<int64_t> start(map.queries + 1, 0);  // pairs of query n: start[n] .. start[n + 1]
   for (const Pair& pair : pairs) ++start[pair.query + 1];
   for (int64_t n = 0; n < map.queries; ++n) start[n + 1] += start[n];
 
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t batch = std::min(kOperatorsPerWorker * threads, std::max<int64_t>(map.queries, 1));
-  const int64_t operator_size = inner * padded_columns<T>(width);
-  const Buffer<T> operators(batch * operator_size), own_rows(batch * width);
-  const ScratchPool<T> scratch(threads, map.heads, width);
+  const int64_t operator_size = inner * padded_columns<T>(map.width);
+  const Buffer<T> down_packed = packed(data<T>(down), neurons, map.width);
+  const Buffer<T> operators(batch * operator_size), own_rows(batch * map.width);
+  const ScratchPool<T> scratch(threads, map.heads, map.width);
 
-  const int64_t build_tiles = ceil_div(inner + 1, kTileRows), apply_tiles = ceil_div(map.keys, kTileRows);
+  const int64_t build_tiles = ceil_div(inner + 1, kTileRows), apply_tiles = ceil_div(map.columns, kTileRows);
   for (int64_t first = 0; first < map.queries; first += batch) {
     const int64_t count = std::min(batch, map.queries - first);
     parallel_tasks(count * build_tiles, [&](int64_t task, int64_t worker) {
       const int64_t slot = task / build_tiles, query = first + slot, row = task % build_tiles * kTileRows;
       if (start[query] == start[query + 1]) return;
-      const int64_t rows = std::min(kTileRows, inner + 1 - row);
-      kernels<T>().build_operator({streams, neurons, inner, width, data<T>(maps), map.queries * neurons,
-                                   data<T>(slope) + query * neurons, data<T>(own) + query * neurons, down_packed, row,
-                                   rows, operators.get() + slot * operator_size, own_rows.get() + slot * width,
-                                   scratch.of(worker)});
+      kernels<T>().build_operator({streams, neurons, inner, map.width, data<T>(maps), map.queries * neurons,
+                                   data<T>(slope) + query * neurons, data<T>(own) + query * neurons, down_packed.get(),
+                                   row, std::min(kTileRows, inner + 1 - row), operators.get() + slot * operator_size,
+                                   own_rows.get() + slot * map.width, scratch.of(worker)});
     });
     parallel_tasks(count * apply_tiles, [&](int64_t task, int64_t worker) {
-      const int64_t slot = task / apply_tiles, query = first + slot;
-      const int64_t pair = start[query] + task % apply_tiles * kTileRows;
+      // Queries innermost: they read the same keys, which then come from memory once.
+      const int64_t slot = task % count, query = first + slot;
+      const int64_t pair = start[query] + task / count * kTileRows;
       if (pair >= start[query + 1]) return;
       kernels<T>().apply_operator({&map, values.size(2), data<T>(values), operators.get() + slot * operator_size,
-                                   own_rows.get() + slot * width, pairs.data() + pair,
+                                   own_rows.get() + slot * map.width, pairs.data() + pair,
                                    std::min(kTileRows, start[query + 1] - pair), scratch.of(worker)});
     });
   }
+  return out;
 }
 
 Tensor operator_norms(const Tensor& alpha, const Tensor& position, const Tensor& values_, const Tensor& maps_,
@@ -63,13 +68,8 @@ Tensor operator_norms(const Tensor& alpha, const Tensor& position, const Tensor&
   check_tensor(op, "own", own, {streams, arguments.queries, neurons}, dtype);
   check_tensor(op, "slope", slope, {streams, arguments.queries, neurons}, dtype);
   check_tensor(op, "down", down, {neurons, arguments.width}, dtype);
-  return FFATTR_DISPATCH_FLOATING(alpha, [&] {
-    const Buffer<scalar_t> down_packed = packed(data<scalar_t>(down), neurons, arguments.width);
-    return arguments.each_sequence<scalar_t>([&](const WideMap<scalar_t>& map, const Sequence& sequence) {
-      through_operator(map, sequence.of_keys(values), maps, sequence.of_queries(own, 1), sequence.of_queries(slope, 1),
-                       down_packed.get());
-    });
-  });
+  return FFATTR_DISPATCH_FLOATING(
+      alpha, [&] { return through_operator<scalar_t>(arguments, values, maps, own, slope, down); });
 }
 
 }  // namespace

@@ -19,22 +19,48 @@ inline int64_t panels_width(int64_t columns) {
   return (columns + kPanelColumns<T> - 1) / kPanelColumns<T> * kPanelColumns<T>;
 }
 
-// Row k of B into its packed place; columns beyond the end become zeros.
+// Rows first .. first + rows of B, given `stride` apart, into their packed places; columns beyond the end become zeros.
 template <class T>
-void pack_row(const T* row, int64_t k, int64_t depth, int64_t columns, T* packed) {
-  const int64_t block = k / kDepthBlock<T> * kDepthBlock<T>, block_depth = std::min(kDepthBlock<T>, depth - block);
-  T* to = packed + block * panels_width<T>(columns) + (k - block) * kPanelColumns<T>;
-  for (int64_t panel = 0; panel < columns; panel += kPanelColumns<T>, to += block_depth * kPanelColumns<T>)
-    for (int64_t c = 0; c < kPanelColumns<T>; ++c) to[c] = panel + c < columns ? row[panel + c] : T{0};
+void pack_rows(const T* from, int64_t stride, int64_t first, int64_t rows, int64_t depth, int64_t columns, T* packed) {
+  const int64_t width = panels_width<T>(columns);
+  for (int64_t row = 0; row < rows;) {
+    const int64_t block = (first + row) / kDepthBlock<T> * kDepthBlock<T>, k = first + row - block;
+    const int64_t block_depth = std::min(kDepthBlock<T>, depth - block), some = std::min(rows - row, block_depth - k);
+    for (int64_t panel = 0; panel < width; panel += kPanelColumns<T>) {
+      T* to = packed + block * width + panel * block_depth + k * kPanelColumns<T>;
+      const T* source = from + row * stride + panel;
+      const int64_t real = std::min<int64_t>(kPanelColumns<T>, columns - panel);
+      for (int64_t i = 0; i < some; ++i, to += kPanelColumns<T>, source += stride) {
+        if (real == kPanelColumns<T>) {
+          store(to, load(source));
+          store(to + kLanes<T>, load(source + kLanes<T>));
+        } else {
+          std::fill(std::copy_n(source, real, to), to + kPanelColumns<T>, T{0});
+        }
+      }
+    }
+    row += some;
+  }
 }
 
-template <class T>
-inline void micro_kernel(int64_t depth, const T* __restrict a, const T* __restrict b, T* __restrict c, int64_t width,
-                         bool accumulate) {
+// Rows of a tile with the same list of depths that are not zero: a share of a depth block.
+struct Strip {
+  int64_t first, rows;
+  int64_t depth;         // of this block
+  const uint16_t* list;  // [depth] of 0 .. the block's depth, or null: all of them
+};
+
+// Not inlined: among the loops around it the accumulators would not all stay in registers.
+template <bool listed, class T>
+__attribute__((noinline)) void micro_kernel(int64_t depth, [[maybe_unused]] const uint16_t* list, const T* __restrict a,
+                                            const T* __restrict b, [[maybe_unused]] const T* next, T* __restrict c,
+                                            int64_t width, bool accumulate) {
   Vector<T> sum[kPanelRows][2] = {};
 #pragma GCC unroll 4
   for (int64_t k = 0; k < depth; ++k) {
-    const Vector<T> b0 = load(b + k * kPanelColumns<T>), b1 = load(b + k * kPanelColumns<T> + kLanes<T>);
+    const T* row = b + (listed ? list[k] : k) * kPanelColumns<T>;
+    if constexpr (listed) __builtin_prefetch(next + list[k] * kPanelColumns<T>);
+    const Vector<T> b0 = load(row), b1 = load(row + kLanes<T>);
 #pragma GCC unroll 12
     for (int r = 0; r < kPanelRows; ++r) {
       const Vector<T> x = broadcast(a[r * kRowStride<T> + k]);
@@ -55,18 +81,30 @@ inline void micro_kernel(int64_t depth, const T* __restrict a, const T* __restri
 }
 
 // c[rows, panels_width] = A @ B. `produce(k0, depth)` writes A[:, k0 : k0 + depth] of the tile's rows into
-// `a`, rows kRowStride apart; the rows up to the next multiple of kPanelRows are multiplied too.
+// `a`, rows kRowStride apart, or for a strip the depths alone of which it leaves a list there; the rows up to the next
+// multiple of kPanelRows are multiplied too.
 template <class T, class Produce>
-inline void multiply(int64_t rows, int64_t depth, int64_t columns, const T* packed, const T* a, T* c,
+inline void multiply(Strip* strips, int64_t count, int64_t depth, int64_t columns, const T* packed, const T* a, T* c,
                      const Produce& produce) {
   const int64_t width = panels_width<T>(columns);
   for (int64_t k0 = 0; k0 < depth; k0 += kDepthBlock<T>) {
     const int64_t block_depth = std::min(kDepthBlock<T>, depth - k0);
+    for (int64_t i = 0; i < count; ++i) strips[i].depth = block_depth, strips[i].list = nullptr;
     produce(k0, block_depth);
     for (int64_t panel = 0; panel < width; panel += kPanelColumns<T>) {
       const T* b = packed + k0 * width + panel * block_depth;
-      for (int64_t row = 0; row < rows; row += kPanelRows)
-        micro_kernel(block_depth, a + row * kRowStride<T>, b, c + row * width + panel, width, k0 > 0);
+      for (int64_t i = 0; i < count; ++i) {
+        const Strip& strip = strips[i];
+        for (int64_t row = strip.first; row < strip.first + strip.rows; row += kPanelRows) {
+          const T* a_rows = a + row * kRowStride<T>;
+          T* to = c + row * width + panel;
+          if (strip.list == nullptr)
+            micro_kernel<false>(strip.depth, nullptr, a_rows, b, b + block_depth * kPanelColumns<T>, to, width, k0 > 0);
+          else
+            micro_kernel<true>(strip.depth, strip.list, a_rows, b, b + block_depth * kPanelColumns<T>, to, width,
+                               k0 > 0);
+        }
+      }
     }
   }
 }

@@ -25,9 +25,23 @@ inline Vector<T> load(const T* from) {
   return *reinterpret_cast<const typename VectorOf<T>::unaligned*>(from);
 }
 
+// A vector, or for the rest of a row a single number.
+template <class Value, class T>
+inline Value load_as(const T* from) {
+  if constexpr (sizeof(Value) == sizeof(T))
+    return *from;
+  else
+    return load(from);
+}
+
 template <class T>
 inline void store(T* to, Vector<T> value) {
   *reinterpret_cast<typename VectorOf<T>::unaligned*>(to) = value;
+}
+
+template <class T>
+inline void store(T* to, T value) {
+  *to = value;
 }
 
 template <class T>

@@ -4,56 +4,85 @@
 #include "../wide_arguments.h"
 #include "kernels.h"
 #include "parallel.h"
-#include "sequences.h"
 
 namespace ffattr::cpu {
 
-// The arguments of a wide map, and its whole result, one sequence after the other.
+// The arguments of a wide map.
 struct CpuArguments : WideArguments {
+  std::vector<int32_t> first_keys;  // of every query
+
   template <class... Given>
-  CpuArguments(const char* op, const Given&... given) : WideArguments(op, given...) {
+  CpuArguments(const char* op, const Given&... given) : WideArguments(op, given...), first_keys(queries) {
     FFATTR_CHECK(wide == dtype, op, ": residual has dtype ", dtype_text(wide), ", expected ", dtype_text(dtype));
+    for (const Sequence& sequence : sequences)
+      std::fill_n(first_keys.begin() + sequence.first_query, sequence.queries,
+                  static_cast<int32_t>(sequence.first_key));
   }
 
-  // `run(map, sequence)` writes the pairs of one sequence, whose places begin with zeros.
-  template <class T, class Run>
-  Tensor each_sequence(const Run& run) const {
-    return cpu::each_sequence(sequences, alpha, {scopes(), queries, columns}, [&](const Sequence& sequence) {
-      const Tensor own_alpha = torch::stable::contiguous(sequence.of_pairs(alpha));
-      const Tensor own_position = sequence.of_queries(position), own_residual = sequence.of_keys(residual);
-      const std::optional<Tensor> own_residual_scale = sequence.of_queries(residual_scale);
-      const std::optional<Tensor> own_norm_scale = sequence.of_queries(norm_scale);
-      const Tensor out = torch::stable::new_zeros(alpha, {scopes(), sequence.queries, sequence.keys});
-      run(WideMap<T>{heads, sequence.queries, sequence.keys, width, data<T>(own_alpha), data<int64_t>(own_position),
-                     data<T>(own_residual), data_or_null<T>(own_residual_scale), data_or_null<T>(gamma),
-                     data_or_null<T>(own_norm_scale), centre, mutable_data<T>(out)},
-          sequence);
-      return out;
-    });
+  // The result begins with zeros: pairs without weight, and the padding, are left as they are.
+  Tensor zeros() const { return torch::stable::new_zeros(alpha, {scopes(), queries, columns}); }
+
+  template <class T>
+  WideMap<T> map(const Tensor& out) const {
+    return {heads,
+            queries,
+            columns,
+            keys,
+            width,
+            data<T>(alpha),
+            data<int64_t>(position),
+            first_keys.data(),
+            data<T>(residual),
+            data_or_null<T>(residual_scale),
+            data_or_null<T>(gamma),
+            data_or_null<T>(norm_scale),
+            centre,
+            mutable_data<T>(out)};
   }
 };
 
-enum class Order { keys_outermost, queries_outermost };
-
-// The pairs with any weight; all others stay the zeros that `out` begins with. NaN counts as a weight.
+// The pairs with any weight, in an order of one's own; all others stay the zeros that the result begins with.
 template <class T>
-std::vector<Pair> active_pairs(const WideMap<T>& map, Order order) {
-  std::vector<uint8_t> active(map.queries * map.keys, 0);
-  for (int64_t h = 0; h < map.heads; ++h)
-    for (int64_t i = 0; i < map.queries * map.keys; ++i) active[i] |= map.alpha[h * map.queries * map.keys + i] != T{0};
-  for (int64_t n = 0; n < map.queries; ++n)
-    if (map.position[n] >= 0 && map.position[n] < map.keys) active[n * map.keys + map.position[n]] = 1;
-
-  std::vector<Pair> pairs;
-  const bool by_key = order == Order::keys_outermost;
-  const int64_t outer = by_key ? map.keys : map.queries, inner = by_key ? map.queries : map.keys;
-  for (int64_t i = 0; i < outer; ++i)
-    for (int64_t j = 0; j < inner; ++j) {
-      const Pair pair{static_cast<int32_t>(by_key ? j : i), static_cast<int32_t>(by_key ? i : j)};
-      if (active[pair.query * map.keys + pair.key]) pairs.push_back(pair);
+class ActivePairs {
+ public:
+  // Of one sequence at a time: `block` appends those of its queries and keys first .. end, counted from its first ones.
+  ActivePairs(const WideMap<T>& map, const Sequence& sequence, std::vector<Pair>& pairs)
+      : sequence_(sequence), pairs_(pairs), active_(sequence.queries * sequence.keys, 0) {
+    for (int64_t h = 0; h < map.heads; ++h)
+      for (int64_t n = 0; n < sequence.queries; ++n) {
+        const T* alpha = map.alpha + (h * map.queries + sequence.first_query + n) * map.columns;
+        uint8_t* row = active_.data() + n * sequence.keys;
+        for (int64_t m = 0; m < sequence.keys; ++m) row[m] |= alpha[m] != T{0};  // NaN counts as a weight
+      }
+    for (int64_t n = 0; n < sequence.queries; ++n) {
+      const int64_t position = map.position[sequence.first_query + n];
+      if (position >= 0 && position < sequence.keys) active_[n * sequence.keys + position] = 1;
     }
-  return pairs;
-}
+    // Neither twice the memory for want of a guess, nor a copy for each of many short sequences.
+    const size_t needed = pairs.size() + std::count(active_.begin(), active_.end(), 1);
+    if (needed > pairs.capacity()) pairs.reserve(std::max(needed, std::min(2 * pairs.capacity(), size_t{1} << 20)));
+  }
+
+  void by_key(int64_t query, int64_t query_end, int64_t key, int64_t key_end) {
+    for (int64_t m = key; m < key_end; ++m)
+      for (int64_t n = query; n < query_end; ++n) add(n, m);
+  }
+  void by_query(int64_t query, int64_t query_end, int64_t key, int64_t key_end) {
+    for (int64_t n = query; n < query_end; ++n)
+      for (int64_t m = key; m < key_end; ++m) add(n, m);
+  }
+
+ private:
+  void add(int64_t n, int64_t m) {
+    if (active_[n * sequence_.keys + m])
+      pairs_.push_back(
+          {static_cast<int32_t>(sequence_.first_query + n), static_cast<int32_t>(sequence_.first_key + m)});
+  }
+
+  const Sequence& sequence_;
+  std::vector<Pair>& pairs_;
+  std::vector<uint8_t> active_;
+};
 
 // Scratch of every worker; `a` is zero because rows beyond a tile's last are multiplied too.
 template <class T>
@@ -77,12 +106,15 @@ class ScratchPool {
   Buffer<T> a_, c_, w_;
 };
 
-// Packs all of `matrix` [depth, columns] on all threads.
+// Packs all of `matrix` [depth, columns] on all threads, a few rows at a time: what they write lies together.
 template <class T>
 Buffer<T> packed(const T* matrix, int64_t depth, int64_t columns) {
+  constexpr int64_t rows = 16;
   Buffer<T> to(depth * padded_columns<T>(columns));
-  parallel_tasks(depth,
-                 [&](int64_t k, int64_t) { kernels<T>().pack_row(matrix + k * columns, k, depth, columns, to.get()); });
+  parallel_tasks(ceil_div(depth, rows), [&](int64_t task, int64_t) {
+    const int64_t k = task * rows;
+    kernels<T>().pack_rows(matrix + k * columns, columns, k, std::min(rows, depth - k), depth, columns, to.get());
+  });
   return to;
 }
 

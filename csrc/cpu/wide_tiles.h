@@ -1,89 +1,122 @@
 // The tiles of the two wide maps: rows are pairs (query, key), made, multiplied and reduced to norms in cache.
 #pragma once
 
-#include "row_gemm.h"
+#include "mix.h"
 
 namespace ffattr::cpu::FFATTR_ISA {
 
-// to[k] (+)= factor[k] * sum_h weight[h] * from[h * stride + k], for k < count.
+// Weights of all heads, and of the residual as one more: weights[H + 1, kTileRows].
 template <class T>
-inline void scaled_mix(const T* weight, int64_t heads, const T* from, int64_t stride, const T* factor, int64_t count,
-                       bool accumulate, T* to) {
-  constexpr int unroll = 4;  // four sums hide the latency of one
-  int64_t k = 0;
-  for (; k + unroll * kLanes<T> <= count; k += unroll * kLanes<T>) {
-    Vector<T> sum[unroll] = {};
-    for (int64_t h = 0; h < heads; ++h) {
-      const Vector<T> w = broadcast(weight[h]);
-#pragma GCC unroll 4
-      for (int u = 0; u < unroll; ++u) sum[u] += w * load(from + h * stride + k + u * kLanes<T>);
-    }
-#pragma GCC unroll 4
-    for (int u = 0; u < unroll; ++u) {
-      T* place = to + k + u * kLanes<T>;
-      const Vector<T> value = sum[u] * load(factor + k + u * kLanes<T>);
-      store(place, accumulate ? value + load(place) : value);
-    }
-  }
-  for (; k < count; ++k) {
-    T sum{0};
-    for (int64_t h = 0; h < heads; ++h) sum += weight[h] * from[h * stride + k];
-    to[k] = sum * factor[k] + (accumulate ? to[k] : T{0});
+inline void gather_weights(const WideMap<T>& map, const Pair* pairs, int64_t rows, T* weights) {
+  for (int64_t i = 0; i < rows; ++i) {
+    const T* alpha = map.alpha + pairs[i].query * map.columns + map.column(pairs[i]);
+    for (int64_t h = 0; h < map.heads; ++h) weights[h * kTileRows + i] = alpha[h * map.queries * map.columns];
+    weights[map.heads * kTileRows + i] = map.is_itself(pairs[i]) ? T{1} : T{0};
   }
 }
 
-// Weights of all heads, and of the residual as one more: weight[H + 1].
-template <class T>
-inline void gather_weights(const WideMap<T>& map, Pair pair, T* weight) {
-  for (int64_t h = 0; h < map.heads; ++h) weight[h] = map.alpha[(h * map.queries + pair.query) * map.keys + pair.key];
-  weight[map.heads] = map.is_itself(pair) ? T{1} : T{0};
+// `run(first, count)` for pairs that share a key.
+template <class Run>
+inline void each_key(const Pair* pairs, int64_t rows, const Run& run) {
+  for (int64_t first = 0; first < rows;) {
+    int64_t end = first + 1;
+    while (end < rows && pairs[end].key == pairs[first].key) ++end;
+    run(first, end - first);
+    first = end;
+  }
 }
 
-// Writes the norms of one pair, whose feed-forward row is wide[d]; the row is overwritten.
 template <class T>
-inline void reduce(const WideMap<T>& map, Pair pair, const T* weight, T* wide) {
-  const int64_t width = map.width, heads = map.heads + 1;
-  const T* features = map.residual + pair.key * heads * width;
-  const T scale = map.residual_scale == nullptr ? T{1} : map.residual_scale[pair.query];
-  Vector<T> squares{}, total_squares{}, totals{};
-  T square{0}, total_square{0}, total{0};
+struct Sums {
+  T row, total, total_squares;
+};
+
+// Adds what is mixed of the residual to `count` columns of a feed-forward row.
+template <class T>
+inline void add_residual(const T* mixed, T scale, int64_t count, T* wide, Sums<T>& sums) {
+  Vector<T> squares{}, totals{}, total_squares{};
   int64_t c = 0;
-  for (; c + kLanes<T> <= width; c += kLanes<T>) {
-    const Vector<T> row = load(wide + c);
-    Vector<T> mixed{};
-    for (int64_t h = 0; h < heads; ++h) mixed += broadcast(weight[h]) * load(features + h * width + c);
-    const Vector<T> sum = row + mixed * scale;
+  for (; c + kLanes<T> <= count; c += kLanes<T>) {
+    const Vector<T> row = load(wide + c), sum = row + load(mixed + c) * scale;
     squares += row * row;
-    total_squares += sum * sum;
     totals += sum;
+    total_squares += sum * sum;
     store(wide + c, sum);
   }
-  for (; c < width; ++c) {
-    T mixed{0};
-    for (int64_t h = 0; h < heads; ++h) mixed += weight[h] * features[h * width + c];
-    square += wide[c] * wide[c];
-    wide[c] += mixed * scale;
-    total_square += wide[c] * wide[c];
-    total += wide[c];
+  for (; c < count; ++c) {
+    sums.row += wide[c] * wide[c];
+    wide[c] += mixed[c] * scale;
+    sums.total += wide[c];
+    sums.total_squares += wide[c] * wide[c];
   }
-  T* to = map.out + pair.query * map.keys + pair.key;
-  to[0] = std::sqrt(square + sum_of<T>(squares));
-  to[map.queries * map.keys] = std::sqrt(total_square + sum_of<T>(total_squares));
-  if (map.norm_scale == nullptr) return;
-  // The row is still in cache: subtracting the mean before squaring costs nothing and cancels nothing.
-  const T mean = map.centre ? (total + sum_of<T>(totals)) / static_cast<T>(width) : T{0};
-  squares = Vector<T>{};
-  square = T{0};
-  for (c = 0; c + kLanes<T> <= width; c += kLanes<T>) {
-    Vector<T> part = load(wide + c) - mean;
+  sums.row += sum_of<T>(squares);
+  sums.total += sum_of<T>(totals);
+  sums.total_squares += sum_of<T>(total_squares);
+}
+
+// ||gamma * centre(row)|| of a row that is still in cache: subtracting the mean before squaring costs nothing and
+// cancels nothing.
+template <class T>
+inline T normed(const WideMap<T>& map, T total, const T* row) {
+  const T mean = map.centre ? total / static_cast<T>(map.width) : T{0};
+  Vector<T> squares{};
+  T square{0};
+  int64_t c = 0;
+  for (; c + kLanes<T> <= map.width; c += kLanes<T>) {
+    Vector<T> part = load(row + c) - mean;
     if (map.gamma != nullptr) part *= load(map.gamma + c);
     squares += part * part;
   }
-  for (; c < width; ++c) {
-    const T part = (wide[c] - mean) * (map.gamma == nullptr ? T{1} : map.gamma[c]);
+  for (; c < map.width; ++c) {
+    const T part = (row[c] - mean) * (map.gamma == nullptr ? T{1} : map.gamma[c]);
     square += part * part;
   }
-  to[2 * map.queries * map.keys] = std::sqrt(square + sum_of<T>(squares)) * map.norm_scale[pair.query];
+  return std::sqrt(square + sum_of<T>(squares));
+}
+
+// Writes the norms of pairs whose feed-forward rows are those of scratch.c; pair i is row place(i). They are
+// overwritten, and so is scratch.a.
+template <class T, class Place>
+inline void reduce(const WideMap<T>& map, const Pair* pairs, int64_t rows, const Scratch<T>& scratch,
+                   const Place& place) {
+  const int64_t heads = map.heads + 1, width = panels_width<T>(map.width);
+  Sums<T> sums[kTileRows] = {};
+  for (int64_t c = 0; c < map.width; c += kDepthBlock<T>) {
+    const int64_t count = std::min(kDepthBlock<T>, map.width - c);
+    each_key(pairs, rows, [&](int64_t first, int64_t some) {
+      const T* residual = map.residual + pairs[first].key * heads * map.width + c;
+      mix<false, T>(
+          scratch.weights + first, some, heads, {residual, 1, 0, map.width}, 0,
+          [](int64_t) { return static_cast<const T*>(nullptr); }, count,
+          [&](int64_t row) { return scratch.a + row * kRowStride<T>; });
+      for (int64_t row = 0; row < some; ++row) {
+        const int64_t i = first + row;
+        const T scale = map.residual_scale == nullptr ? T{1} : map.residual_scale[pairs[i].query];
+        add_residual(scratch.a + row * kRowStride<T>, scale, count, scratch.c + place(i) * width + c, sums[i]);
+      }
+    });
+  }
+  const int64_t scope = map.queries * map.columns;
+  for (int64_t i = 0; i < rows; ++i) {
+    T* to = map.out + pairs[i].query * map.columns + map.column(pairs[i]);
+    to[0] = std::sqrt(sums[i].row);
+    to[scope] = std::sqrt(sums[i].total_squares);
+    if (map.norm_scale != nullptr)
+      to[2 * scope] = normed(map, sums[i].total, scratch.c + place(i) * width) * map.norm_scale[pairs[i].query];
+  }
+}
+
+// Which of `depth` neurons have a slope that is not zero, in any stream. NaN is not zero.
+template <class T>
+inline int64_t list_active(const T* slope, int64_t streams, int64_t stream_stride, int64_t depth, uint16_t* list) {
+  int64_t count = 0;
+  for (int64_t k = 0; k < depth; ++k) {
+    bool active = false;
+    for (int64_t s = 0; s < streams; ++s) active |= slope[s * stream_stride + k] != T{0};
+    list[count] = static_cast<uint16_t>(k);
+    count += active;
+  }
+  return count;
 }
 
 template <class T>
@@ -91,69 +124,119 @@ void direct_tile(const DirectTile<T>& tile) {
   const WideMap<T>& map = *tile.map;
   const int64_t heads = map.heads + 1, neurons = tile.neurons;
   const Scratch<T>& scratch = tile.scratch;
-  for (int64_t row = 0; row < tile.rows; ++row) gather_weights(map, tile.pairs[row], scratch.weights + row * heads);
+  gather_weights(map, tile.pairs, tile.rows, scratch.weights);
+
+  Strip strips[kMostStrips] = {{0, tile.rows, 0, nullptr}};
+  int64_t count = 1;
+  uint8_t place[kTileRows];
+  for (int64_t i = 0; i < tile.rows; ++i) place[i] = static_cast<uint8_t>(i);
+  if (tile.strip != 0) {
+    count = 0;
+    for (; count < kTileRows / tile.strip; ++count) strips[count] = {count * tile.strip, 0, 0, nullptr};
+    for (int64_t i = 0; i < tile.rows; ++i) {
+      Strip& strip = strips[tile.pairs[i].query - tile.first_query];
+      place[i] = static_cast<uint8_t>(strip.first + strip.rows++);
+    }
+  }
+  uint16_t lists[kMostStrips][kDepthBlock<T>];
+  alignas(64) T dense[kMixRows][kDepthBlock<T>];
+
   const auto produce = [&](int64_t k0, int64_t depth) {
-    for (int64_t row = 0; row < tile.rows; ++row)
-      for (int64_t s = 0; s < tile.streams; ++s)
-        scaled_mix(scratch.weights + row * heads, heads,
-                   tile.features + (s * map.keys + tile.pairs[row].key) * heads * neurons + k0, neurons,
-                   tile.slope + (s * map.queries + tile.pairs[row].query) * neurons + k0, depth, s > 0,
-                   scratch.a + row * kRowStride<T>);
+    const bool sparse = tile.strip != 0;
+    if (sparse)
+      for (int64_t i = 0; i < count; ++i)
+        if (strips[i].rows > 0) {
+          const T* slope = tile.slope + (tile.first_query + i) * neurons + k0;
+          strips[i].depth = list_active(slope, tile.streams, map.queries * neurons, depth, lists[i]);
+          strips[i].list = lists[i];
+        }
+    each_key(tile.pairs, tile.rows, [&](int64_t first, int64_t some) {
+      const Pair* pairs = tile.pairs + first;
+      const Features<T> features{tile.features + pairs->key * heads * neurons + k0, tile.streams,
+                                 map.keys * heads * neurons, neurons};
+      const auto factor = [&](int64_t row) { return tile.slope + pairs[row].query * neurons + k0; };
+      mix<true>(scratch.weights + first, some, heads, features, map.queries * neurons, factor, depth,
+                [&](int64_t row) { return sparse ? dense[row] : scratch.a + (first + row) * kRowStride<T>; });
+      if (!sparse) return;
+      for (int64_t row = 0; row < some; ++row) {
+        const Strip& strip = strips[pairs[row].query - tile.first_query];
+        T* to = scratch.a + place[first + row] * kRowStride<T>;
+        for (int64_t k = 0; k < strip.depth; ++k) to[k] = dense[row][strip.list[k]];
+      }
+    });
   };
-  multiply(tile.rows, neurons, map.width, tile.packed, scratch.a, scratch.c, produce);
-  for (int64_t row = 0; row < tile.rows; ++row)
-    reduce(map, tile.pairs[row], scratch.weights + row * heads, scratch.c + row * panels_width<T>(map.width));
+  multiply(strips, count, neurons, map.width, tile.packed, scratch.a, scratch.c, produce);
+  reduce(map, tile.pairs, tile.rows, scratch, [&](int64_t i) { return place[i]; });
+}
+
+// to[k] = sum_s from[s][k] * slope[s][k] for `depth` neurons, or for those of a list alone. `next`: read after `from`.
+template <class T>
+inline void scale(const T* from, const T* next, int64_t stream_stride, const T* slope, int64_t slope_stride,
+                  int64_t streams, int64_t depth, const uint16_t* list, T* to) {
+  const auto sum = [&]<class Value>(Value, int64_t k) {
+    Value value = load_as<Value>(from + k) * load_as<Value>(slope + k);
+    for (int64_t s = 1; s < streams; ++s)
+      value += load_as<Value>(from + s * stream_stride + k) * load_as<Value>(slope + s * slope_stride + k);
+    return value;
+  };
+  int64_t k = 0;
+  if (list != nullptr) {
+    for (; k < depth; ++k) to[k] = sum(T{}, list[k]);
+    return;
+  }
+  for (; k + kLanes<T> <= depth; k += kLanes<T>) {
+    __builtin_prefetch(next + k);  // rows of one depth block lie too far apart for the processor to guess
+    store(to + k, sum(Vector<T>{}, k));
+  }
+  for (; k < depth; ++k) to[k] = sum(T{}, k);
 }
 
 template <class T>
 void operator_tile(const OperatorTile<T>& tile) {
-  const T one{1};
+  Strip strip{0, tile.rows, 0, nullptr};
+  uint16_t list[kDepthBlock<T>];
   const auto produce = [&](int64_t k0, int64_t depth) {
+    const T* slope = tile.slope + k0;
+    const int64_t active = list_active(slope, tile.streams, tile.stream_stride, depth, list);
+    if (active <= kSparse * depth) strip.depth = active, strip.list = list;
     for (int64_t row = 0; row < tile.rows; ++row) {
       const bool own = tile.first + row == tile.inner;
-      for (int64_t s = 0; s < tile.streams; ++s)
-        scaled_mix(&one, 1,
-                   own ? tile.own + s * tile.stream_stride + k0
-                       : tile.maps + (s * tile.inner + tile.first + row) * tile.neurons + k0,
-                   0, tile.slope + s * tile.stream_stride + k0, depth, s > 0, tile.scratch.a + row * kRowStride<T>);
+      const T* from = own ? tile.own + k0 : tile.maps + (tile.first + row) * tile.neurons + k0;
+      scale(from, from + tile.neurons, own ? tile.stream_stride : tile.inner * tile.neurons, slope, tile.stream_stride,
+            tile.streams, strip.depth, strip.list, tile.scratch.a + row * kRowStride<T>);
     }
   };
-  multiply(tile.rows, tile.neurons, tile.width, tile.packed, tile.scratch.a, tile.scratch.c, produce);
-  for (int64_t row = 0; row < tile.rows; ++row) {
-    const T* from = tile.scratch.c + row * panels_width<T>(tile.width);
-    if (tile.first + row == tile.inner)
-      std::copy_n(from, tile.width, tile.own_row);
-    else
-      pack_row(from, tile.first + row, tile.inner, tile.width, tile.operator_packed);
-  }
+  multiply(&strip, 1, tile.neurons, tile.width, tile.packed, tile.scratch.a, tile.scratch.c, produce);
+  const int64_t width = panels_width<T>(tile.width), packed_rows = std::min(tile.rows, tile.inner - tile.first);
+  pack_rows(tile.scratch.c, width, tile.first, packed_rows, tile.inner, tile.width, tile.operator_packed);
+  if (packed_rows < tile.rows) std::copy_n(tile.scratch.c + packed_rows * width, tile.width, tile.own_row);
 }
 
 template <class T>
 void apply_tile(const ApplyTile<T>& tile) {
   const WideMap<T>& map = *tile.map;
-  const int64_t heads = map.heads, dim = tile.head_dim, inner = heads * dim;
+  const int64_t dim = tile.head_dim, inner = map.heads * dim;
   const Scratch<T>& scratch = tile.scratch;
-  for (int64_t row = 0; row < tile.rows; ++row)
-    gather_weights(map, tile.pairs[row], scratch.weights + row * (heads + 1));
+  gather_weights(map, tile.pairs, tile.rows, scratch.weights);
   const auto produce = [&](int64_t k0, int64_t depth) {
     for (int64_t row = 0; row < tile.rows; ++row) {
-      const T* weight = scratch.weights + row * (heads + 1);
       const T* values = tile.values + tile.pairs[row].key * inner;
       T* to = scratch.a + row * kRowStride<T> - k0;
       for (int64_t k = k0; k < k0 + depth;) {
         const int64_t end = std::min(k0 + depth, (k / dim + 1) * dim);
-        const T w = weight[k / dim];
+        const T w = scratch.weights[k / dim * kTileRows + row];
         for (; k < end; ++k) to[k] = w * values[k];
       }
     }
   };
-  multiply(tile.rows, inner, map.width, tile.operator_packed, scratch.a, scratch.c, produce);
+  Strip strip{0, tile.rows, 0, nullptr};
+  multiply(&strip, 1, inner, map.width, tile.operator_packed, scratch.a, scratch.c, produce);
   for (int64_t row = 0; row < tile.rows; ++row) {
+    if (!map.is_itself(tile.pairs[row])) continue;
     T* wide = scratch.c + row * panels_width<T>(map.width);
-    if (map.is_itself(tile.pairs[row]))
-      for (int64_t c = 0; c < map.width; ++c) wide[c] += tile.own_row[c];
-    reduce(map, tile.pairs[row], scratch.weights + row * (heads + 1), wide);
+    for (int64_t c = 0; c < map.width; ++c) wide[c] += tile.own_row[c];
   }
+  reduce(map, tile.pairs, tile.rows, scratch, [](int64_t i) { return i; });
 }
 
 }  // namespace ffattr::cpu::FFATTR_ISA
