@@ -19,25 +19,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOKENS = 182  # at least 16384 pairs, also of a causal model: a sketch is left out of fewer
 SMALL = Sketch(12, 12)
-MODELS = {
-    "bert": {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1, "max_position_embeddings": TOKENS},
-    "llama": {
-        "hidden_size": 64,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "num_hidden_layers": 1,
-        "max_position_embeddings": TOKENS,
-    },
-    "mixtral": {
-        "hidden_size": 64,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "num_hidden_layers": 1,
-        "max_position_embeddings": TOKENS,
-    },
-}
+WIDE = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1, "max_position_embeddings": TOKENS}
+GROUPED = {**WIDE, "num_key_value_heads": 2, "head_dim": 16}
+MODELS = {"bert": WIDE, "llama": GROUPED, "mixtral": GROUPED}
 
 
 def case(name: str, batch: int = 1) -> tuple[nn.Module, dict[str, Tensor]]:
