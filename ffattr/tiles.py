@@ -129,22 +129,14 @@ class Tiled:
                     for name, tile in self._narrow(number, arrived, itself, block, plan.blocks):
                         if name in self.scopes:
                             block.put(tile, found.maps[name])
-        if self.layer.pairwise:
-            assert fed is not None
+        if fed is not None and self.layer.pairwise:
+            names = (*weights.wide_scopes, weights.expert_scope)
+            maps = {name: rows for name, rows in found.maps.items() if name.removeprefix(CROSS) in names}
             if plan.method == "pairs":
-                self._pairs(arrived, fed, routing, plan.blocks, found.maps)
-            elif routing is None:
-                self._wide(part, arrived, fed.slope.squeeze(2), fed.norm_scale, plan, found.maps)
+                self._pairs(arrived, fed, routing, plan.blocks, maps)
             else:
-                for experts, tokens, slots in routing.by_set():
-                    self.layer.wide.take(experts)
-                    slope = fed.slope[:, tokens[:, None], slots].flatten(2)
-                    norm_scale = None if fed.norm_scale is None else fed.norm_scale[tokens]
-                    some = {name: rows[..., tokens, :] for name, rows in found.maps.items()}
-                    self._wide(part.only(tokens), arrived.only(tokens), slope, norm_scale, plan, some, slots)
-                    for name, rows in found.maps.items():
-                        rows[..., tokens, :] = some[name]
-            self.layer.wide.rest()
+                self._by_set(arrived, fed, routing, plan, maps)
+                self.layer.wide.rest()
         return found
 
     def _fitted(self, sketch: Sketch) -> dict[str, Tensor]:
@@ -154,7 +146,8 @@ class Tiled:
         given = (self.weights, self.pack, self.sources, self.slopes)
         vectors = sampled(*given, SAMPLED, generator)
         found = {}
-        for name in {scope.removeprefix(CROSS) for scope in self.layer.scopes} & vectors.keys():
+        asked = {scope.removeprefix(CROSS) for scope in self.scopes}
+        for name in (scope for scope in self.weights.wide_scopes if scope in asked):
             order = torch.randperm(len(vectors[name]), generator=generator).to(vectors[name].device)
             held, rows = order.tensor_split((len(order) // _JUDGES,))
             projection = fit(vectors[name][rows], sketch, vectors[name][held])
@@ -171,6 +164,22 @@ class Tiled:
             assert self.pack.routing is not None
             return (self.pack.routing.index.shape[1],)
         return ()
+
+    def _by_set(
+        self, arrived: Arrived, fed: Fed, routing: Routing | None, plan: LayerPlan, to: dict[str, Tensor]
+    ) -> None:
+        """The wide maps of a dense block; of a mixture, those of queries together that go to the same experts."""
+        if routing is None:
+            self._wide(arrived.queries, arrived, fed.slope.squeeze(2), fed.norm_scale, plan, to)
+            return
+        for experts, tokens, slots in routing.by_set():
+            self.layer.wide.take(experts)
+            slope = fed.slope[:, tokens[:, None], slots].flatten(2)
+            norm_scale = None if fed.norm_scale is None else fed.norm_scale[tokens]
+            some = {name: rows[..., tokens, :] for name, rows in to.items()}
+            self._wide(arrived.queries.only(tokens), arrived.only(tokens), slope, norm_scale, plan, some, slots)
+            for name, rows in to.items():
+                rows[..., tokens, :] = some[name]
 
     def _wide(
         self,

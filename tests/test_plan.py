@@ -91,7 +91,7 @@ def layer(given: LayerShape) -> tuple[LayerWeights, Tensor, QueryKey]:
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-@pytest.mark.parametrize("method", ["direct", "operator", "attention"])
+@pytest.mark.parametrize("method", ["direct", "operator", "pairs", "attention"])
 @pytest.mark.parametrize(("tokens", "queries"), [(48, 48), (160, 12), (160, 1)])
 def test_operations_are_those_of_the_matrix_products(tokens: int, queries: int, method: Any, streams: int) -> None:
     wide = method != "attention"
