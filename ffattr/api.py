@@ -20,7 +20,7 @@ from .collect import Collector, Placed, shape_of
 from .inputs import Inputs
 from .keep import Dense, Keep
 from .keep import of as keeping
-from .layer import CROSS
+from .layer import CROSS, LayerWeights
 from .maps import Attribution
 from .plan import LayerShape, Plan
 from .request import IG, Indices, Request, Stack
@@ -266,23 +266,25 @@ def explain(
             weights = spec.weights(None)
             causal = stack.name == "decoder" or bool(getattr(spec.attention, "is_causal", False))
             for batch, _ in request.batches():
-                for together in request.packs(stack, layer, batch):
-                    shapes = [_expected(request, stack, layer, batch[place], causal) for place in together]
+                for together in request.packs(stack, layer, weights, batch):
+                    shapes = [_expected(request, stack, layer, weights, batch[place], causal) for place in together]
                     joined = LayerShape.joined(shapes)
                     experts = math.comb(len(weights.down.weight), spec.active) if weights.mixture else 1
                     joined = replace(joined, sets=max(1, min(joined.queries, experts)))
-                    plan.layers.append(request.plan(stack, layer, joined))
+                    plan.layers.append(request.plan(stack, layer, weights, joined))
     return plan
 
 
-def _expected(request: Request, stack: Stack, layer: int, batch: int, causal: bool) -> LayerShape:
+def _expected(
+    request: Request, stack: Stack, layer: int, weights: LayerWeights, batch: int, causal: bool
+) -> LayerShape:
     """What is known of one sequence's cost before the model has run."""
-    shape = request.shape(stack, layer, batch)
+    shape = request.shape(stack, layer, weights, batch)
     if not causal:
         return shape
     tokens, rows, _ = stack.sequence(batch)
     masked = len(rows) * len(tokens) - int((rows + 1).sum())
-    return request.shape(stack, layer, batch, len(rows) * shape.longest - masked)
+    return request.shape(stack, layer, weights, batch, len(rows) * shape.longest - masked)
 
 
 def _reserve(request: Request, stack: Stack, name: str, width: int) -> Tensor:

@@ -64,11 +64,11 @@ class Collector:
         # A dense layer among mixtures has no scope told apart by expert.
         scopes = [name for name in stack.scopes if weights.mixture or not name.endswith(weights.expert_scope)]
         wanted = Layer(weights, scopes, request.rule, request.value_bias, request.backend, request.wide_dtype)
-        for together in request.packs(stack, layer, batch):
+        for together in request.packs(stack, layer, weights, batch):
             placed = [Placed.of(request, stack, captured, place, batch[place]) for place in together]
             pack = Pack(tuple(one.sequence for one in placed))
-            shapes = [request.shape(stack, layer, one.batch, one.sequence.pairs) for one in placed]
-            plan = request.plan(stack, layer, replace(LayerShape.joined(shapes), sets=max(1, pack.sets)))
+            shapes = [request.shape(stack, layer, weights, one.batch, one.sequence.pairs) for one in placed]
+            plan = request.plan(stack, layer, weights, replace(LayerShape.joined(shapes), sets=pack.sets))
 
             def emit(number: int, rows: Tensor, found: dict[str, Tensor], placed: list[Placed] = placed) -> None:
                 for at in stack.places(layer):

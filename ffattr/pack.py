@@ -78,24 +78,25 @@ class Pack:
     def routing(self) -> Routing | None:
         """Of the ``K`` tokens."""
         parts = [one.routing for one in self.sequences if one.routing is not None]
-        return (
-            Routing(concatenated([part.index for part in parts]), concatenated([part.weight for part in parts]))
-            if parts
-            else None
-        )
+        if not parts:
+            return None
+        return Routing(concatenated([part.index for part in parts]), concatenated([part.weight for part in parts]))
+
+    @cached_property
+    def _by_set(self) -> list[Tensor]:
+        """The queries of each set of experts."""
+        return [] if self.routing is None else [tokens for _, tokens, _ in self.routing.of(self.rows).by_set()]
 
     @cached_property
     def order(self) -> Tensor:
         """All queries in the order in which they are best worked on: of a mixture, those together that go to the same
         experts, which then are prepared once."""
-        if self.routing is None:
-            return torch.arange(len(self.rows), device=self.rows.device)
-        return concatenated([tokens for _, tokens, _ in self.routing.of(self.rows).by_set()] or [self.rows])
+        return concatenated(self._by_set or [torch.arange(len(self.rows), device=self.rows.device)])
 
     @property
     def sets(self) -> int:
         """How many different sets of experts the queries go to."""
-        return 1 if self.routing is None else len(self.routing.of(self.rows).by_set())
+        return max(1, len(self._by_set))
 
     def part(self, start: int, queries: int) -> Part:
         """``queries`` of them, from place ``start`` of `order` on, or as many as there are."""
@@ -105,8 +106,7 @@ class Pack:
         """The queries ``places`` ``[n]``, ascending."""
         if len(self.sequences) == 1:
             return Part(self, places, 0, (len(places),))
-        ends = torch.tensor(self.query_starts[1:], device=places.device)
-        counts = _counts(torch.searchsorted(ends, places, right=True), len(self.sequences))
+        counts = _counts(places, self.query_starts)
         used = [number for number, count in enumerate(counts) if count] or [0]
         return Part(self, places, used[0], tuple(counts[used[0] : used[-1] + 1]))
 
@@ -158,8 +158,7 @@ class Part:
         """The queries ``index`` ``[m]``, ascending, of the part; with all of its sequences."""
         if self.single:
             return Part(self.pack, self.places[index], self.first, (len(index),))
-        ends = torch.tensor(starts_of(self.counts)[1:], device=index.device)
-        counts = _counts(torch.searchsorted(ends, index, right=True), len(self.counts))
+        counts = _counts(index, starts_of(self.counts))
         return Part(self.pack, self.places[index], self.first, tuple(counts))
 
 
@@ -168,8 +167,10 @@ def starts_of(lengths: Sequence[int]) -> tuple[int, ...]:
     return (0, *itertools.accumulate(lengths))
 
 
-def _counts(numbers: Tensor, count: int) -> list[int]:
-    found: list[int] = torch.bincount(numbers, minlength=count).tolist()
+def _counts(places: Tensor, starts: tuple[int, ...]) -> list[int]:
+    """How many of ``places`` are in each of the sequences that begin at ``starts``."""
+    number = torch.searchsorted(torch.tensor(starts[1:], device=places.device), places, right=True)
+    found: list[int] = number.bincount(minlength=len(starts) - 1).tolist()
     return found
 
 

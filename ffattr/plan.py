@@ -180,13 +180,12 @@ def plan_layer(
     cannot hold a single pair.
     """
     useful, most = default_budget(device) if budget is None else (budget, budget)
-    sketch: Sketch | None = None
+    sketch, why = None, ""
     if isinstance(method, Sketch):
-        sketch, method, why = _sketched(shape, wide, backend, method)
+        sketch, why = _sketched(shape, wide, backend, method)
+        method = "auto"
         if sketch is not None:
             shape = replace(shape, sketched=(sketch.width,) * wide)
-    else:
-        why = ""
     chosen, choice = _choose(shape, wide, backend, method, dtype, device)
     choice += why
     if budget is None and chosen != "reference":
@@ -208,15 +207,15 @@ def plan_layer(
     return LayerPlan(layer, shape, chosen, blocks, dtype, choice, sketch=sketch, rates=rates)
 
 
-def _sketched(shape: LayerShape, wide: int, backend: Backend, sketch: Sketch) -> tuple[Sketch | None, str, str]:
-    """The sketch, if it saves anything, the method that it runs by, and a word on it."""
+def _sketched(shape: LayerShape, wide: int, backend: Backend, sketch: Sketch) -> tuple[Sketch | None, str]:
+    """The sketch, if it saves anything, and a word on it."""
     if not wide or backend.is_reference or shape.by_expert:
-        return None, "auto", "; exact: no sketch of this" * bool(wide)
+        return None, "; exact: no sketch of this" * bool(wide)
     if sketch.tolerance is None and wide * sketch.width >= shape.width:
-        return None, "auto", f"; exact: {wide} sketches of {sketch.width} are no narrower than {shape.width}"
+        return None, f"; exact: {wide} sketches of {sketch.width} are no narrower than {shape.width}"
     if shape.pairs < 4 * SAMPLED:  # each is twice the work of a pair of the map
-        return None, "auto", f"; exact: a sketch needs {SAMPLED} of the {shape.pairs} pairs to begin with"
-    return sketch, "auto", f"; sketched to {sketch.width} of {shape.width}"
+        return None, f"; exact: a sketch needs {SAMPLED} of the {shape.pairs} pairs to begin with"
+    return sketch, f"; sketched to {sketch.width} of {shape.width}"
 
 
 def packs(

@@ -18,7 +18,7 @@ from .groups import Groups
 from .groups import of as groups_of
 from .indices import Indices, indices
 from .inputs import Inputs, prepare
-from .layer import CROSS, LayerSpec
+from .layer import CROSS, LayerSpec, LayerWeights
 from .plan import LayerPlan, LayerShape, packs, plan_layer
 from .reference import Rule
 from .scopes import scopes_of
@@ -172,24 +172,24 @@ class Request:
         """Whose layer a layer of the model is."""
         return next(stack for stack in self.stacks if stack.first <= layer < stack.first + len(stack.specs))
 
-    def plan(self, stack: Stack, layer: int, shape: LayerShape) -> LayerPlan:
-        """How one layer of a pack of sequences is to be computed."""
-        device = stack.specs[layer].weights(None).out.weight.device  # of several, the one where this layer is
+    def plan(self, stack: Stack, layer: int, weights: LayerWeights, shape: LayerShape) -> LayerPlan:
+        """How one layer of a pack of sequences is to be computed; ``weights`` in any dtype."""
+        device = weights.out.weight.device  # of several, the one where this layer is
         made = plan_layer(
             layer, shape, stack.wide, self.backend, self.method, self.wide_dtype, device, self.memory_budget
         )
         return replace(made, stack=stack.name)
 
-    def shape(self, stack: Stack, layer: int, batch: int, pairs: int | None = None) -> LayerShape:
+    def shape(
+        self, stack: Stack, layer: int, weights: LayerWeights, batch: int, pairs: int | None = None
+    ) -> LayerShape:
         """What the cost of a layer of one sequence depends on; ``pairs``: of its tokens, those that are not masked
         (None: all)."""
-        spec = stack.specs[layer]
-        weights = spec.weights(None)
         tokens, rows, _ = stack.sequence(batch)
         keys = stack.keys(batch)
         count = len(tokens) + (0 if keys is None or weights.cross is None else len(keys))
         pairs = len(rows) * count if pairs is None else pairs
-        shape = LayerShape.of(weights, len(rows), count, pairs, spec.active, scopes=stack.scopes)
+        shape = LayerShape.of(weights, len(rows), count, pairs, stack.specs[layer].active, scopes=stack.scopes)
         if stack.groups is not None:
             columns = stack.groups.index[batch][tokens]
             columns = columns[columns >= 0]
@@ -200,10 +200,9 @@ class Request:
             shape = replace(shape, pairs=found, products=products)
         return replace(shape, by_expert=stack.by_expert and weights.mixture)
 
-    def packs(self, stack: Stack, layer: int, batch: Sequence[int]) -> list[list[int]]:
+    def packs(self, stack: Stack, layer: int, weights: LayerWeights, batch: Sequence[int]) -> list[list[int]]:
         """Which of the sequences ``batch``, by their places in it, are worked on together."""
-        device = stack.specs[layer].weights(None).out.weight.device
-        shapes = [self.shape(stack, layer, row) for row in batch]
+        shapes, device = [self.shape(stack, layer, weights, row) for row in batch], weights.out.weight.device
         return packs(shapes, stack.wide, self.backend, self.method, self.wide_dtype, device, self.memory_budget)
 
 
