@@ -7,7 +7,9 @@ from keeping import kept, some
 from synthetic import POST_LN, PRE_LN, attribution
 
 from ffattr import Pool, Reduce, TopK
-from ffattr.analysis import ChangeSample, _error, _sample, contextualization_change, spearman
+from ffattr.analysis import ChangeSample, contextualization_change, spearman
+from ffattr.analysis.ranks import standard_error
+from ffattr.analysis.sample import _sample
 
 
 def rho(a, b):
@@ -164,7 +166,7 @@ def test_a_sample_does_not_depend_on_how_rows_come(causal, monkeypatch):
     first = sampled(attr, 300, cut=60)
     assert set(first["pairs"]) == {600}
     pd.testing.assert_frame_equal(sampled(attr, 300, cut=7), first)
-    monkeypatch.setattr("ffattr.analysis._AT_ONCE", 100)
+    monkeypatch.setattr("ffattr.analysis.sample._AT_ONCE", 100)
     pd.testing.assert_frame_equal(sampled(attr, 300, cut=7), first)
     backwards = sampled(attr, 300, cut=5, backwards=True).sort_values("layer", kind="stable", ignore_index=True)
     pd.testing.assert_frame_equal(backwards, first)
@@ -184,7 +186,7 @@ def test_the_standard_error_is_how_far_samples_lie(size, levels):
     for _ in range(200):
         some = torch.randperm(3000, generator=generator)[:size]
         found.append(spearman(a[some], b[some]))
-        errors.append(_error(a[some], b[some], 3000))
+        errors.append(standard_error(a[some], b[some], 3000))
     off = torch.tensor(found) - spearman(a, b)
     # Of 200 draws, a spread is known to 1 / sqrt(400) of itself: five per cent, three times.
     assert float(off.norm()) / math.sqrt(200) == pytest.approx(sum(errors) / 200, rel=0.15)
@@ -207,7 +209,7 @@ def test_the_delta_method_is_what_one_more_pair_changes():
     away = [(1 + step) * even - step * one for one in torch.eye(40, dtype=torch.float64)]
     change = torch.stack([(weighted(w) - weighted(v)) / (2 * step) for w, v in zip(towards, away, strict=True)])
     expected = float(change.norm()) / 40 * math.sqrt(1 - 40 / 100)
-    assert _error(a, b, 100) == pytest.approx(expected, rel=1e-6)
+    assert standard_error(a, b, 100) == pytest.approx(expected, rel=1e-6)
 
 
 def test_standard_errors_of_sequences_add_up():

@@ -1,0 +1,78 @@
+"""How much the parts of the feed-forward block rearrange the maps (Kobayashi et al. 2024, section 5).
+
+Shapes: ``L`` layers, ``B`` sequences, ``N`` query tokens, ``T`` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from .ranks import spearman
+from .read import Maps, counted
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["COLUMNS", "contextualization_change", "mean", "steps"]
+
+COLUMNS = ["layer", "component", "before", "after", "value"]
+_COMPONENTS = {"ff": "FF", "res": "RES", "ln": "LN"}
+_BLOCK = "FF block"
+
+
+def contextualization_change(attribution: Maps) -> pandas.DataFrame:
+    """How much each component between two neighbouring scopes rearranges the map: ``1 - Spearman rho``.
+
+    One row per layer and component: ``layer``, ``component`` (``FF``, ``RES``, ``LN`` or the whole ``FF block``),
+    ``before``, ``after`` (the two scopes) and ``value``, the mean over the sequences. Only pairs of real tokens count,
+    and in a causal model (``arguments["causal"]``) only those where the key is not after the query: the structural
+    zeros would agree by themselves. Raises ValueError where no whole maps were kept; see `ChangeSample`.
+    """
+    import pandas as pd
+
+    found = steps(attribution.scopes)
+    pairs = counted(attribution)
+    shape = (len(pairs), *pairs[0].shape) if pairs else (0,)
+    for scope in {scope for _, *both in found for scope in both}:
+        if scope not in attribution.maps or (pairs and attribution.maps[scope].shape[1:] != shape):
+            raise ValueError(
+                f"no whole maps of {scope} were kept: compute it with keep='dense', or with "
+                "keep=ffattr.Reduce(sample) of an ffattr.analysis.ChangeSample, which keeps a sample of the pairs"
+            )
+    rows = []
+    for place, layer in enumerate(attribution.layers):
+        for component, before, after in found:
+            first, second = attribution.maps[before][place], attribution.maps[after][place]
+            changes = [1 - spearman(a[p], b[p]) for a, b, p in zip(first, second, pairs, strict=True)]
+            rows.append((layer, component, before, after, mean(changes)))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def steps(scopes: Sequence[str]) -> list[tuple[str, str, str]]:
+    """``(component, scope before, scope after)``. A scope's name is its predecessor's plus the component added.
+
+    Raises ValueError where there is none.
+    """
+    found = []
+    for scope in scopes:
+        before, _, part = scope.rpartition("_")
+        if part in _COMPONENTS and before.startswith("atb") and before in scopes:
+            found.append((_COMPONENTS[part], before, scope))
+    whole = [scope for scope in scopes if scope.startswith("atb") and scope.endswith(("_ln_ff_res", "_ff_res_ln"))]
+    last = max(whole, key=len, default="")  # of a pre-LN or of a post-LN layer
+    if "atb" in scopes and last:
+        found.append((_BLOCK, "atb", last))
+    if not found:
+        raise ValueError(
+            f"no two neighbouring scopes of the feed-forward block among {', '.join(scopes)}: compute the "
+            "maps with scopes='all' (or name the scopes around the component)"
+        )
+    return found
+
+
+def mean(changes: Sequence[float]) -> float:
+    """Over the sequences where it is defined."""
+    return float(torch.tensor(changes, dtype=torch.float64).nanmean())
