@@ -72,7 +72,7 @@ def measure(name: str) -> dict[str, float]:
     attr = ffattr.attribute(model, ids, **arguments)
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     peak = int(status["VmHWM"].split()[0]) * 1024
-    tops = [part for top in attr.top.values() for part in (top.values, top.keys, top.rest, top.total)]
+    tops = [part for top in attr.largest.values() for part in (top.values, top.keys, top.rest, top.total)]
     held = (*attr.maps.values(), *attr.bias.values(), *tops)
     outputs = sum(tensor.numel() * tensor.element_size() for tensor in held)
     if isinstance(arguments.get("keep"), ffattr.Dense):

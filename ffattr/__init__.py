@@ -26,11 +26,10 @@ if TYPE_CHECKING:
     from .ig import GaussLegendre, Riemann
     from .keep import Dense, Pool, Reduce, Rows, Top, TopK
     from .layer import LayerSpec
-    from .maps import Attribution
+    from .maps import Attribution, StackedAttribution, load
     from .parameters import Columns
     from .plan import Plan
     from .sketch import Sketch
-    from .stacks import StackedAttribution, load
 
 # Loaded at first use, see the end.
 _HOME = {
@@ -49,8 +48,7 @@ _HOME = {
     "keep": ("Dense", "Pool", "Reduce", "Rows", "Top", "TopK"),
     "layer": ("LayerSpec",),
     "parameters": ("Columns",),
-    "maps": ("Attribution",),
-    "stacks": ("StackedAttribution", "load"),
+    "maps": ("Attribution", "StackedAttribution", "load"),
     "plan": ("Plan",),
     "sketch": ("Sketch",),
 }

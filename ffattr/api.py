@@ -21,11 +21,10 @@ from .inputs import Inputs
 from .keep import Dense, Keep
 from .keep import of as keeping
 from .layer import CROSS, LayerWeights
-from .maps import Attribution
+from .maps import Attribution, StackedAttribution
 from .plan import LayerShape, Plan
 from .request import IG, Indices, Request, Stack
 from .sketch import Sketch
-from .stacks import StackedAttribution
 
 __all__ = ["Vectors", "attribute", "explain", "vectors"]
 
@@ -79,7 +78,7 @@ def attribute(
     check: compare the recomputed layer outputs with the model's; a difference raises `ArchitectureMismatch`.
 
     keep: what becomes of the maps: ``"dense"``, or `ffattr.Dense` (another dtype, a memory-mapped file), `ffattr.TopK`
-        (``attr.top``), `ffattr.Pool` (block means) or `ffattr.Reduce` (``attr.reduced``). Of long sequences nothing
+        (``attr.largest``), `ffattr.Pool` (block means) or `ffattr.Reduce` (``attr.reduced``). Of long sequences nothing
         else is ever held.
     keys: which tokens' contributions are wanted, as ``queries``; None for all.
     groups: tokens whose vectors are added up before their norm is taken: ``"words"``, column numbers ``[B, T]`` (-1:
@@ -153,7 +152,8 @@ class Vectors:
     ``values`` ``[layers, B, queries, T, d]`` (told apart by head or expert: ``[layers, B, heads, queries, T, d]``),
     ``bias`` and ``total`` ``[layers, B, queries, d]`` (zero where told apart). Padding is zero. Of a scope of
     cross-attention the ``T`` tokens are the encoder's, ``key_tokens``; from ``atb`` on, the decoder's are missing from
-    its sum, and the encoder's from that of a decoder's scope.
+    its sum, and the encoder's from that of a decoder's scope. ``mask`` ``[B, T]`` is True at real tokens, ``key_mask``
+    at those of the encoder where keys are its tokens.
     """
 
     values: Tensor
@@ -163,7 +163,9 @@ class Vectors:
     layers: tuple[int, ...]
     queries: tuple[int, ...]
     scope: str
+    mask: Tensor
     key_tokens: list[list[str]] | None = None
+    key_mask: Tensor | None = None
 
 
 def vectors(
@@ -219,8 +221,8 @@ def vectors(
                         bias[at, row, n], total[at, row, n] = stream.bias[0], stream.total[0]
 
     _record(request, request.inputs, on_layer)
-    key_tokens = stack.encoder_tokens if across else None
-    return Vectors(values, bias, total, stack.tokens, stack.layers, stack.queries, name, key_tokens)
+    key_tokens, key_mask = (stack.encoder_tokens, stack.encoder_mask) if across else (None, None)
+    return Vectors(values, bias, total, stack.tokens, stack.layers, stack.queries, name, stack.mask, key_tokens, key_mask)
 
 
 def explain(

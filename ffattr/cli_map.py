@@ -7,13 +7,11 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import Tensor
 
-from . import api, groups, pretrained
+from . import api, pretrained
 from .files import replacing
 from .maps import Attribution
 from .progress import bar
@@ -47,9 +45,7 @@ def show(model: str, text: str, options: Mapping[str, Any], output: Path | None,
             figure.savefig(temporary, format="png", dpi=150)
         _say(f"picture: {png}")
     if output is None and png is None:
-        found = groups.of(options["groups"], None, text, tokenizer, attribution.mask, attribution.tokens)
-        columns = torch.arange(len(attribution.queries)) if found is None else found.index[0].cpu()
-        Console().print(_strongest(attribution, columns))
+        Console().print(_strongest(attribution))
     _say(str(attribution.plan))
 
 
@@ -63,25 +59,12 @@ def _say(line: str) -> None:
     Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _strongest(attribution: Attribution, columns: Tensor) -> Table:
-    """The largest entries of the last layer's last scope, but for those of a token with itself: ``columns`` ``[T]``."""
-    scope = attribution.scope("layer")
-    rows, keys = attribution._ticks(0)
-    if scope in attribution.top:
-        top = attribution.top[scope]
-        values, key = top.values[-1, 0].cpu(), top.keys[-1, 0].cpu()
-        values = values.masked_fill(key == columns[:, None], 0)
-    else:
-        values = attribution[scope][-1, 0].cpu().clone()
-        block = attribution.block or 1
-        values[torch.arange(len(columns)) // block, columns // block] = 0
-        key = torch.arange(values.shape[1]).expand(values.shape)
-    found = values.flatten().topk(min(_PAIRS, values.numel()))
-    table = Table("query", "key", "norm", title=f"{scope}, layer {attribution.layers[-1]}")
-    for norm, place in zip(found.values.tolist(), found.indices.tolist(), strict=True):
-        if norm == 0:  # masked: a causal map of few tokens has no more pairs
-            break
-        row, column = place // values.shape[1], int(key.flatten()[place])
-        names = [f"{ticks.positions[at]} {ticks.labels[at]}" for ticks, at in ((rows, row), (keys, column))]
-        table.add_row(*map(escape, names), f"{norm:.3g}")
+def _strongest(attribution: Attribution) -> Table:
+    """The largest entries of the last layer's last scope, but for those of a token with itself."""
+    scope, layer = attribution.scope("layer"), attribution.layers[-1]
+    found = attribution.top(_PAIRS, scope)
+    table = Table("query", "key", "norm", title=f"{scope}, layer {layer}")
+    for pair in found[found["layer"] == layer].itertuples():
+        names = (f"{pair.query} {pair.query_token}", f"{pair.key} {pair.key_token}")
+        table.add_row(*map(escape, names), f"{pair.norm:.3g}")
     return table

@@ -89,7 +89,7 @@ class Collector:
             kept = store.finish()
             result = Attribution(
                 maps=kept.maps,
-                top=kept.top,
+                largest=kept.largest,
                 reduced=kept.reduced,
                 block=kept.block,
                 bias={_bare(scope): self.bias[scope] for scope in scopes},
@@ -108,7 +108,9 @@ class Collector:
             if cross:
                 result = replace(result, key_tokens=stack.encoder_tokens, key_mask=stack.encoder_mask)
             elif stack.groups is not None:
-                result = replace(result, key_tokens=stack.groups.texts, key_mask=stack.groups.mask)
+                result = replace(
+                    result, key_tokens=stack.groups.texts, key_mask=stack.groups.mask, groups=stack.groups.index
+                )
             result.maps = store.seal(*result._parts())
             found[CROSS.rstrip(".") if cross else stack.name] = result
         return found

@@ -7,7 +7,7 @@ tokens in any cuts and order:
     try:
         store.add(place, batch, rows, keys, tiles)  # for each block
         kept = store.finish()
-        result = Attribution(maps=kept.maps, top=kept.top, reduced=kept.reduced, block=kept.block, ...)
+        result = Attribution(maps=kept.maps, largest=kept.largest, reduced=kept.reduced, block=kept.block, ...)
         result.maps = store.seal(*result._parts())  # names the file of Dense(path=...); else gives kept.maps back
     except BaseException:
         store.discard()
@@ -61,7 +61,7 @@ class Dense:
 
 @dataclass(frozen=True)
 class TopK:
-    """The ``k`` largest entries of every row, with the norm of the others and the sum of all: ``attr.top[scope]``."""
+    """The ``k`` largest entries of every row, the norm of the others and the sum of all: ``attr.largest[scope]``."""
 
     k: int
 

@@ -70,7 +70,7 @@ class Kept:
     """What a `Store` leaves; ``block`` is that of `Pool`."""
 
     maps: dict[str, Tensor] = field(default_factory=dict)
-    top: dict[str, Top] = field(default_factory=dict)
+    largest: dict[str, Top] = field(default_factory=dict)
     reduced: list[Any] = field(default_factory=list)
     block: int | None = None
 
@@ -144,11 +144,11 @@ class TopStore(Store):
     def __init__(self, k: int, top: dict[str, Top]) -> None:
         super().__init__()
         self.k = k
-        self.kept.top = top
+        self.kept.largest = top
 
     def add(self, place: int, batch: int, rows: Tensor, keys: Tensor, tiles: Mapping[str, Tensor]) -> None:
         for scope, tile in tiles.items():
-            top, k = self.kept.top[scope], min(self.k, tile.shape[-1])
+            top, k = self.kept.largest[scope], min(self.k, tile.shape[-1])
             where = _largest(tile, k, scope)
             values = tile.gather(-1, where)
             positions = keys.to(where.device)[where].masked_fill_(values <= 0, -1)

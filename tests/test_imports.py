@@ -44,8 +44,8 @@ ORDER = [
         "engine",
     },
     {"attention_capture", "module_capture", "forward", "capture", "signals", "tokens", "inputs", "groups", "adapters"},
-    {"plot", "analysis", "tables"},
-    {"files", "stores", "keep", "maps", "stacks"},
+    {"plot", "analysis", "report"},
+    {"files", "stores", "keep", "maps"},
     {"scopes", "collect", "request", "api", "bench", "calibrate", "tune"},
     {"reproduction", "pretrained", "examples", "verified"},
     {""},  # the package itself: `import ffattr`

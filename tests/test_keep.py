@@ -31,7 +31,7 @@ def test_dense_is_the_maps(how, queries):
     found = kept(Dense(), attr, **how)
     assert found.maps.keys() == attr.maps.keys()
     assert all(torch.equal(found.maps[scope], attr.maps[scope]) for scope in SCOPES)
-    assert (found.top, found.reduced, found.block) == ({}, [], None)
+    assert (found.largest, found.reduced, found.block) == ({}, [], None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -65,7 +65,7 @@ def test_top_is_the_largest_of_every_row_with_ties_in_order(k, how):
     assert found.maps == {}
     every = torch.arange(7)
     for scope in SCOPES:
-        top, maps = found.top[scope], attr.maps[scope]
+        top, maps = found.largest[scope], attr.maps[scope]
         assert top.keys.dtype == torch.int32
         assert top.values.shape == (*maps.shape[:-1], k)
         for at in torch.cartesian_prod(*(torch.arange(n) for n in maps.shape[:-1])).tolist():
@@ -81,20 +81,20 @@ def test_top_is_the_largest_of_every_row_with_ties_in_order(k, how):
 def test_equal_entries_give_the_lowest_positions():
     attr = some(("atb",))
     attr.maps["atb"][0, 0, 1] = torch.tensor([1.0, 2, 0, 2, 1, 1, 2])
-    top = kept(TopK(4), attr).top["atb"]
+    top = kept(TopK(4), attr).largest["atb"]
     assert top.keys[0, 0, 1].tolist() == [1, 3, 6, 0]
     long = torch.ones(1, 1, 2, 5000)  # as long as where topk changes its algorithm
     store = TopK(40).open({"atb": (1, 1, 2, 5000)}, torch.float32, torch.device("cpu"), [0], [0, 1])
     store.add(0, 0, torch.arange(2), torch.arange(5000), {"atb": long[0, 0]})
-    assert store.finish().top["atb"].keys[0, 0].tolist() == [list(range(40))] * 2
+    assert store.finish().largest["atb"].keys[0, 0].tolist() == [list(range(40))] * 2
 
 
 def test_top_says_what_is_wrong():
     attr = some(("atb",))
-    top = kept(TopK(2), attr).top["atb"]
+    top = kept(TopK(2), attr).largest["atb"]
     with pytest.raises(ValueError, match="keys=6, but there are entries up to position 6"):
         top.dense(6)
-    assert kept(TopK(2), some(("atb",), queries=())).top["atb"].dense(0).shape == (3, 2, 0, 0)
+    assert kept(TopK(2), some(("atb",), queries=())).largest["atb"].dense(0).shape == (3, 2, 0, 0)
     attr.maps["atb"][0, 0, 1, 1] = float("nan")
     with pytest.raises(NonFiniteError, match="scope atb has norms that are NaN"):
         kept(TopK(2), attr)
@@ -143,7 +143,7 @@ def test_reduce_hands_on_every_block_and_lists_what_comes_back():
         return None if rows.batch else (rows.layer, rows.queries.tolist())
 
     found = kept(Reduce(fn), attr, cut=2)
-    assert (found.maps, found.top) == ({}, {})
+    assert (found.maps, found.largest) == ({}, {})
     assert found.reduced == [(layer, queries) for layer in (0, 2, 5) for queries in ([5, 0],)]
     assert [(rows.layer, rows.batch) for rows in blocks] == [(n, b) for n in (0, 2, 5) for b in (0, 1)]
     for rows in blocks:
@@ -183,7 +183,7 @@ def test_no_keys_at_all(asked):
     )
     found = store.finish()
     assert not any(maps.any() for maps in found.maps.values())
-    assert not any(top.values.any() or top.rest.any() or (top.keys >= 0).any() for top in found.top.values())
+    assert not any(top.values.any() or top.rest.any() or (top.keys >= 0).any() for top in found.largest.values())
     assert found.reduced == ([[]] if isinstance(asked, Reduce) else [])
 
 
@@ -193,7 +193,7 @@ def test_a_scope_that_a_layer_lacks_stays_empty(asked):
     store = opened(asked, attr)
     store.add(0, 0, torch.tensor([1]), torch.arange(7), {"atb": attr.maps["atb"][0, 0, 1:2]})
     found = store.finish()
-    values = found.maps or {scope: top.values for scope, top in found.top.items()}
+    values = found.maps or {scope: top.values for scope, top in found.largest.items()}
     assert values["atb"].any()
     assert not values["atb_ff"].any()
 
@@ -207,9 +207,9 @@ def test_tiles_from_another_device(asked, queries):
     with TwoDevices():
         found = kept(asked, attr, device=THERE)
     for scope in SCOPES:
-        if expected.top:
+        if expected.largest:
             for part in ("values", "keys", "rest", "total"):
-                assert torch.equal(getattr(found.top[scope], part), getattr(expected.top[scope], part))
+                assert torch.equal(getattr(found.largest[scope], part), getattr(expected.largest[scope], part))
         else:
             assert torch.equal(found.maps[scope], expected.maps[scope])
 

@@ -261,10 +261,10 @@ def test_repr_says_what_was_kept():
 def _same(first, second):
     assert first.maps.keys() == second.maps.keys()
     assert all(torch.equal(first.maps[scope], second.maps[scope]) for scope in first.maps)
-    assert first.top.keys() == second.top.keys()
-    for scope, top in first.top.items():
+    assert first.largest.keys() == second.largest.keys()
+    for scope, top in first.largest.items():
         for part in ("values", "keys", "rest", "total"):
-            ours, theirs = getattr(top, part), getattr(second.top[scope], part)
+            ours, theirs = getattr(top, part), getattr(second.largest[scope], part)
             assert torch.equal(ours, theirs)
             assert ours.dtype == theirs.dtype
     assert (first.block, first.scopes) == (second.block, second.scopes)
@@ -297,7 +297,7 @@ def test_a_reduced_result_is_not_saved(tmp_path):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (TopK(2), r"keep=TopK.*attr.top\['atb'\].*keep='dense'"),
+        (TopK(2), r"keep=TopK.*attr.largest\['atb'\].*keep='dense'"),
         (Reduce(len), "no map of atb was kept .keep=Reduce.: attr.reduced lists .*keep='dense'"),
     ],
 )
@@ -320,8 +320,8 @@ def test_loading_what_does_not_fit(tmp_path, change):
     if change == "block":
         attr.block = 3
     else:
-        tensor = getattr(attr.top["atb"], change)
-        object.__setattr__(attr.top["atb"], change, tensor[:, :, 1:])
+        tensor = getattr(attr.largest["atb"], change)
+        object.__setattr__(attr.largest["atb"], change, tensor[:, :, 1:])
     attr.save(path)
     with pytest.raises(FileFormatError, match=r"(the map|the top of|the keys of) atb has shape .*, expected \[3, 2, "):
         load(path)

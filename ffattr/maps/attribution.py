@@ -8,28 +8,28 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from .files import FileFormatError, write
-from .keep import Top
-from .tables import Ticks, table
+from ..files import FileFormatError, write
+from ..keep import Top
+from . import tables
+from .contents import OF_TOP, Contents, apart, key_mask
 
 if TYPE_CHECKING:
     import pandas
+    import xarray
     from matplotlib.figure import Figure
 
 __all__ = ["Attribution"]
 
-_OPTIONAL = ("key_mask", "experts", "shares")  # tensors that not every attribution has
-_OF_TOP = tuple(part.name for part in fields(Top))
+_OPTIONAL = ("key_mask", "groups", "experts", "shares")  # tensors that not every attribution has
 
 
 @dataclass(eq=False, repr=False)
-class Attribution:
+class Attribution(Contents):
     """Maps of how much of each token reaches each token, per scope and layer.
 
     ``maps[scope]`` ``[L, B, N, T]`` (``attn_heads``: ``[L, B, H, N, T]``) is the norm of the part of query token
@@ -42,64 +42,18 @@ class Attribution:
     prints as what ran, ``arguments`` holds how it was asked for.
 
     Keys are the same tokens as queries, but for attention from a decoder to an encoder: ``key_tokens`` and ``key_mask``
-    are then those of the encoder. Of a mixture of ``k`` experts for each token, ``experts`` ``[L, B, N, k]`` says which
-    ones (-1: none) and ``shares`` what their outputs were multiplied by; maps that are told apart by expert,
-    ``[L, B, k, N, T]``, are in this order.
+    are then those of the encoder. Where ``keys`` or ``groups`` were asked for, they are those of the columns, and
+    ``groups`` ``[B, T]`` is the column of each token (-1: none).
+
+    Of a mixture of ``k`` experts for each token, ``experts`` ``[L, B, N, k]`` says which ones (-1: none) and ``shares``
+    what their outputs were multiplied by; maps that are told apart by expert, ``[L, B, k, N, T]``, are in this order.
 
     What `attribute` was told to keep of the maps (``keep=``) decides what there is: with `ffattr.TopK` ``maps`` is
-    empty and ``top[scope]`` holds the largest entries of every row; with `ffattr.Pool` ``maps`` are those of blocks of
-    ``block`` tokens; with `ffattr.Reduce` there are no maps, and ``reduced`` lists what the function returned.
+    empty and ``largest[scope]`` holds the largest entries of every row; with `ffattr.Pool` ``maps`` are those of blocks
+    of ``block`` tokens; with `ffattr.Reduce` there are no maps, and ``reduced`` lists what the function returned.
     ``sketch_error[scope]`` ``[L, B]`` is there with ``method=ffattr.Sketch(...)``: the median relative error of the
     map's entries as pairs computed exactly tell it; 0 where the sketch would have saved nothing and was left out.
     """
-
-    maps: dict[str, Tensor]
-    bias: dict[str, Tensor]
-    tokens: list[list[str]]
-    layers: tuple[int, ...]
-    queries: tuple[int, ...]
-    scopes: tuple[str, ...]
-    mask: Tensor
-    error: Tensor
-    plan: object = None
-    arguments: dict[str, Any] = field(default_factory=dict)
-    key_tokens: list[list[str]] | None = None
-    key_mask: Tensor | None = None
-    experts: Tensor | None = None
-    shares: Tensor | None = None
-    top: dict[str, Top] = field(default_factory=dict)
-    reduced: list[Any] = field(default_factory=list)
-    block: int | None = None
-    sketch_error: dict[str, Tensor] = field(default_factory=dict)
-
-    def scope(self, name: str) -> str:
-        """The name of a computed scope: ``"layer"`` stands for the last one. Raises `KeyError` listing the others."""
-        if name == "layer":
-            return self.scopes[-1]
-        if name not in self.scopes:
-            raise KeyError(f"no scope {name!r} here; computed: {', '.join(self.scopes)} (and the alias 'layer')")
-        return name
-
-    def __getitem__(self, scope: str) -> Tensor:
-        """``attr["atb_ff"]``, or ``attr["layer"]`` for the last scope.
-
-        Raises KeyError for a scope that was not computed, ValueError for one whose maps were not kept.
-        """
-        return self._map(self.scope(scope))
-
-    def _map(self, scope: str) -> Tensor:
-        if scope in self.maps:
-            return self.maps[scope]
-        if scope in self.top:
-            raise ValueError(
-                f"of {scope} only the largest entries of each row were kept (keep=TopK): they are in "
-                f"attr.top[{scope!r}], whose dense(tokens) fills them into a map. For all entries compute it with "
-                "keep='dense'"
-            )
-        raise ValueError(
-            f"no map of {scope} was kept (keep=Reduce): attr.reduced lists what the function returned. For maps "
-            "compute it with keep='dense'"
-        )
 
     def __repr__(self) -> str:
         sequences, tokens = self.mask.shape
@@ -111,8 +65,8 @@ class Attribution:
     def _kept(self) -> str:
         if self.block is not None:
             return f"; in blocks of {self.block} tokens"
-        if self.top:
-            return f"; the {next(iter(self.top.values())).values.shape[-1]} largest entries of each row"
+        if self.largest:
+            return f"; the {next(iter(self.largest.values())).values.shape[-1]} largest entries of each row"
         return "" if self.maps else f"; no maps kept, {len(self.reduced)} values reduced"
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -125,7 +79,7 @@ class Attribution:
 
     def _check_kept(self) -> None:
         for scope in self.scopes:
-            if scope not in self.maps and scope not in self.top:
+            if scope not in self.maps and scope not in self.largest:
                 raise ValueError(
                     f"nothing to save of {scope}: keep=Reduce keeps no maps. Save what the function returned, "
                     "attr.reduced, yourself, or compute with keep='dense', TopK or Pool"
@@ -135,8 +89,8 @@ class Attribution:
         """All tensors by name, and what else there is as JSON takes it."""
         tensors = {"mask": self.mask, "error": self.error}
         for scope in self.scopes:
-            if scope in self.top:
-                tensors |= {f"top.{scope}.{part}": getattr(self.top[scope], part) for part in _OF_TOP}
+            if scope in self.largest:
+                tensors |= {f"top.{scope}.{part}": getattr(self.largest[scope], part) for part in OF_TOP}
             elif scope in self.maps:
                 tensors[f"maps.{scope}"] = self.maps[scope]
             tensors[f"bias.{scope}"] = self.bias[scope]
@@ -163,10 +117,10 @@ class Attribution:
         """The inverse of `_parts`; ``name`` is that of the file."""
         try:
             scopes = tuple(content["scopes"])
-            cut = [scope for scope in scopes if f"top.{scope}.{_OF_TOP[0]}" in tensors]
+            cut = [scope for scope in scopes if f"top.{scope}.{OF_TOP[0]}" in tensors]
             attribution = cls(
                 maps={scope: tensors[f"maps.{scope}"] for scope in scopes if scope not in cut},
-                top={scope: Top(*(tensors[f"top.{scope}.{part}"] for part in _OF_TOP)) for scope in cut},
+                largest={scope: Top(*(tensors[f"top.{scope}.{part}"] for part in OF_TOP)) for scope in cut},
                 block=content.get("block"),
                 bias={scope: tensors[f"bias.{scope}"] for scope in scopes},
                 sketch_error={s: tensors[f"sketch_error.{s}"] for s in scopes if f"sketch_error.{s}" in tensors},
@@ -180,12 +134,13 @@ class Attribution:
                 arguments=dict(content["arguments"]),
                 key_tokens=content.get("key_tokens"),
                 key_mask=tensors.get("key_mask"),
+                groups=tensors.get("groups"),
                 experts=tensors.get("experts"),
                 shares=tensors.get("shares"),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles {error}") from error
-        attribution._check_shapes(name)
+        _check_shapes(attribution, name)
         return attribution
 
     def to_pandas(self, scopes: str | Sequence[str] | None = None) -> pandas.DataFrame:
@@ -196,28 +151,51 @@ class Attribution:
         With keep=TopK only the kept pairs; with keep=Pool one row per pair of blocks, ``norm`` its mean, with the
         position of the first token of a block and the text of its first and last.
         """
-        import pandas as pd
+        return tables.frame(self, self._named(scopes))
 
-        names = self.scopes if scopes is None else (scopes,) if isinstance(scopes, str) else tuple(scopes)
-        frames = [self._frame(self.scope(name), batch) for name in names for batch in range(self.mask.shape[0])]
-        frame = pd.concat(frames, ignore_index=True)
-        for column in ("scope", "query_token", "key_token"):
-            frame[column] = frame[column].astype("category")
-        for column in ("head", "expert"):
-            if column in frame:
-                frame[column] = frame[column].astype("Int64")
-        return frame
+    def to_xarray(self, scopes: str | Sequence[str] | None = None) -> xarray.Dataset:
+        """The maps as an `xarray.Dataset` with named dimensions: ``layer``, ``batch``, (``head``,) ``query``, ``key``.
+
+        One variable per scope, and ``<scope>_bias`` without keys. Coordinates are the model's numbers of layers, the
+        positions of tokens, their texts ``query_token`` and ``key_token``, and ``query_real`` and ``key_real``, False
+        at padding. With keep=Pool rows and columns are blocks, named by their first token; with keep=TopK there are no
+        maps, and this is a ValueError.
+
+        >>> data = attr.to_xarray("layer")
+        >>> data["atb_ff_res_ln"].sel(layer=2, query=3).dims
+        ('batch', 'key')
+        >>> data.query_token.values[0, :3].tolist()
+        ['[CLS]', 'the', 'cat']
+        """
+        return tables.dataset(self, self._named(scopes))
+
+    def top(self, k: int = 10, scope: str = "layer", *, own: bool = False) -> pandas.DataFrame:
+        """The ``k`` strongest pairs of every layer and sequence, strongest first.
+
+        Columns ``layer``, ``batch``, ``rank`` from 1, ``query``, ``key``, ``query_token``, ``key_token``, ``norm`` and
+        ``share``, the norm's part of the sum of its row; of scopes told apart, ``head`` or ``expert``. What a token
+        keeps of itself, mostly the strongest by far, counts only with ``own``.
+
+        >>> attr.top(2)[["layer", "batch", "rank"]].head(4).values.tolist()
+        [[0, 0, 1], [0, 0, 2], [1, 0, 1], [1, 0, 2]]
+        """
+        return tables.strongest(self, k, self.scope(scope), own)
+
+    def _named(self, scopes: str | Sequence[str] | None) -> tuple[str, ...]:
+        names = self.scopes if scopes is None else (scopes,) if isinstance(scopes, str) else scopes
+        return tuple(self.scope(name) for name in names)
 
     def of_expert(self, number: int, scope: str | None = None) -> Tensor:
         """What one expert carried, ``[L, B, N, T]``: zero for tokens that do not go to it.
 
         ``scope`` names one that is told apart by expert (None: the only one). Raises ValueError where there is none.
         """
-        apart = [name for name in self.scopes if _axis(name) == "expert"]
-        name = scope if scope is not None else apart[0] if apart else None
-        if self.experts is None or name not in apart:
+        by_expert = [name for name in self.scopes if apart(name) == "expert"]
+        name = scope if scope is not None else by_expert[0] if by_expert else None
+        if self.experts is None or name not in by_expert:
             raise ValueError(
-                f"scope {scope!r} is not told apart by expert; computed and told apart: {', '.join(apart) or 'none'}. "
+                f"scope {scope!r} is not told apart by expert; computed and told apart: "
+                f"{', '.join(by_expert) or 'none'}. "
                 'Ask attribute for scopes=["..._ff_experts"].'
             )
         chosen = (self.experts == number).movedim(-1, 2)[..., None]  # [L, B, k, N, 1]
@@ -238,103 +216,27 @@ class Attribution:
         ``layer`` is the model's number of the layer, or negative: counted from the last computed one. ``head`` picks a
         head of ``attn_heads``, ``expert`` one of a mixture. ``options`` go to `ffattr.plot.map_figure`.
         """
-        from . import plot
+        from . import pictures
 
-        name, index = self.scope(scope), self._layer_index(layer)
-        if not -self.mask.shape[0] <= batch < self.mask.shape[0]:
-            raise IndexError(f"batch {batch} is out of range: there are {self.mask.shape[0]} sequences")
-        values = self._one(name, index, batch)
-        title = f"{name}, layer {self.layers[index]}"
-        if _axis(name) == "expert":
-            if expert is None:
-                raise ValueError(f"scope {name} is told apart by expert: name one of them with expert=")
-            assert self.experts is not None
-            chosen = (self.experts[index, batch] == expert).T[..., None]  # [k, N, 1]
-            values, title = (values * chosen).sum(0), f"{title}, expert {expert}"
-        elif expert is not None:
-            raise ValueError(f"expert={expert} is for scopes told apart by expert; {name} is summed over experts")
-        if name == "attn_heads":
-            if head is None or not -values.shape[0] <= head < values.shape[0]:
-                raise ValueError(f"scope attn_heads has {values.shape[0]} heads; got head={head}: name one of them")
-            values, title = values[head], f"{title}, head {head % values.shape[0]}"
-        elif head is not None:
-            raise ValueError(f"head={head} is for the scope attn_heads; {name} is summed over heads")
-        rows, keys = self._ticks(batch)
-        return plot.map_figure(
-            values[rows.places][:, keys.places], rows.labels, keys.labels, **{"title": title, **options}
-        )
+        return pictures.one_map(self, self.scope(scope), layer, batch, head, expert, options)
 
-    def _layer_index(self, layer: int) -> int:
-        if -len(self.layers) <= layer < 0:
-            return layer + len(self.layers)
-        if layer not in self.layers:
-            raise IndexError(f"layer {layer} was not computed; computed: {', '.join(map(str, self.layers))}")
-        return self.layers.index(layer)
 
-    def _one(self, scope: str, index: int, batch: int) -> Tensor:
-        """A map ``[..., N, T]`` of one layer and sequence; of the kept entries where these are all."""
-        if scope not in self.top:
-            return self._map(scope)[index, batch]
-        top = self.top[scope]
-        one = Top(*(getattr(top, part)[index : index + 1, batch : batch + 1 or None] for part in _OF_TOP))
-        return one.dense(self._key_mask.shape[1])[0, 0]
-
-    def _ticks(self, batch: int) -> tuple[Ticks, Ticks]:
-        """Of the rows and columns of the maps of sequence ``batch`` that are not padding."""
-        real, keys = self.mask[batch].cpu(), self._key_mask[batch].cpu()
-        queries = torch.tensor(self.queries, dtype=torch.int64)
-        return (
-            Ticks.of(queries, real[queries], self.tokens[batch] if self.tokens else [], self.block),
-            Ticks.of(torch.arange(len(keys)), keys, self._key_tokens[batch] if self._key_tokens else [], self.block),
-        )
-
-    @property
-    def _key_tokens(self) -> list[list[str]]:
-        return self.tokens if self.key_tokens is None else self.key_tokens
-
-    @property
-    def _key_mask(self) -> Tensor:
-        return self.mask if self.key_mask is None else self.key_mask
-
-    def _frame(self, scope: str, batch: int) -> pandas.DataFrame:
-        rows, keys = self._ticks(batch)
-        if scope in self.top:
-            top = self.top[scope]
-            values, key = (part[:, batch].cpu()[..., rows.places, :] for part in (top.values, top.keys))
+def _check_shapes(contents: Contents, name: str) -> None:
+    keys = key_mask(contents)
+    sequences, tokens = keys.shape if keys.dim() == 2 else (-1, -1)
+    rows, block = (len(contents.layers), sequences, len(contents.queries)), contents.block or 1
+    for scope in contents.scopes:
+        cut = contents.largest.get(scope)
+        if cut is None:
+            tensors = {"the map": contents.maps[scope]}
+            inner = (math.ceil(rows[2] / block), math.ceil(tokens / block))
         else:
-            values, key = self._map(scope)[:, batch].cpu()[..., rows.places, :][..., keys.places], keys.positions
-        apart = None
-        if _axis(scope) == "expert":
-            assert self.experts is not None
-            numbers = self.experts[:, batch].cpu()[:, rows.places].transpose(1, 2)[..., None]  # [L, k, N', 1]
-            apart = "expert", numbers
-        elif _axis(scope) == "head":
-            apart = "head", torch.arange(values.shape[1])[:, None, None]
-        frame = table(values, key, self.layers, rows, keys, apart)
-        frame.insert(0, "scope", scope)
-        frame.insert(2, "batch", batch)
-        return frame
-
-    def _check_shapes(self, name: str) -> None:
-        sequences, tokens = self._key_mask.shape if self._key_mask.dim() == 2 else (-1, -1)
-        rows, block = (len(self.layers), sequences, len(self.queries)), self.block or 1
-        for scope in self.scopes:
-            cut = self.top.get(scope)
-            if cut is None:
-                tensors = {"the map": self.maps[scope]}
-                inner = (math.ceil(rows[2] / block), math.ceil(tokens / block))
-            else:
-                tensors = {"the top of": cut.values, "the keys of": cut.keys}
-                inner = (rows[2], cut.values.shape[-1])
-            for what, tensor in tensors.items():
-                shape = tuple(tensor.shape)
-                if shape[:2] + shape[-2:] != rows[:2] + inner or len(shape) != (5 if _axis(scope) else 4):
-                    raise FileFormatError(
-                        f"{name!r}: {what} {scope} has shape {list(shape)}, expected {[*rows[:2], *inner]} (layers, "
-                        "sequences, queries, tokens)"
-                    )
-
-
-def _axis(scope: str) -> str | None:
-    """What a scope is told apart by, which its maps have as one more axis."""
-    return "head" if scope == "attn_heads" else "expert" if scope.endswith("_experts") else None
+            tensors = {"the top of": cut.values, "the keys of": cut.keys}
+            inner = (rows[2], cut.values.shape[-1])
+        for what, tensor in tensors.items():
+            shape = tuple(tensor.shape)
+            if shape[:2] + shape[-2:] != rows[:2] + inner or len(shape) != (5 if apart(scope) else 4):
+                raise FileFormatError(
+                    f"{name!r}: {what} {scope} has shape {list(shape)}, expected {[*rows[:2], *inner]} (layers, "
+                    "sequences, queries, tokens)"
+                )

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .files import FileFormatError, read, write
-from .keep import Top
-from .maps import Attribution
+from ..files import FileFormatError, read, write
+from ..keep import Top
+from .attribution import Attribution
+from .contents import layer_place
 
 if TYPE_CHECKING:
     import pandas
@@ -30,8 +31,8 @@ class StackedAttribution(Attribution):
     tokens bring to decoder tokens, and ``stacks["cross"]`` what encoder tokens bring to them: ``[L, B, N, T']``. From
     ``atb`` on, the vectors of both together and the bias add up to the decoder's stream.
 
-    ``maps``, ``top`` and ``bias`` hold all of them by ``"<stack>.<scope>"``, ``reduced`` lists them stack by stack; the
-    other fields are the decoder's (or, where only the encoder was asked for, the encoder's).
+    ``maps``, ``largest`` and ``bias`` hold all of them by ``"<stack>.<scope>"``, ``reduced`` lists them stack by
+    stack; the other fields are the decoder's (or, where only the encoder was asked for, the encoder's).
     """
 
     stacks: dict[str, Attribution] = field(default_factory=dict)
@@ -41,11 +42,11 @@ class StackedAttribution(Attribution):
         """From one `Attribution` for each stack that was asked for."""
         main = next(stacks[name] for name in ("decoder", "cross", "encoder") if name in stacks)
         maps: dict[str, Tensor] = {}
-        top: dict[str, Top] = {}
+        largest: dict[str, Top] = {}
         bias: dict[str, Tensor] = {}
         for name, stack in stacks.items():
             maps |= {f"{name}.{scope}": tensor for scope, tensor in stack.maps.items()}
-            top |= {f"{name}.{scope}": cut for scope, cut in stack.top.items()}
+            largest |= {f"{name}.{scope}": cut for scope, cut in stack.largest.items()}
             bias |= {f"{name}.{scope}": tensor for scope, tensor in stack.bias.items()}
         return cls(
             maps=maps,
@@ -58,7 +59,7 @@ class StackedAttribution(Attribution):
             error=main.error,
             plan=main.plan,
             arguments=main.arguments,
-            top=top,
+            largest=largest,
             reduced=[value for stack in stacks.values() for value in stack.reduced],
             block=main.block,
             stacks=dict(stacks),
@@ -107,7 +108,7 @@ class StackedAttribution(Attribution):
     def plot(self, scope: str = "decoder.layer", layer: int = -1, batch: int = 0, **options: Any) -> Figure:
         """As `Attribution.plot`, of a scope by its full name."""
         stack, _, of_stack = self.scope(scope).rpartition(".")
-        title = f"{stack}: {of_stack}, layer {self.stacks[stack].layers[self.stacks[stack]._layer_index(layer)]}"
+        title = f"{stack}: {of_stack}, layer {self.stacks[stack].layers[layer_place(self.stacks[stack], layer)]}"
         return self.stacks[stack].plot(of_stack, layer, batch, **{"title": title, **options})
 
     def of_expert(self, number: int, scope: str | None = None) -> Tensor:

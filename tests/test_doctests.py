@@ -1,0 +1,56 @@
+"""Every public function has an example in its docstring, and every example runs."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import documented
+import pytest
+
+import ffattr
+
+KERNELS = ("ffattr.triton_ops", "ffattr._C", "ffattr._build_info", "ffattr.__main__")
+MODULES = sorted(
+    found.name for found in pkgutil.walk_packages(ffattr.__path__, "ffattr.") if not found.name.startswith(KERNELS)
+)
+PUBLIC = ("ffattr", "ffattr.analysis", "ffattr.plot", "ffattr.report")
+
+
+@pytest.fixture
+def in_a_folder(tmp_path, monkeypatch):
+    """Examples may write files."""
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("in_a_folder")
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name):
+    module = importlib.import_module(name)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS, verbose=False)
+    for example in doctest.DocTestFinder(exclude_empty=True).find(module, globs=dict(documented.namespace())):
+        said = []
+        assert runner.run(example, out=said.append, clear_globs=False).failed == 0, "".join(said)
+
+
+def _public():
+    """Functions, classes, and methods of classes."""
+    for home in PUBLIC:
+        module = importlib.import_module(home)
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if not callable(thing) or (inspect.isclass(thing) and issubclass(thing, Exception)):
+                continue
+            yield f"{home}.{name}", thing
+            for method, member in inspect.getmembers(thing) if inspect.isclass(thing) else ():
+                ours = getattr(member, "__module__", "") or ""
+                if callable(member) and not method.startswith("_") and ours.startswith("ffattr"):
+                    yield f"{home}.{name}.{method}", member
+
+
+@pytest.mark.parametrize(("name", "thing"), [pytest.param(*pair, id=pair[0]) for pair in _public()])
+def test_what_is_public_has_an_example(name, thing):
+    """A method may be shown by its class."""
+    owner = getattr(ffattr, name.split(".")[1], None) if name.count(".") == 2 else None
+    shown = (thing.__doc__ or "") + (getattr(owner, "__doc__", None) or "" if owner is not thing else "")
+    assert ">>>" in shown, f"{name} has no example in its docstring"
