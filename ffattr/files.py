@@ -11,7 +11,7 @@ import math
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .errors import FfattrError
 
-__all__ = ["FORMAT_VERSION", "FileFormatError", "Reserved", "read", "replacing", "write"]
+__all__ = ["FORMAT_VERSION", "FileFormatError", "Reserved", "read", "replacing", "write", "write_text"]
 
 FORMAT_VERSION = 2
 """Newest version of the file layout; raised when an older `read` could not make sense of the file.
@@ -61,6 +61,12 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], content: 
             save_file(_storable(tensors), temporary, metadata=metadata)
         except safetensors.SafetensorError as error:  # what a full disk arrives as
             raise OSError(f"could not write {os.fspath(path)!r}: {error}") from error
+
+
+def write_text(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
+    """Writes UTF-8 text that comes in pieces: the file appears whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(pieces)
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:

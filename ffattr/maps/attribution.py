@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..files import FileFormatError, write
+from ..files import FileFormatError, write, write_text
 from ..keep import Top
 from . import tables
 from .contents import OF_TOP, Contents, apart, key_mask
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import pandas
     import xarray
     from matplotlib.figure import Figure
+
+    from ..report import Panel
 
 __all__ = ["Attribution"]
 
@@ -180,6 +182,74 @@ class Attribution(Contents):
         [[0, 0, 1], [0, 0, 2], [1, 0, 1], [1, 0, 2]]
         """
         return tables.strongest(self, k, self.scope(scope), own)
+
+    def compare(
+        self, other: Attribution, scopes: str | Sequence[str | tuple[str, str]] | None = None
+    ) -> pandas.DataFrame:
+        """How alike the maps of two attributions of the same tokens are: one row per scope, layer and sequence.
+
+        ``scopes`` are names, or pairs of a scope of this one and a scope of the other; None: all that both have.
+        Layers of the same number belong together; where there are none, as many layers in their order.
+
+        Columns ``scope``, ``other_scope``, ``layer``, ``other_layer``, ``batch``, ``rho`` (Spearman's rank correlation
+        of all pairs of real tokens, of causal models those with no key after the query), ``difference``
+        (``|A - B| / |A|``, Frobenius), ``largest`` (the largest ``|A - B|`` of a pair) and ``overlap``, how many of the
+        ten strongest pairs of different tokens are the same. Raises ValueError where tokens, rows or columns differ.
+
+        >>> same = attr.compare(attr, "layer")
+        >>> same[["rho", "difference", "overlap"]].round(6).drop_duplicates().values.tolist()
+        [[1.0, 0.0, 1.0]]
+        >>> attr.compare(attr, [("atb", "layer")]).iloc[0][["scope", "other_scope"]].tolist()
+        ['atb', 'atb_ff_res_ln']
+        """
+        from . import comparison
+
+        if not isinstance(other, Attribution):
+            raise TypeError(f"compare takes an Attribution, got a {type(other).__name__}")
+        return comparison.compare(self, other, self._paired(other, scopes))
+
+    def _paired(
+        self, other: Attribution, scopes: str | Sequence[str | tuple[str, str]] | None
+    ) -> list[tuple[str, str]]:
+        if scopes is None:
+            return [(name, name) for name in self.scopes if name in other.scopes]
+        asked = [scopes] if isinstance(scopes, str) else scopes
+        pairs = [(name, name) if isinstance(name, str) else name for name in asked]
+        return [(self.scope(mine), other.scope(theirs)) for mine, theirs in pairs]
+
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        scopes: str | Sequence[str] | None = None,
+        title: str | None = None,
+        limit: int = 15_000_000,
+    ) -> None:
+        """Writes a page to look around in: one HTML file that needs no network, whole or not at all.
+
+        Layers, scopes, heads and sequences to choose from, the difference of two scopes (what the feed-forward block
+        added), values at the pointer, what a token reads and who reads it in the running text, and the
+        contextualization change. Values are kept as exactly as ``limit`` bytes allow, and the page says how exactly.
+        Tokens are shown as text, whatever is in them.
+
+        Raises ValueError where no maps were kept or a page within ``limit`` cannot hold them, OSError where it cannot
+        be written.
+
+        >>> attr.to_html("maps.html", scopes=["atb", "layer"])
+        """
+        from . import pages
+
+        write_text(path, pages.page(self, self._panels(self._named(scopes)), title, limit))
+
+    def _panels(self, scopes: Sequence[str]) -> list[Panel]:
+        from . import pages
+
+        return pages.panels(self, scopes)
+
+    def _repr_html_(self) -> str:
+        from . import pages
+
+        return pages.summary(self, repr(self))
 
     def _named(self, scopes: str | Sequence[str] | None) -> tuple[str, ...]:
         names = self.scopes if scopes is None else (scopes,) if isinstance(scopes, str) else scopes

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
+    from ..report import Panel
+
 __all__ = ["STACKS", "StackedAttribution", "load"]
 
 STACKS = ("encoder", "decoder", "cross")
@@ -95,11 +97,8 @@ class StackedAttribution(Attribution):
         """As `Attribution.to_pandas`, with a column ``stack``; ``scopes`` are full names."""
         import pandas as pd
 
-        names = self.scopes if scopes is None else (scopes,) if isinstance(scopes, str) else tuple(scopes)
-        frames = []
-        for name in names:
-            stack, _, scope = self.scope(name).rpartition(".")
-            frames.append(self.stacks[stack].to_pandas(scope).assign(stack=stack))
+        by_stack = self._by_stack(scopes).items()
+        frames = [self.stacks[stack].to_pandas(of).assign(stack=stack) for stack, of in by_stack]
         frame = pd.concat(frames, ignore_index=True)
         for column in ("stack", "scope", "query_token", "key_token"):
             frame[column] = frame[column].astype("category")
@@ -110,6 +109,51 @@ class StackedAttribution(Attribution):
         stack, _, of_stack = self.scope(scope).rpartition(".")
         title = f"{stack}: {of_stack}, layer {self.stacks[stack].layers[layer_place(self.stacks[stack], layer)]}"
         return self.stacks[stack].plot(of_stack, layer, batch, **{"title": title, **options})
+
+    def to_xarray(self, scopes: str | Sequence[str] | None = None) -> Any:
+        """As `Attribution.to_xarray`: an `xarray.DataTree` with a dataset for each stack."""
+        import xarray
+
+        by_stack = self._by_stack(scopes)
+        return xarray.DataTree.from_dict({stack: self.stacks[stack].to_xarray(of) for stack, of in by_stack.items()})
+
+    def top(self, k: int = 10, scope: str = "decoder.layer", *, own: bool = False) -> pandas.DataFrame:
+        """As `Attribution.top`, of a scope by its full name."""
+        stack, _, of_stack = self.scope(scope).rpartition(".")
+        return self.stacks[stack].top(k, of_stack, own=own)
+
+    def _by_stack(self, scopes: str | Sequence[str] | None) -> dict[str, list[str]]:
+        """The scopes of every stack, without its name."""
+        found: dict[str, list[str]] = {}
+        for name in self._named(scopes):
+            stack, _, scope = name.rpartition(".")
+            found.setdefault(stack, []).append(scope)
+        return found
+
+    def compare(
+        self, other: Attribution, scopes: str | Sequence[str | tuple[str, str]] | None = None
+    ) -> pandas.DataFrame:
+        """As `Attribution.compare`, with a column ``stack``; ``scopes`` are full names, pairs of them of one stack."""
+        import pandas as pd
+
+        if not isinstance(other, StackedAttribution):
+            raise TypeError(f"these are maps of an encoder and a decoder, the others an {type(other).__name__}")
+        frames = []
+        for mine, theirs in self._paired(other, scopes):
+            (stack, _, scope), (across, _, other_scope) = mine.rpartition("."), theirs.rpartition(".")
+            if stack != across:
+                raise ValueError(f"{mine} and {theirs} are maps of different tokens: compare scopes of one stack")
+            found = self.stacks[stack].compare(other.stacks[stack], [(scope, other_scope)])
+            frames.append(found.assign(stack=stack))
+        return pd.concat(frames, ignore_index=True)
+
+    def _panels(self, scopes: Sequence[str]) -> list[Panel]:
+        from . import pages
+
+        return [p for stack, of in self._by_stack(scopes).items() for p in pages.panels(self.stacks[stack], of, stack)]
+
+    def _repr_html_(self) -> str:
+        return "".join(f"<p>{name}</p>{stack._repr_html_()}" for name, stack in self.stacks.items())
 
     def of_expert(self, number: int, scope: str | None = None) -> Tensor:
         """As `Attribution.of_expert`, of a scope by its full name."""

@@ -1,0 +1,140 @@
+"""An `Attribution` as HTML: a page to look around in, and the few lines that a notebook shows.
+
+Shapes: ``N`` query tokens, ``C`` columns.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..analysis import contextualization_change
+from ..report import Panel, render
+from .contents import Contents, apart, one, ticks
+
+__all__ = ["page", "panels", "summary"]
+
+_NAMED = 40  # characters of a text by which a sequence is told from others
+_SHOWN = 24  # tokens of a map that fits a notebook
+
+
+def page(contents: Contents, shown: Sequence[Panel], title: str | None, limit: int) -> Iterator[str]:
+    """The pieces of a report of ``shown``, which are panels of ``contents``.
+
+    Raises ValueError for what cannot be shown, or not within ``limit`` bytes.
+    """
+    asked = contents.arguments
+    facts = {
+        "model": str(asked.get("model", "")),
+        "Integrated Gradients": f"{asked.get('ig', '')}, baseline {asked.get('baseline', '')}",
+        "kept": "" if asked.get("keep", "dense") == "dense" else str(asked["keep"]),
+        "largest layer error": f"{float(contents.error.max()):.1e}" if contents.error.numel() else "",
+        "ffattr": str(asked.get("ffattr", "")),
+    }
+    text = title or " · ".join(part for part in (facts["model"], shown[0].name if shown else "") if part)
+    return render(shown, text, facts={name: value for name, value in facts.items() if value}, limit=limit)
+
+
+def panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> list[Panel]:
+    """One for every sequence; those without a real token or column are left out."""
+    found = []
+    for batch in range(len(contents.mask)):
+        rows, keys = ticks(contents, batch)
+        if not len(rows.labels) or not len(keys.labels):
+            continue
+
+        def read(scope: str, place: int, batch: int = batch, rows: Any = rows, keys: Any = keys) -> Tensor:
+            values = one(contents, scope, place, batch).detach().cpu()
+            if apart(scope) == "expert":  # by its place among a token's experts; on a page, all of them together
+                values = values.sum(0)
+            return values[..., rows.places, :][..., keys.places]
+
+        words = " ".join(text for text in rows.labels)
+        name = f"{batch + 1}: {words if len(words) <= _NAMED else words[: _NAMED - 1] + '…'}"
+        parts = {s: [f"head {h}" for h in range(contents[s].shape[2])] for s in scopes if apart(s) == "head"}
+        found.append(
+            Panel(
+                name=f"{stack}, {name}" if stack else name,
+                queries=rows.labels,
+                query_positions=rows.positions.tolist(),
+                keys=keys.labels,
+                key_positions=keys.positions.tolist(),
+                same_tokens=contents.key_tokens is None,
+                layers=contents.layers,
+                scopes=scopes,
+                read=read,
+                parts=parts,
+                changes=_changes(contents, batch),
+            )
+        )
+    return found
+
+
+def _changes(contents: Contents, batch: int) -> list[tuple[int, str, float]]:
+    """Of one sequence; none where its maps do not tell."""
+    try:
+        one_sequence = _Sequence(contents, batch)
+        frame = contextualization_change(one_sequence)
+    except ValueError:  # scopes without neighbours, or maps that were not kept whole
+        return []
+    columns = zip(frame["layer"], frame["component"], frame["value"], strict=True)
+    return [(int(layer), str(component), float(value)) for layer, component, value in columns if value == value]
+
+
+class _Sequence:
+    """One sequence of an attribution, as `contextualization_change` reads it."""
+
+    def __init__(self, contents: Contents, batch: int) -> None:
+        only = slice(batch, batch + 1)
+        self.maps = {scope: maps[:, only] for scope, maps in contents.maps.items()}
+        self.layers, self.queries, self.scopes = contents.layers, contents.queries, contents.scopes
+        self.mask = contents.mask[only]
+        self.key_mask = None if contents.key_mask is None else contents.key_mask[only]
+        self.arguments = contents.arguments
+
+
+def summary(contents: Contents, line: str) -> str:
+    """What a notebook shows: ``line``, and the last map of the first sequence, or its strongest pairs where it is
+    large. No script, and no request; every token is escaped."""
+    text = f"<div><code>{html.escape(line)}</code>"
+    if not contents.layers or not len(contents.mask) or contents.scopes[-1] not in {*contents.maps, *contents.largest}:
+        return text + "</div>"
+    scope = contents.scopes[-1]
+    rows, keys = ticks(contents, 0)
+    values = one(contents, scope, len(contents.layers) - 1, 0).detach().cpu()
+    while values.dim() > 2:
+        values = values.sum(0)
+    values = values[rows.places][:, keys.places].double()[:_SHOWN, :_SHOWN]
+    if not values.numel():
+        return text + "</div>"
+    shares = values / values.sum(1, keepdim=True).clamp_min(1e-300)
+    cut = values.shape != (len(rows.labels), len(keys.labels))
+    head = "".join(f'<th style="{_TURNED}">{_shown(token)}</th>' for token in keys.labels[:_SHOWN])
+    body = "".join(
+        f'<tr><th style="{_CELL}text-align:right">{_shown(token)}</th>'
+        + "".join(_cell(float(norm), float(share)) for norm, share in zip(*both, strict=True))
+        + "</tr>"
+        for token, *both in zip(rows.labels, values, shares, strict=False)
+    )
+    caption = f"{scope}, layer {contents.layers[-1]}, first sequence{f', first {_SHOWN} tokens' if cut else ''}"
+    return (
+        f'{text}<table style="border-collapse:collapse;margin:.5em 0"><caption style="{_CELL}text-align:left">'
+        f"{html.escape(caption)}: rows read, columns are read; colour is a row's share</caption>"
+        f"<tr><th></th>{head}</tr>{body}</table></div>"
+    )
+
+
+_CELL = "font:11px system-ui,sans-serif;padding:1px 4px;white-space:nowrap;"
+_TURNED = f"{_CELL}writing-mode:vertical-rl;transform:rotate(180deg);text-align:left"
+
+
+def _cell(norm: float, share: float) -> str:
+    colour = f"rgba(31,119,180,{share**0.5:.2f})"  # seen on white as on black
+    return f'<td title="{norm:.3g} ({share:.1%})" style="background:{colour};min-width:14px"></td>'
+
+
+def _shown(token: str) -> str:
+    return html.escape(token if len(token) <= 16 else token[:15] + "…")
