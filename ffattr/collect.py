@@ -17,6 +17,7 @@ from .experts import Routing
 from .keep import Keep, Store
 from .layer import CROSS
 from .maps import Attribution
+from .maps.saved import parts
 from .pack import OneSequence, Pack
 from .plan import LayerShape, Plan
 from .reference import Encoder
@@ -111,7 +112,7 @@ class Collector:
                 result = replace(
                     result, key_tokens=stack.groups.texts, key_mask=stack.groups.mask, groups=stack.groups.index
                 )
-            result.maps = store.seal(*result._parts())
+            result.maps = store.seal(*parts(result))
             found[CROSS.rstrip(".") if cross else stack.name] = result
         return found
 

@@ -8,7 +8,7 @@ tokens in any cuts and order:
         store.add(place, batch, rows, keys, tiles)  # for each block
         kept = store.finish()
         result = Attribution(maps=kept.maps, largest=kept.largest, reduced=kept.reduced, block=kept.block, ...)
-        result.maps = store.seal(*result._parts())  # names the file of Dense(path=...); else gives kept.maps back
+        result.maps = store.seal(*parts(result))  # names the file of Dense(path=...); else gives kept.maps back
     except BaseException:
         store.discard()
         raise

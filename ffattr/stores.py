@@ -95,7 +95,7 @@ class Store:
 
     def seal(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> dict[str, Tensor]:
         """After `finish`: the maps from now on. `Dense` with a path makes its file of them and of what else there is,
-        `Attribution._parts`."""
+        `ffattr.maps.saved.parts`."""
         return self.kept.maps
 
     def discard(self) -> None:

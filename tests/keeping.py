@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ffattr.keep import Kept, Store
 from ffattr.maps import Attribution
+from ffattr.maps.saved import parts
 
 SCOPES = ("attn_heads", "atb", "atb_ff")
 
@@ -55,7 +56,7 @@ def kept(keep: Any, attr: Attribution, **how: Any) -> Attribution:
 def result_of(store: Store, attr: Attribution, found: Kept) -> Attribution:
     fields = {**attr.__dict__, **found.__dict__}
     result = Attribution(**fields)
-    result.maps = store.seal(*result._parts())
+    result.maps = store.seal(*parts(result))
     return result
 
 

@@ -18,6 +18,7 @@ import ffattr
 from ffattr import Dense, Pool, Reduce, TopK, files, keep, load
 from ffattr.errors import NonFiniteError
 from ffattr.files import FileFormatError
+from ffattr.maps.saved import parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -452,7 +453,7 @@ def test_a_killed_run_leaves_nothing_that_loads(tmp_path):
 def test_an_older_file_is_read(tmp_path):
     """Of the first version of the format, without what came later."""
     attr = attribution(("atb",))
-    tensors, content = attr._parts()
+    tensors, content = parts(attr)
     del content["block"]
     files.write(tmp_path / "a.safetensors", tensors, content)
     with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:

@@ -5,18 +5,16 @@ Shapes: ``L`` computed layers, ``B`` sequences, ``N`` selected query tokens, ``T
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..files import FileFormatError, write, write_text
-from ..keep import Top
-from . import tables
-from .contents import OF_TOP, Contents, apart, key_mask
+from ..files import write, write_text
+from . import saved, tables
+from .contents import Contents, apart
 
 if TYPE_CHECKING:
     import pandas
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
     from ..report import Panel
 
 __all__ = ["Attribution"]
-
-_OPTIONAL = ("key_mask", "groups", "experts", "shares")  # tensors that not every attribution has
 
 
 @dataclass(eq=False, repr=False)
@@ -76,74 +72,8 @@ class Attribution(Contents):
 
         Raises ValueError where there are no maps (keep=Reduce).
         """
-        self._check_kept()
-        write(path, *self._parts())
-
-    def _check_kept(self) -> None:
-        for scope in self.scopes:
-            if scope not in self.maps and scope not in self.largest:
-                raise ValueError(
-                    f"nothing to save of {scope}: keep=Reduce keeps no maps. Save what the function returned, "
-                    "attr.reduced, yourself, or compute with keep='dense', TopK or Pool"
-                )
-
-    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All tensors by name, and what else there is as JSON takes it."""
-        tensors = {"mask": self.mask, "error": self.error}
-        for scope in self.scopes:
-            if scope in self.largest:
-                tensors |= {f"top.{scope}.{part}": getattr(self.largest[scope], part) for part in OF_TOP}
-            elif scope in self.maps:
-                tensors[f"maps.{scope}"] = self.maps[scope]
-            tensors[f"bias.{scope}"] = self.bias[scope]
-            if scope in self.sketch_error:
-                tensors[f"sketch_error.{scope}"] = self.sketch_error[scope]
-        for name in _OPTIONAL:
-            tensor = getattr(self, name)
-            if tensor is not None:
-                tensors[name] = tensor
-        content = {
-            "scopes": self.scopes,
-            "layers": self.layers,
-            "queries": self.queries,
-            "tokens": self.tokens,
-            "key_tokens": self.key_tokens,
-            "plan": None if self.plan is None else str(self.plan),
-            "arguments": self.arguments,
-            "block": self.block,
-        }
-        return tensors, content
-
-    @classmethod
-    def _of_parts(cls, tensors: Mapping[str, Tensor], content: Any, name: str) -> Attribution:
-        """The inverse of `_parts`; ``name`` is that of the file."""
-        try:
-            scopes = tuple(content["scopes"])
-            cut = [scope for scope in scopes if f"top.{scope}.{OF_TOP[0]}" in tensors]
-            attribution = cls(
-                maps={scope: tensors[f"maps.{scope}"] for scope in scopes if scope not in cut},
-                largest={scope: Top(*(tensors[f"top.{scope}.{part}"] for part in OF_TOP)) for scope in cut},
-                block=content.get("block"),
-                bias={scope: tensors[f"bias.{scope}"] for scope in scopes},
-                sketch_error={s: tensors[f"sketch_error.{s}"] for s in scopes if f"sketch_error.{s}" in tensors},
-                tokens=[list(sequence) for sequence in content["tokens"]],
-                layers=tuple(content["layers"]),
-                queries=tuple(content["queries"]),
-                scopes=scopes,
-                mask=tensors["mask"],
-                error=tensors["error"],
-                plan=content["plan"],
-                arguments=dict(content["arguments"]),
-                key_tokens=content.get("key_tokens"),
-                key_mask=tensors.get("key_mask"),
-                groups=tensors.get("groups"),
-                experts=tensors.get("experts"),
-                shares=tensors.get("shares"),
-            )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles {error}") from error
-        _check_shapes(attribution, name)
-        return attribution
+        saved.check_kept(self)
+        write(path, *saved.parts(self))
 
     def to_pandas(self, scopes: str | Sequence[str] | None = None) -> pandas.DataFrame:
         """One row per scope, layer, sequence, query token and key token (real tokens only): its norm.
@@ -217,6 +147,25 @@ class Attribution(Contents):
         pairs = [(name, name) if isinstance(name, str) else name for name in asked]
         return [(self.scope(mine), other.scope(theirs)) for mine, theirs in pairs]
 
+    def to_words(
+        self, *, keys: str = "sum", queries: str = "mean", words: Sequence[Sequence[int | None]] | None = None
+    ) -> Attribution:
+        """Maps between words, of maps between their tokens.
+
+        The norms of a word's tokens are added up over its columns (``keys="sum"``; or ``"max"``) and averaged over its
+        rows (``queries="mean"``; or ``"max"``, ``"first"``, ``"last"``). The sum is an upper bound of the norm of the
+        word's summed vectors; `attribute` with ``groups="words"`` computes that norm itself, and this then merges the
+        rows alone. Words are read off the marks of tokens (``##``, ``Ġ``, ``▁``); for tokens without marks give
+        ``words``, for every sequence a number for each token, None at special ones. Scopes told apart by expert are
+        left out. Raises ValueError where whole maps of all queries were not kept.
+
+        >>> attr.to_words().tokens[1]
+        ['[CLS]', 'dogs', 'barking', '.', '[SEP]', '', '', '', '']
+        """
+        from .words import by_words
+
+        return replace(self, **by_words(self, keys, queries, words))
+
     def to_html(
         self,
         path: str | os.PathLike[str],
@@ -289,24 +238,3 @@ class Attribution(Contents):
         from . import pictures
 
         return pictures.one_map(self, self.scope(scope), layer, batch, head, expert, options)
-
-
-def _check_shapes(contents: Contents, name: str) -> None:
-    keys = key_mask(contents)
-    sequences, tokens = keys.shape if keys.dim() == 2 else (-1, -1)
-    rows, block = (len(contents.layers), sequences, len(contents.queries)), contents.block or 1
-    for scope in contents.scopes:
-        cut = contents.largest.get(scope)
-        if cut is None:
-            tensors = {"the map": contents.maps[scope]}
-            inner = (math.ceil(rows[2] / block), math.ceil(tokens / block))
-        else:
-            tensors = {"the top of": cut.values, "the keys of": cut.keys}
-            inner = (rows[2], cut.values.shape[-1])
-        for what, tensor in tensors.items():
-            shape = tuple(tensor.shape)
-            if shape[:2] + shape[-2:] != rows[:2] + inner or len(shape) != (5 if apart(scope) else 4):
-                raise FileFormatError(
-                    f"{name!r}: {what} {scope} has shape {list(shape)}, expected {[*rows[:2], *inner]} (layers, "
-                    "sequences, queries, tokens)"
-                )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..files import FileFormatError, read, write
 from ..keep import Top
+from . import saved
 from .attribution import Attribution
 from .contents import layer_place
 
@@ -85,11 +86,11 @@ class StackedAttribution(Attribution):
 
         Raises ValueError where there are no maps (keep=Reduce).
         """
-        self._check_kept()
+        saved.check_kept(self)
         tensors: dict[str, Tensor] = {}
         contents: dict[str, Any] = {}
         for name, stack in self.stacks.items():
-            of_stack, contents[name] = stack._parts()
+            of_stack, contents[name] = saved.parts(stack)
             tensors |= {f"{name}.{key}": tensor for key, tensor in of_stack.items()}
         write(path, tensors, {"stacks": contents})
 
@@ -147,6 +148,16 @@ class StackedAttribution(Attribution):
             frames.append(found.assign(stack=stack))
         return pd.concat(frames, ignore_index=True)
 
+    def to_words(
+        self, *, keys: str = "sum", queries: str = "mean", words: Sequence[Sequence[int | None]] | None = None
+    ) -> StackedAttribution:
+        """As `Attribution.to_words`, of every stack; without ``words``, which differ between them."""
+        if words is not None:
+            raise ValueError("words= is for one stack: attr.stacks[name].to_words(words=...)")
+        return StackedAttribution.of(
+            {n: stack.to_words(keys=keys, queries=queries) for n, stack in self.stacks.items()}
+        )
+
     def _panels(self, scopes: Sequence[str]) -> list[Panel]:
         from . import pages
 
@@ -171,12 +182,16 @@ def load(path: str | os.PathLike[str]) -> Attribution:
     name = os.fspath(path)
     tensors, content = read(path)
     if not isinstance(content, dict) or "stacks" not in content:
-        return Attribution._of_parts(tensors, content, name)
+        return _of(tensors, content, name)
     if not isinstance(content["stacks"], dict) or not content["stacks"].keys() & set(STACKS):
         raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles 'stacks'")
     stacks = {}
     for stack, part in content["stacks"].items():
         prefix = f"{stack}."
         of_stack = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        stacks[stack] = Attribution._of_parts(of_stack, part, name)
+        stacks[stack] = _of(of_stack, part, name)
     return StackedAttribution.of(stacks)
+
+
+def _of(tensors: Mapping[str, Tensor], content: Any, name: str) -> Attribution:
+    return Attribution(**vars(saved.contents_of(tensors, content, name)))
