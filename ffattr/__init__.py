@@ -13,7 +13,8 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .adapters import known_models, register_adapter
-    from .api import Vectors, attribute, explain, vectors
+    from .api import attribute, explain
+    from .decomposed import Vectors, vectors
     from .errors import (
         ArchitectureMismatch,
         BackendUnavailable,
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 # Loaded at first use, see the end.
 _HOME = {
     "adapters": ("known_models", "register_adapter"),
-    "api": ("Vectors", "attribute", "explain", "vectors"),
+    "api": ("attribute", "explain"),
+    "decomposed": ("Vectors", "vectors"),
     "errors": (
         "ArchitectureMismatch",
         "BackendUnavailable",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from . import backends, ig, parameters
 from .adapters import Adapted, resolve
+from .attention import LayerRecord
 from .backends import Backend
+from .capture import record
 from .dtypes import result_dtype
 from .errors import BackendUnavailable, NonFiniteError, UnsupportedModel
 from .groups import Groups
@@ -167,6 +169,11 @@ class Request:
     def batches(self) -> list[tuple[list[int], Inputs]]:
         """What the model is run on, one after the other, and which sequences that is."""
         return self.inputs.batches(_TOKENS_AT_ONCE)
+
+    def run(self, inputs: Inputs, on_layer: Callable[[LayerRecord], None], check: bool = True) -> None:
+        """Run the model on ``inputs``, all of them or one batch, and hand on what each layer leaves."""
+        encoder = None if inputs.encoder is None else inputs.encoder.mask
+        record(self.adapted, inputs.kwargs, on_layer, self.recorded, check, inputs.mask, encoder)
 
     def stack_of(self, layer: int) -> Stack:
         """Whose layer a layer of the model is."""

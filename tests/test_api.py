@@ -24,7 +24,7 @@ from ffattr import (
     NonFiniteError,
     UnsupportedModel,
     adapters,
-    api,
+    decomposed,
     reasons,
 )
 from ffattr.adapters import resolve
@@ -189,6 +189,8 @@ def test_vectors(name: str, padding: str | None) -> None:
         torch.testing.assert_close(found.bias.norm(dim=-1), attr.bias[found.scope], rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(found.values.sum(-2) + found.bias, found.total, rtol=0, atol=1e-11)
         assert (found.total[:, ~attr.mask[:, [6, 0, 3]]] == 0).all()
+        assert found.mask.equal(attr.mask)
+        assert found.key_mask is None
 
 
 def test_vectors_of_the_layer_are_its_output() -> None:
@@ -198,20 +200,27 @@ def test_vectors_of_the_layer_are_its_output() -> None:
     torch.testing.assert_close(found.total, torch.stack(expected).detach(), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("scope", ["all", ["atb", "atb_ff"]])
-def test_vectors_of_several_scopes(scope: Any) -> None:
-    with pytest.raises(ValueError, match=r"scope=.*all.*7 scopes|scope=.*'atb', 'atb_ff'.*2 scopes"):
-        ffattr.vectors(build("bert"), tiny_models.inputs("bert"), scope=scope)
+def test_vectors_of_several_scopes() -> None:
+    model, given = build("bert"), tiny_models.inputs("bert")
+    found = ffattr.vectors(model, given, scope=["atb_ff", "layer"], queries=[3, 0])
+    assert list(found) == ["atb_ff", "atb_ff_res_ln"]
+    for name, several in found.items():
+        alone = ffattr.vectors(model, given, scope=name, queries=[3, 0])
+        assert several.scope == alone.scope == name
+        for part in ("values", "bias", "total"):
+            assert torch.equal(getattr(several, part), getattr(alone, part))
+    with pytest.raises(ValueError, match=r"scope='all' names 7 scopes, expected one of them, or a list of names"):
+        ffattr.vectors(model, given, scope="all")
 
 
 def test_vectors_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     size = 2 * 2 * 7 * 7 * 40 * 8
-    monkeypatch.setattr(api.psutil, "virtual_memory", lambda: SimpleNamespace(available=size - 1))
+    monkeypatch.setattr(decomposed.psutil, "virtual_memory", lambda: SimpleNamespace(available=size - 1))
     model, given = build("bert"), tiny_models.inputs("bert")
     with pytest.raises(ValueError, match=r"would take 0\.0 GiB, more than is free; ask for fewer layers or queries"):
         ffattr.vectors(model, given)
     assert ffattr.vectors(model, given, queries=[0, 1]).values.shape == (2, 2, 2, 7, 40)
-    monkeypatch.setattr(api.psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
+    monkeypatch.setattr(decomposed.psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
     assert ffattr.vectors(model, given).values.shape == (2, 2, 7, 7, 40)
 
 

@@ -46,7 +46,7 @@ ORDER = [
     {"attention_capture", "module_capture", "forward", "capture", "signals", "tokens", "inputs", "groups", "adapters"},
     {"plot", "analysis", "report"},
     {"files", "stores", "keep", "maps"},
-    {"scopes", "collect", "request", "api", "bench", "calibrate", "tune"},
+    {"scopes", "collect", "request", "api", "decomposed", "bench", "calibrate", "tune"},
     {"reproduction", "pretrained", "examples", "verified"},
     {""},  # the package itself: `import ffattr`
     {"progress", "cli_options", "cli_bench", "cli_map", "cli_models", "cli", "__main__"},

@@ -1,0 +1,183 @@
+"""`vectors`: what each token brings to each token, before any norm is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from . import reference
+from .attention import LayerRecord
+from .collect import Placed, shape_of
+from .layer import CROSS
+from .reference import Stream
+from .request import IG, Indices, Request, Stack
+
+__all__ = ["Vectors", "vectors"]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The decomposed vectors of one scope: ``values.sum(-2) + bias == total``.
+
+    ``values`` ``[layers, B, queries, T, d]`` (told apart by head or expert: ``[layers, B, heads, queries, T, d]``),
+    ``bias`` and ``total`` ``[layers, B, queries, d]`` (zero where told apart). Padding is zero. Of a scope of
+    cross-attention the ``T`` tokens are the encoder's, ``key_tokens``; from ``atb`` on, the decoder's are missing from
+    its sum, and the encoder's from that of a decoder's scope. ``mask`` ``[B, T]`` is True at real tokens, ``key_mask``
+    at those of the encoder where keys are its tokens.
+
+    >>> found = ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, scope="atb")
+    >>> torch.allclose(found.values.sum(-2) + found.bias, found.total)
+    True
+    """
+
+    values: Tensor
+    bias: Tensor
+    total: Tensor
+    tokens: list[list[str]]
+    layers: tuple[int, ...]
+    queries: tuple[int, ...]
+    scope: str
+    mask: Tensor
+    key_tokens: list[list[str]] | None = None
+    key_mask: Tensor | None = None
+
+
+@overload
+def vectors(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    scope: str = ...,
+    tokenizer: Any = ...,
+    layers: Indices = ...,
+    queries: Indices = ...,
+    ig: IG = ...,
+    baseline: str | Tensor = ...,
+    value_bias: str = ...,
+    dtype: torch.dtype | None = ...,
+) -> Vectors: ...
+
+
+@overload
+def vectors(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    scope: list[str] | tuple[str, ...],
+    tokenizer: Any = ...,
+    layers: Indices = ...,
+    queries: Indices = ...,
+    ig: IG = ...,
+    baseline: str | Tensor = ...,
+    value_bias: str = ...,
+    dtype: torch.dtype | None = ...,
+) -> dict[str, Vectors]: ...
+
+
+def vectors(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    scope: str | list[str] | tuple[str, ...] = "layer",
+    tokenizer: Any = None,
+    layers: Indices = None,
+    queries: Indices = None,
+    ig: IG = "exact",
+    baseline: str | Tensor = "zero",
+    value_bias: str = "token",
+    dtype: torch.dtype | None = None,
+) -> Vectors | dict[str, Vectors]:
+    """The vectors themselves, materialised: what each token contributes to each query token, before any norm.
+
+    Arguments as for `attribute`; ``scope`` is one name, or several: then one `Vectors` for each, by name, of one pass.
+    Meant for a few queries and layers: raises ValueError where the result would not fit the free memory.
+
+    >>> found = ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, layers=[2], queries=[-1])
+    >>> found.values.shape  # layers, sequences, queries, tokens, width
+    torch.Size([1, 1, 1, 6, 40])
+    >>> list(ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, scope=["atb", "layer"]))
+    ['atb', 'atb_ff_res_ln']
+    """
+    request = Request.of(model, inputs, tokenizer, scope, layers, queries, ig, baseline, value_bias, dtype, "reference")
+    names = [name for stack in request.stacks for name in stack.scopes]
+    if isinstance(scope, str) and len(names) != 1:
+        raise ValueError(f"scope={scope!r} names {len(names)} scopes, expected one of them, or a list of names")
+    _check_room(request)
+    filled = {(stack.name, name): _Filled.of(request, stack, name) for stack in request.stacks for name in stack.scopes}
+
+    def on_layer(captured: LayerRecord) -> None:
+        stack = request.stack_of(captured.index)
+        weights = stack.specs[captured.index - stack.first].weights(request.dtype)
+        for row in range(len(stack.mask)):
+            placed = Placed.of(request, stack, captured, row, row)
+            one = placed.sequence
+            given = (request.rule, value_bias, one.routing, one.encoder)
+            for n, query in zip(placed.filled.tolist(), one.rows, strict=True):
+                streams = dict(reference.decompose(weights, one.x, one.attention, query[None], *given))
+                for name in stack.scopes:
+                    if weights.mixture or not name.endswith(weights.expert_scope):  # a dense layer has no experts
+                        filled[stack.name, name].take(streams, placed, stack.places(captured.index - stack.first), n)
+
+    request.run(request.inputs, on_layer)
+    found = {name: filled[stack.name, name].vectors() for stack in request.stacks for name in stack.scopes}
+    return found[names[0]] if isinstance(scope, str) else found
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """Vectors of one scope while they come in."""
+
+    stack: Stack
+    name: str
+    values: Tensor
+    bias: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, request: Request, stack: Stack, name: str) -> _Filled:
+        values = torch.zeros(_shape(request, stack, name), dtype=request.dtype, device=request.inputs.mask.device)
+        shape = (len(stack.layers), len(stack.mask), len(stack.queries), values.shape[-1])
+        return cls(stack, name, values, values.new_zeros(shape), values.new_zeros(shape))
+
+    def take(self, streams: dict[str, Stream], placed: Placed, layers: Sequence[int], n: int) -> None:
+        """Of query ``n`` of a sequence, at the places ``layers`` on the layer axis."""
+        own = len(placed.sequence.x)
+        across = self.name.startswith(CROSS)
+        if self.name in streams:
+            stream = streams[self.name]
+            of_keys = stream.vectors if across else stream.vectors[..., :own, :]
+        else:  # from atb on the encoder's tokens are in one stream with the others
+            stream = streams[self.name.removeprefix(CROSS)]
+            of_keys = stream.vectors[..., own:, :]
+        keys = placed.encoder_places if across else placed.places
+        for at in layers:
+            self.values[at, placed.batch, ..., n, keys, :] = of_keys.squeeze(-3).to(self.values.device)
+            if stream.bias.numel():
+                self.bias[at, placed.batch, n], self.total[at, placed.batch, n] = stream.bias[0], stream.total[0]
+
+    def vectors(self) -> Vectors:
+        stack, across = self.stack, self.name.startswith(CROSS)
+        key_tokens, key_mask = (stack.encoder_tokens, stack.encoder_mask) if across else (None, None)
+        numbers = (self.values, self.bias, self.total)
+        return Vectors(*numbers, stack.tokens, stack.layers, stack.queries, self.name, stack.mask, key_tokens, key_mask)
+
+
+def _shape(request: Request, stack: Stack, name: str) -> tuple[int, ...]:
+    return (*shape_of(stack, name), stack.specs[0].weights(request.dtype).width)
+
+
+def _check_room(request: Request) -> None:
+    """Raises ValueError where there is not enough for the vectors ``[..., T, d]`` of all scopes."""
+    numbers = sum(math.prod(_shape(request, stack, name)) for stack in request.stacks for name in stack.scopes)
+    needed = numbers * request.dtype.itemsize
+    if needed > psutil.virtual_memory().available:
+        raise ValueError(
+            f"the vectors would take {needed / 2**30:.1f} GiB, more than is free; ask for fewer layers or queries, or "
+            "for norms with ffattr.attribute"
+        )
