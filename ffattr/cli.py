@@ -1,4 +1,4 @@
-"""The command line: ``ffattr map``, ``check``, ``models``, ``info`` and ``bench``.
+"""The command line: ``ffattr map``, ``analyze``, ``check``, ``models``, ``info`` and ``bench``.
 
 torch, transformers and the rest of ffattr are imported inside the commands, so that ``--help`` answers at once.
 """
@@ -70,16 +70,20 @@ def map_command(
         Path | None, typer.Option("--output", "-o", help="Save all maps here (safetensors).", metavar="FILE")
     ] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the last layer's last scope here.", metavar="FILE")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help='Write a page to look around in; scopes are then "all" by default.', metavar="FILE"),
+    ] = None,
     plan: Annotated[bool, typer.Option("--plan", help="Say what would run, and compute nothing.")] = False,
     debug: Debug = False,
 ) -> None:
     """Map how the tokens of TEXT reach each other in every layer of MODEL."""
     with _one_line_errors(debug):
         content = cli_options.text(text, file)
-        for target in (output, png):
+        for target in (output, png, html):
             if target is not None and not target.absolute().parent.is_dir():
                 raise FileNotFoundError(f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}")
-        scopes = scope or ["layer"]
+        scopes = scope or ["layer" if html is None else "all"]
         keep = cli_options.keep(top, pool)
         options: dict[str, Any] = {
             "scopes": scopes[0] if len(scopes) == 1 else scopes,
@@ -98,7 +102,39 @@ def map_command(
         if plan:
             cli_map.explain(model, content, options)
         else:
-            cli_map.show(model, content, {**options, "keep": keep}, output, png)
+            cli_map.show(model, content, {**options, "keep": keep}, output, png, html)
+
+
+@app.command()
+def analyze(
+    files: Annotated[
+        list[str], typer.Argument(help="Files of maps (ffattr map -o, attr.save); with --corpus, one model.")
+    ],
+    corpus: Annotated[
+        Path | None, typer.Option(help="UTF-8 file with a text on each line, for a MODEL to read.", metavar="FILE")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for tables and pictures.", metavar="DIR")
+    ] = Path("analysis"),
+    top: Annotated[int, typer.Option(help="Amplified pairs of each layer.", metavar="K", min=1)] = 50,
+    detailed: Annotated[
+        int, typer.Option(help="Texts of the corpus for what takes vectors (mixing, cancellation).", metavar="N", min=0)
+    ] = 8,
+    spacy: Annotated[
+        str | None, typer.Option(help="spaCy pipeline for grammatical categories of pairs.", metavar="NAME")
+    ] = None,
+    picture: Annotated[list[str] | None, typer.Option(help="png (default), svg or pdf; may be repeated.")] = None,
+    debug: Debug = False,
+) -> None:
+    """What feed-forward blocks change, as tables and pictures: of maps in FILES, or of a MODEL reading --corpus."""
+    with _one_line_errors(debug):
+        from . import cli_analyze
+
+        formats = picture or ["png"]
+        if corpus is None:
+            cli_analyze.of_files(files, output, top, spacy, formats)
+        else:
+            cli_analyze.of_corpus(files, corpus, output, top, spacy, formats, detailed)
 
 
 @app.command()

@@ -28,7 +28,9 @@ def explain(model: str, text: str, options: Mapping[str, Any]) -> None:
     _say(str(api.explain(loaded, text, tokenizer=tokenizer, **options)))
 
 
-def show(model: str, text: str, options: Mapping[str, Any], output: Path | None, png: Path | None) -> None:
+def show(
+    model: str, text: str, options: Mapping[str, Any], output: Path | None, png: Path | None, html: Path | None
+) -> None:
     """Computes maps and writes them to the files asked for, or prints the strongest pairs.
 
     ``options`` are arguments of `ffattr.attribute`. Raises OSError, ValueError or an `FfattrError`.
@@ -44,7 +46,10 @@ def show(model: str, text: str, options: Mapping[str, Any], output: Path | None,
         with replacing(png) as temporary:
             figure.savefig(temporary, format="png", dpi=150)
         _say(f"picture: {png}")
-    if output is None and png is None:
+    if html is not None:
+        attribution.to_html(html)
+        _say(f"page: {html}")
+    if output is None and png is None and html is None:
         Console().print(_strongest(attribution))
     _say(str(attribution.plan))
 

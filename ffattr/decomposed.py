@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -19,6 +19,8 @@ from .reference import Stream
 from .request import IG, Indices, Request, Stack
 
 __all__ = ["Vectors", "vectors"]
+
+_AT_ONCE = 2**24  # numbers of the largest tensor of a block of queries
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,14 @@ def vectors(
             placed = Placed.of(request, stack, captured, row, row)
             one = placed.sequence
             given = (request.rule, value_bias, one.routing, one.encoder)
-            for n, query in zip(placed.filled.tolist(), one.rows, strict=True):
-                streams = dict(reference.decompose(weights, one.x, one.attention, query[None], *given))
-                for name in stack.scopes:
-                    if weights.mixture or not name.endswith(weights.expert_scope):  # a dense layer has no experts
-                        filled[stack.name, name].take(streams, placed, stack.places(captured.index - stack.first), n)
+            # A dense layer among mixtures has no experts.
+            wanted = [n for n in stack.scopes if weights.mixture or not n.endswith(weights.expert_scope)]
+            keys = len(one.x) + (0 if one.encoder is None else len(one.encoder.states))
+            at_once = max(1, _AT_ONCE // (keys * max(weights.heads * weights.width, 2 * weights.down.weight.shape[-2])))
+            for rows, queries in zip(placed.filled.split(at_once), one.rows.split(at_once), strict=True):
+                streams = reference.decompose(weights, one.x, one.attention, queries, *given)
+                for name, stream in _wanted(streams, wanted):
+                    filled[stack.name, name].take(stream, placed, stack.places(captured.index - stack.first), rows)
 
     request.run(request.inputs, on_layer)
     found = {name: filled[stack.name, name].vectors() for stack in request.stacks for name in stack.scopes}
@@ -145,27 +150,37 @@ class _Filled:
         shape = (len(stack.layers), len(stack.mask), len(stack.queries), values.shape[-1])
         return cls(stack, name, values, values.new_zeros(shape), values.new_zeros(shape))
 
-    def take(self, streams: dict[str, Stream], placed: Placed, layers: Sequence[int], n: int) -> None:
-        """Of query ``n`` of a sequence, at the places ``layers`` on the layer axis."""
+    def take(self, stream: Stream, placed: Placed, layers: Sequence[int], rows: Tensor) -> None:
+        """Of the queries ``rows`` of a sequence, at the places ``layers`` on the layer axis."""
         own = len(placed.sequence.x)
-        across = self.name.startswith(CROSS)
-        if self.name in streams:
-            stream = streams[self.name]
-            of_keys = stream.vectors if across else stream.vectors[..., :own, :]
-        else:  # from atb on the encoder's tokens are in one stream with the others
-            stream = streams[self.name.removeprefix(CROSS)]
-            of_keys = stream.vectors[..., own:, :]
-        keys = placed.encoder_places if across else placed.places
+        if not self.name.startswith(CROSS):
+            keys, of_keys = placed.places, stream.vectors[..., :own, :]
+        else:  # alone, or the last of those of a stream
+            keys = placed.encoder_places
+            of_keys = stream.vectors[..., stream.vectors.shape[-2] - len(keys) :, :]
         for at in layers:
-            self.values[at, placed.batch, ..., n, keys, :] = of_keys.squeeze(-3).to(self.values.device)
+            self.values[at, placed.batch][..., rows[:, None], keys, :] = of_keys.to(self.values.device)
             if stream.bias.numel():
-                self.bias[at, placed.batch, n], self.total[at, placed.batch, n] = stream.bias[0], stream.total[0]
+                self.bias[at, placed.batch, rows] = stream.bias.to(self.bias.device)
+                self.total[at, placed.batch, rows] = stream.total.to(self.total.device)
 
     def vectors(self) -> Vectors:
         stack, across = self.stack, self.name.startswith(CROSS)
         key_tokens, key_mask = (stack.encoder_tokens, stack.encoder_mask) if across else (None, None)
         numbers = (self.values, self.bias, self.total)
         return Vectors(*numbers, stack.tokens, stack.layers, stack.queries, self.name, stack.mask, key_tokens, key_mask)
+
+
+def _wanted(streams: Iterator[tuple[str, Stream]], names: Sequence[str]) -> Iterator[tuple[str, Stream]]:
+    """The streams called ``names``, and no further: those after the last of them are not computed."""
+    missing = set(names)
+    for name, stream in streams:
+        # From atb on, those of the encoder's tokens are in the same stream.
+        found = missing & ({name, f"{CROSS}{name}"} if name.startswith("atb") else {name})
+        yield from ((one, stream) for one in found)
+        missing -= found
+        if not missing:
+            return
 
 
 def _shape(request: Request, stack: Stack, name: str) -> tuple[int, ...]:

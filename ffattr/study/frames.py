@@ -1,0 +1,183 @@
+"""The analyses of `ffattr.analysis` together, of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..adapters import Adapted, resolve
+from ..analysis import (
+    AmplifiedPairs,
+    Categories,
+    ChangeSample,
+    Several,
+    TokenSummary,
+    amplified_pairs,
+    cancellation,
+    category_rates,
+    contextualization_change,
+    ff_energy,
+    mixing_ratio,
+    norm_balance,
+    rollout,
+    token_summary,
+)
+from ..api import attribute
+from ..decomposed import Vectors, vectors
+from ..keep import Reduce
+from ..maps import Attribution, StackedAttribution
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["Study", "of_maps", "of_model"]
+
+_MOST_ROLLED = 512  # tokens: beyond, a table of the pairs of rollout is of no use to anybody
+
+
+@dataclass
+class Study:
+    """What was found of one model (or file) ``name``: ``frames`` by the name of the analysis; ``left_out`` says why
+    others are missing; ``example`` are whole maps of one text, to draw."""
+
+    name: str
+    frames: dict[str, pandas.DataFrame] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    example: Attribution | None = None
+
+    def add(self, name: str, analysis: Callable[[], pandas.DataFrame]) -> None:
+        """The frame of an analysis, or why there is none."""
+        try:
+            self.frames[name] = analysis()
+        except ValueError as error:
+            self.left_out[name] = str(error)
+
+
+def of_maps(name: str, attribution: Attribution, *, k: int = 50, categories: Categories | None = None) -> Study:
+    """Of maps that were kept: every analysis that they allow.
+
+    k: how many pairs of each layer are the most amplified ones. categories: of pairs; None: those read off tokens.
+    Raises ValueError where they allow none.
+
+    >>> study = ffattr.study.of_maps("tiny", attr, k=5)
+    >>> list(study.frames)
+    ['contextualization_change', 'amplified_pairs', 'amplified_categories', 'token_summary', 'rollout']
+    """
+    if isinstance(attribution, StackedAttribution):
+        raise ValueError(
+            f"{name} has maps of an encoder and a decoder: analyse one of them, attr.stacks[name], for "
+            f"{', '.join(attribution.stacks)}"
+        )
+    categories = Categories() if categories is None else categories
+    study = Study(name, example=attribution)
+    study.add("contextualization_change", lambda: contextualization_change(attribution))
+    study.add("amplified_pairs", lambda: amplified_pairs(attribution, k, categories=categories))
+    _add_categories(study, attribution, categories)
+    study.add("token_summary", lambda: token_summary(attribution))
+    _add_rollout(study, attribution)
+    if not study.frames:
+        raise ValueError(f"nothing can be said of {name}: {next(iter(study.left_out.values()))}")
+    return study
+
+
+def of_model(
+    name: str,
+    model: nn.Module,
+    texts: Sequence[str],
+    tokenizer: Any,
+    *,
+    k: int = 50,
+    categories: Categories | None = None,
+    detailed: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> Study:
+    """Of a model on a corpus, in one pass that keeps no maps; then, of the first ``detailed`` texts, what takes vectors
+    (mixing ratio, cancellation, balance of norms).
+
+    ``options`` are arguments of `ffattr.attribute`. Raises ValueError for a model with an encoder and a decoder, and
+    what `ffattr.attribute` raises.
+
+    >>> study = ffattr.study.of_model("tiny", model, ["The cat sat.", "Dogs barking."], tokenizer, k=5, detailed=1)
+    >>> study.frames["cancellation"]["order"].unique().tolist()
+    ['ff', 'gain', 'random']
+    """
+    adapted = resolve(model)
+    if adapted.stacks:
+        raise ValueError(
+            f"{name} has an encoder and a decoder: map them with `attribute`, and analyse each of its stacks"
+        )
+    if not texts:
+        raise ValueError("the corpus has no text")
+    categories = Categories() if categories is None else categories
+    scopes = [scope for scope in adapted.layers[0].own_scopes if scope != "attn_heads"]
+    changes, pairs, tokens = ChangeSample(), AmplifiedPairs(k), TokenSummary()
+    collected = Reduce(Several(changes, pairs, tokens))
+    options = {"tokenizer": tokenizer, "scopes": scopes, **options}
+    attribution = attribute(model, list(texts), keep=collected, progress=progress, **options)
+    example = attribute(model, [min(texts[:20], key=lambda text: abs(len(text) - 100))], **options)
+    study = Study(name, example=example)
+    study.add("contextualization_change", changes.contextualization_change)
+    study.add("amplified_pairs", lambda: pairs.frame(attribution, categories))
+    _add_categories(study, attribution, categories)
+    study.add("token_summary", lambda: tokens.frame(attribution))
+    _add_rollout(study, example)
+    if detailed:
+        _add_detailed(study, adapted, model, {"inputs": list(texts[:detailed]), "tokenizer": tokenizer}, scopes)
+    return study
+
+
+def _add_categories(study: Study, attribution: Attribution, categories: Categories) -> None:
+    if "amplified_pairs" in study.frames:
+        pairs = study.frames["amplified_pairs"]
+        study.add("amplified_categories", lambda: category_rates(pairs, attribution, categories))
+
+
+def _add_rollout(study: Study, attribution: Attribution) -> None:
+    """Up to the last layer, without and with the feed-forward blocks."""
+    if attribution.mask.shape[1] > _MOST_ROLLED:
+        study.left_out["rollout"] = f"{attribution.mask.shape[1]} tokens are too many for a table of pairs"
+        return
+
+    def last() -> pandas.DataFrame:
+        found = rollout(attribution, [scope for scope in ("atb", "layer") if scope in (*attribution.scopes, "layer")])
+        return found[found["layer"] == attribution.layers[-1]]
+
+    study.add("rollout", last)
+
+
+def _add_detailed(
+    study: Study, adapted: Adapted, model: nn.Module, inputs: dict[str, Any], scopes: Sequence[str]
+) -> None:
+    """What takes the vectors themselves, layer by layer: they are wide."""
+    import pandas as pd
+
+    wide = [scope for scope in scopes if scope.startswith("atb")]
+    frames: dict[str, list[pandas.DataFrame]] = {"mixing_ratio": [], "cancellation": [], "norm_balance": []}
+    for layer, spec in enumerate(adapted.layers):
+        found = vectors(model, scope=wide, layers=[layer], **inputs)
+        weights = spec.weights(None)
+        norm = weights.norm_after_ff or weights.norm_before_ff
+        frames["mixing_ratio"].append(mixing_ratio(found["atb"]))
+        try:
+            together = list(found.values())
+            frames["norm_balance"].append(norm_balance(together))
+            for order, scores in _orders(together, None if norm is None else norm.weight):
+                frames["cancellation"].append(cancellation(together, order=order, scores=scores))
+        except ValueError as error:  # a parallel block, or one without a residual connection
+            study.left_out["cancellation"] = str(error)
+    for name, of_layers in frames.items():
+        if of_layers:
+            study.frames[name] = pd.concat(of_layers, ignore_index=True)
+
+
+def _orders(found: Sequence[Vectors], gain: Tensor | None) -> Iterator[tuple[str, Tensor | None]]:
+    """By which the dimensions are removed: those that the network writes most to, those that the norm scales down most,
+    and as many at random."""
+    yield "ff", ff_energy(found)
+    if gain is not None:
+        yield "gain", -gain.detach().abs().double().cpu()
+    yield "random", None

@@ -1,0 +1,90 @@
+"""Frames of studies as Markdown, those that fit a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from .frames import Study
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["tables"]
+
+_NAMED = 10  # most amplified pairs of each layer
+
+
+def tables(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) -> Iterator[str]:
+    yield "# " + ", ".join(study.name for study in studies) + "\n"
+    for name, (heading, rule) in _TABLES.items():
+        if name in frames:
+            yield f"\n## {heading}\n\n"
+            for model, of_model in frames[name].groupby("model", sort=False):
+                if len(studies) > 1:
+                    yield f"{model}\n\n"
+                yield _markdown(rule(of_model)) + "\n"
+    left_out = [
+        f"- {study.name}, {name.replace('_', ' ')}: {why}\n"
+        for study in studies
+        for name, why in study.left_out.items()
+    ]
+    if left_out:
+        yield "\n## Left out\n\n"
+        yield from left_out
+
+
+def _by_layer(columns: str, value: str) -> Callable[[Any], Any]:
+    def rule(frame: pandas.DataFrame) -> pandas.DataFrame:
+        wide = frame.pivot_table(index="layer", columns=columns, values=value, sort=False)
+        return wide.sort_index().reset_index()
+
+    return rule
+
+
+def _strongest(frame: pandas.DataFrame) -> pandas.DataFrame:
+    frame = frame[frame["rank"] <= _NAMED]
+    pairs = frame["query_token"].astype(str) + " ← " + frame["key_token"].astype(str)
+    found = frame.assign(pair=pairs).groupby("layer")["pair"].agg(", ".join)
+    return found.rename(f"query ← key, the {_NAMED} most amplified").reset_index()
+
+
+def _means(*values: str) -> Callable[[Any], Any]:
+    """Of each layer."""
+
+    def rule(frame: pandas.DataFrame) -> pandas.DataFrame:
+        return frame.groupby("layer")[list(values)].mean().reset_index()
+
+    return rule
+
+
+def _categories(frame: pandas.DataFrame) -> pandas.DataFrame:
+    found = frame.groupby("category", sort=False)[["share", "base_rate"]].mean()
+    found["lift"] = found["share"] / found["base_rate"]
+    return found.reset_index()
+
+
+def _removed(frame: pandas.DataFrame) -> pandas.DataFrame:
+    return frame.pivot_table(index=["order", "component"], columns="removed", values="value", sort=False).reset_index()
+
+
+_TABLES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
+    "contextualization_change": ("Contextualization change, 1 - Spearman's rho", _by_layer("component", "value")),
+    "amplified_pairs": ("Pairs that the feed-forward network amplifies most", _strongest),
+    "amplified_categories": ("Categories of amplified pairs, and of all pairs (means over layers)", _categories),
+    "mixing_ratio": ("Context-mixing ratio after the attention block", _means("ratio")),
+    "norm_balance": ("Norms of the network's output and of what bypasses it", _means("ff", "bypass", "ratio")),
+    "cancellation": ("Contextualization change without some dimensions (how many; means over layers)", _removed),
+}
+
+
+def _markdown(frame: pandas.DataFrame) -> str:
+    """A table in GitHub's dialect; a bar or a line break in a token would end its cell."""
+
+    def shown(value: Any) -> str:
+        text = f"{value:.3f}" if isinstance(value, float) else str(value)
+        return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "⏎").replace("<", "&lt;")
+
+    head = [" | ".join(map(str, frame.columns)), " | ".join("---" for _ in frame.columns)]
+    rows = [" | ".join(map(shown, row)) for row in frame.itertuples(index=False)]
+    return "".join(f"| {row} |\n" for row in (*head, *rows))
