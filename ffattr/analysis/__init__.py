@@ -3,8 +3,36 @@
 All return tidy pandas frames, one row for each thing that was measured.
 """
 
+from .amplification import AmplifiedPairs, amplified_pairs, ff_amp, ff_amp_maps
+from .cancellation import cancellation, ff_energy, norm_balance
+from .categories import Categories, pair_categories
 from .change import contextualization_change
+from .mixing import mixing_ratio
 from .ranks import spearman
+from .rates import category_rates
+from .rollout import rollout, rollout_maps
 from .sample import ChangeSample
+from .several import Several
+from .tokens import TokenSummary, token_summary
 
-__all__ = ["ChangeSample", "contextualization_change", "spearman"]
+__all__ = [
+    "AmplifiedPairs",
+    "Categories",
+    "ChangeSample",
+    "Several",
+    "TokenSummary",
+    "amplified_pairs",
+    "cancellation",
+    "category_rates",
+    "contextualization_change",
+    "ff_amp",
+    "ff_amp_maps",
+    "ff_energy",
+    "mixing_ratio",
+    "norm_balance",
+    "pair_categories",
+    "rollout",
+    "rollout_maps",
+    "spearman",
+    "token_summary",
+]

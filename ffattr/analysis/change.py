@@ -30,6 +30,11 @@ def contextualization_change(attribution: Maps) -> pandas.DataFrame:
     ``before``, ``after`` (the two scopes) and ``value``, the mean over the sequences. Only pairs of real tokens count,
     and in a causal model (``arguments["causal"]``) only those where the key is not after the query: the structural
     zeros would agree by themselves. Raises ValueError where no whole maps were kept; see `ChangeSample`.
+
+    >>> frame = ffattr.analysis.contextualization_change(attr)
+    >>> frame.loc[:3, ["layer", "component", "before", "after"]].values.tolist()  # and "value"
+    [[0, 'FF', 'atb', 'atb_ff'], [0, 'RES', 'atb_ff', 'atb_ff_res'],
+     [0, 'LN', 'atb_ff_res', 'atb_ff_res_ln'], [0, 'FF block', 'atb', 'atb_ff_res_ln']]
     """
     import pandas as pd
 

@@ -14,6 +14,12 @@ def spearman(a: Tensor, b: Tensor) -> float:
     """Spearman's rank correlation of all elements of ``a`` and ``b``, ties at their average rank.
 
     NaN where it is not defined: fewer than two elements, or all elements of one side equal.
+
+    >>> a = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    >>> round(ffattr.analysis.spearman(a, a.exp()), 6)  # only the order counts
+    1.0
+    >>> round(ffattr.analysis.spearman(a, torch.tensor([1.0, 3.0, 2.0, 4.0])), 6)
+    0.8
     """
     if a.shape != b.shape:
         raise ValueError(f"rank correlation needs equal shapes, got {list(a.shape)} and {list(b.shape)}")

@@ -39,6 +39,12 @@ class ChangeSample:
         takes keys and queries to be the same tokens, so say False of maps whose columns are groups of tokens.
 
     One sample is for one call of `ffattr.attribute` and one stack of layers.
+
+    >>> sample = ffattr.analysis.ChangeSample(pairs=20)
+    >>> text = "The cat sat on the mat."
+    >>> attr = ffattr.attribute(model, text, tokenizer=tokenizer, scopes="all", keep=ffattr.Reduce(sample))
+    >>> attr.maps, len(sample.contextualization_change())  # three layers, four components
+    ({}, 12)
     """
 
     def __init__(self, pairs: int = 20_000, seed: int = 0, causal: bool | None = None) -> None:
@@ -78,6 +84,12 @@ class ChangeSample:
 
         ``pairs`` is how many were compared, of all sequences together, and ``standard_error`` how far ``value`` is
         likely to be from that of all pairs: 0 where it is of all.
+
+        >>> sample = ffattr.analysis.ChangeSample()  # 20 000 pairs: more than the 9 * 9 that there are
+        >>> text = "The cat sat on the mat."
+        >>> _ = ffattr.attribute(model, text, tokenizer=tokenizer, scopes="all", keep=ffattr.Reduce(sample))
+        >>> sample.contextualization_change()[["pairs", "standard_error"]].drop_duplicates().values.tolist()
+        [[81.0, 0.0]]
         """
         import pandas as pd
 

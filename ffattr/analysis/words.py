@@ -1,0 +1,123 @@
+"""The words of a sequence, read off the marks that tokenizers leave on its tokens.
+
+Shapes: ``T`` tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+__all__ = ["Words", "mark_of"]
+
+_MARKS: dict[str, Callable[[str], bool]] = {
+    "##": lambda token: token.startswith("##"),  # WordPiece: goes on
+    "Ġ": lambda token: token.startswith(("Ġ", "Ċ")),  # byte-level BPE: a space or a line break begins it
+    "▁": lambda token: token.startswith("▁"),  # SentencePiece: a space begins it
+    "</w>": lambda token: token.endswith("</w>"),  # BPE: its word ends
+    "@@": lambda token: token.endswith("@@"),  # BPE: its word goes on
+}
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # SentencePiece: a byte of a character that has no token
+_SPECIAL = re.compile(r"\[(?:[A-Z][A-Z0-9_ ]*|unused\d+)\]|<[|\uff5c].*[|\uff5c]>|<(?!0x)[^<>\s]*[A-Za-z][^<>\s]*>")
+
+
+@dataclass(frozen=True)
+class Words:
+    """``number`` ``[T]`` is each token's word, ``texts`` what the words are.
+
+    ``special`` ``[T]`` is True at tokens that are no text, ``symbols`` ``[T]`` at those of no letter and no digit:
+    punctuation, space. Each of these is a word of its own; a bare mark of a space belongs to the word that it begins.
+    """
+
+    number: list[int]
+    texts: list[str]
+    special: list[bool]
+    symbols: list[bool]
+
+    @classmethod
+    def of(
+        cls,
+        tokens: Sequence[str],
+        mark: str | None,
+        special: Collection[str] | None = None,
+        words: Sequence[int | None] | None = None,
+    ) -> Words:
+        """``mark`` is the tokens' kind of mark (`mark_of`; None: every token is a word), ``special`` the tokens that
+        are no text (None: those in brackets as ``[SEP]``, ``<s>``, ``<|endoftext|>``), ``words`` the number of each
+        token's word where marks do not tell (None: it is special)."""
+        apart = [_SPECIAL.fullmatch(token) is not None if special is None else token in special for token in tokens]
+        if words is not None:
+            apart = [found or word is None for found, word in zip(apart, words, strict=True)]
+        pieces = [_piece(token, None if one else mark) for token, one in zip(tokens, apart, strict=True)]
+        symbols = [not one and _symbols(piece) for piece, one in zip(pieces, apart, strict=True)]
+        number: list[int] = []
+        for at, token in enumerate(tokens):
+            if at == 0:
+                begins = True
+            elif words is not None:
+                begins = apart[at] or apart[at - 1] or words[at] != words[at - 1]
+            else:
+                closed = apart[at - 1] or (symbols[at - 1] and tokens[at - 1] != mark)
+                begins = closed or apart[at] or symbols[at] or _begins(token, tokens[at - 1], pieces[at], mark)
+            number.append(number[-1] + begins if at else 0)
+        joined = [b""] * (number[-1] + 1 if number else 0)
+        for word, piece in zip(number, pieces, strict=True):
+            joined[word] += piece
+        return cls(number, [text.decode("utf-8", "replace").strip() for text in joined], apart, symbols)
+
+
+def mark_of(tokens: Iterable[str]) -> str | None:
+    """The kind of mark that most of the tokens bear: ``##``, ``Ġ``, ``▁``, ``</w>``, ``@@``. None: none has any."""
+    counts = dict.fromkeys(_MARKS, 0)
+    for token in tokens:
+        for mark, bears in _MARKS.items():
+            counts[mark] += bears(token)
+    most = max(counts, key=counts.__getitem__)
+    return most if counts[most] else None
+
+
+def _begins(token: str, before: str, piece: bytes, mark: str | None) -> bool:
+    """Whether a word begins with ``token``, by its marks alone."""
+    if mark == "##":
+        return not token.startswith(mark)
+    if mark in ("</w>", "@@"):
+        return before.endswith(mark) == (mark == "</w>")
+    return mark is None or piece[:1].isspace()
+
+
+def _piece(token: str, mark: str | None) -> bytes:
+    """What a token adds to the text. Some tokens are parts of a character."""
+    byte = _BYTE.fullmatch(token)
+    if byte:
+        return bytes([int(byte[1], 16)])
+    if mark == "Ġ":
+        alphabet = _byte_alphabet()
+        return b"".join(alphabet.get(letter) or letter.encode("utf-8", "replace") for letter in token)
+    if mark == "▁":
+        token = token.replace(mark, " ")
+    elif mark == "##":
+        token = token.removeprefix(mark)
+    elif mark is not None:
+        token = token.removesuffix(mark)
+    return token.encode("utf-8", "replace")
+
+
+@functools.cache
+def _byte_alphabet() -> dict[str, bytes]:
+    """GPT-2's letters for the 256 bytes: those that print stand for themselves, the others count on from 256."""
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {chr(byte): bytes([byte]) for byte in plain}
+    return letters | {chr(256 + number): bytes([byte]) for number, byte in enumerate(others)}
+
+
+def _symbols(piece: bytes) -> bool:
+    """Whether there is no letter and no digit. What is not a whole character may be part of one."""
+    try:
+        text = piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return not any(unicodedata.category(letter)[0] in "LMN" for letter in text)
