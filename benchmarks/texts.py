@@ -1,14 +1,18 @@
-"""Real English text: the beginning of Jane Austen's Pride and Prejudice (1813), a sentence or so on each line."""
+"""Real English text, out of copyright: the beginning of Jane Austen's Pride and Prejudice (1813), a sentence or so on
+each line; and of the King James Bible the books of Ruth and Jonah and the first chapter of Esther, verse by verse."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["SENTENCES", "running"]
+__all__ = ["CORPUS", "SENTENCES", "running"]
 
-SENTENCES = (Path(__file__).parent / "prose.txt").read_text().splitlines()
+_HERE = Path(__file__).parent
+
+SENTENCES = (_HERE / "prose.txt").read_text().splitlines()
+CORPUS = SENTENCES + (_HERE / "verses.txt").read_text().splitlines()
 
 
 def running(sentences: int | None = None) -> str:
-    """The first ``sentences`` of them (None: all) as running text."""
+    """The first ``sentences`` of the novel (None: all) as running text."""
     return " ".join(SENTENCES[:sentences])
