@@ -169,9 +169,9 @@ def explain(
 ) -> Plan:
     """The plan that `attribute` would follow for the same arguments, without running the model.
 
-    >>> plan = ffattr.explain(model, "The cat sat.", tokenizer=tokenizer, scopes=["attn", "atb"])
-    >>> print(plan)
-    ... backend, float64 on cpu
+    >>> options = {"tokenizer": tokenizer, "scopes": ["attn", "atb"], "backend": "torch"}
+    >>> print(ffattr.explain(model, "The cat sat.", **options))
+    torch backend, float64 on cpu
     3 x layer 0-2: attention, 6 queries x 6 tokens ... (no scope takes d-wide work for a pair)
     total: ... GFLOP, working memory ... MiB
     """

@@ -39,6 +39,11 @@ class Dense:
         ``save`` would write it, or not at all; ``attr.maps`` are then read from it as they are looked at.
 
     Raises `OSError` at the start where the disk has no room, `NonFiniteError` where a norm is beyond the dtype's range.
+
+    >>> on_disk = ffattr.Dense(torch.float16, path="maps.safetensors")
+    >>> attr = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, keep=on_disk)
+    >>> attr["layer"].dtype, ffattr.load("maps.safetensors")["layer"].shape
+    (torch.float16, torch.Size([3, 1, 6, 6]))
     """
 
     dtype: torch.dtype | None = None
@@ -61,7 +66,12 @@ class Dense:
 
 @dataclass(frozen=True)
 class TopK:
-    """The ``k`` largest entries of every row, the norm of the others and the sum of all: ``attr.largest[scope]``."""
+    """The ``k`` largest entries of every row, the norm of the others and the sum of all: ``attr.largest[scope]``.
+
+    >>> attr = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, keep=ffattr.TopK(2))
+    >>> attr.largest["atb_ff_res_ln"].values.shape  # [layers, batch, query, k]
+    torch.Size([3, 1, 6, 2])
+    """
 
     k: int
 
@@ -86,6 +96,14 @@ class Pool:
 
     An entry is the mean over the pairs of real tokens in its block, those that are masked as 0; 0 where there are none.
     Queries are counted as they were asked for. Maps told apart by expert have no mean and are a `ValueError`.
+
+    >>> text = "The cat sat on the mat."  # nine tokens, with [CLS] and [SEP]
+    >>> whole = ffattr.attribute(model, text, tokenizer=tokenizer)["layer"]
+    >>> blocks = ffattr.attribute(model, text, tokenizer=tokenizer, keep=ffattr.Pool(4))["layer"]
+    >>> blocks.shape
+    torch.Size([3, 1, 3, 3])
+    >>> torch.allclose(blocks[0, 0, 0, 1], whole[0, 0, :4, 4:8].mean())
+    True
     """
 
     block: int
@@ -108,7 +126,13 @@ class Pool:
 @dataclass(frozen=True)
 class Reduce:
     """Keeps no maps: ``fn`` is called with every block of rows, a `Rows`; what it returns is listed in ``attr.reduced``
-    in the order of the calls, but for None. How rows are cut into blocks is not promised."""
+    in the order of the calls, but for None. How rows are cut into blocks is not promised.
+
+    >>> own = ffattr.Reduce(lambda rows: float(rows.maps["atb"].diagonal().sum() / rows.maps["atb"].sum()))
+    >>> attr = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, scopes="atb", keep=own)
+    >>> len(attr.reduced), all(0 < share < 1 for share in attr.reduced)  # what tokens keep of themselves, by layer
+    (3, True)
+    """
 
     fn: Callable[[Rows], Any]
 

@@ -202,6 +202,19 @@ class LayerSpec(_Scoped):
 
     In a mixture, projections of the feed-forward block are `Stacked`, ``experts`` is the module that is called with
     hidden states, the experts of each token and their weights, and ``active`` is how many experts a token goes to.
+
+    >>> layer = model.encoder.layer[0]
+    >>> attention, output = layer.attention, layer.output
+    >>> spec = ffattr.LayerSpec(
+    ...     module=layer, attention=attention.self, heads=2, kv_heads=2,
+    ...     value=attention.self.value, out=attention.output.dense, norm_after_attn=attention.output.LayerNorm,
+    ...     up=layer.intermediate.dense, down=output.dense, norm_after_ff=output.LayerNorm,
+    ...     activation=layer.intermediate.intermediate_act_fn,
+    ... )
+    >>> spec.scopes  # follow from where the norms are
+    ('attn_heads', 'attn', 'attn_res', 'atb', 'atb_ff', 'atb_ff_res', 'atb_ff_res_ln')
+    >>> spec.weights(torch.float32).up.weight.shape  # [d, F]
+    torch.Size([40, 52])
     """
 
     module: nn.Module

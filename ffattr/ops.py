@@ -40,6 +40,17 @@ share one, float32 or float64, which the result takes. The wide operands (``feat
 are in the narrow dtype and the norms in ``alpha``'s, and a pair's weights are divided by their largest magnitude before
 they are rounded, so that tiny ones keep their digits. With ``down_scale``, ``down`` is float8_e4m3fn and the other wide
 operands are bfloat16. The C++ kernels have one dtype for all, float32 or float64, and refuse the rest.
+
+Two tokens, one head, vectors of norm 2 and 3 (so grams 4 and 9); the second token attends to both equally:
+
+>>> alpha = torch.tensor([[[1.0, 0.0], [0.5, 0.5]]])  # [H, N, M]
+>>> gram = torch.tensor([[[4.0]], [[9.0]]], dtype=torch.float64)  # [M, H, H]
+>>> torch.ops.ffattr.gram_norms(alpha, torch.tensor([0, 1]), gram, None)
+tensor([[2.0000, 0.0000],
+        [1.0000, 1.5000]])
+>>> z = torch.tensor([[[-2.0, 0.0, 3.0]]])  # [S, N, F]
+>>> torch.ops.ffattr.ig_slope(z, None, None, "gelu", "exact", 0)  # gelu(z) / z, and its limit at 0
+tensor([[[0.0228, 0.5000, 0.9987]]])
 """
 
 from __future__ import annotations

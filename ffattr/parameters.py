@@ -76,6 +76,12 @@ class Columns:
 
     With ``groups``, of each of so many equal groups of them: GPT-NeoX has query, key and value of a head side by side.
     ``bias`` ``[features]`` is added to what the projection gives (DeBERTa).
+
+    >>> fused = torch.nn.Linear(8, 24)  # query, key and value in one
+    >>> ffattr.Columns(fused, 16, 24)
+    Columns(module=Linear(in_features=8, out_features=24, bias=True), start=16, stop=24, groups=1, bias=None)
+    >>> ffattr.Columns(fused, 8, 12, groups=2).groups  # two heads of query, key and value with four features each
+    2
     """
 
     module: nn.Module

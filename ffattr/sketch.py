@@ -42,6 +42,12 @@ class Sketch:
     more than this (then ``components`` and ``projections`` are not used), and is exact where none is.
 
     Raises TypeError or ValueError that names the offending value.
+
+    >>> layer = torch.nn.TransformerEncoderLayer(128, 2, 256, batch_first=True).eval()
+    >>> x = torch.randn(1, 130, 128, generator=torch.Generator().manual_seed(0))
+    >>> attr = ffattr.attribute(layer, x, scopes="atb_ff", method=ffattr.Sketch(32, 32))  # 64 directions of 128
+    >>> bool(0 < attr.sketch_error["atb_ff"] < 0.2)  # [layers, batch]
+    True
     """
 
     components: int = 64

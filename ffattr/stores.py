@@ -33,6 +33,14 @@ class Top:
     int32 are their positions. Where a row has fewer entries above zero (padding, keys that it may not see), the value
     is 0 and the key -1. ``rest`` ``[L, B, N]`` is the Euclidean norm of the entries not kept, ``total`` ``[L, B, N]``
     the sum of all.
+
+    >>> whole = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer)["layer"]
+    >>> keep = ffattr.TopK(2)
+    >>> top = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, keep=keep).largest["atb_ff_res_ln"]
+    >>> torch.equal(top.keys[0, 0, :, 0], whole[0, 0].argmax(-1).int())  # what each token reads most of
+    True
+    >>> torch.allclose(top.total, whole.sum(-1)), bool((top.values.sum(-1) < top.total).all())
+    (True, True)
     """
 
     values: Tensor
@@ -41,7 +49,13 @@ class Top:
     total: Tensor
 
     def dense(self, keys: int) -> Tensor:
-        """The maps ``[L, B, N, keys]`` of the kept entries, zero elsewhere. ``keys`` is the number of tokens."""
+        """The maps ``[L, B, N, keys]`` of the kept entries, zero elsewhere. ``keys`` is the number of tokens.
+
+        >>> attr = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, keep=ffattr.TopK(2))
+        >>> maps = attr.largest["atb_ff_res_ln"].dense(keys=6)
+        >>> maps.shape, (maps[0, 0] > 0).sum(-1).tolist()
+        (torch.Size([3, 1, 6, 6]), [2, 2, 2, 2, 2, 2])
+        """
         if self.keys.numel() and keys <= int(self.keys.max()):
             raise ValueError(f"keys={keys}, but there are entries up to position {int(self.keys.max())}")
         maps = self.values.new_zeros(*self.values.shape[:-1], keys)
@@ -56,6 +70,13 @@ class Rows:
 
     ``queries`` ``[n]`` and ``keys`` ``[t]`` are positions, of real tokens only; ``maps[scope]`` is ``[..., n, t]``, on
     the layer's device. Copy what is to be kept of them: they belong to the computation.
+
+    >>> def strongest(rows):
+    ...     return rows.layer, rows.keys[rows.maps["atb"].argmax(-1)].tolist()
+    >>> keep = ffattr.Reduce(strongest)
+    >>> attr = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, scopes="atb", layers=[0, 2], keep=keep)
+    >>> [layer for layer, keys in attr.reduced]
+    [0, 2]
     """
 
     layer: int

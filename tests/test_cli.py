@@ -138,6 +138,17 @@ def test_map_writes_files(calls, tmp_path):
     assert sorted(tmp_path.iterdir()) == [png, output]
 
 
+def test_map_writes_a_page_of_all_scopes(calls, tmp_path):
+    page = tmp_path / "maps.html"
+    result = run("map", "m", "text", "--html", page)
+    assert result.exit_code == 0, result.output
+    assert calls[0][2]["scopes"] == "all"
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert f"page: {page}" in result.stdout.replace("\n", "")
+    assert run("map", "m", "text", "--html", page, "--scope", "atb").exit_code == 0
+    assert calls[1][2]["scopes"] == "atb"
+
+
 def test_map_without_files_prints_the_strongest_pairs(calls):
     result = run("map", "m", "text")
     assert "atb_ff_res_ln, layer 5" in result.stdout
@@ -230,6 +241,7 @@ def test_plan_computes_nothing(calls):
         (["text", "--pool", "-3"], "--pool -3: expected at least 1"),
         (["text", "-o", "nowhere/a.safetensors"], "there is no folder 'nowhere'"),
         (["text", "--png", "nowhere/a.png"], "there is no folder 'nowhere'"),
+        (["text", "--html", "nowhere/a.html"], "there is no folder 'nowhere'"),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(calls, arguments, message):

@@ -116,6 +116,7 @@ def test_the_reader_sees_every_form(tmp_path, monkeypatch, statement):
     ("code", "absent"),
     [
         ("import ffattr; ffattr.attribute", ["transformers", "triton", "matplotlib", "pandas"]),
+        ("import ffattr; ffattr.analysis, ffattr.plot, ffattr.report, ffattr.study", ["matplotlib", "pandas", "spacy"]),
         (
             "import sys; sys.argv[0] = 'ffattr'; import ffattr.cli",
             ["torch", "transformers", "matplotlib", "pandas", "numpy"],

@@ -79,7 +79,9 @@ def test_columns_that_are_words_already():
     assert (
         exact.tokens == bound.tokens == exact.key_tokens == [["[CLS]", "the", "cat", "barking", ".", "[SEP]"], WORDS2]
     )
-    assert exact.groups is None
+    assert exact.groups.tolist() == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, -1]]  # a word's own column
+    pairs = exact.top(100, "atb")
+    assert (pairs["query_token"] != pairs["key_token"]).all()
     for scope in exact.scopes:
         assert (exact[scope] <= bound[scope] + 1e-9).all()
         alone = [0, 1, 2, 4, 5]

@@ -34,6 +34,23 @@ def register_adapter(model_type: str, fn: Adapter) -> None:
     takes ``[batch, T, d]`` (or ``[T, d]``) and returns the same shape. Its attention is recorded when the module named
     as ``attention`` calls transformers' attention interface, is an ``nn.MultiheadAttention``, or calls, once, either
     ``torch.nn.functional.scaled_dot_product_attention`` or a softmax of ``[batch, heads, T, T]`` over the keys.
+
+    >>> class Stack(torch.nn.Sequential):
+    ...     pass
+    >>> def adapter(stack):
+    ...     return [
+    ...         ffattr.LayerSpec(
+    ...             module=layer, attention=layer.self_attn, heads=2, kv_heads=2,
+    ...             value=ffattr.Columns(layer.self_attn, 16, 24), out=layer.self_attn.out_proj,
+    ...             up=layer.linear1, down=layer.linear2, activation=layer.activation,
+    ...             norm_after_attn=layer.norm1, norm_after_ff=layer.norm2,
+    ...         )
+    ...         for layer in stack
+    ...     ]
+    >>> ffattr.register_adapter("Stack", adapter)
+    >>> stack = Stack(*(torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2))).eval()
+    >>> ffattr.attribute(stack, torch.randn(1, 5, 8))
+    Attribution(2 layers, 1 x 5 tokens, 5 queries, scopes: atb_ff_res_ln)
     """
     if not isinstance(model_type, str) or not model_type:
         raise TypeError(f"model_type is {model_type!r}, expected the config.model_type or the class name as a string")
@@ -43,7 +60,11 @@ def register_adapter(model_type: str, fn: Adapter) -> None:
 
 
 def known_models() -> tuple[str, ...]:
-    """Every name that `resolve` recognises: built-in families and those added with `register_adapter`."""
+    """Every name that `resolve` recognises: built-in families and those added with `register_adapter`.
+
+    >>> "bert" in ffattr.known_models(), "TransformerEncoderLayer" in ffattr.known_models()
+    (True, True)
+    """
     return tuple(sorted({*_registered, *FAMILIES, *torch_encoder.NAMES}))
 
 

@@ -51,6 +51,15 @@ class Attribution(Contents):
     of ``block`` tokens; with `ffattr.Reduce` there are no maps, and ``reduced`` lists what the function returned.
     ``sketch_error[scope]`` ``[L, B]`` is there with ``method=ffattr.Sketch(...)``: the median relative error of the
     map's entries as pairs computed exactly tell it; 0 where the sketch would have saved nothing and was left out.
+
+    >>> attr
+    Attribution(3 layers, 2 x 9 tokens, 9 queries, scopes: attn_heads, attn, ..., atb_ff_res_ln)
+    >>> attr["atb"].shape, attr["attn_heads"].shape  # [layers, batch, (head,) query, key]
+    (torch.Size([3, 2, 9, 9]), torch.Size([3, 2, 2, 9, 9]))
+    >>> attr.scope("layer")  # the last one's name
+    'atb_ff_res_ln'
+    >>> attr.tokens[0][3], attr.tokens[0][2], bool(attr["layer"][-1, 0, 3, 2] > 0)  # what "sat" has of "cat"
+    ('sat', 'cat', True)
     """
 
     def __repr__(self) -> str:
@@ -71,6 +80,10 @@ class Attribution(Contents):
         """Writes a safetensors file that `ffattr.load` reads: whole or not at all, never over half of an old one.
 
         Raises ValueError where there are no maps (keep=Reduce).
+
+        >>> attr.save("maps.safetensors")
+        >>> torch.equal(ffattr.load("maps.safetensors")["atb"], attr["atb"])
+        True
         """
         saved.check_kept(self)
         write(path, *saved.parts(self))
@@ -82,6 +95,12 @@ class Attribution(Contents):
         ``norm``, and where a scope is told apart by head or by expert, ``head`` or ``expert`` (missing elsewhere).
         With keep=TopK only the kept pairs; with keep=Pool one row per pair of blocks, ``norm`` its mean, with the
         position of the first token of a block and the text of its first and last.
+
+        >>> frame = attr.to_pandas("atb")
+        >>> frame.loc[8, ["query_token", "key_token"]].tolist()  # and "norm"
+        ['[CLS]', '[SEP]']
+        >>> len(frame)  # 3 layers, 9 and 7 tokens
+        390
         """
         return tables.frame(self, self._named(scopes))
 
@@ -208,6 +227,15 @@ class Attribution(Contents):
         """What one expert carried, ``[L, B, N, T]``: zero for tokens that do not go to it.
 
         ``scope`` names one that is told apart by expert (None: the only one). Raises ValueError where there is none.
+
+        >>> import transformers
+        >>> small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+        >>> config = transformers.MixtralConfig(vocab_size=9, num_hidden_layers=1, num_local_experts=4, **small)
+        >>> mixture = transformers.MixtralModel(config).eval()
+        >>> attr = ffattr.attribute(mixture, torch.tensor([[3, 1, 4, 1, 5]]), scopes="atb_ln_ff_experts")
+        >>> parts = [attr.of_expert(number) for number in range(4)]  # [layers, batch, query, key] each
+        >>> torch.allclose(sum(parts), attr["atb_ln_ff_experts"].sum(2))
+        True
         """
         by_expert = [name for name in self.scopes if apart(name) == "expert"]
         name = scope if scope is not None else by_expert[0] if by_expert else None
@@ -234,7 +262,56 @@ class Attribution(Contents):
 
         ``layer`` is the model's number of the layer, or negative: counted from the last computed one. ``head`` picks a
         head of ``attn_heads``, ``expert`` one of a mixture. ``options`` go to `ffattr.plot.map_figure`.
+
+        >>> figure = attr.plot("atb", layer=1, batch=1)
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['[CLS]', 'dog', '##s', 'bark', '##ing', '.', '[SEP]']
         """
         from . import pictures
 
         return pictures.one_map(self, self.scope(scope), layer, batch, head, expert, options)
+
+    def plot_scopes(self, layer: int = -1, batch: int = 0, **options: Any) -> Figure:
+        """The maps of all scopes of one layer side by side, from attention to the layer's output, with what lies
+        between them: Figure 1 of Kobayashi et al. 2024. ``options`` go to `ffattr.plot.scope_strip`.
+
+        >>> len(attr.plot_scopes(layer=1).axes) > len(attr.scopes) - 1
+        True
+        """
+        from . import pictures
+
+        return pictures.scopes(self, layer, batch, options)
+
+    def plot_amplification(self, batch: int = 0, **options: Any) -> Figure:
+        """What the feed-forward network of every layer adds to each row's shares, and what it takes from them.
+
+        See `ffattr.analysis.ff_amp_maps`; ``options`` go to `ffattr.plot.amp_strip`.
+
+        >>> attr.plot_amplification(batch=1).axes[0].get_title()
+        'layer 0'
+        """
+        from . import pictures
+
+        return pictures.amplification(self, batch, options)
+
+    def plot_arcs(
+        self,
+        query: int,
+        scope: str = "layer",
+        other: str | None = None,
+        *,
+        layer: int = -1,
+        batch: int = 0,
+        **options: Any,
+    ) -> Figure:
+        """What one token reads, as arcs over the text; those of the scope ``other`` below it.
+
+        ``query`` is its position (negative: from the end). ``options`` go to `ffattr.plot.arcs`. Raises IndexError for
+        padding and for queries that were not computed.
+
+        >>> figure = attr.plot_arcs(3, "layer", other="atb", layer=2)  # with the feed-forward block, and without
+        """
+        from . import pictures
+
+        below = None if other is None else self.scope(other)
+        return pictures.arcs(self, query, self.scope(scope), below, layer, batch, options)

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from .. import plot
-from .contents import Contents, apart, layer_place, one, ticks
+from ..analysis import ff_amp_maps
+from .contents import Contents, apart, layer_place, one, own, ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["one_map"]
+__all__ = ["amplification", "arcs", "one_map", "scopes"]
 
 
 def one_map(
@@ -46,3 +47,50 @@ def one_map(
         raise ValueError(f"head={head} is for the scope attn_heads; {scope} is summed over heads")
     rows, keys = ticks(contents, batch)
     return plot.map_figure(values[rows.places][:, keys.places], rows.labels, keys.labels, **{"title": title, **options})
+
+
+def scopes(contents: Contents, layer: int, batch: int, options: Mapping[str, Any]) -> Figure:
+    """See `Attribution.plot_scopes`."""
+    place = layer_place(contents, layer)
+    rows, keys = ticks(contents, batch)
+    maps = {
+        scope: one(contents, scope, place, batch)[rows.places][:, keys.places]
+        for scope in contents.scopes
+        if apart(scope) is None
+    }
+    title = f"layer {contents.layers[place]}"
+    return plot.scope_strip(maps, rows.labels, keys.labels, **{"title": title, **options})
+
+
+def amplification(contents: Contents, batch: int, options: Mapping[str, Any]) -> Figure:
+    """See `Attribution.plot_amplification`."""
+    rows, keys = ticks(contents, batch)
+    values = ff_amp_maps(contents)[:, batch][:, rows.places][..., keys.places]
+    title = "what the feed-forward network amplifies"
+    return plot.amp_strip(values, contents.layers, rows.labels, keys.labels, **{"title": title, **options})
+
+
+def arcs(
+    contents: Contents, query: int, scope: str, other: str | None, layer: int, batch: int, options: Mapping[str, Any]
+) -> Figure:
+    """See `Attribution.plot_arcs`."""
+    place = layer_place(contents, layer)
+    rows, keys = ticks(contents, batch)
+    at = query + contents.mask.shape[1] if query < 0 else query
+    if at not in rows.positions.tolist():
+        raise IndexError(f"query {query} is padding or was not computed; computed: {rows.positions.tolist()}")
+    row = rows.positions.tolist().index(at)
+    drawn = {}
+    for name in (scope, other) if other else (scope,):
+        if apart(name):
+            raise ValueError(f"scope {name} is told apart by {apart(name)}: arcs are of a scope that is summed")
+        drawn[name] = one(contents, name, place, batch)[rows.places[row]][keys.places]
+    itself = (keys.places == own(contents, batch)[rows.places[row]]).nonzero().flatten().tolist()
+    given: dict[str, Any] = {
+        "title": f"what “{rows.labels[row]}” ({at}) reads in layer {contents.layers[place]}",
+        "query_token": None if itself else rows.labels[row],
+        "names": tuple(drawn),
+    }
+    values = list(drawn.values())
+    below = values[1] if other else None
+    return plot.arcs(values[0], keys.labels, itself[0] if itself else None, other=below, **{**given, **options})

@@ -36,6 +36,19 @@ class StackedAttribution(Attribution):
 
     ``maps``, ``largest`` and ``bias`` hold all of them by ``"<stack>.<scope>"``, ``reduced`` lists them stack by
     stack; the other fields are the decoder's (or, where only the encoder was asked for, the encoder's).
+
+    >>> import transformers
+    >>> small = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 2, "max_position_embeddings": 8}
+    >>> heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    >>> bart = transformers.BartModel(transformers.BartConfig(vocab_size=9, **small, **heads)).eval()
+    >>> ids = {"input_ids": torch.tensor([[3, 4, 5, 6, 7]]), "decoder_input_ids": torch.tensor([[3, 4, 5]])}
+    >>> both = ffattr.attribute(bart, ids)
+    >>> both.scopes
+    ('encoder.atb_ff_res_ln', 'decoder.atb_ff_res_ln', 'cross.atb_ff_res_ln')
+    >>> both["cross.layer"].shape  # [layers, batch, decoder token, encoder token]
+    torch.Size([2, 1, 3, 5])
+    >>> both.stacks["encoder"]
+    Attribution(1 layers, 1 x 5 tokens, 5 queries, scopes: atb_ff_res_ln)
     """
 
     stacks: dict[str, Attribution] = field(default_factory=dict)
@@ -178,6 +191,10 @@ def load(path: str | os.PathLike[str]) -> Attribution:
     The tensors are mapped into memory: of a large file only what is looked at is read.
 
     Raises `FileNotFoundError`, or `FileFormatError` that says whether the file is damaged, foreign or too new.
+
+    >>> attr.save("maps.safetensors")
+    >>> ffattr.load("maps.safetensors").tokens[1]
+    ['[CLS]', 'dog', '##s', 'bark', '##ing', '.', '[SEP]', '[PAD]', '[PAD]']
     """
     name = os.fspath(path)
     tensors, content = read(path)

@@ -40,7 +40,7 @@ def by_words(
     rows = _Merged.of(contents.tokens, contents.mask, words)
     changed: dict[str, Any] = {"queries": tuple(range(rows.mask.shape[1])), "tokens": rows.texts, "mask": rows.mask}
     if contents.groups is not None:  # columns are groups already
-        columns, changed["groups"] = None, None
+        columns, changed["groups"] = None, rows(contents.groups[None], -1, "first")[0].masked_fill(~rows.mask, -1)
     elif contents.key_tokens is None:
         columns = rows
     else:
