@@ -1,11 +1,15 @@
 import io
 import sys
+import warnings
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 import torch
 
+from ffattr import plot
 from ffattr.plot import layer_grid, map_figure
+from ffattr.plot.style import GREY, colours, plain, short
 
 
 def _labels(axes, axis):
@@ -42,6 +46,20 @@ def test_many_labels_are_thinned(tokens, labels):
     assert len(_labels(axes, "x")) == len(_labels(axes, "y")) == labels
 
 
+def test_labels_of_two_hundred_tokens_are_large_enough_and_say_that_some_are_missing():
+    names = [f"token{t}" for t in range(200)]
+    figure = map_figure(torch.rand(200, 200), names, names)
+    axes = figure.axes[0]
+    assert _labels(axes, "x")[:3] == ["token0", "token4", "token8"]
+    assert axes.get_xlabel() == "key token $j$ (one in 4 named)"
+    assert axes.get_ylabel() == "query token $i$ (one in 4 named)"
+    assert all(label.get_fontsize() >= 8 for label in axes.get_xticklabels() + axes.get_yticklabels())
+    figure.draw_without_rendering()
+    for axis in (axes.xaxis, axes.yaxis):
+        boxes = [label.get_window_extent() for label in axis.get_ticklabels()]
+        assert not any(a.overlaps(b) for a, b in pairwise(boxes))
+
+
 def test_tokens_are_shown_as_text():
     tokens = ["\u0120the", "\u2581of", "$x$", "\n", "\u010a"]
     figure = map_figure(torch.rand(5, 5), tokens, tokens, "costs $5 or $6")
@@ -76,7 +94,14 @@ def test_wrong_arguments_are_named():
 
 
 def test_pyplot_is_not_touched():
+    tokens, change = ["a", "b"], {"layer": [0], "component": ["FF"], "value": [0.1]}
     map_figure(torch.rand(1, 1), ["a"], ["b"])
+    plot.scope_strip({"atb": torch.rand(2, 2)}, tokens, tokens)
+    plot.amp_strip(torch.rand(1, 2, 2), [0], tokens, tokens)
+    plot.arcs(torch.rand(2), tokens, 0)
+    plot.change_chart(pd.DataFrame(change))
+    plot.cancellation_chart(pd.DataFrame({**change, "order": "random", "removed": 0}))
+    plot.category_bars(pd.DataFrame({"category": ["same"], "share": [0.1], "base_rate": [0.2]}))
     pyplot = sys.modules.get("matplotlib.pyplot")
     assert pyplot is None or not pyplot.get_fignums()
 
@@ -88,3 +113,92 @@ def test_one_huge_entry_leaves_colours_to_the_others():
     norm = figure.axes[0].images[0].norm
     assert values[1:].max() * 0.99 < norm.vmax <= values[1:].max() * 1.01
     assert map_figure(values, ["q"] * 64, ["k"] * 64).axes[0].images[0].norm.vmax == 1e6
+
+
+def test_differences_are_centred_at_zero():
+    values = torch.tensor([[0.1, -0.4], [0.2, 0.0]])
+    axes, bar = map_figure(values, ["a", "b"], ["c", "d"], scale="diverging", colour_label="share of $x").axes
+    norm = axes.images[0].norm
+    assert (norm(0.0), norm.vmax) == (0.5, pytest.approx(0.4))
+    middle = axes.images[0].get_cmap()(0.5)
+    assert max(middle[:3]) - min(middle[:3]) < 0.03  # no hue
+    assert bar.get_ylabel() == r"share of \$x"
+    assert (
+        map_figure(values, ["a", "b"], ["c", "d"], scale="diverging", cmap="PuOr").axes[0].images[0].cmap.name == "PuOr"
+    )
+
+
+def test_cells_without_a_number_are_grey():
+    from matplotlib.colors import to_rgba
+
+    values = torch.tensor([[0.5, torch.nan], [torch.inf, 1.0]])
+    for scale in ("linear", "log", "diverging"):
+        image = map_figure(values, ["a", "b"], ["c", "d"], scale=scale).axes[0].images[0]
+        assert image.norm.vmax == 1.0
+        shown = image.to_rgba(image.get_array())
+        assert tuple(shown[0, 1]) == tuple(shown[1, 0]) == to_rgba(GREY)
+        assert tuple(shown[0, 0]) != to_rgba(GREY)
+
+
+def test_a_wrong_colour_map_is_named():
+    with pytest.raises(ValueError, match="cmap='nope'"):
+        map_figure(torch.rand(1, 1), ["a"], ["b"], cmap="nope")
+    with pytest.raises(ValueError, match=r"\[queries, keys\], got \[1, 1, 1\]"):
+        map_figure(torch.rand(1, 1, 1), ["a"], ["b"])
+    with pytest.raises(ValueError, match="got shape"):
+        layer_grid(torch.rand(0, 2, 2), [])
+
+
+def test_the_scale_is_blind_to_what_is_no_number():
+    assert colours(torch.tensor([torch.nan, 2.0]), "linear").vmax == 2.0
+    assert colours(torch.tensor([torch.nan]), "log").vmax == 1.0
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        ("\t\r\n", "\\t\\r\\n"),
+        ("a\x00\x1b", "a\\x00\\x1b"),
+        ("\u200d\u202e", "\\u200d\\u202e"),
+        ("\ud800", "\\ud800"),
+        ("\u4f60\u597d", "\\u4f60\\u597d"),
+        ("\U0001faa9", "\\U0001faa9"),
+        ("na\u00efve \u043c\u0438\u0440", "na\u00efve \u043c\u0438\u0440"),
+        ("  ", "\u2423\u2423"),
+        ("\u0120", "\u2423"),
+        ("", ""),
+        ("_^{\\frac", "_^{\\frac"),
+    ],
+)
+def test_every_character_is_visible(token, shown):
+    assert plain(token) == shown
+
+
+def test_fonts_of_the_user_are_asked():
+    import matplotlib
+
+    assert plain("\ua4d0") == "\ua4d0"  # Lisu, which DejaVu has
+    with matplotlib.rc_context({"font.family": ["STIXGeneral"]}):
+        assert plain("\ua4d0") == "\\ua4d0"
+    with matplotlib.rc_context({"font.family": ["STIXGeneral", "DejaVu Sans"]}):
+        assert plain("\ua4d0") == "\ua4d0"
+
+
+def test_long_tokens_are_cut():
+    assert short("a" * 28) == "a" * 28
+    assert short("a" * 29) == "a" * 27 + "…"
+    assert short("$$$$", 3) == r"\$\$…"
+
+
+def test_tokens_without_glyphs_are_drawn_without_a_warning():
+    tokens = ["\u4f60\u597d", "\U0001faa9", "\x07", "$a_", "\ud800"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for figure in (
+            map_figure(torch.rand(5, 5), tokens, tokens, tokens[0]),
+            plot.scope_strip({"atb": torch.rand(5, 5)}, tokens, tokens, tokens[1]),
+            plot.amp_strip(torch.rand(1, 5, 5), [0], tokens, tokens),
+            plot.arcs(torch.rand(5), tokens, 1, tokens[0]),
+        ):
+            for kind in ("png", "svg"):
+                figure.savefig(io.BytesIO(), format=kind)

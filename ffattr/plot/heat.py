@@ -1,0 +1,110 @@
+"""Heat maps: one map with its tokens, or one small map per layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from .style import Scale, array, check_map, colormap, colours, label, plain, thinning
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["layer_grid", "map_figure"]
+
+_NORM = r"norm $\Vert F_i(x_j)\Vert_2$"
+
+
+def map_figure(
+    values: Tensor,
+    query_tokens: Sequence[str],
+    key_tokens: Sequence[str],
+    title: str | None = None,
+    *,
+    scale: Scale = "linear",
+    cmap: str | None = None,
+    size: float | None = None,
+    colour_label: str | None = None,
+) -> Figure:
+    """A heat map of ``values`` ``[N, T]`` with its query tokens down and its key tokens across.
+
+    ``scale="log"`` shows small entries beside a strong diagonal, ``"diverging"`` differences of two maps: zero has the
+    middle colour. ``size`` is the longer side of the map in inches, ``cmap`` a colour map of matplotlib (None: viridis,
+    or RdBu_r if diverging), ``colour_label`` what is written at the colour bar. Cells without a finite number are grey.
+
+    >>> from ffattr.plot import map_figure
+    >>> figure = map_figure(attr["layer"][0, 0], attr.tokens[0], attr.tokens[0], "layer 0")
+    >>> figure.axes[0].get_xlabel()
+    'key token $j$'
+    """
+    from matplotlib.figure import Figure
+
+    check_map(values, query_tokens, key_tokens)
+    norm, chosen = colours(values, scale), colormap(cmap, scale)
+    rows, columns = values.shape
+    longest = size or min(max(0.24 * max(rows, columns), 3.5), 12.0)
+    inch = longest / max(rows, columns, 1)
+    figure = Figure(figsize=(max(inch * columns, 2.0) + 2.6, max(inch * rows, 2.0) + 1.6), layout="compressed")
+    axes = figure.add_subplot()
+    image = axes.imshow(array(values), cmap=chosen, norm=norm)
+    axes.set_xlabel("key token $j$" + _every(label(axes, "x", key_tokens, _font(inch, key_tokens))))
+    axes.set_ylabel("query token $i$" + _every(label(axes, "y", query_tokens, _font(inch, query_tokens))))
+    if title:
+        axes.set_title(plain(title))
+    default = "difference of the maps" if scale == "diverging" else _NORM
+    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, label=plain(colour_label) if colour_label else default)
+    return figure
+
+
+def layer_grid(
+    values: Tensor,
+    layers: Sequence[int],
+    title: str | None = None,
+    *,
+    columns: int = 6,
+    scale: Scale = "linear",
+    cmap: str | None = None,
+) -> Figure:
+    """One small map per layer of ``values`` ``[L, N, T]``, each with its own colours: norms grow along the layers.
+
+    >>> from ffattr.plot import layer_grid
+    >>> figure = layer_grid(attr["layer"][:, 0], attr.layers)
+    >>> [axes.get_title() for axes in figure.axes if axes.images]
+    ['layer 0', 'layer 1', 'layer 2']
+    """
+    from matplotlib.figure import Figure
+
+    if values.dim() != 3 or len(layers) != values.shape[0] or not len(layers):
+        raise ValueError(f"expected maps [layers, N, T] of {len(layers)} layers, got shape {list(values.shape)}")
+    columns = max(1, min(columns, len(layers)))
+    rows = math.ceil(len(layers) / columns)
+    figure = Figure(figsize=(2.1 * columns + 0.4, 1.9 * rows + 0.6), layout="compressed")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place >= len(layers):
+            axes.set_axis_off()
+            continue
+        one = values[place]
+        image = axes.imshow(array(one), cmap=colormap(cmap, scale), norm=colours(one, scale))
+        axes.set_title(f"layer {layers[place]}", fontsize=9)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04)
+        bar.ax.tick_params(labelsize=6)
+    figure.supxlabel("key token $j$", fontsize=9)
+    figure.supylabel("query token $i$", fontsize=9)
+    what = "difference" if scale == "diverging" else "norm"
+    figure.suptitle(plain(f"{title} (colour: {what})" if title else f"colour: {what}"), fontsize=10)
+    return figure
+
+
+def _font(inch: float, tokens: Sequence[str]) -> float:
+    """Points, of labels whose cells are ``inch`` high."""
+    return min(max(inch * thinning(tokens) * 40, 5.0), 9.0)
+
+
+def _every(step: int) -> str:
+    return "" if step == 1 else f" (one in {step} named)"

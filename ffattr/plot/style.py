@@ -1,0 +1,192 @@
+"""What all pictures share: text as it is shown, colours and their scales, checks of what is drawn."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy
+    import pandas
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
+
+__all__ = [
+    "GREY",
+    "MARKERS",
+    "OKABE_ITO",
+    "Scale",
+    "array",
+    "check_frame",
+    "check_map",
+    "colormap",
+    "colours",
+    "label",
+    "largest_but",
+    "plain",
+    "short",
+    "thinning",
+]
+
+Scale = Literal["linear", "log", "diverging"]
+
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Colours that stay apart with every kind of colour vision (Okabe and Ito 2008), but for yellow, too pale for lines."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+GREY = "#b0b0b0"
+"""Of cells without a number, and of what is only there to compare with."""
+
+_LABELS = 60
+"""Token labels on one axis that can still be read side by side; more are thinned out."""
+
+_LONGEST = 28
+"""Characters of a token's label: a longer one would take its place from the picture."""
+
+_SPAN = 1e3
+"""Largest over smallest colour of a logarithmic scale: what is a thousandth of the largest is as good as nothing."""
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Unicode categories without a picture: control and format characters, surrogates, line and paragraph ends."""
+
+
+def plain(text: str) -> str:
+    """Text as matplotlib should show it.
+
+    Word-start marks are left out and spaces visible where there is nothing else, line ends are ``\\n``, ``$`` starts no
+    mathematics, and characters that nothing can be drawn for are their code points, ``\\u4f60``: those of control, and
+    those that the fonts of matplotlib's ``rcParams["font.family"]`` lack. To see Chinese or emoji, put a font that has
+    them into that list.
+    """
+    bare = text.removeprefix("\u0120").removeprefix("\u2581")  # byte-level BPE and SentencePiece
+    if text and not bare.strip(" "):
+        bare = "\u2423" * max(len(bare), 1)
+    bare = bare.replace("\u010a", "\n")
+    if not bare.isascii() or not bare.isprintable():
+        known = _known_characters()
+        bare = "".join(_visible(character, known) for character in bare)
+    return bare.replace("$", r"\$")
+
+
+def short(text: str, longest: int = _LONGEST) -> str:
+    """`plain` text, cut where it has more characters than ``longest``."""
+    shown = plain(text).replace(r"\$", "$")
+    return (shown if len(shown) <= longest else f"{shown[: longest - 1]}…").replace("$", r"\$")
+
+
+def _visible(character: str, known: Sequence[frozenset[int]]) -> str:
+    code = ord(character)
+    if unicodedata.category(character) not in _UNSEEN and any(code in font for font in known):
+        return character
+    if character in "\n\r\t":
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}[character]
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _known_characters() -> list[frozenset[int]]:
+    """Of each font that matplotlib tries."""
+    import matplotlib
+    from matplotlib.font_manager import FontProperties, findfont
+
+    families = matplotlib.rcParams["font.family"]
+    return [_of_font(str(findfont(FontProperties(family=[family])))) for family in families]
+
+
+@cache
+def _of_font(path: str) -> frozenset[int]:
+    from matplotlib.font_manager import get_font
+
+    return frozenset(get_font(path).get_charmap())
+
+
+def thinning(tokens: Sequence[str]) -> int:
+    """Every how many-th token is named on an axis."""
+    return max(1, math.ceil(len(tokens) / _LABELS))
+
+
+def label(axes: Axes, axis: Literal["x", "y"], tokens: Sequence[str], font: float) -> int:
+    """Writes the tokens at an axis, every n-th where there are too many; returns n."""
+    step = thinning(tokens)
+    places = range(0, len(tokens), step)
+    labels = [short(tokens[place]) for place in places]
+    if axis == "x":
+        axes.set_xticks(places, labels, rotation=90, fontsize=font)
+    else:
+        axes.set_yticks(places, labels, fontsize=font)
+    return step
+
+
+def array(values: Tensor) -> numpy.ndarray:
+    """In float32 at least, as matplotlib needs it."""
+    result: numpy.ndarray = values.detach().cpu().to(torch.promote_types(values.dtype, torch.float32)).numpy()
+    return result
+
+
+def colormap(cmap: str | None, scale: str) -> Colormap:
+    """By name, or one that suits the scale; grey where there is no number. Raises ValueError naming an unknown one."""
+    import matplotlib
+
+    name = cmap or ("RdBu_r" if scale == "diverging" else "viridis")
+    if name not in matplotlib.colormaps:
+        raise ValueError(
+            f"cmap={name!r} is no colour map of matplotlib: try 'viridis' or 'cividis', for differences 'RdBu_r' or "
+            "'PuOr_r'; matplotlib.colormaps lists all"
+        )
+    return matplotlib.colormaps[name].with_extremes(bad=GREY)
+
+
+def colours(values: Tensor, scale: str, top: float | None = None) -> Normalize:
+    """From numbers to places on a colour map: from 0 (``"diverging"``: from ``-top``) to ``top``, their largest one."""
+    from matplotlib.colors import LogNorm, Normalize
+
+    if scale not in ("linear", "log", "diverging"):
+        raise ValueError(f"scale={scale!r}, expected 'linear', 'log' or 'diverging'")
+    if top is None:
+        top = largest_but(values, 0)
+        if scale == "log":
+            # In many language models the first token's own norm is a hundred times every other, and would leave them
+            # no colour.
+            top = largest_but(values, values.numel() // 1000) or top
+    top = top if top > 0 else 1.0
+    if scale == "log":
+        return LogNorm(top / _SPAN, top, clip=True)  # clip: an exact zero gets the lowest colour, not a hole
+    return Normalize(0.0 if scale == "linear" else -top, top)
+
+
+def largest_but(values: Tensor, left_out: int) -> float:
+    """The largest absolute value but for ``left_out`` larger ones; 0 where there is none. Only finite ones count."""
+    finite = values.detach()[values.detach().isfinite()].abs().double()
+    if len(finite) <= left_out:
+        return 0.0
+    return float(finite.sort(descending=True).values[left_out])
+
+
+def check_map(values: Tensor, queries: Sequence[str], keys: Sequence[str], what: str = "a map") -> None:
+    """Raises ValueError unless the last two dimensions of ``values`` are as many as there are tokens."""
+    if values.dim() != 2:
+        raise ValueError(f"{what} has the shape [queries, keys], got {list(values.shape)}: pick one layer and sequence")
+    rows, columns = values.shape
+    if (len(queries), len(keys)) != (rows, columns):
+        raise ValueError(
+            f"{what} of {rows} x {columns} needs as many query and key tokens, got {len(queries)} and {len(keys)}"
+        )
+
+
+def check_frame(frame: pandas.DataFrame, needed: Iterable[str], what: str) -> None:
+    """Raises ValueError where the frame lacks a column or has no rows."""
+    needed = list(needed)
+    lacking = [name for name in needed if name not in frame]
+    if lacking:
+        raise ValueError(
+            f"{what} needs the columns {', '.join(needed)}; the frame lacks {', '.join(lacking)} and has "
+            f"{', '.join(map(str, frame.columns)) or 'none'}"
+        )
+    if frame.empty:
+        raise ValueError(f"{what} got a frame without rows: there is nothing to draw")
