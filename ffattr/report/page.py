@@ -1,0 +1,169 @@
+"""The page: one HTML document that holds its maps, its style and its program, and asks nobody for anything."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from .encode import GRIDS, Coded, Grid, Sample, encode
+from .panels import Panel
+
+__all__ = ["render"]
+
+_SCRIPTS = (
+    "state",
+    "decode",
+    "colours",
+    "measure",
+    "pixels",
+    "tokens",
+    "grid",
+    "pointer",
+    "text",
+    "chart",
+    "strip",
+    "controls",
+    "main",
+)
+_SMALL = 1 / 5  # of the limit: below that, finer than 1 % costs nothing that matters
+_FINE = 0.01
+_SAMPLED = 2**19  # entries of all maps together from which their size is told beforehand
+_SLACK = 1.03  # how wrong that may be
+_ESCAPED = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&"})
+
+
+def render(
+    panels: Sequence[Panel], title: str, *, facts: Mapping[str, str] | None = None, limit: int = 15_000_000
+) -> Iterator[str]:
+    """The pieces of an HTML document that shows the maps of ``panels``, of at most ``limit`` bytes in UTF-8.
+
+    Everything is checked and compressed before this returns. Values are kept within 0.02 % where the page stays
+    small, less exactly the larger it gets; the page says how exactly. ``facts`` are shown below the title.
+
+    Raises ValueError for a panel that cannot be shown, and where the maps do not fit even at their coarsest.
+
+        >>> from ffattr.report import Panel, render
+        >>> words = ["a", "b"]
+        >>> panel = Panel("1", words, [0, 1], words, [0, 1], True, [0], ["atb"], lambda scope, place: torch.eye(2))
+        >>> page = "".join(render([panel], "Two words"))
+        >>> page[:15], page.count("<title>Two words</title>")
+        ('<!DOCTYPE html>', 1)
+    """
+    if not panels:
+        raise ValueError("a page needs at least one panel, got none")
+    for panel in panels:
+        panel.check()
+    frame = _frame(title)
+    described = [_description(panel) for panel in panels]
+    head = {"title": title, "facts": [[name, str(value)] for name, value in (facts or {}).items()]}
+    fixed = sum(len(part.encode()) for part in frame) + len(_json(described)) + len(_json(head)) + 2000
+    for grid in _candidates(panels, limit, limit - fixed):
+        coded = _encoded(panels, grid, limit - fixed)
+        if coded is not None:
+            break
+    else:
+        raise ValueError(
+            f"the page would be larger than {limit:,} bytes even with values kept within {GRIDS[-1].accuracy:.0%} "
+            f"({sum(panel.entries for panel in panels):,} of them): choose fewer layers, scopes or sequences, or let "
+            "attribute keep=ffattr.Pool(...)"
+        )
+    texts: list[str] = []
+    for content, maps in zip(described, coded, strict=True):
+        content["maps"] = {scope: [[_entry(one, texts) for one in parts] for parts in of] for scope, of in maps.items()}
+    data = {**head, "accuracy": grid.accuracy, "floor": grid.floor, "step": grid.step, "panels": described}
+    return _pieces(frame, _json(data), texts)
+
+
+def _pieces(frame: tuple[str, str, str], data: str, texts: Iterable[str]) -> Iterator[str]:
+    before, between, after = frame
+    yield before
+    yield f'<script type="application/json" id="data">{data}</script>\n'
+    yield between
+    for number, text in enumerate(texts):
+        yield f'<script type="text/plain" id="map-{number}">{text}</script>\n'
+    yield after
+
+
+def _candidates(panels: Sequence[Panel], limit: int, room: float) -> Iterator[Grid]:
+    """Grids on which the maps should fit ``room`` bytes, the finest first."""
+    share = _SAMPLED / sum(panel.entries for panel in panels)
+    maps = (values for panel in panels for _, _, parts in panel.maps() for values in parts)
+    samples = [Sample.of(values, values.size * min(1.0, share)) for values in maps]
+    for grid in GRIDS:
+        allowed = room if grid.accuracy >= _FINE else min(room, limit * _SMALL)
+        if sum(sample.size(grid) for sample in samples) <= allowed * _SLACK:
+            yield grid
+
+
+def _encoded(panels: Sequence[Panel], grid: Grid, room: float) -> list[dict[str, list[list[Coded]]]] | None:
+    """The maps of every panel by scope, layer and part; None as soon as they take more than ``room`` bytes."""
+    coded: list[dict[str, list[list[Coded]]]] = []
+    for panel in panels:
+        of_panel: dict[str, list[list[Coded]]] = {scope: [] for scope in panel.scopes}
+        for scope, _, parts in panel.maps():
+            of_panel[scope].append([encode(values, grid) for values in parts])
+            room -= sum(len(one.text) + 110 for one in of_panel[scope][-1])  # with its element and entry
+            if room < 0:
+                return None
+        coded.append(of_panel)
+    return coded
+
+
+def _entry(coded: Coded, texts: list[str]) -> list[Any]:
+    texts.append(coded.text)
+    return [len(texts) - 1, coded.top, coded.levels, int(coded.above)]
+
+
+def _description(panel: Panel) -> dict[str, Any]:
+    return {
+        "name": panel.name,
+        "queries": list(panel.queries),
+        "queryPositions": [int(position) for position in panel.query_positions],
+        "keys": list(panel.keys),
+        "keyPositions": [int(position) for position in panel.key_positions],
+        "same": bool(panel.same_tokens),
+        "layers": [int(layer) for layer in panel.layers],
+        "scopes": list(panel.scopes),
+        "parts": {scope: list(names) for scope, names in panel.parts.items()},
+        "changes": [[int(of), name, float(value)] for of, name, value in panel.changes if math.isfinite(value)],
+    }
+
+
+def _json(content: Any) -> str:
+    """In ASCII, without a character that HTML reads."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).translate(_ESCAPED)
+
+
+def _frame(title: str) -> tuple[str, str, str]:
+    """The document before its data, between the data and the maps, and after them."""
+    style, script = _file("style.css"), _script()
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    shown = html.escape(title.encode("utf-8", "replace").decode())
+    page = _file("page.html").replace("%POLICY%", policy).replace("%STYLE%", style).replace("%SCRIPT%", script)
+    before, _, rest = page.partition("%DATA%\n")
+    between, _, after = rest.partition("%MAPS%\n")
+    return before.replace("%TITLE%", shown), between, after
+
+
+def _script() -> str:
+    parts = "\n".join(_file(f"{name}.js") for name in _SCRIPTS)
+    return f'(() => {{\n"use strict";\n{parts}}})();\n'
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+@cache
+def _file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

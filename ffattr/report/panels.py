@@ -1,0 +1,85 @@
+"""What a page shows: the maps of one sequence, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy
+from torch import Tensor
+
+from .encode import array_of
+
+__all__ = ["Panel"]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The maps of one sequence (of one stack of layers, where a model has an encoder and a decoder).
+
+    ``queries`` and ``keys`` are the tokens of the rows and of the columns, with their positions in the text;
+    ``same_tokens`` says whether both are positions of one sequence. ``read(scope, place)`` returns the map
+    ``[n, m]`` of ``layers[place]``, or ``[parts, n, m]`` where ``parts[scope]`` names what a scope is told apart by
+    (``"head 3"``). ``changes`` are ``(layer, component, 1 - rho)``.
+
+        >>> from ffattr.report import Panel
+        >>> values = torch.tensor([[1.0, 0.0], [0.5, 2.0]])
+        >>> panel = Panel("1", ["a", "b"], [0, 1], ["a", "b"], [0, 1], True, [0], ["atb"], lambda scope, place: values)
+        >>> [(scope, place) for scope, place, _ in panel.maps()]
+        [('atb', 0)]
+    """
+
+    name: str
+    queries: Sequence[str]
+    query_positions: Sequence[int]
+    keys: Sequence[str]
+    key_positions: Sequence[int]
+    same_tokens: bool
+    layers: Sequence[int]
+    scopes: Sequence[str]
+    read: Callable[[str, int], Tensor]
+    parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    changes: Sequence[tuple[int, str, float]] = ()
+
+    def check(self) -> None:
+        """Raises ValueError, naming the panel, for what no page can show."""
+        for axis, tokens, positions in (
+            ("queries", self.queries, self.query_positions),
+            ("keys", self.keys, self.key_positions),
+        ):
+            if not tokens or len(tokens) != len(positions):
+                raise ValueError(
+                    f"panel {self.name!r} has {len(tokens)} {axis} and {len(positions)} positions of them, expected "
+                    "one position for every token, and at least one token"
+                )
+        for kind, names in (("layers", self.layers), ("scopes", self.scopes)):
+            if not names or len(set(names)) != len(names):
+                raise ValueError(f"panel {self.name!r} has {kind} {list(names)!r}, expected one or more, each once")
+        unknown = [scope for scope in self.parts if scope not in self.scopes or not self.parts[scope]]
+        if unknown:
+            raise ValueError(
+                f"panel {self.name!r} has parts of {unknown!r}, expected names of parts of its scopes: "
+                f"{', '.join(self.scopes)}"
+            )
+
+    @property
+    def entries(self) -> int:
+        """Of all maps together."""
+        maps = sum(len(self.parts.get(scope, " ")) for scope in self.scopes)
+        return len(self.queries) * len(self.keys) * len(self.layers) * maps
+
+    def maps(self) -> Iterator[tuple[str, int, list[numpy.ndarray]]]:
+        """Scope, place of the layer, and the maps ``[n, m]`` of its parts (of the scope itself where it has none).
+
+        Raises ValueError, naming panel, scope and layer, for a wrong shape or wrong values.
+        """
+        for scope in self.scopes:
+            parts = self.parts.get(scope)
+            expected = [*([len(parts)] if parts else []), len(self.queries), len(self.keys)]
+            for place, layer in enumerate(self.layers):
+                name = f"the map of {scope}, layer {layer}, of panel {self.name!r}"
+                tensor = self.read(scope, place)
+                if list(tensor.shape) != expected:
+                    raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {expected}")
+                values = array_of(tensor, name)
+                yield scope, place, list(values) if parts else [values]
