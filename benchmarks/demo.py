@@ -1,7 +1,7 @@
 """``make demo``: the maps of two small trained models on a paragraph of English, and what each component changes.
 
-Writes ``demo/<model>.png`` (every layer), ``demo/<model>-layer.png`` (the last one with its tokens) and
-``demo/<model>.safetensors``.
+Writes ``demo/<model>.html`` (a page to look around in), ``demo/<model>.png`` (every layer), ``demo/<model>-layer.png``
+(the last one with its tokens) and ``demo/<model>.safetensors``.
 """
 
 from __future__ import annotations
@@ -78,11 +78,12 @@ def _table(attribution: Attribution) -> Table:
 
 
 def _write(attribution: Attribution, name: str, console: Console) -> None:
-    files = [OUTPUT / f"{name}{suffix}" for suffix in (".png", "-layer.png", ".safetensors")]
+    files = [OUTPUT / f"{name}{suffix}" for suffix in (".png", "-layer.png", ".safetensors", ".html")]
     title = f"{name}, {attribution.scopes[-1]}"
     layer_grid(attribution["layer"][:, 0], attribution.layers, title, scale="log").savefig(files[0], dpi=150)
     attribution.plot(scale="log").savefig(files[1], dpi=110)
     attribution.save(files[2])
+    attribution.to_html(files[3])
     for file in files:
         console.print(f"wrote {file.relative_to(OUTPUT.parent)}")
 

@@ -14,7 +14,7 @@ KERNELS = ("ffattr.triton_ops", "ffattr._C", "ffattr._build_info", "ffattr.__mai
 MODULES = sorted(
     found.name for found in pkgutil.walk_packages(ffattr.__path__, "ffattr.") if not found.name.startswith(KERNELS)
 )
-PUBLIC = ("ffattr", "ffattr.analysis", "ffattr.plot", "ffattr.report")
+PUBLIC = ("ffattr", "ffattr.analysis", "ffattr.plot", "ffattr.report", "ffattr.study")
 
 
 @pytest.fixture
@@ -34,23 +34,21 @@ def test_examples_run(name):
 
 
 def _public():
-    """Functions, classes, and methods of classes."""
+    """Functions, classes, and methods of classes with their classes."""
     for home in PUBLIC:
         module = importlib.import_module(home)
         for name in module.__all__:
             thing = getattr(module, name)
             if not callable(thing) or (inspect.isclass(thing) and issubclass(thing, Exception)):
                 continue
-            yield f"{home}.{name}", thing
+            yield pytest.param(thing, None, id=f"{home}.{name}")
             for method, member in inspect.getmembers(thing) if inspect.isclass(thing) else ():
                 ours = getattr(member, "__module__", "") or ""
                 if callable(member) and not method.startswith("_") and ours.startswith("ffattr"):
-                    yield f"{home}.{name}.{method}", member
+                    yield pytest.param(member, thing, id=f"{home}.{name}.{method}")
 
 
-@pytest.mark.parametrize(("name", "thing"), [pytest.param(*pair, id=pair[0]) for pair in _public()])
-def test_what_is_public_has_an_example(name, thing):
+@pytest.mark.parametrize(("thing", "owner"), _public())
+def test_what_is_public_has_an_example(thing, owner):
     """A method may be shown by its class."""
-    owner = getattr(ffattr, name.split(".")[1], None) if name.count(".") == 2 else None
-    shown = (thing.__doc__ or "") + (getattr(owner, "__doc__", None) or "" if owner is not thing else "")
-    assert ">>>" in shown, f"{name} has no example in its docstring"
+    assert ">>>" in (thing.__doc__ or "") + (getattr(owner, "__doc__", None) or ""), f"{thing} has no example"

@@ -117,7 +117,7 @@ def test_the_notebook_runs_with_this_interpreter(tour):
 
 
 @pytest.mark.parametrize(
-    "code", ["plot.scope_strip", "plot.change_chart", "plot.amp_strip", "to_words().plot", "plot.arcs"]
+    "code", ["plot_scopes", "plot.change_chart", "plot_amplification", "to_words().plot", "plot_arcs"]
 )
 def test_the_notebook_shows_figures(tour, code):
     (shown,) = _outputs(tour, code)[1]

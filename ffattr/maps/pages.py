@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..analysis import contextualization_change
+from ..analysis.words import Words, mark_of
 from ..report import Panel, render
 from .contents import Contents, apart, one, ticks
 
@@ -52,7 +53,7 @@ def panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> list[P
                 values = values.sum(0)
             return values[..., rows.places, :][..., keys.places]
 
-        words = " ".join(text for text in rows.labels)
+        words = _running(rows.labels)
         name = f"{batch + 1}: {words if len(words) <= _NAMED else words[: _NAMED - 1] + '…'}"
         parts = {s: [f"head {h}" for h in range(contents[s].shape[2])] for s in scopes if apart(s) == "head"}
         found.append(
@@ -71,6 +72,15 @@ def panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> list[P
             )
         )
     return found
+
+
+def _running(tokens: Sequence[str]) -> str:
+    """The text of tokens, by which a reader tells sequences apart; of blocks, their names."""
+    words = Words.of(tokens, mark_of(tokens))
+    special = {number for number, apart in zip(words.number, words.special, strict=True) if apart}
+    symbols = {number for number, symbol in zip(words.number, words.symbols, strict=True) if symbol}
+    texts = [(number, text) for number, text in enumerate(words.texts) if number not in special]
+    return "".join(text if number in symbols else f" {text}" for number, text in texts).strip() or " ".join(tokens)
 
 
 def _changes(contents: Contents, batch: int) -> list[tuple[int, str, float]]:

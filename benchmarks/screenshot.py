@@ -1,0 +1,44 @@
+"""The README's picture of a page of maps: MiniLM-L6 on a sentence, what the feed-forward block added to the last layer.
+
+    python benchmarks/screenshot.py [PNG]
+
+Needs Chromium, and Playwright (`pip install playwright`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from models import minilm
+from playwright.sync_api import sync_playwright
+
+import ffattr
+
+TEXT = "The Netherlands, a country below sea level, has many windmills; they pumped the water out of the land."
+PICTURE = Path(__file__).parent / "results" / "page.png"
+
+
+def main() -> None:
+    program = shutil.which("chromium") or shutil.which("chrome")
+    if program is None:
+        raise SystemExit("needs chromium in PATH")
+    model, tokenizer = minilm()
+    attribution = ffattr.attribute(model, TEXT, tokenizer=tokenizer, scopes="all")
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        page = Path(folder) / "page.html"
+        attribution.to_html(page, title="MiniLM-L6")
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 885}, device_scale_factor=1.25)
+        tab.goto(page.as_uri())
+        tab.select_option("#versus", label="atb")
+        tab.click("#reads .words >> text=windmill")
+        tab.wait_for_timeout(1000)
+        tab.screenshot(path=sys.argv[1] if len(sys.argv) > 1 else PICTURE)
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
