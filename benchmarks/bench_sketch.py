@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from contextualization import prose
 from models import MODELS, Loaded
 from rich.console import Console
 from rich.table import Table
+from texts import prose
 from torch import Tensor
 
 import ffattr

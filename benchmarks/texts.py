@@ -4,8 +4,11 @@ each line; and of the King James Bible the books of Ruth and Jonah and the first
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-__all__ = ["CORPUS", "SENTENCES", "running"]
+from models import Loaded
+
+__all__ = ["CORPUS", "SENTENCES", "prose", "running"]
 
 _HERE = Path(__file__).parent
 
@@ -16,3 +19,11 @@ CORPUS = SENTENCES + (_HERE / "verses.txt").read_text().splitlines()
 def running(sentences: int | None = None) -> str:
     """The first ``sentences`` of the novel (None: all) as running text."""
     return " ".join(SENTENCES[:sentences])
+
+
+def prose(loaded: Loaded, tokens: int = 128) -> dict[str, Any]:
+    """A model's input of the first ``tokens`` tokens of the novel, those that its tokenizer adds included."""
+    inputs = loaded.tokenizer(running(), return_tensors="pt", truncation=True, max_length=tokens)
+    if inputs["input_ids"].shape[1] < tokens:
+        raise ValueError(f"the text has {inputs['input_ids'].shape[1]} tokens, expected at least {tokens}")
+    return dict(inputs)

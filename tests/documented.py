@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 import ffattr
 
-PIECES = "[PAD] [UNK] [CLS] [SEP] the cat sat on mat dog ##s bark ##ing bird saw two a and of it , . !".split()
+_TEXT = "[PAD] [UNK] [CLS] [SEP] the cat sat on mat dog ##s bark ##ing bird saw two a and of it , . !"
+PIECES = _TEXT.split()
 
 
 def tokenizer() -> Any:

@@ -48,7 +48,7 @@ def _public():
                     yield pytest.param(member, thing, id=f"{home}.{name}.{method}")
 
 
-@pytest.mark.parametrize(("thing", "owner"), _public())
+@pytest.mark.parametrize(("thing", "owner"), list(_public()))
 def test_what_is_public_has_an_example(thing, owner):
     """A method may be shown by its class."""
     assert ">>>" in (thing.__doc__ or "") + (getattr(owner, "__doc__", None) or ""), f"{thing} has no example"

@@ -26,6 +26,15 @@ def _nothing_overlaps(figure):
         assert box.y1 <= figure.bbox.height
 
 
+def test_models_of_different_depth_have_layers_of_their_own():
+    deep = pd.DataFrame({"model": "deep", "layer": range(30), "component": "FF", "value": 0.1})
+    shallow = pd.DataFrame({"model": "shallow", "layer": range(3), "component": "FF", "value": 0.2})
+    first, second = change_chart(pd.concat([deep, shallow])).axes
+    assert first.get_xlim()[1] > 29
+    assert second.get_xlim()[1] < 3
+    assert first.get_ylim() == second.get_ylim()
+
+
 def test_a_line_per_component_in_one_order():
     frame = _change().sample(frac=1, random_state=0)
     figure = change_chart(frame, "a title")

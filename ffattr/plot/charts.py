@@ -49,7 +49,7 @@ def change_chart(frame: pandas.DataFrame, title: str | None = None, *, columns: 
         *(name for name in _COMPONENTS if name in found),
         *(name for name in found if name not in _COMPONENTS),
     ]
-    figure, panels = _panels(len(models), columns, width=3.4 if len(models) > 1 else 5.0, height=2.6)
+    figure, panels = _panels(len(models), columns, 3.4 if len(models) > 1 else 5.0, 2.6, one_x=False)
     for axes, model in zip(panels, models, strict=True):
         rows = frame if model is None else frame[frame["model"] == model]
         for place, component in enumerate(components):
@@ -166,8 +166,11 @@ def cancellation_chart(frame: pandas.DataFrame, title: str | None = None, *, col
     return figure
 
 
-def _panels(count: int, columns: int | None, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` axes on one scale, at most four (or ``columns``) side by side."""
+def _panels(
+    count: int, columns: int | None, width: float, height: float, one_x: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` axes on one scale, across only with ``one_x``; at most four (or ``columns``) side by
+    side."""
     from matplotlib.figure import Figure
 
     if columns is not None and columns < 1:
@@ -175,7 +178,7 @@ def _panels(count: int, columns: int | None, width: float, height: float) -> tup
     rows = math.ceil(count / (columns or 4))
     across = min(columns, count) if columns else math.ceil(count / rows)
     figure = Figure(figsize=(across * width + 0.8, rows * height + 1.1), layout="constrained")
-    grid = figure.subplots(rows, across, sharex=True, sharey=True, squeeze=False)
+    grid = figure.subplots(rows, across, sharex=one_x, sharey=True, squeeze=False)
     for axes in grid.flat[count:]:
         axes.set_axis_off()
     for axes in grid.flat[max(0, count - across) : count]:

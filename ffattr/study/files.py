@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import plot
+from ..analysis.change import steps
 from ..files import replacing, write_text
 from .frames import Study
 from .tables import tables
@@ -16,10 +19,31 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-__all__ = ["write"]
+    from ..maps import Attribution
+
+__all__ = ["check", "write"]
 
 _FORMATS = ("png", "svg", "pdf")
 _DRAWN = 200  # tokens of a map that still make a picture
+
+
+def check(folder: str | os.PathLike[str], formats: Sequence[str]) -> None:
+    """Raises what `write` would, before anything is computed: ValueError for an unknown format, OSError for a folder
+    that cannot be made or written to.
+
+    >>> ffattr.study.check("found", ["png", "gif"])
+    Traceback (most recent call last):
+    ValueError: unknown format 'gif', expected some of png, svg, pdf
+    """
+    unknown = [name for name in formats if name not in _FORMATS]
+    if unknown:
+        raise ValueError(f"unknown format {unknown[0]!r}, expected some of {', '.join(_FORMATS)}")
+    target = Path(folder)
+    there = next(path for path in (target.absolute(), *target.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"cannot write into {str(target)!r}: {str(there)!r} is a file, expected a folder")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"cannot write into {str(target)!r}: no permission to write in {str(there)!r}")
 
 
 def write(studies: Sequence[Study], folder: str | os.PathLike[str], formats: Sequence[str] = ("png",)) -> list[Path]:
@@ -35,9 +59,7 @@ def write(studies: Sequence[Study], folder: str | os.PathLike[str], formats: Seq
     """
     import pandas as pd
 
-    unknown = [name for name in formats if name not in _FORMATS]
-    if unknown:
-        raise ValueError(f"unknown format {unknown[0]!r}, expected some of {', '.join(_FORMATS)}")
+    check(folder, formats)
     names = [study.name for study in studies]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"studies are called {names}, expected one or more, each by a name of its own")
@@ -47,19 +69,31 @@ def write(studies: Sequence[Study], folder: str | os.PathLike[str], formats: Seq
         together = pd.concat(of_analysis, ignore_index=True)
         frames[analysis] = together[["model", *(column for column in together if column != "model")]]
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
+    with _named(target):
+        target.mkdir(parents=True, exist_ok=True)
     written = []
     for name, frame in frames.items():
         written.append(target / f"{name}.csv")
-        write_text(written[-1], [frame.to_csv(index=False)])
+        with _named(written[-1]):
+            write_text(written[-1], [frame.to_csv(index=False)])
     written.append(target / "tables.md")
-    write_text(written[-1], tables(frames, studies))
+    with _named(written[-1]):
+        write_text(written[-1], tables(frames, studies))
     for name, figure in _pictures(frames, studies):
         for kind in formats:
             written.append(target / f"{name}.{kind}")
-            with replacing(written[-1]) as temporary:
+            with _named(written[-1]), replacing(written[-1]) as temporary:
                 figure.savefig(temporary, format=kind, dpi=150)
     return written
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An OSError says what could not be written: that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write: {error.strerror or error}", str(path)) from error
 
 
 def _pictures(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) -> Iterator[tuple[str, Figure]]:
@@ -67,22 +101,31 @@ def _pictures(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) 
     if "contextualization_change" in frames:
         yield "contextualization_change", plot.change_chart(frames["contextualization_change"])
     for study in studies:
-        of = f"_{study.name}" if len(studies) > 1 else ""
+        of = f"_{re.sub(r'[^-.0-9A-Za-z]+', '-', study.name)}" if len(studies) > 1 else ""
         if "amplified_categories" in study.frames:
             title = f"{study.name}: pairs that the feed-forward network amplifies"
             yield f"amplified_categories{of}", plot.category_bars(study.frames["amplified_categories"], title)
         if "cancellation" in study.frames:
             title = f"{study.name}: without some dimensions"
             yield f"cancellation{of}", plot.cancellation_chart(study.frames["cancellation"], title)
-        example = study.example
-        changed = "contextualization_change" in study.frames
-        if example is not None and changed and 1 < int(example.mask[0].sum()) <= _DRAWN:
-            yield f"scopes{of}", example.plot_scopes(_most_changed(study))
-            yield f"amplification{of}", example.plot_amplification()
+        changes = study.frames.get("contextualization_change")
+        if study.example is None or changes is None or not _fits(study.example):
+            continue
+        yield f"scopes{of}", study.example.plot_scopes(_most_changed(changes))
+        if any(component == "FF" for component, *_ in steps(study.example.scopes)):
+            yield f"amplification{of}", study.example.plot_amplification()
 
 
-def _most_changed(study: Study) -> int:
-    """The layer whose feed-forward network rearranges the map most."""
-    frame = study.frames["contextualization_change"]
-    one = frame[frame["component"].isin(["FF", "FF block"])].sort_values("component")
-    return int(one.loc[one.groupby("component")["value"].idxmax().iloc[0], "layer"])
+def _fits(example: Attribution) -> bool:
+    """Whether the maps of the first sequence make a picture."""
+    real = example.mask[:1]
+    return 1 < int(real.sum()) <= _DRAWN and bool(real[:, list(example.queries)].any())
+
+
+def _most_changed(changes: pandas.DataFrame) -> int:
+    """The layer whose feed-forward network (else the block, else any part of it) rearranges the map most."""
+    for components in (["FF"], ["FF block"], list(changes["component"])):
+        values = changes[changes["component"].isin(components)].set_index("layer")["value"].dropna()
+        if len(values):
+            return int(values.idxmax())
+    return int(changes["layer"].iloc[-1])

@@ -41,7 +41,13 @@ _MOST_ROLLED = 512  # tokens: beyond, a table of the pairs of rollout is of no u
 @dataclass
 class Study:
     """What was found of one model (or file) ``name``: ``frames`` by the name of the analysis; ``left_out`` says why
-    others are missing; ``example`` are whole maps of one text, to draw."""
+    others are missing; ``example`` are whole maps of one text, to draw.
+
+    >>> study = ffattr.study.of_maps("tiny", attr)
+    >>> study.add("shares", lambda: ffattr.analysis.token_summary(attr, "attn"))  # one more to write
+    >>> study.frames["shares"]["layer"].nunique()
+    3
+    """
 
     name: str
     frames: dict[str, pandas.DataFrame] = field(default_factory=dict)

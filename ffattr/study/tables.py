@@ -43,10 +43,17 @@ def _by_layer(columns: str, value: str) -> Callable[[Any], Any]:
 
 
 def _strongest(frame: pandas.DataFrame) -> pandas.DataFrame:
-    frame = frame[frame["rank"] <= _NAMED]
-    pairs = frame["query_token"].astype(str) + " ← " + frame["key_token"].astype(str)
-    found = frame.assign(pair=pairs).groupby("layer")["pair"].agg(", ".join)
-    return found.rename(f"query ← key, the {_NAMED} most amplified").reset_index()
+    """The first pairs of each layer that read differently, with how often they are among all that were kept."""
+
+    def named(pairs: pandas.Series[str]) -> str:
+        counts = pairs.value_counts()
+        first = pairs.drop_duplicates().head(_NAMED)
+        return ", ".join(pair if counts[pair] == 1 else f"{pair} ({counts[pair]} times)" for pair in first)
+
+    marks = "^[Ġ▁]"  # of a space before the token
+    query, key = (frame[of].astype(str).str.replace(marks, "", regex=True) for of in ("query_token", "key_token"))
+    found = frame.assign(pair=query + " ← " + key).groupby("layer")["pair"].agg(named)
+    return found.rename("query ← key, most amplified first").reset_index()
 
 
 def _means(*values: str) -> Callable[[Any], Any]:

@@ -6,8 +6,8 @@ import functools
 from typing import Any
 
 import torch
-from contextualization import prose
 from models import MODELS, MORE_MODELS, Loaded
+from texts import prose
 from torch import Tensor
 
 from ffattr.maps import Attribution

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from contextualization import prose
 from models import Loaded
 from samples import load
-from texts import running
+from texts import prose, running
 
 import ffattr
 from ffattr.adapters import resolve
