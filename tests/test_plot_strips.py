@@ -162,3 +162,13 @@ def test_wrong_arguments_of_amp_strip_are_named():
         amp_strip(_amp(), [0, 1, 2], TOKENS, TOKENS, mark=9)
     with pytest.raises(ValueError, match=r"FF-amp map of 6 x 6 .* got 5 and 6"):
         amp_strip(_amp(), [0, 1, 2], TOKENS[1:], TOKENS)
+
+
+def test_pairs_that_are_not_to_be_marked():
+    values = torch.tensor([[[0.9, 0.1], [-0.2, 0.8]]])
+    names = amp_strip(values, [0], ["a", "b"], ["c", "d"], unmarked=torch.eye(2).bool()).axes[0].get_xlabel()
+    assert "a ← d" in names
+    assert "a ← c" not in names
+    assert "b ← d" not in names
+    with pytest.raises(ValueError, match=r"unmarked has shape \[3, 2\], expected that of a map: \[2, 2\]"):
+        amp_strip(values, [0], ["a", "b"], ["c", "d"], unmarked=torch.ones(3, 2).bool())

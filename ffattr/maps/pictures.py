@@ -66,8 +66,9 @@ def amplification(contents: Contents, batch: int, options: Mapping[str, Any]) ->
     """See `Attribution.plot_amplification`."""
     rows, keys = ticks(contents, batch)
     values = ff_amp_maps(contents)[:, batch][:, rows.places][..., keys.places]
-    title = "what the feed-forward network amplifies"
-    return plot.amp_strip(values, contents.layers, rows.labels, keys.labels, **{"title": title, **options})
+    itself = own(contents, batch)[rows.places, None] == keys.places
+    given = {"title": "what the feed-forward network amplifies", "unmarked": itself, **options}
+    return plot.amp_strip(values, contents.layers, rows.labels, keys.labels, **given)
 
 
 def arcs(

@@ -110,6 +110,7 @@ def amp_strip(
     title: str | None = None,
     *,
     mark: int = 3,
+    unmarked: Tensor | None = None,
     cmap: str | None = None,
     columns: int | None = None,
 ) -> Figure:
@@ -117,7 +118,8 @@ def amp_strip(
 
     All layers share one colour scale, symmetric around zero and blind to the few largest entries, which the ends of
     the colour bar stand for. The ``mark`` (at most 5) strongest positive pairs of a layer are marked and named below
-    it, ``query ← key``. ``columns`` maps stand side by side (None: as many as fit).
+    it, ``query ← key``; those where ``unmarked`` ``[N, T]`` is True, say of a token and itself, are left out.
+    ``columns`` maps stand side by side (None: as many as fit).
 
     >>> from ffattr.plot import amp_strip
     >>> before, after = (attr[s][:, 0] / attr[s][:, 0].sum(-1, keepdim=True) for s in ("atb", "atb_ff"))
@@ -130,6 +132,8 @@ def amp_strip(
     if values.dim() != 3 or len(layers) != values.shape[0] or not len(layers):
         raise ValueError(f"expected FF-amp maps [layers, N, T] of {len(layers)} layers, got {list(values.shape)}")
     check_map(values[0], query_tokens, key_tokens, "an FF-amp map")
+    if unmarked is not None and unmarked.shape != values.shape[1:]:
+        raise ValueError(f"unmarked has shape {list(unmarked.shape)}, expected that of a map: {list(values.shape[1:])}")
     if not 0 <= mark <= len(_RINGS):
         raise ValueError(f"mark={mark}, expected 0 to {len(_RINGS)}: more names do not fit below a map")
     finite = int(values.isfinite().sum())
@@ -147,8 +151,9 @@ def amp_strip(
         image = axes.imshow(one, cmap=chosen, norm=norm)
         axes.set_title(f"layer {layers[place]}", fontsize=9)
         axes.set(xticks=[], yticks=[])
+        candidates = one if unmarked is None else array(values[place].masked_fill(unmarked, float("-inf")))
         names = []
-        for (query, key), (marker, sign) in zip(_strongest(one, mark), _RINGS, strict=False):
+        for (query, key), (marker, sign) in zip(_strongest(candidates, mark), _RINGS, strict=False):
             axes.plot(key, query, marker, ms=6.5, mfc="none", mec="black", mew=0.9, clip_on=False)
             names.append(f"{plain(sign)} {short(query_tokens[query], 13)} ← {short(key_tokens[key], 13)}")
         axes.set_xlabel("\n".join(names), fontsize=7, ha="left", x=0.0)
