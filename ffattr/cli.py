@@ -118,8 +118,9 @@ def analyze(
     ] = Path("analysis"),
     top: Annotated[int, typer.Option(help="Amplified pairs of each layer.", metavar="K", min=1)] = 50,
     detailed: Annotated[
-        int, typer.Option(help="Texts of the corpus for what takes vectors (mixing, cancellation).", metavar="N", min=0)
-    ] = 8,
+        int | None,
+        typer.Option(help="Texts of the corpus for what takes vectors (default: 8).", metavar="N", min=0),
+    ] = None,
     spacy: Annotated[
         str | None, typer.Option(help="spaCy pipeline for grammatical categories of pairs.", metavar="NAME")
     ] = None,
@@ -131,10 +132,12 @@ def analyze(
         from . import cli_analyze
 
         formats = picture or ["png"]
+        if corpus is None and detailed is not None:
+            raise ValueError("--detailed goes with --corpus: files of maps hold no vectors")
         if corpus is None:
             cli_analyze.of_files(files, output, top, spacy, formats)
         else:
-            cli_analyze.of_corpus(files, corpus, output, top, spacy, formats, detailed)
+            cli_analyze.of_corpus(files, corpus, output, top, spacy, formats, 8 if detailed is None else detailed)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from . import cli_options, pretrained, study
-from .analysis import Categories
+from .analysis import Categories, pair_categories
 from .maps import load
 from .progress import bar
 
@@ -19,6 +19,12 @@ __all__ = ["of_corpus", "of_files"]
 
 def of_files(files: Sequence[str], folder: Path, top: int, spacy: str | None, formats: Sequence[str]) -> None:
     """Of maps that were saved, each file a model of its own."""
+    study.check(folder, formats)
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(
+                f"no file {file!r}, expected maps that `ffattr map -o` saved (for a model: --corpus)"
+            )
     categories = _categories(spacy)
     names = _names(files)
     made = [
@@ -39,7 +45,9 @@ def of_corpus(
     """Of a model that reads the lines of ``corpus``."""
     if len(models) != 1:
         raise ValueError(f"--corpus goes with one model, got {len(models)}: {', '.join(models)}")
-    texts = [line.strip() for line in cli_options.text(None, corpus).splitlines() if line.strip()]
+    study.check(folder, formats)
+    # Not by splitlines, which takes a form feed or U+2028 within a text for the end of a line.
+    texts = [line.strip() for line in cli_options.text(None, corpus).split("\n") if line.strip()]
     categories = _categories(spacy)
     model, tokenizer = pretrained.load(models[0])
     count = sum(len(ids) for ids in tokenizer(texts)["input_ids"])
@@ -81,5 +89,7 @@ def _categories(spacy: str | None) -> Categories:
     try:
         nlp: Any = library.load(spacy)
     except OSError as error:
-        raise OSError(f"could not load the spaCy pipeline {spacy!r}: {str(error).splitlines()[0]}") from error
+        why, get = str(error).splitlines()[0], f"python -m spacy download {spacy}"
+        raise OSError(f"could not load the spaCy pipeline {spacy!r}: {why} Where it has that name: {get}") from error
+    pair_categories(["word"], nlp=nlp)  # a pipeline without a parser fails now, and not after the corpus was read
     return Categories(nlp=nlp)

@@ -19,7 +19,7 @@ def text(given: str | None, file: Path | None) -> str:
         content = given or ""
     else:
         try:
-            content = file.read_text(encoding="utf-8")
+            content = file.read_text(encoding="utf-8-sig")  # a mark at its beginning is no text
         except UnicodeDecodeError as error:
             raise ValueError(f"{str(file)!r} is not UTF-8 text ({error.reason} at byte {error.start})") from error
         except OSError as error:

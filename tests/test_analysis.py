@@ -37,6 +37,7 @@ def test_spearman_sees_order_only():
 def test_spearman_where_it_is_not_defined():
     assert math.isnan(spearman(torch.ones(4), torch.arange(4)))
     assert math.isnan(spearman(torch.ones(1), torch.ones(1)))
+    assert math.isnan(spearman(torch.tensor([1.0, math.nan, 3.0]), torch.arange(3.0)))
     assert math.isnan(spearman(torch.ones(0), torch.ones(0)))
     with pytest.raises(ValueError, match=r"equal shapes, got \[2\] and \[3\]"):
         spearman(torch.ones(2), torch.ones(3))

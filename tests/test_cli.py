@@ -81,7 +81,7 @@ def test_help_loads_no_torch(arguments):
 
 def test_map_passes_what_was_asked_for(calls, tmp_path):
     text = tmp_path / "text.txt"
-    text.write_text("Grüße", encoding="utf-8")
+    text.write_text("\ufeffGrüße", encoding="utf-8")  # as some editors begin a file
     options = [
         "--scope",
         "atb",

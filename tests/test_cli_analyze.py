@@ -71,13 +71,18 @@ def test_what_was_left_out_is_said(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.safetensors"], "no file 'nowhere.safetensors'"),
+        (
+            ["nowhere.safetensors"],
+            "no file 'nowhere.safetensors', expected maps that `ffattr map -o` saved (for a model: --corpus)",
+        ),
+        (["m", "--corpus", "texts.txt", "-o", "texts.txt"], "cannot write into 'texts.txt'"),
+        (["a.safetensors", "--detailed", "2"], "--detailed goes with --corpus"),
         (["m", "n", "--corpus", "texts.txt"], "--corpus goes with one model, got 2: m, n"),
         (["m", "--corpus", "nowhere.txt"], "cannot read 'nowhere.txt'"),
         (["m", "--corpus", "texts.txt", "--picture", "gif"], "unknown format 'gif'"),
         (
             ["m", "--corpus", "texts.txt", "--spacy", "nothing_by_this_name"],
-            "the spaCy pipeline 'nothing_by_this_name'",
+            "python -m spacy download nothing_by_this_name",
         ),
     ],
 )
@@ -101,3 +106,27 @@ def test_grammatical_categories(model, tmp_path):
     assert result.exit_code == 0, result.output
     assert "verb_object" in (tmp_path / "out" / "amplified_categories.csv").read_text()
     assert not (tmp_path / "out" / "cancellation.csv").exists()
+
+
+def test_only_line_ends_end_a_text(model, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli_analyze.study, "of_model", lambda name, model, texts, *_, **__: seen.extend(texts))
+    monkeypatch.setattr(cli_analyze, "_write", lambda *_: None)
+    model.write_bytes("the cat\r\n\r\n sat\u2028on\x0cthe mat\n".encode())
+    result = run("analyze", "m", "--corpus", model, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert seen == ["the cat", "sat\u2028on\x0cthe mat"]
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_loaded(model, monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "load", lambda name: pytest.fail("loaded"))
+    (tmp_path / "file").touch()
+    for options in (["--picture", "gif"], ["-o", tmp_path / "file"]):
+        assert run("analyze", "m", "--corpus", model, *options).exit_code == 2
+
+
+def test_a_pipeline_without_a_parser_is_refused_before_anything_is_loaded(model, monkeypatch, tmp_path):
+    spacy = pytest.importorskip("spacy")
+    monkeypatch.setattr(pretrained, "load", lambda name: pytest.fail("loaded"))
+    spacy.blank("en").to_disk(tmp_path / "blank")
+    fails(2, "nlp has no parser", "analyze", "m", "--corpus", model, "--spacy", tmp_path / "blank")

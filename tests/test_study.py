@@ -149,7 +149,7 @@ def test_several_models_stand_side_by_side(tmp_path, corpus):
 
 def test_tokens_cannot_break_a_table(tmp_path):
     attr = attribution(("atb", "atb_ff"), tokens=4, real=(4, 4), layers=(0,))
-    attr.tokens = [["a|b", "line\nbreak", "<script>", "\\"]] * 2
+    attr.tokens = [["a|b", "line\n\r\u2028break", "<script>\ud800", "\\"]] * 2
     study.write([study.of_maps("odd", attr)], tmp_path, [])
     text = (tmp_path / "tables.md").read_text()
     assert "<script>" not in text
@@ -163,6 +163,8 @@ def test_what_is_not_written(tmp_path, corpus):
         study.write([corpus], tmp_path / "x", ["gif"])
     with pytest.raises(ValueError, match="each by a name of its own"):
         study.write([corpus, corpus], tmp_path / "x")
+    with pytest.raises(ValueError, match="each by a name of its own"):  # in file names, that is
+        study.write([study.Study("a/b", corpus.frames), study.Study("a-b", corpus.frames)], tmp_path / "x")
     assert not (tmp_path / "x").exists()
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
@@ -176,6 +178,98 @@ def test_long_maps_are_not_drawn_or_rolled_out(tmp_path):
     assert not any(path.name.startswith("scopes") for path in study.write([found], tmp_path))
 
 
-def test_a_parallel_block():
+def test_a_parallel_block(tmp_path):
+    """Its feed-forward network brings nothing to other tokens: there is no pair that it amplifies."""
     found = study.of_model("phi", build("phi"), TEXTS[:1], documented.tokenizer(), detailed=1)
     assert "mixing_ratio" in found.frames
+    assert list(found.left_out) == ["amplified_pairs"]
+    assert "no pair of different tokens" in found.left_out["amplified_pairs"]
+    assert tmp_path / "scopes.png" in study.write([found], tmp_path)
+
+
+def test_norms_within_the_blocks():
+    """All of OLMo 2's feed-forward block ends with the residual connection; a post-LN layer's never does."""
+    found = study.of_model("olmo2", build("olmo2"), TEXTS[:1], documented.tokenizer(), detailed=0)
+    change = found.frames["contextualization_change"].query("layer == 0")
+    steps = change[["component", "before", "after"]].values.tolist()
+    assert steps[-1] == ["FF block", "atb", "atb_ff_res"]
+    post = study.of_maps("post", attribution(POST_LN[:-1], layers=(0,)))
+    assert list(post.frames["contextualization_change"]["component"]) == ["FF", "RES"]
+
+
+@pytest.mark.parametrize(
+    ("scopes", "pictures"),
+    [
+        (("atb", "atb_ff_res_ln"), {"contextualization_change.png", "scopes.png"}),
+        (("atb_ff", "atb_ff_res"), {"contextualization_change.png", "scopes.png"}),
+        (("atb",), set()),  # which is the last scope too, and rolled out once
+    ],
+)
+def test_maps_of_some_scopes_are_written(tmp_path, scopes, pictures):
+    found = study.of_maps("some", attribution(scopes, layers=(0, 1)))
+    study.write([found], tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == pictures
+    assert not found.frames["rollout"].duplicated(["scope", "layer", "batch", "query", "key"]).any()
+
+
+def test_a_text_of_one_token_is_written(tmp_path, tiny):
+    found = study.of_maps("one", ffattr.attribute(tiny[0], torch.tensor([[4]]), tokenizer=tiny[1], scopes="all"))
+    assert "no pair of different tokens" in found.left_out["amplified_pairs"]
+    names = {path.name for path in study.write([found], tmp_path)}
+    assert "contextualization_change.png" in names
+    assert "scopes.png" not in names
+
+
+def test_layers_are_named_once():
+    with pytest.raises(ValueError, match=r"twice has the layers \[1, 1\], expected each once"):
+        study.of_maps("twice", attribution(layers=(1, 1)))
+
+
+def test_options_are_those_of_vectors_too(tiny):
+    """The vectors are of the same layers, queries and Integrated Gradients as the maps."""
+    model, tokenizer = tiny
+    options = {"layers": [1], "queries": [1, 2], "ig": ffattr.Riemann(2, "left")}
+    found = study.of_model("tiny", model, TEXTS, tokenizer, detailed=3, **options)
+    whole = found.frames["cancellation"].query("order == 'ff' and removed == 0")
+    change = found.frames["contextualization_change"]
+    assert set(found.frames["mixing_ratio"]["query"]) == {1, 2}
+    assert whole["layer"].tolist() == change["layer"].tolist() == [1] * 4
+    assert whole["value"].tolist() == pytest.approx(change["value"].tolist(), abs=1e-9)
+
+
+def test_vectors_that_do_not_fit_leave_the_rest(tiny, monkeypatch):
+    def vectors(*arguments, **options):
+        raise ValueError("the vectors would take 9 GiB")
+
+    monkeypatch.setattr(study.frames, "vectors", vectors)
+    found = study.of_model("tiny", tiny[0], TEXTS[:1], tiny[1])
+    assert list(found.frames) == OF_MAPS
+    assert list(found.left_out) == OF_VECTORS
+    assert found.left_out["cancellation"] == "the vectors would take 9 GiB; or take fewer texts (detailed)"
+
+
+def test_the_text_that_was_rolled_out_and_the_one_that_is_too_long(tiny):
+    model, tokenizer = tiny
+    found = study.of_model("tiny", model, TEXTS, tokenizer, detailed=0)  # the last is nearest to 100 characters
+    frame = found.frames["rollout"]
+    assert set(frame["batch"]) == {2}
+    assert frame.query("query == 2")["query_token"].iloc[0] == "bird"
+    with pytest.raises(ValueError, match=r"text 1 \('the the .* has 102 tokens, but tiny has \d+ learned positions"):
+        study.of_model("tiny", model, [TEXTS[0], "the " * 100], tokenizer)
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_before(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match=r"file/x': .*file' is a file, expected a folder"):
+        study.check(tmp_path / "file" / "x", ["png"])
+    study.check(tmp_path / "new" / "folder", ["png", "pdf"])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_full_disk_is_said_with_the_file(tmp_path, corpus, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(study.files, "write_text", full)
+    with pytest.raises(OSError, match=r"cannot write '.*contextualization_change\.csv': No space left on device"):
+        study.write([corpus], tmp_path)

@@ -261,3 +261,25 @@ def test_groups_know_their_tokens():
     assert attr.groups.tolist() == [[0, 1, 2, 3, 3, 4, 5]]
     found = attr.top(100)
     assert not ((found["query_token"] == "##ing") & (found["key_token"] == "barking")).any()
+
+
+def test_pictures_and_analyses_are_of_one_stack():
+    """The tokens and layers of a `StackedAttribution` are those of one of its stacks, its maps of all of them."""
+    attr = stacked()
+    for view in (
+        lambda: attr.plot_arcs(1, "cross.atb"),
+        lambda: attr.plot_scopes(),
+        lambda: attr.plot_amplification(),
+        lambda: ffattr.analysis.contextualization_change(attr),
+        lambda: ffattr.analysis.rollout(attr, "cross.layer"),
+    ):
+        with pytest.raises(TypeError, match=r"analyse one of them, attr\.stacks\['encoder'\] or "):
+            view()
+
+
+def test_columns_of_other_tokens_are_named_before_their_number():
+    attr = attribution(("atb", "atb_ff"), tokens=6, real=(6, 6), queries=(0, 1))
+    cross = replace(attr, mask=attr.mask[:, :2], tokens=[row[:2] for row in attr.tokens])
+    cross = replace(cross, key_tokens=attr.tokens, key_mask=attr.mask)
+    with pytest.raises(ValueError, match="the columns of these maps are not the tokens of their rows"):
+        ffattr.analysis.token_summary(cross, "atb")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .ranks import spearman
-from .read import Maps, counted
+from .read import Maps, check_one_stack, counted
 
 if TYPE_CHECKING:
     import pandas
@@ -38,6 +38,7 @@ def contextualization_change(attribution: Maps) -> pandas.DataFrame:
     """
     import pandas as pd
 
+    check_one_stack(attribution)
     found = steps(attribution.scopes)
     pairs = counted(attribution)
     shape = (len(pairs), *pairs[0].shape) if pairs else (0,)
@@ -59,6 +60,7 @@ def contextualization_change(attribution: Maps) -> pandas.DataFrame:
 def steps(scopes: Sequence[str]) -> list[tuple[str, str, str]]:
     """``(component, scope before, scope after)``. A scope's name is its predecessor's plus the component added.
 
+    A layer without norms between its scopes is told by ``attn`` next to ``atb``: without it there is no ``FF block``.
     Raises ValueError where there is none.
     """
     found = []
@@ -66,8 +68,11 @@ def steps(scopes: Sequence[str]) -> list[tuple[str, str, str]]:
         before, _, part = scope.rpartition("_")
         if part in _COMPONENTS and before.startswith("atb") and before in scopes:
             found.append((_COMPONENTS[part], before, scope))
-    whole = [scope for scope in scopes if scope.startswith("atb") and scope.endswith(("_ln_ff_res", "_ff_res_ln"))]
-    last = max(whole, key=len, default="")  # of a pre-LN or of a post-LN layer
+    ends = ["_ln_ff_res", "_ff_res_ln"]  # of a pre-LN and of a post-LN layer
+    if "attn" in scopes and "attn_res" not in scopes:  # of one whose norms are within its blocks, as in OLMo 2
+        ends.append("atb_ff_res")
+    whole = [scope for scope in scopes if scope.startswith("atb") and scope.endswith(tuple(ends))]
+    last = max(whole, key=len, default="")
     if "atb" in scopes and last:
         found.append((_BLOCK, "atb", last))
     if not found:

@@ -13,7 +13,7 @@ __all__ = ["spearman", "standard_error"]
 def spearman(a: Tensor, b: Tensor) -> float:
     """Spearman's rank correlation of all elements of ``a`` and ``b``, ties at their average rank.
 
-    NaN where it is not defined: fewer than two elements, or all elements of one side equal.
+    NaN where it is not defined: fewer than two elements, all elements of one side equal, or a NaN among them.
 
     >>> a = torch.tensor([1.0, 2.0, 3.0, 4.0])
     >>> round(ffattr.analysis.spearman(a, a.exp()), 6)  # only the order counts
@@ -23,6 +23,8 @@ def spearman(a: Tensor, b: Tensor) -> float:
     """
     if a.shape != b.shape:
         raise ValueError(f"rank correlation needs equal shapes, got {list(a.shape)} and {list(b.shape)}")
+    if a.isnan().any() or b.isnan().any():
+        return math.nan
     first, second = _ranks(a.flatten()), _ranks(b.flatten())
     first, second = first - first.mean(), second - second.mean()
     spread = first.norm() * second.norm()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .read import Maps, NamedMaps
+from .read import Maps, NamedMaps, check_one_stack
 
 if TYPE_CHECKING:
     import pandas
@@ -167,6 +167,7 @@ def _scope(maps: Maps, scope: str) -> str:
 
 def _chained(maps: Maps, scope: str) -> Tensor:
     """The maps ``[L, B, T, T]`` of a scope. Raises ValueError where those of one layer are not the next one's input."""
+    check_one_stack(maps)
     name = _scope(maps, scope)
     sequences, tokens = maps.mask.shape
     if maps.key_mask is not None:

@@ -111,12 +111,12 @@ class TokenSummary:
 
         if not self._sums:
             raise ValueError("no rows came yet: call attribute with keep=ffattr.Reduce(summary) first")
-        sequences, most = max(batch for _, batch in self._sums) + 1, max(sums.shape[1] for sums in self._sums.values())
-        check_same_run(attribution, {layer for layer, _ in self._sums}, sequences, most)
         if attribution.key_mask is not None:
             raise ValueError(
                 "the columns of these maps are not the tokens of their rows: no token gives and takes both"
             )
+        sequences, most = max(batch for _, batch in self._sums) + 1, max(sums.shape[1] for sums in self._sums.values())
+        check_same_run(attribution, {layer for layer, _ in self._sums}, sequences, most)
         tokens = attribution.mask.shape[1]
         mask, causal = attribution.mask.cpu(), bool(attribution.arguments.get("causal"))
         seen_by = [_others(real, attribution.queries, causal) for real in mask]

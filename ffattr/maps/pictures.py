@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import plot
 from ..analysis import ff_amp_maps
+from ..analysis.read import check_one_stack
 from .contents import Contents, apart, layer_place, one, own, ticks
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def one_map(
 
 def scopes(contents: Contents, layer: int, batch: int, options: Mapping[str, Any]) -> Figure:
     """See `Attribution.plot_scopes`."""
+    check_one_stack(contents)
     place = layer_place(contents, layer)
     rows, keys = ticks(contents, batch)
     maps = {
@@ -75,6 +77,7 @@ def arcs(
     contents: Contents, query: int, scope: str, other: str | None, layer: int, batch: int, options: Mapping[str, Any]
 ) -> Figure:
     """See `Attribution.plot_arcs`."""
+    check_one_stack(contents)  # with the tokens and layers of one of them, a picture of another would be false
     place = layer_place(contents, layer)
     rows, keys = ticks(contents, batch)
     at = query + contents.mask.shape[1] if query < 0 else query

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +61,7 @@ def write(studies: Sequence[Study], folder: str | os.PathLike[str], formats: Seq
 
     check(folder, formats)
     names = [study.name for study in studies]
-    if not names or len(set(names)) < len(names):
+    if not names or len(set(map(_of_file, names))) < len(names):
         raise ValueError(f"studies are called {names}, expected one or more, each by a name of its own")
     frames: dict[str, pandas.DataFrame] = {}
     for analysis in dict.fromkeys(name for study in studies for name in study.frames):
@@ -74,11 +74,9 @@ def write(studies: Sequence[Study], folder: str | os.PathLike[str], formats: Seq
     written = []
     for name, frame in frames.items():
         written.append(target / f"{name}.csv")
-        with _named(written[-1]):
-            write_text(written[-1], [frame.to_csv(index=False)])
+        _write_text(written[-1], [frame.to_csv(index=False)])
     written.append(target / "tables.md")
-    with _named(written[-1]):
-        write_text(written[-1], tables(frames, studies))
+    _write_text(written[-1], tables(frames, studies))
     for name, figure in _pictures(frames, studies):
         for kind in formats:
             written.append(target / f"{name}.{kind}")
@@ -87,13 +85,24 @@ def write(studies: Sequence[Study], folder: str | os.PathLike[str], formats: Seq
     return written
 
 
+def _of_file(name: str) -> str:
+    """What stands for the name of a study in that of a file."""
+    return re.sub(r"[^-.\w]+", "-", name)
+
+
+def _write_text(path: Path, pieces: Iterable[str]) -> None:
+    """Half a character, which a token may be, is written as its code."""
+    with _named(path):
+        write_text(path, (piece.encode("utf-8", "backslashreplace").decode() for piece in pieces))
+
+
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """An OSError says what could not be written: that of a full disk does not."""
     try:
         yield
     except OSError as error:
-        raise OSError(error.errno, f"cannot write: {error.strerror or error}", str(path)) from error
+        raise OSError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
 def _pictures(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) -> Iterator[tuple[str, Figure]]:
@@ -101,7 +110,7 @@ def _pictures(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) 
     if "contextualization_change" in frames:
         yield "contextualization_change", plot.change_chart(frames["contextualization_change"])
     for study in studies:
-        of = f"_{re.sub(r'[^-.0-9A-Za-z]+', '-', study.name)}" if len(studies) > 1 else ""
+        of = f"_{_of_file(study.name)}" if len(studies) > 1 else ""
         if "amplified_categories" in study.frames:
             title = f"{study.name}: pairs that the feed-forward network amplifies"
             yield f"amplified_categories{of}", plot.category_bars(study.frames["amplified_categories"], title)
@@ -124,8 +133,9 @@ def _fits(example: Attribution) -> bool:
 
 def _most_changed(changes: pandas.DataFrame) -> int:
     """The layer whose feed-forward network (else the block, else any part of it) rearranges the map most."""
-    for components in (["FF"], ["FF block"], list(changes["component"])):
-        values = changes[changes["component"].isin(components)].set_index("layer")["value"].dropna()
-        if len(values):
-            return int(values.idxmax())
+    known = changes.dropna(subset="value")
+    for components in (["FF"], ["FF block"], list(known["component"])):
+        some = known[known["component"].isin(components)].nlargest(1, "value")
+        if len(some):
+            return int(some["layer"].item())
     return int(changes["layer"].iloc[-1])

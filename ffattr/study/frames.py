@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Study", "of_maps", "of_model"]
 
+_OF_VECTORS = ("queries", "ig", "baseline", "value_bias", "dtype")  # options that `vectors` shares with `attribute`
 _MOST_ROLLED = 512  # tokens: beyond, a table of the pairs of rollout is of no use to anybody
 
 
@@ -57,9 +58,14 @@ class Study:
     def add(self, name: str, analysis: Callable[[], pandas.DataFrame]) -> None:
         """The frame of an analysis, or why there is none."""
         try:
-            self.frames[name] = analysis()
+            found = analysis()
         except ValueError as error:
             self.left_out[name] = str(error)
+            return
+        if len(found):
+            self.frames[name] = found
+        else:  # no two tokens in any text, or a parallel block, which brings nothing to other tokens
+            self.left_out[name] = "there is no pair of different tokens that it could be of"
 
 
 def of_maps(name: str, attribution: Attribution, *, k: int = 50, categories: Categories | None = None) -> Study:
@@ -77,6 +83,8 @@ def of_maps(name: str, attribution: Attribution, *, k: int = 50, categories: Cat
             f"{name} has maps of an encoder and a decoder: analyse one of them, attr.stacks[name], for "
             f"{', '.join(attribution.stacks)}"
         )
+    if len(set(attribution.layers)) < len(attribution.layers):
+        raise ValueError(f"{name} has the layers {list(attribution.layers)}, expected each once")
     categories = Categories() if categories is None else categories
     study = Study(name, example=attribution)
     study.add("contextualization_change", lambda: contextualization_change(attribution))
@@ -104,8 +112,9 @@ def of_model(
     """Of a model on a corpus, in one pass that keeps no maps; then, of the first ``detailed`` texts, what takes vectors
     (mixing ratio, cancellation, balance of norms).
 
-    ``options`` are arguments of `ffattr.attribute`. Raises ValueError for a model with an encoder and a decoder, and
-    what `ffattr.attribute` raises.
+    Rollout and the maps to draw are of one of the first texts, of about 100 characters. ``options`` are arguments of
+    `ffattr.attribute`. Raises ValueError for a model with an encoder and a decoder and for a text that is longer than
+    the model's positions, and what `ffattr.attribute` raises.
 
     >>> study = ffattr.study.of_model("tiny", model, ["The cat sat.", "Dogs barking."], tokenizer, k=5, detailed=1)
     >>> study.frames["cancellation"]["order"].unique().tolist()
@@ -118,22 +127,41 @@ def of_model(
         )
     if not texts:
         raise ValueError("the corpus has no text")
+    _check_lengths(name, texts, tokenizer, adapted.max_positions)
     categories = Categories() if categories is None else categories
     scopes = [scope for scope in adapted.layers[0].own_scopes if scope != "attn_heads"]
     changes, pairs, tokens = ChangeSample(), AmplifiedPairs(k), TokenSummary()
     collected = Reduce(Several(changes, pairs, tokens))
     options = {"tokenizer": tokenizer, "scopes": scopes, **options}
     attribution = attribute(model, list(texts), keep=collected, progress=progress, **options)
-    example = attribute(model, [min(texts[:20], key=lambda text: abs(len(text) - 100))], **options)
+    shown = min(range(min(len(texts), 20)), key=lambda number: abs(len(texts[number]) - 100))
+    example = attribute(model, [texts[shown]], **options)
     study = Study(name, example=example)
     study.add("contextualization_change", changes.contextualization_change)
     study.add("amplified_pairs", lambda: pairs.frame(attribution, categories))
     _add_categories(study, attribution, categories)
     study.add("token_summary", lambda: tokens.frame(attribution))
-    _add_rollout(study, example)
+    _add_rollout(study, example, shown)
     if detailed:
-        _add_detailed(study, adapted, model, {"inputs": list(texts[:detailed]), "tokenizer": tokenizer}, scopes)
+        wide = [scope for scope in scopes if scope.startswith("atb")]
+        given = {option: options[option] for option in ("tokenizer", *_OF_VECTORS) if option in options}
+
+        def of_layer(layer: int) -> dict[str, Vectors]:
+            return vectors(model, list(texts[:detailed]), scope=wide, layers=layer, **given)
+
+        _add_detailed(study, adapted, attribution.layers, of_layer)
     return study
+
+
+def _check_lengths(name: str, texts: Sequence[str], tokenizer: Any, most: int | None) -> None:
+    """Raises ValueError for a text of more tokens than the model has positions: of many, it says which one."""
+    for number, text in enumerate(texts if most is not None else ()):
+        tokens = len(tokenizer(text)["input_ids"])
+        if most is not None and tokens > most:
+            raise ValueError(
+                f"text {number} ({text[:40]!r}...) has {tokens} tokens, but {name} has {most} learned positions: cut "
+                "it into shorter ones"
+            )
 
 
 def _add_categories(study: Study, attribution: Attribution, categories: Categories) -> None:
@@ -142,30 +170,34 @@ def _add_categories(study: Study, attribution: Attribution, categories: Categori
         study.add("amplified_categories", lambda: category_rates(pairs, attribution, categories))
 
 
-def _add_rollout(study: Study, attribution: Attribution) -> None:
-    """Up to the last layer, without and with the feed-forward blocks."""
+def _add_rollout(study: Study, attribution: Attribution, first: int = 0) -> None:
+    """Up to the last layer, without and with the feed-forward blocks. ``first`` is the number of the first sequence."""
     if attribution.mask.shape[1] > _MOST_ROLLED:
         study.left_out["rollout"] = f"{attribution.mask.shape[1]} tokens are too many for a table of pairs"
         return
 
     def last() -> pandas.DataFrame:
-        found = rollout(attribution, [scope for scope in ("atb", "layer") if scope in (*attribution.scopes, "layer")])
-        return found[found["layer"] == attribution.layers[-1]]
+        scopes = dict.fromkeys(scope for scope in ("atb", attribution.scopes[-1]) if scope in attribution.scopes)
+        found = rollout(attribution, list(scopes))
+        return found[found["layer"] == attribution.layers[-1]].assign(batch=lambda rows: rows["batch"] + first)
 
     study.add("rollout", last)
 
 
 def _add_detailed(
-    study: Study, adapted: Adapted, model: nn.Module, inputs: dict[str, Any], scopes: Sequence[str]
+    study: Study, adapted: Adapted, layers: Sequence[int], of_layer: Callable[[int], dict[str, Vectors]]
 ) -> None:
     """What takes the vectors themselves, layer by layer: they are wide."""
     import pandas as pd
 
-    wide = [scope for scope in scopes if scope.startswith("atb")]
     frames: dict[str, list[pandas.DataFrame]] = {"mixing_ratio": [], "cancellation": [], "norm_balance": []}
-    for layer, spec in enumerate(adapted.layers):
-        found = vectors(model, scope=wide, layers=[layer], **inputs)
-        weights = spec.weights(None)
+    for layer in layers:
+        try:
+            found = of_layer(layer)
+        except ValueError as error:  # what was found without vectors stays
+            study.left_out |= dict.fromkeys(frames, f"{error}; or take fewer texts (detailed)")
+            return
+        weights = adapted.layers[layer].weights(None)
         norm = weights.norm_after_ff or weights.norm_before_ff
         frames["mixing_ratio"].append(mixing_ratio(found["atb"]))
         try:

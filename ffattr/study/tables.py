@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["tables"]
 
+_LINE_ENDS = {ord(end): "⏎" for end in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"}  # those that any reader may see
 _NAMED = 10  # most amplified pairs of each layer
 
 
@@ -90,7 +91,7 @@ def _markdown(frame: pandas.DataFrame) -> str:
 
     def shown(value: Any) -> str:
         text = f"{value:.3f}" if isinstance(value, float) else str(value)
-        return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", "⏎").replace("<", "&lt;")
+        return text.replace("\\", "\\\\").replace("|", "\\|").translate(_LINE_ENDS).replace("<", "&lt;")
 
     head = [" | ".join(map(str, frame.columns)), " | ".join("---" for _ in frame.columns)]
     rows = [" | ".join(map(shown, row)) for row in frame.itertuples(index=False)]
