@@ -12,8 +12,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ffattr import backends, bench, cli, cli_bench, timing, torch_ops
+from ffattr import backends, bench, cli, timing, torch_ops
 from ffattr.bench import SHAPES, TOLERANCE, Case, Row, Truth, WrongResult, compare, maps, materialise, operands
+from ffattr.cli import benching
 from ffattr.errors import OutOfMemory
 
 CPU = torch.device("cpu")
@@ -178,7 +179,7 @@ def test_compare(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in TINY.items():
         monkeypatch.setitem(SHAPES, name, size)
-    monkeypatch.setattr(cli_bench, "matrix_rate", lambda device, dtype: (torch.float32, 1e9))
+    monkeypatch.setattr(benching, "matrix_rate", lambda device, dtype: (torch.float32, 1e9))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 

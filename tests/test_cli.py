@@ -11,7 +11,8 @@ from test_groups import wordpiece
 from test_inputs import make_tokenizer
 from typer.testing import CliRunner
 
-from ffattr import Pool, TopK, api, attribute, backends, cli, cli_map, files, load, pretrained, progress
+from ffattr import Pool, TopK, api, attribute, backends, cli, files, load, pretrained
+from ffattr.cli import mapping, progress
 from ffattr.errors import ArchitectureMismatch, BackendUnavailable, OutOfMemory, UnsupportedModel
 from ffattr.ig import GaussLegendre, Riemann
 
@@ -167,7 +168,7 @@ TEXT = "the cat sat on a mat"  # and [CLS], [SEP]
 @pytest.mark.parametrize("options", [[], ["--words"], ["--top", "3"], ["--words", "--top", "3"]])
 def test_the_strongest_pairs_are_those_of_different_tokens(bert, monkeypatch, options):
     monkeypatch.setattr(pretrained, "load", lambda name: (bert, TOKENIZER))
-    monkeypatch.setattr(cli_map, "_PAIRS", 1)
+    monkeypatch.setattr(mapping, "_PAIRS", 1)
     result = run("map", "m", TEXT, *options)
     assert result.exit_code == 0, result.output
     whole = attribute(bert, TEXT, tokenizer=TOKENIZER)["layer"][-1, 0].fill_diagonal_(0)
@@ -182,7 +183,7 @@ def test_the_strongest_pairs_of_words_and_of_blocks(bert, monkeypatch):
     tokenizer = wordpiece()
     text = "cats playing the cats."
     monkeypatch.setattr(pretrained, "load", lambda name: (bert, tokenizer))
-    monkeypatch.setattr(cli_map, "_PAIRS", 1)
+    monkeypatch.setattr(mapping, "_PAIRS", 1)
     word = torch.tensor([0, 1, 1, 2, 2, 3, 4, 4, 5, 6])
     whole = attribute(bert, text, tokenizer=tokenizer, groups="words")["layer"][-1, 0].clone()
     whole[torch.arange(10), word] = 0

@@ -5,7 +5,8 @@ import pytest
 from synthetic import POST_LN, attribution
 from test_cli import fails, run
 
-from ffattr import cli_analyze, pretrained, study
+from ffattr import pretrained, study
+from ffattr.cli import analyzing
 
 TEXTS = "The cat sat on the mat.\n\n  Dogs barking.\n"
 
@@ -53,7 +54,7 @@ def test_of_a_corpus(model, tmp_path, monkeypatch):
         seen.append((name, arguments[1], options["detailed"], options["k"]))
         return real(name, *arguments, **options)
 
-    monkeypatch.setattr(cli_analyze.study, "of_model", of_model)
+    monkeypatch.setattr(analyzing.study, "of_model", of_model)
     options = ["-o", tmp_path / "out", "--detailed", 1, "--top", 4]
     result = run("analyze", "some/tiny-bert", "--corpus", model, *options)
     assert result.exit_code == 0, result.output
@@ -110,8 +111,8 @@ def test_grammatical_categories(model, tmp_path):
 
 def test_only_line_ends_end_a_text(model, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(cli_analyze.study, "of_model", lambda name, model, texts, *_, **__: seen.extend(texts))
-    monkeypatch.setattr(cli_analyze, "_write", lambda *_: None)
+    monkeypatch.setattr(analyzing.study, "of_model", lambda name, model, texts, *_, **__: seen.extend(texts))
+    monkeypatch.setattr(analyzing, "_write", lambda *_: None)
     model.write_bytes("the cat\r\n\r\n sat\u2028on\x0cthe mat\n".encode())
     result = run("analyze", "m", "--corpus", model, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output

@@ -49,7 +49,7 @@ ORDER = [
     {"scopes", "collect", "request", "api", "decomposed", "bench", "calibrate", "tune"},
     {"reproduction", "pretrained", "examples", "verified", "study"},
     {""},  # the package itself: `import ffattr`
-    {"progress", "cli_options", "cli_bench", "cli_analyze", "cli_map", "cli_models", "cli", "__main__"},
+    {"cli", "__main__"},
 ]
 RANK = {module: rank for rank, modules in enumerate(ORDER) for module in modules}
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ffattr import backends, cli, cli_bench, torch_ops, tune
+from ffattr import backends, cli, torch_ops, tune
 from ffattr.bench import SHAPES, Case
+from ffattr.cli import benching
 from ffattr.tune import Trial, near_first, search
 
 triton_ops = pytest.importorskip("ffattr.triton_ops")
@@ -210,10 +211,10 @@ def test_a_damaged_file_is_ignored_and_replaced(gpu: Pretended) -> None:
 
 @pytest.fixture
 def on_gpu(gpu: Pretended, monkeypatch: pytest.MonkeyPatch) -> Pretended:
-    layer = cli_bench.Layer("bert-base", 3, torch.bfloat16, torch.device("cuda", 0))
-    monkeypatch.setattr(cli_bench, "layer", lambda *asked: layer)
-    monkeypatch.setattr(cli_bench.Layer, "case", lambda self: CASE)
-    monkeypatch.setattr(cli_bench, "processor", lambda device: "A GPU")
+    layer = benching.Layer("bert-base", 3, torch.bfloat16, torch.device("cuda", 0))
+    monkeypatch.setattr(benching, "layer", lambda *asked: layer)
+    monkeypatch.setattr(benching.Layer, "case", lambda self: CASE)
+    monkeypatch.setattr(benching, "processor", lambda device: "A GPU")
     monkeypatch.setattr(backends.Backend, "why_not", lambda *asked: None)
     return gpu
 

@@ -12,13 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import verified
+from .. import verified
 
 if TYPE_CHECKING:
     import torch
 
-    from .examples import Example
-    from .reproduction import Reproduced, Reproduction
+    from ..examples import Example
+    from ..reproduction import Reproduced, Reproduction
 
 __all__ = ["check", "models"]
 
@@ -29,8 +29,8 @@ def check(name: str, text: str | None, dtype: torch.dtype | None, debug: bool = 
     Unlike other commands, with the error's name and in as many lines as it has: it may hold a program to complete.
     Raises OSError or ValueError for a model that is not there or inputs that do not fit it.
     """
-    from . import adapters, examples, pretrained, reproduction
-    from .errors import FfattrError
+    from .. import adapters, examples, pretrained, reproduction
+    from ..errors import FfattrError
 
     _require_float(dtype)
     console = Console()
@@ -120,7 +120,7 @@ def _layers(found: Reproduction) -> Table:
 
 def _short(scopes: tuple[str, ...]) -> str:
     """Those of an encoder's tokens are the same once more."""
-    from .layer import CROSS
+    from ..layer import CROSS
 
     across = [scope for scope in scopes if scope.startswith(CROSS)]
     own = " ".join(scope for scope in scopes if scope not in across)

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import api, pretrained
-from .files import replacing
-from .maps import Attribution
+from .. import api, pretrained
+from ..files import replacing
+from ..maps import Attribution
 from .progress import bar
 
 __all__ = ["explain", "show"]

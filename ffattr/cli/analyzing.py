@@ -9,9 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from . import cli_options, pretrained, study
-from .analysis import Categories, pair_categories
-from .maps import load
+from .. import pretrained, study
+from ..analysis import Categories, pair_categories
+from ..maps import load
+from . import arguments
 from .progress import bar
 
 __all__ = ["of_corpus", "of_files"]
@@ -47,7 +48,7 @@ def of_corpus(
         raise ValueError(f"--corpus goes with one model, got {len(models)}: {', '.join(models)}")
     study.check(folder, formats)
     # Not by splitlines, which takes a form feed or U+2028 within a text for the end of a line.
-    texts = [line.strip() for line in cli_options.text(None, corpus).split("\n") if line.strip()]
+    texts = [line.strip() for line in arguments.text(None, corpus).split("\n") if line.strip()]
     categories = _categories(spacy)
     model, tokenizer = pretrained.load(models[0])
     count = sum(len(ids) for ids in tokenizer(texts)["input_ids"])

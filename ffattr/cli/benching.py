@@ -12,14 +12,14 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
-from . import backends, bench
-from .bench import SHAPES, TOLERANCE, Case
-from .calibrate import calibrate as measure_rates
-from .errors import BackendUnavailable
-from .rates import keep, key_of
-from .timing import matrix_rate, processor
-from .tune import Tuned
-from .tune import tune as tune_kernels
+from .. import backends, bench
+from ..bench import SHAPES, TOLERANCE, Case
+from ..calibrate import calibrate as measure_rates
+from ..errors import BackendUnavailable
+from ..rates import keep, key_of
+from ..timing import matrix_rate, processor
+from ..tune import Tuned
+from ..tune import tune as tune_kernels
 
 __all__ = ["Layer", "calibrate", "compare", "layer", "tune"]
 
@@ -107,7 +107,7 @@ def tune(asked: Layer, minutes: float | None) -> None:
     reason = backends.BACKENDS["triton"].why_not(asked.device, asked.dtype, SHAPES[asked.shape].heads)
     if reason is not None:
         raise BackendUnavailable(f"--tune needs the triton backend: {reason}")
-    from .triton_ops import configs
+    from ..triton_ops import configs
 
     console = Console()
     console.print(str(asked), markup=False, highlight=False, soft_wrap=True)

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from . import cli_options
+from . import arguments
 
 __all__ = ["app", "main"]
 
@@ -79,30 +79,30 @@ def map_command(
 ) -> None:
     """Map how the tokens of TEXT reach each other in every layer of MODEL."""
     with _one_line_errors(debug):
-        content = cli_options.text(text, file)
+        content = arguments.text(text, file)
         for target in (output, png, html):
             if target is not None and not target.absolute().parent.is_dir():
                 raise FileNotFoundError(f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}")
         scopes = scope or ["layer" if html is None else "all"]
-        keep = cli_options.keep(top, pool)
+        keep = arguments.keep(top, pool)
         options: dict[str, Any] = {
             "scopes": scopes[0] if len(scopes) == 1 else scopes,
-            "layers": cli_options.layers(layers),
-            "ig": cli_options.ig(ig),
+            "layers": arguments.layers(layers),
+            "ig": arguments.ig(ig),
             "value_bias": value_bias,
             "baseline": baseline,
-            "dtype": cli_options.dtype(dtype),
+            "dtype": arguments.dtype(dtype),
             "backend": backend,
             "method": method,
             "groups": "words" if words else None,
         }
 
-        from . import cli_map
+        from . import mapping
 
         if plan:
-            cli_map.explain(model, content, options)
+            mapping.explain(model, content, options)
         else:
-            cli_map.show(model, content, {**options, "keep": keep}, output, png, html)
+            mapping.show(model, content, {**options, "keep": keep}, output, png, html)
 
 
 @app.command()
@@ -129,15 +129,15 @@ def analyze(
 ) -> None:
     """What feed-forward blocks change, as tables and pictures: of maps in FILES, or of a MODEL reading --corpus."""
     with _one_line_errors(debug):
-        from . import cli_analyze
+        from . import analyzing
 
         formats = picture or ["png"]
         if corpus is None and detailed is not None:
             raise ValueError("--detailed goes with --corpus: files of maps hold no vectors")
         if corpus is None:
-            cli_analyze.of_files(files, output, top, spacy, formats)
+            analyzing.of_files(files, output, top, spacy, formats)
         else:
-            cli_analyze.of_corpus(files, corpus, output, top, spacy, formats, 8 if detailed is None else detailed)
+            analyzing.of_corpus(files, corpus, output, top, spacy, formats, 8 if detailed is None else detailed)
 
 
 @app.command()
@@ -154,9 +154,9 @@ def check(
 ) -> None:
     """How closely every layer of MODEL is reproduced, and by which description of it."""
     with _one_line_errors(debug):
-        from . import cli_models
+        from . import checking
 
-        if not cli_models.check(model, text, cli_options.dtype(dtype), debug):
+        if not checking.check(model, text, arguments.dtype(dtype), debug):
             raise typer.Exit(1)
 
 
@@ -164,9 +164,9 @@ def check(
 def models(debug: Debug = False) -> None:
     """The model families that are known, and how closely each was reproduced."""
     with _one_line_errors(debug):
-        from . import cli_models
+        from . import checking
 
-        cli_models.models()
+        checking.models()
 
 
 @app.command()
@@ -176,7 +176,7 @@ def info(debug: Debug = False) -> None:
     with _one_line_errors(debug):
         from importlib.metadata import PackageNotFoundError, version
 
-        from . import backends
+        from .. import backends
 
         versions = Table(title="versions", title_justify="left", show_header=False)
         versions.add_row("python", sys.version.split()[0])
@@ -220,19 +220,19 @@ def bench(
 ) -> None:
     """Time one random layer of a known SHAPE, all feed-forward scopes; or --tune the kernels for it, or --calibrate."""
     with _one_line_errors(debug):
-        from . import cli_bench
+        from . import benching
 
         if minutes is not None and not tune:
             raise ValueError("--minutes goes with --tune")
         if calibrate and tune:
             raise ValueError("--calibrate and --tune are two runs")
-        layer = cli_bench.layer(shape, tokens, cli_options.dtype(dtype), device)
+        layer = benching.layer(shape, tokens, arguments.dtype(dtype), device)
         if tune:
-            cli_bench.tune(layer, minutes)
+            benching.tune(layer, minutes)
         elif calibrate:
-            cli_bench.calibrate(layer, backend)
+            benching.calibrate(layer, backend)
         else:
-            cli_bench.compare(layer, backend, rounds)
+            benching.compare(layer, backend, rounds)
 
 
 def main() -> None:
