@@ -243,6 +243,22 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == ["maps.html"]
 
 
+def test_a_page_says_how_wrong_a_sketch_is(tmp_path):
+    attr = attribution(("atb", "atb_ff"))
+    attr.to_html(tmp_path / "exact.html")
+    assert "sketch" not in _facts(tmp_path / "exact.html")
+    errors = torch.full((3, 2), 0.01)
+    errors[1, 1] = 0.0234
+    replace(attr, sketch_error={"atb_ff": errors}).to_html(tmp_path / "sketch.html")
+    assert '["median error of the sketch","at most 2.34%"]' in _facts(tmp_path / "sketch.html").replace('", "', '","')
+
+
+def _facts(path):
+    text = path.read_text()
+    start = text.index('"facts":')
+    return text[start : text.index("]]", start) + 2]
+
+
 def test_padding_experts_and_blocks_have_pages(tmp_path):
     attr = some(("atb", "atb_ff"), queries=(6, 3, 4, 0))
     attr.to_html(tmp_path / "a.html")

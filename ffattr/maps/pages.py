@@ -32,11 +32,18 @@ def page(contents: Contents, shown: Sequence[Panel], title: str | None, limit: i
         "model": str(asked.get("model", "")),
         "Integrated Gradients": f"{asked.get('ig', '')}, baseline {asked.get('baseline', '')}",
         "kept": "" if asked.get("keep", "dense") == "dense" else str(asked["keep"]),
+        "median error of the sketch": _sketch_error(contents),
         "largest layer error": f"{float(contents.error.max()):.1e}" if contents.error.numel() else "",
         "ffattr": str(asked.get("ffattr", "")),
     }
     text = title or " · ".join(part for part in (facts["model"], shown[0].name if shown else "") if part)
     return render(shown, text, facts={name: value for name, value in facts.items() if value}, limit=limit)
+
+
+def _sketch_error(contents: Contents) -> str:
+    """The largest of all maps; of exact ones nothing."""
+    errors = [float(errors.max()) for errors in contents.sketch_error.values() if errors.numel()]
+    return f"at most {max(errors):.2%}" if errors else ""
 
 
 def panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> list[Panel]:
