@@ -1,10 +1,10 @@
-"""Which of a number of things a user asks for: layers, query tokens, key tokens."""
+"""Which of a number of things a user asks for: layers, query tokens, key tokens, scopes, sequences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["Indices", "indices"]
+__all__ = ["Indices", "indices", "layer_place", "scope_named", "sequence"]
 
 Indices = int | slice | Sequence[int] | None
 
@@ -27,3 +27,34 @@ def indices(name: str, asked: Indices, count: int) -> tuple[int, ...]:
         if not -count <= value < count:
             raise IndexError(f"{name} has {value}, but there are {count}: expected {-count} to {count - 1}")
     return tuple(value % count for value in values)
+
+
+def layer_place(layer: int, layers: Sequence[int]) -> int:
+    """The place among the computed ``layers`` of the model's layer ``layer``, or, negative, counted from the end.
+
+    Raises IndexError listing the computed ones.
+    """
+    if -len(layers) <= layer < 0:
+        return layer + len(layers)
+    if layer not in layers:
+        raise IndexError(f"layer {layer} was not computed; computed: {', '.join(map(str, layers))}")
+    return list(layers).index(layer)
+
+
+def sequence(batch: int, count: int) -> int:
+    """The number, from 0, of one of ``count`` sequences; a negative one counts from the end.
+
+    Raises IndexError for one that is not there.
+    """
+    if not -count <= batch < count:
+        raise IndexError(f"batch {batch} is out of range: there are {count} sequences")
+    return batch % count
+
+
+def scope_named(name: str, scopes: Sequence[str]) -> str:
+    """The name of a computed scope: ``"layer"`` stands for the last one. Raises KeyError listing the others."""
+    if name == "layer" and scopes:
+        return scopes[-1]
+    if name not in scopes:
+        raise KeyError(f"no scope {name!r} here; computed: {', '.join(scopes)} (and the alias 'layer')")
+    return name

@@ -167,7 +167,7 @@ def test_a_sample_does_not_depend_on_how_rows_come(causal, monkeypatch):
     first = sampled(attr, 300, cut=60)
     assert set(first["pairs"]) == {600}
     pd.testing.assert_frame_equal(sampled(attr, 300, cut=7), first)
-    monkeypatch.setattr("ffattr.analysis.sample._AT_ONCE", 100)
+    monkeypatch.setattr("ffattr.analysis.read.AT_ONCE", 100)
     pd.testing.assert_frame_equal(sampled(attr, 300, cut=7), first)
     backwards = sampled(attr, 300, cut=5, backwards=True).sort_values("layer", kind="stable", ignore_index=True)
     pd.testing.assert_frame_equal(backwards, first)

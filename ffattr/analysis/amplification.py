@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from ..indices import layer_place, sequence
 from .categories import Categories, of_pairs
 from .change import steps
-from .read import Block, NamedMaps, check_one_stack, check_same_run, counted, pieces, row_shares, rows_of
+from .read import Block, NamedMaps, check_one_stack, check_same_run, counted, key_mask, pieces, row_shares, rows_of
 
 if TYPE_CHECKING:
     import pandas
@@ -37,8 +38,7 @@ def ff_amp_maps(attribution: NamedMaps) -> Tensor:
     (torch.Size([3, 2, 9, 9]), tensor(True))
     """
     scopes = _scopes(attribution)
-    keys = attribution.mask.shape[1] if attribution.key_mask is None else attribution.key_mask.shape[1]
-    sizes = (len(attribution.layers), len(attribution.mask), len(attribution.queries), keys)
+    sizes = (len(attribution.layers), len(attribution.mask), len(attribution.queries), key_mask(attribution).shape[1])
     found = torch.zeros(sizes, dtype=torch.float64)
     for rows in rows_of(attribution, scopes, "AmplifiedPairs"):
         places = rows.rows.cpu()
@@ -64,8 +64,8 @@ def ff_amp(attribution: NamedMaps, layer: int | None = None, batch: int | None =
     import pandas as pd
 
     scopes = _scopes(attribution)
-    layers = None if layer is None else [_place_of(layer, attribution.layers)]
-    batches = None if batch is None else [_one_of(batch, len(attribution.mask))]
+    layers = None if layer is None else [layer_place(layer, attribution.layers)]
+    batches = None if batch is None else [sequence(batch, len(attribution.mask))]
     allowed = [pairs.cpu() for pairs in counted(attribution)]
     frames = []
     for rows in rows_of(attribution, scopes, "AmplifiedPairs", layers, batches):
@@ -258,17 +258,3 @@ def _frame(layer: int, places: Tensor, values: Tensor, attribution: NamedMaps) -
             "amplification": change,
         }
     )
-
-
-def _place_of(layer: int, layers: Sequence[int]) -> int:
-    if -len(layers) <= layer < 0:
-        return layer + len(layers)
-    if layer not in layers:
-        raise IndexError(f"layer {layer} was not computed; computed: {', '.join(map(str, layers))}")
-    return list(layers).index(layer)
-
-
-def _one_of(batch: int, count: int) -> int:
-    if not -count <= batch < count:
-        raise IndexError(f"batch {batch} is out of range: there are {count} sequences")
-    return batch % count

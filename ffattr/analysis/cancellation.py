@@ -77,7 +77,7 @@ def cancellation(
     orders = _orders(by_scope, order, scores, seed)
     if causal is None:
         causal = not _looks_ahead(one)
-    counted = pairs(one.mask, None, one.queries, causal)
+    counted = pairs(one.mask, one.mask, one.queries, causal)
     rows = []
     for place, layer in enumerate(one.layers):
         changes: dict[tuple[str, str, str], list[list[float]]] = {step: [] for step in found}

@@ -22,6 +22,7 @@ __all__ = [
     "check_one_stack",
     "check_same_run",
     "counted",
+    "key_mask",
     "pairs",
     "pieces",
     "row_shares",
@@ -29,7 +30,7 @@ __all__ = [
     "summed",
 ]
 
-AT_ONCE = 2**20  # pairs that are widened to float64 together
+AT_ONCE = 2**20  # pairs that are worked on together, in 64 bits
 
 
 class Maps(Protocol):
@@ -98,15 +99,22 @@ class Decomposed(Protocol):
     def key_mask(self) -> Tensor | None: ...
 
 
+def key_mask(attribution: Maps) -> Tensor:
+    """Which columns of the maps are real, ``[B, T]``: those of the queries' own tokens where there are no others."""
+    return attribution.mask if attribution.key_mask is None else attribution.key_mask
+
+
 def counted(attribution: Maps) -> list[Tensor]:
     """Per sequence ``[N, T]``: True at the pairs that count."""
     causal = bool(attribution.arguments.get("causal"))
-    return pairs(attribution.mask, attribution.key_mask, attribution.queries, causal)
+    return pairs(attribution.mask, key_mask(attribution), attribution.queries, causal)
 
 
-def pairs(mask: Tensor, key_mask: Tensor | None, queries: Sequence[int], causal: bool) -> list[Tensor]:
-    """Per sequence ``[N, T]``: True at pairs of real tokens, with ``causal`` those with no key after the query."""
-    keys = mask if key_mask is None else key_mask
+def pairs(mask: Tensor, keys: Tensor, queries: Sequence[int], causal: bool) -> list[Tensor]:
+    """Per sequence ``[N, T]``: True at pairs of real tokens, with ``causal`` those with no key after the query.
+
+    ``mask`` and ``keys`` ``[B, T]`` are True at the real ones of rows and of columns.
+    """
     rows = torch.tensor(list(queries), dtype=torch.long, device=mask.device)
     allowed = torch.ones(len(rows), keys.shape[1], dtype=torch.bool, device=mask.device)
     if causal:
@@ -153,7 +161,7 @@ def rows_of(
     ``scopes`` were not kept, naming the ``collector`` that needs none, and TypeError for several stacks of layers.
     """
     check_one_stack(attribution)
-    keys_of = attribution.mask if attribution.key_mask is None else attribution.key_mask
+    keys_of = key_mask(attribution)
     queries = torch.tensor(list(attribution.queries), dtype=torch.long, device=attribution.mask.device)
     sizes = (len(attribution.layers), len(attribution.mask), len(queries), keys_of.shape[1])
     for scope in scopes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..indices import scope_named
 from .read import Maps, NamedMaps, check_one_stack
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def rollout(
             called, first = "weights", 0 if start is None else start
         else:
             real, tokens = maps.mask, maps.tokens
-            called, first = _scope(maps, name), maps.layers[0] if start is None else start
+            called, first = scope_named(name, maps.scopes), maps.layers[0] if start is None else start
         at = (real[:, :, None] & real[:, None, :]).expand(shares.shape).nonzero(as_tuple=True)
         layer, batch, query, key = (place.cpu() for place in at)
         frame = pd.DataFrame({"layer": (layer + first).numpy(), "batch": batch.numpy()})
@@ -158,17 +159,10 @@ def _real(layers: Tensor, mask: Tensor | None) -> Tensor:
     return mask.to(layers.device).bool()
 
 
-def _scope(maps: Maps, scope: str) -> str:
-    name = maps.scopes[-1] if scope == "layer" else scope
-    if name not in maps.scopes:
-        raise KeyError(f"no scope {scope!r} here; computed: {', '.join(maps.scopes)} (and the alias 'layer')")
-    return name
-
-
 def _chained(maps: Maps, scope: str) -> Tensor:
     """The maps ``[L, B, T, T]`` of a scope. Raises ValueError where those of one layer are not the next one's input."""
     check_one_stack(maps)
-    name = _scope(maps, scope)
+    name = scope_named(scope, maps.scopes)
     sequences, tokens = maps.mask.shape
     if maps.key_mask is not None:
         raise ValueError(

@@ -14,14 +14,12 @@ from torch import Tensor
 
 from .change import COLUMNS, mean, steps
 from .ranks import spearman, standard_error
-from .read import Block
+from .read import Block, pieces
 
 if TYPE_CHECKING:
     import pandas
 
 __all__ = ["ChangeSample"]
-
-_AT_ONCE = 2**20  # pairs for which lots are drawn together
 
 
 class ChangeSample:
@@ -60,17 +58,11 @@ class ChangeSample:
         before."""
         self._steps = steps(list(rows.maps))
         scopes = self._scopes()
-        maps = [rows.maps[scope] for scope in scopes]
-        device = maps[0].device
-        queries, keys = rows.queries.to(device), rows.keys.to(device)
         drawn = self._drawn.setdefault(rows.layer, {})
         both = drawn.setdefault(rows.batch, (_Drawn(self.pairs, len(scopes)), _Drawn(self.pairs, len(scopes))))
-        step = max(1, _AT_ONCE // max(1, len(keys)))
-        for start in range(0, len(queries), step):
-            some = slice(start, start + step)
-            after = keys > queries[some, None]
-            lots = _lots(self.seed, rows.batch, queries[some], keys)
-            tiles = [tile[some] for tile in maps]
+        for queries, keys, tiles in pieces(rows, scopes):
+            after = keys > queries[:, None]
+            lots = _lots(self.seed, rows.batch, queries, keys)
             self._ahead = self._ahead or bool(((tiles[0] != 0) & after).any())
             for part, offered in zip(both, (~after, after), strict=True):
                 if not part.offer(lots, offered, tiles):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..indices import scope_named
 from .read import Block, NamedMaps, check_one_stack, check_same_run, pieces, row_shares, rows_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def token_summary(attribution: NamedMaps, scope: str = "layer") -> pandas.DataFr
     True
     """
     check_one_stack(attribution)
-    name = _scope_of(scope, attribution.scopes)
+    name = scope_named(scope, attribution.scopes)
     if name in attribution.maps:
         _check_summed(name, attribution.maps[name].dim() - 2)  # [L, B, N, T]
     collector = TokenSummary(name)
@@ -77,7 +78,7 @@ class TokenSummary:
     def __call__(self, rows: Block) -> None:
         """Takes the next block of rows. Raises KeyError for a scope that is not there, ValueError for maps by head or
         expert and for rows that were here before."""
-        scope = _scope_of(self.scope, list(rows.maps))
+        scope = scope_named(self.scope, list(rows.maps))
         _check_summed(scope, rows.maps[scope].dim())
         at = (rows.layer, rows.batch)
         for queries, keys, (tile,) in pieces(rows, [scope]):
@@ -162,11 +163,3 @@ def _others(real: Tensor, queries: Sequence[int], causal: bool) -> Tensor:
 def _check_summed(scope: str, axes: int) -> None:
     if axes != 2:
         raise ValueError(f"the maps of {scope} are told apart by head or expert: summarise another scope")
-
-
-def _scope_of(scope: str, scopes: Sequence[str]) -> str:
-    if scope == "layer" and scopes:
-        return scopes[-1]
-    if scope not in scopes:
-        raise KeyError(f"no scope {scope!r} here; computed: {', '.join(scopes)} (and the alias 'layer')")
-    return scope

@@ -73,11 +73,9 @@ def _write(made: Sequence[study.Study], folder: Path, formats: Sequence[str]) ->
 def _names(files: Sequence[str]) -> list[str]:
     """What to call files: as short as tells them apart."""
     stems = [Path(file).stem for file in files]
-    return (
-        stems
-        if len(set(stems)) == len(stems)
-        else [str(Path(file).with_suffix("")).replace(os.sep, "-") for file in files]
-    )
+    if len(set(stems)) == len(stems):
+        return stems
+    return [str(Path(file).with_suffix("")).replace(os.sep, "-") for file in files]
 
 
 def _categories(spacy: str | None) -> Categories:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..analysis.ranks import spearman
-from .contents import Contents, apart, key_mask, key_tokens, own, ticks
+from ..analysis.read import key_mask
+from .contents import Contents, apart, key_tokens, own, real, ticks
 
 if TYPE_CHECKING:
     import pandas
@@ -34,7 +35,7 @@ def compare(first: Contents, second: Contents, scopes: Sequence[tuple[str, str]]
             for batch in range(len(first.mask)):
                 rows, keys = ticks(first, batch)
                 a, b = (
-                    of[name][at, batch].cpu()[..., rows.places, :][..., keys.places].double()
+                    real(of[name][at, batch].cpu(), rows, keys).double()
                     for of, name, at in ((first, scope, place), (second, other, other_place))
                 )
                 if a.shape != b.shape:
@@ -42,7 +43,7 @@ def compare(first: Contents, second: Contents, scopes: Sequence[tuple[str, str]]
                 seen = torch.ones(a.shape[-2:], dtype=torch.bool)
                 if causal:
                     seen = keys.positions <= rows.positions[:, None]
-                of_itself = own(first, batch)[rows.places, None] == keys.places
+                of_itself = own(first, batch, rows, keys)
                 numbers = _numbers(a, b, seen.expand(a.shape), (seen & ~of_itself).expand(a.shape))
                 found.append((scope, other, first.layers[place], second.layers[other_place], batch, *numbers))
     return pd.DataFrame(found, columns=_COLUMNS)

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..analysis.read import key_mask
+from ..indices import scope_named, sequence
 from ..keep import Top
 
-__all__ = ["OF_TOP", "Contents", "Ticks", "apart", "key_mask", "key_tokens", "layer_place", "one", "own", "ticks"]
+__all__ = ["OF_TOP", "Contents", "Ticks", "apart", "key_tokens", "one", "own", "real", "ticks"]
 
 OF_TOP = tuple(part.name for part in fields(Top))
 
@@ -46,11 +48,7 @@ class Contents:
 
     def scope(self, name: str) -> str:
         """The name of a computed scope: ``"layer"`` stands for the last one. Raises `KeyError` listing the others."""
-        if name == "layer":
-            return self.scopes[-1]
-        if name not in self.scopes:
-            raise KeyError(f"no scope {name!r} here; computed: {', '.join(self.scopes)} (and the alias 'layer')")
-        return name
+        return scope_named(name, self.scopes)
 
     def __getitem__(self, scope: str) -> Tensor:
         """``attr["atb_ff"]``, or ``attr["layer"]`` for the last scope.
@@ -113,48 +111,34 @@ def key_tokens(contents: Contents) -> list[list[str]]:
     return contents.tokens if contents.key_tokens is None else contents.key_tokens
 
 
-def key_mask(contents: Contents) -> Tensor:
-    return contents.mask if contents.key_mask is None else contents.key_mask
-
-
-def layer_place(contents: Contents, layer: int) -> int:
-    """The place on the layer axis of the model's layer ``layer``, or, negative, counted from the end.
-
-    Raises IndexError listing the computed ones.
-    """
-    if -len(contents.layers) <= layer < 0:
-        return layer + len(contents.layers)
-    if layer not in contents.layers:
-        raise IndexError(f"layer {layer} was not computed; computed: {', '.join(map(str, contents.layers))}")
-    return contents.layers.index(layer)
-
-
 def one(contents: Contents, scope: str, place: int, batch: int) -> Tensor:
     """A map ``[..., N, C]`` of one layer and sequence; of the kept entries where these are all.
 
     Raises IndexError for a sequence that is not there.
     """
-    if not -len(contents.mask) <= batch < len(contents.mask):
-        raise IndexError(f"batch {batch} is out of range: there are {len(contents.mask)} sequences")
+    batch = sequence(batch, len(contents.mask))
     if scope not in contents.largest:
         return contents[scope][place, batch]
     top = contents.largest[scope]
-    cut = Top(*(getattr(top, part)[place : place + 1, batch : batch + 1 or None] for part in OF_TOP))
+    cut = Top(*(getattr(top, part)[place : place + 1, batch : batch + 1] for part in OF_TOP))
     return cut.dense(key_mask(contents).shape[1])[0, 0]
 
 
-def own(contents: Contents, batch: int) -> Tensor:
-    """The column ``[N]`` of each query's own token (of blocks of queries, of its own block); -1 where there is none."""
-    queries = torch.tensor(contents.queries, dtype=torch.int64)
+def own(contents: Contents, batch: int, rows: Ticks, keys: Ticks) -> Tensor:
+    """``[n, m]``: True where a column is a query's own token (of blocks of queries, its own block), or has it."""
+    columns = torch.tensor(contents.queries, dtype=torch.int64)
     if contents.groups is not None:
-        columns = contents.groups[batch].cpu()[queries]
+        columns = contents.groups[batch].cpu()[columns]
     elif contents.key_tokens is not None:  # an encoder's
-        columns = torch.full_like(queries, -1)
-    else:
-        columns = queries
-    if contents.block is None:
-        return columns
-    return torch.div(columns[:: contents.block], contents.block, rounding_mode="floor")
+        columns = torch.full_like(columns, -1)
+    if contents.block is not None:
+        columns = torch.div(columns[:: contents.block], contents.block, rounding_mode="floor")
+    return columns[rows.places, None] == keys.places
+
+
+def real(values: Tensor, rows: Ticks, keys: Ticks) -> Tensor:
+    """Maps ``[..., N, C]`` without padding: ``[..., n, m]``."""
+    return values[..., rows.places, :][..., keys.places]
 
 
 def apart(scope: str) -> str | None:

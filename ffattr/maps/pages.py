@@ -14,7 +14,7 @@ from torch import Tensor
 from ..analysis import contextualization_change
 from ..analysis.words import Words, mark_of
 from ..report import Panel, render
-from .contents import Contents, apart, one, ticks
+from .contents import Contents, apart, one, real, ticks
 
 __all__ = ["page", "panels", "summary"]
 
@@ -58,7 +58,7 @@ def panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> list[P
             values = one(contents, scope, place, batch).detach().cpu()
             if apart(scope) == "expert":  # by its place among a token's experts; on a page, all of them together
                 values = values.sum(0)
-            return values[..., rows.places, :][..., keys.places]
+            return real(values, rows, keys)
 
         words = _running(rows.labels)
         name = f"{batch + 1}: {words if len(words) <= _NAMED else words[: _NAMED - 1] + '…'}"
@@ -114,8 +114,8 @@ class _Sequence:
 
 
 def summary(contents: Contents, line: str) -> str:
-    """What a notebook shows: ``line``, and the last map of the first sequence, or its strongest pairs where it is
-    large. No script, and no request; every token is escaped."""
+    """What a notebook shows: ``line``, and the last map of the first sequence, of its first tokens where it is large.
+    No script, and no request; every token is escaped."""
     text = f"<div><code>{html.escape(line)}</code>"
     if not contents.layers or not len(contents.mask) or contents.scopes[-1] not in {*contents.maps, *contents.largest}:
         return text + "</div>"
@@ -124,7 +124,7 @@ def summary(contents: Contents, line: str) -> str:
     values = one(contents, scope, len(contents.layers) - 1, 0).detach().cpu()
     while values.dim() > 2:
         values = values.sum(0)
-    values = values[rows.places][:, keys.places].double()[:_SHOWN, :_SHOWN]
+    values = real(values, rows, keys).double()[:_SHOWN, :_SHOWN]
     if not values.numel():
         return text + "</div>"
     shares = values / values.sum(1, keepdim=True).clamp_min(1e-300)

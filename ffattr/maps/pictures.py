@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from .. import plot
 from ..analysis import ff_amp_maps
 from ..analysis.read import check_one_stack
-from .contents import Contents, apart, layer_place, one, own, ticks
+from ..indices import layer_place
+from .contents import Contents, apart, one, own, real, ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ def one_map(
     options: Mapping[str, Any],
 ) -> Figure:
     """See `Attribution.plot`."""
-    place = layer_place(contents, layer)
+    place = layer_place(layer, contents.layers)
     values = one(contents, scope, place, batch)
     title = f"{scope}, layer {contents.layers[place]}"
     if apart(scope) == "expert":
@@ -47,18 +48,16 @@ def one_map(
     elif head is not None:
         raise ValueError(f"head={head} is for the scope attn_heads; {scope} is summed over heads")
     rows, keys = ticks(contents, batch)
-    return plot.map_figure(values[rows.places][:, keys.places], rows.labels, keys.labels, **{"title": title, **options})
+    return plot.map_figure(real(values, rows, keys), rows.labels, keys.labels, **{"title": title, **options})
 
 
 def scopes(contents: Contents, layer: int, batch: int, options: Mapping[str, Any]) -> Figure:
     """See `Attribution.plot_scopes`."""
     check_one_stack(contents)
-    place = layer_place(contents, layer)
+    place = layer_place(layer, contents.layers)
     rows, keys = ticks(contents, batch)
     maps = {
-        scope: one(contents, scope, place, batch)[rows.places][:, keys.places]
-        for scope in contents.scopes
-        if apart(scope) is None
+        scope: real(one(contents, scope, place, batch), rows, keys) for scope in contents.scopes if apart(scope) is None
     }
     title = f"layer {contents.layers[place]}"
     return plot.scope_strip(maps, rows.labels, keys.labels, **{"title": title, **options})
@@ -67,9 +66,9 @@ def scopes(contents: Contents, layer: int, batch: int, options: Mapping[str, Any
 def amplification(contents: Contents, batch: int, options: Mapping[str, Any]) -> Figure:
     """See `Attribution.plot_amplification`."""
     rows, keys = ticks(contents, batch)
-    values = ff_amp_maps(contents)[:, batch][:, rows.places][..., keys.places]
-    itself = own(contents, batch)[rows.places, None] == keys.places
-    given = {"title": "what the feed-forward network amplifies", "unmarked": itself, **options}
+    values = real(ff_amp_maps(contents)[:, batch], rows, keys)
+    unmarked = own(contents, batch, rows, keys)
+    given = {"title": "what the feed-forward network amplifies", "unmarked": unmarked, **options}
     return plot.amp_strip(values, contents.layers, rows.labels, keys.labels, **given)
 
 
@@ -78,7 +77,7 @@ def arcs(
 ) -> Figure:
     """See `Attribution.plot_arcs`."""
     check_one_stack(contents)  # with the tokens and layers of one of them, a picture of another would be false
-    place = layer_place(contents, layer)
+    place = layer_place(layer, contents.layers)
     rows, keys = ticks(contents, batch)
     at = query + contents.mask.shape[1] if query < 0 else query
     if at not in rows.positions.tolist():
@@ -88,8 +87,8 @@ def arcs(
     for name in (scope, other) if other else (scope,):
         if apart(name):
             raise ValueError(f"scope {name} is told apart by {apart(name)}: arcs are of a scope that is summed")
-        drawn[name] = one(contents, name, place, batch)[rows.places[row]][keys.places]
-    itself = (keys.places == own(contents, batch)[rows.places[row]]).nonzero().flatten().tolist()
+        drawn[name] = real(one(contents, name, place, batch), rows, keys)[row]
+    itself = own(contents, batch, rows, keys)[row].nonzero().flatten().tolist()
     given: dict[str, Any] = {
         "title": f"what “{rows.labels[row]}” ({at}) reads in layer {contents.layers[place]}",
         "query_token": None if itself else rows.labels[row],

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..analysis.read import key_mask
 from ..files import FileFormatError
 from ..keep import Top
-from .contents import OF_TOP, Contents, apart, key_mask
+from .contents import OF_TOP, Contents, apart
 
 __all__ = ["check_kept", "contents_of", "parts"]
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..files import FileFormatError, read, write
+from ..indices import layer_place
 from ..keep import Top
 from . import saved
 from .attribution import Attribution
-from .contents import layer_place
 
 if TYPE_CHECKING:
     import pandas
@@ -121,7 +121,8 @@ class StackedAttribution(Attribution):
     def plot(self, scope: str = "decoder.layer", layer: int = -1, batch: int = 0, **options: Any) -> Figure:
         """As `Attribution.plot`, of a scope by its full name."""
         stack, _, of_stack = self.scope(scope).rpartition(".")
-        title = f"{stack}: {of_stack}, layer {self.stacks[stack].layers[layer_place(self.stacks[stack], layer)]}"
+        layers = self.stacks[stack].layers
+        title = f"{stack}: {of_stack}, layer {layers[layer_place(layer, layers)]}"
         return self.stacks[stack].plot(of_stack, layer, batch, **{"title": title, **options})
 
     def to_xarray(self, scopes: str | Sequence[str] | None = None) -> Any:

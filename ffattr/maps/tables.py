@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .contents import Contents, Ticks, apart, key_mask, key_tokens, one, own, ticks
+from ..analysis.read import key_mask
+from .contents import Contents, Ticks, apart, key_tokens, one, own, real, ticks
 
 if TYPE_CHECKING:
     import pandas
@@ -42,9 +43,9 @@ def strongest(contents: Contents, k: int, scope: str, own_too: bool) -> pandas.D
     frames = []
     for batch in range(len(contents.mask)):
         rows, keys = ticks(contents, batch)
-        itself = (own(contents, batch)[rows.places, None] == keys.places) if not own_too else None
+        itself = None if own_too else own(contents, batch, rows, keys)
         for place, layer in enumerate(contents.layers):
-            values = one(contents, scope, place, batch).cpu()[..., rows.places, :][..., keys.places].double()
+            values = real(one(contents, scope, place, batch).cpu(), rows, keys).double()
             total = _totals(contents, scope, place, batch)[..., rows.places]
             norms = values if itself is None else values.masked_fill(itself, 0)
             found = norms.flatten().topk(min(k, norms.numel()))
@@ -111,7 +112,7 @@ def _of_one(contents: Contents, scope: str, batch: int) -> pandas.DataFrame:
         top = contents.largest[scope]
         values, key = (part[:, batch].cpu()[..., rows.places, :] for part in (top.values, top.keys))
     else:
-        values, key = contents[scope][:, batch].cpu()[..., rows.places, :][..., keys.places], keys.positions
+        values, key = real(contents[scope][:, batch].cpu(), rows, keys), keys.positions
     by = None
     if apart(scope) == "expert":
         assert contents.experts is not None

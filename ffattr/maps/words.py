@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..analysis.read import key_mask
 from ..analysis.words import Words, mark_of
-from .contents import Contents, apart, key_mask, key_tokens
+from .contents import Contents, apart, key_tokens
 
 __all__ = ["by_words"]
 

@@ -19,7 +19,6 @@ from ..analysis import (
     cancellation,
     category_rates,
     contextualization_change,
-    ff_energy,
     mixing_ratio,
     norm_balance,
     rollout,
@@ -201,10 +200,9 @@ def _add_detailed(
         norm = weights.norm_after_ff or weights.norm_before_ff
         frames["mixing_ratio"].append(mixing_ratio(found["atb"]))
         try:
-            together = list(found.values())
-            frames["norm_balance"].append(norm_balance(together))
-            for order, scores in _orders(together, None if norm is None else norm.weight):
-                frames["cancellation"].append(cancellation(together, order=order, scores=scores))
+            frames["norm_balance"].append(norm_balance(found))
+            for order, scores in _orders(None if norm is None else norm.weight):
+                frames["cancellation"].append(cancellation(found, order=order, scores=scores))
         except ValueError as error:  # a parallel block, or one without a residual connection
             study.left_out["cancellation"] = str(error)
     for name, of_layers in frames.items():
@@ -212,10 +210,10 @@ def _add_detailed(
             study.frames[name] = pd.concat(of_layers, ignore_index=True)
 
 
-def _orders(found: Sequence[Vectors], gain: Tensor | None) -> Iterator[tuple[str, Tensor | None]]:
+def _orders(gain: Tensor | None) -> Iterator[tuple[str, Tensor | None]]:
     """By which the dimensions are removed: those that the network writes most to, those that the norm scales down most,
     and as many at random."""
-    yield "ff", ff_energy(found)
+    yield "ff", None
     if gain is not None:
         yield "gain", -gain.detach().abs().double().cpu()
     yield "random", None

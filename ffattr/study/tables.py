@@ -35,12 +35,9 @@ def tables(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) -> 
         yield from left_out
 
 
-def _by_layer(columns: str, value: str) -> Callable[[Any], Any]:
-    def rule(frame: pandas.DataFrame) -> pandas.DataFrame:
-        wide = frame.pivot_table(index="layer", columns=columns, values=value, sort=False)
-        return wide.sort_index().reset_index()
-
-    return rule
+def _changes(frame: pandas.DataFrame) -> pandas.DataFrame:
+    wide = frame.pivot_table(index="layer", columns="component", values="value", sort=False)
+    return wide.sort_index().reset_index()
 
 
 def _strongest(frame: pandas.DataFrame) -> pandas.DataFrame:
@@ -77,7 +74,7 @@ def _removed(frame: pandas.DataFrame) -> pandas.DataFrame:
 
 
 _TABLES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "contextualization_change": ("Contextualization change, 1 - Spearman's rho", _by_layer("component", "value")),
+    "contextualization_change": ("Contextualization change, 1 - Spearman's rho", _changes),
     "amplified_pairs": ("Pairs that the feed-forward network amplifies most", _strongest),
     "amplified_categories": ("Categories of amplified pairs, and of all pairs (means over layers)", _categories),
     "mixing_ratio": ("Context-mixing ratio after the attention block", _means("ratio")),
