@@ -263,6 +263,9 @@ def test_padding_experts_and_blocks_have_pages(tmp_path):
     attr = some(("atb", "atb_ff"), queries=(6, 3, 4, 0))
     attr.to_html(tmp_path / "a.html")
     kept(TopK(2), attr).to_html(tmp_path / "b.html")
+    heads = kept(TopK(2), some(("attn_heads", "atb")))
+    heads.to_html(tmp_path / "d.html")
+    assert '"head 1"' in (tmp_path / "d.html").read_text()
     kept(Pool(2), attr).to_html(tmp_path / "c.html")
     assert "tok1.2" in (tmp_path / "a.html").read_text()
     assert "tok1.1" not in (tmp_path / "a.html").read_text()  # padding

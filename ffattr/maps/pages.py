@@ -62,7 +62,8 @@ def panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> list[P
 
         words = _running(rows.labels)
         name = f"{batch + 1}: {words if len(words) <= _NAMED else words[: _NAMED - 1] + '…'}"
-        parts = {s: [f"head {h}" for h in range(contents[s].shape[2])] for s in scopes if apart(s) == "head"}
+        by_head = (scope for scope in scopes if apart(scope) == "head" and contents.layers)
+        parts = {s: [f"head {h}" for h in range(len(one(contents, s, 0, batch)))] for s in by_head}
         found.append(
             Panel(
                 name=f"{stack}, {name}" if stack else name,
