@@ -101,7 +101,7 @@ def test_every_way_agrees_with_the_definition(name: str) -> None:
     assert every.verify("half", half, TOLERANCE[torch.bfloat16]) > 1e-5
 
 
-@pytest.mark.parametrize(("operators", "said"), [(Off(1.001), "1.0e-03"), (Off(torch.nan, 1), "nan")], ids=str)
+@pytest.mark.parametrize(("operators", "said"), [(Off(1.001), "1.0e-03"), (Off(torch.nan, 1), "nan")], ids=["off", "nan"])
 def test_a_wrong_result_is_refused(operators: Off, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "torch", operators)
     case = Case.random(TINY["minilm"], 7)
