@@ -24,9 +24,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ffattr import backends
-from ffattr.bench import SHAPES, TOLERANCE, Case, Truth, WrongResult, maps, materialise
-from ffattr.timing import matrix_rate, processor, product, seconds_of
+from ffattr.bench.cases import SHAPES, Case
+from ffattr.bench.run import maps, materialise
+from ffattr.bench.timing import matrix_rate, product, seconds_of
+from ffattr.bench.truth import TOLERANCE, Truth, WrongResult
+from ffattr.machine import processor
+from ffattr.ops import backends
 
 SIZE = SHAPES["bert-base"]
 RESULTS = Path(__file__).parent / "results"

@@ -28,15 +28,18 @@ import psutil
 import torch
 from torch import Tensor
 
-from ffattr import backends, engine
-from ffattr.bench import SHAPES, TOLERANCE, Case, WrongResult, dense
-from ffattr.calibrate import calibrate
-from ffattr.pack import OneSequence, Pack
-from ffattr.parameters import Linear
-from ffattr.plan import LayerPlan, LayerShape, plan_layer
-from ffattr.reference import Rule
-from ffattr.tiles import Layer
-from ffattr.timing import processor
+from ffattr.bench.calibrate import calibrate
+from ffattr.bench.cases import SHAPES, Case
+from ffattr.bench.run import dense
+from ffattr.bench.truth import TOLERANCE, WrongResult
+from ffattr.decomposition.affine import Linear
+from ffattr.decomposition.reference import Rule
+from ffattr.engine import run as engine
+from ffattr.engine.layer_maps import Layer
+from ffattr.engine.pack import OneSequence, Pack
+from ffattr.engine.plan import LayerPlan, LayerShape, plan_layer
+from ffattr.machine import processor
+from ffattr.ops import backends
 
 CPU = torch.device("cpu")
 MiB = 1 << 20

@@ -29,15 +29,18 @@ from texts import prose
 from torch import Tensor
 
 import ffattr
-from ffattr import backends
 from ffattr.analysis import spearman
-from ffattr.bench import SHAPES, TOLERANCE, Case, Truth, WrongResult, dense
-from ffattr.pack import OneSequence
-from ffattr.plan import LayerShape, plan_layer
-from ffattr.reference import Rule
-from ffattr.sketch import Sketch
-from ffattr.tiles import Layer
-from ffattr.timing import processor, seconds_of
+from ffattr.bench.cases import SHAPES, Case
+from ffattr.bench.run import dense
+from ffattr.bench.timing import seconds_of
+from ffattr.bench.truth import TOLERANCE, Truth, WrongResult
+from ffattr.decomposition.reference import Rule
+from ffattr.decomposition.sketch import Sketch
+from ffattr.engine.layer_maps import Layer
+from ffattr.engine.pack import OneSequence
+from ffattr.engine.plan import LayerShape, plan_layer
+from ffattr.machine import processor
+from ffattr.ops import backends
 
 MEDIAN, RANKS, RATIO = 0.02, 5e-4, 1.5
 

@@ -5,7 +5,7 @@
 Variants take turns, so that a change of the machine's speed meets them all; figures are medians. ``packed`` is
 ``ffattr.attribute`` with a list of texts; ``one by one`` calls it for every sentence; ``padded`` gives it the padded
 batch with every token taken for a real one, which is what tools without offsets compute; ``materialising`` is plain
-PyTorch that holds all vectors of a sentence (`ffattr.reference` in float32) and stands for every earlier tool. The
+PyTorch that holds all vectors of a sentence (`ffattr.decomposition.reference` in float32) and stands for every earlier tool. The
 packed maps are compared with the float64 definition before anything is timed. Tokens are real ones, padding excluded.
 """
 
@@ -25,8 +25,9 @@ from rich.table import Table
 from texts import SENTENCES
 
 import ffattr
-from ffattr.bench import WrongResult
-from ffattr.timing import processor, seconds_of
+from ffattr.bench.timing import seconds_of
+from ffattr.bench.truth import WrongResult
+from ffattr.machine import processor
 
 RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")

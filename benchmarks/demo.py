@@ -16,8 +16,8 @@ from rich.table import Table
 
 import ffattr
 from ffattr.analysis import contextualization_change
-from ffattr.maps import Attribution
 from ffattr.plot import layer_grid
+from ffattr.results import Attribution
 
 OUTPUT = Path(__file__).resolve().parent.parent / "demo"
 

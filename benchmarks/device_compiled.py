@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ffattr import torch_ops
+from ffattr.ops import torch_kernels
 
 __all__ = ["Compiled"]
 
@@ -18,13 +18,13 @@ _WIDEST = 1 << 28
 
 
 class Compiled:
-    """`torch_ops` with ``ff_norms`` compiled for a chunk of queries: a loop over all chunks would be unrolled."""
+    """`torch_kernels` with ``ff_norms`` compiled for a chunk of queries: a loop over all chunks would be unrolled."""
 
-    ig_slope, gram_norms = staticmethod(torch_ops.ig_slope), staticmethod(torch_ops.gram_norms)
+    ig_slope, gram_norms = staticmethod(torch_kernels.ig_slope), staticmethod(torch_kernels.gram_norms)
 
     def __init__(self, backend: str) -> None:
         torch.compiler.reset()
-        self.chunk: Any = torch.compile(torch_ops.ff_norms, backend=backend, dynamic=False, fullgraph=True)
+        self.chunk: Any = torch.compile(torch_kernels.ff_norms, backend=backend, dynamic=False, fullgraph=True)
 
     def ff_norms(self, *arguments: Any) -> Tensor:
         alpha, down = arguments[0], arguments[4]
@@ -33,13 +33,13 @@ class Compiled:
         step = min(queries, 1 << int(math.log2(most)))
         along = (1, 0, None, 1, None, None, None, 0, None, 0)
         parts = []
-        chunks, torch_ops.chunks = torch_ops.chunks, functools.partial(torch_ops.chunks, limit=1 << 62)
+        chunks, torch_kernels.chunks = torch_kernels.chunks, functools.partial(torch_kernels.chunks, limit=1 << 62)
         try:
             for start in range(0, queries, step):
                 rows = [_narrowed(t, axis, start, step) for t, axis in zip(arguments, along, strict=False)]
                 parts.append(self.chunk(*rows, *arguments[len(along) :]))
         finally:
-            torch_ops.chunks = chunks
+            torch_kernels.chunks = chunks
         return torch.cat(parts, 1)
 
 

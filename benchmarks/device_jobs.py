@@ -23,10 +23,14 @@ import torch
 from device_compiled import Compiled
 from torch import Tensor
 
-from ffattr import backends, ops, torch_ops
-from ffattr.bench import SHAPES, TOLERANCE, Case, Truth, WrongResult, maps, materialise, operands
+from ffattr import ops
+from ffattr.bench.cases import SHAPES, Case
+from ffattr.bench.run import maps, materialise, operands
+from ffattr.bench.timing import copy_bandwidth, matrix_rate, timed
+from ffattr.bench.truth import TOLERANCE, Truth, WrongResult
 from ffattr.errors import BackendUnavailable, OutOfMemory
-from ffattr.timing import copy_bandwidth, matrix_rate, processor, timed
+from ffattr.machine import processor
+from ffattr.ops import backends, torch_kernels
 
 BF16, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
 ROUNDS, LIMIT = 10, 3.0
@@ -114,7 +118,7 @@ class Jobs:
             "flops_per_pair": {n: (1 if s.causal else 2) * s.ff_width * s.width for n, s in self.sizes.items()},
         }
         if self.device.type == "cuda":
-            from ffattr.triton_ops import configs
+            from ffattr.ops.triton import configs
 
             properties = torch.cuda.get_device_properties(self.device)
             about["capability"] = f"{properties.major}.{properties.minor}"
@@ -193,7 +197,7 @@ class Jobs:
         size = self.sizes[job["shape"]]
         z = torch.randn(2 if size.gated else 1, job["tokens"], size.ff_width, device=self.device)
         rest = (None, None, size.activation, "right", 50)
-        truth = torch_ops.ig_slope(z[:, :1].double(), *rest)
+        truth = torch_kernels.ig_slope(z[:, :1].double(), *rest)
 
         def verify(found: Tensor) -> float:
             return _close("ig_slope", found[:, :1], truth, 1e-5)
@@ -210,7 +214,7 @@ class Jobs:
         along = (1, 0, 1, 1, None, None, 0, 0, None, 0)
         joined = [_repeated(t, axis, count) for t, axis in zip(one, along, strict=False)] + [one[-1]]
         bounds = torch.arange(count + 1)[:, None] * tokens
-        single = torch_ops.ff_norms(*one)
+        single = torch_kernels.ff_norms(*one)
 
         def verify(found: Tensor) -> float:
             return _close("a batch", found, single.repeat(1, count, 1), TOLERANCE[BF16])
@@ -233,8 +237,8 @@ class Jobs:
         """The search of ``ffattr bench --tune``, stored, with its table."""
         if self.device.type != "cuda":
             raise ValueError("tuning times kernels on a CUDA device")
-        from ffattr import tune
-        from ffattr.triton_ops import configs
+        from ffattr.bench import tune
+        from ffattr.ops.triton import configs
 
         self._layers.clear()
         case = Case.random(self.sizes[job["shape"]], job["tokens"], device=self.device)

@@ -2,7 +2,7 @@
 
     python benchmarks/resources.py [--capability 80 90 100] [--usual] [--workers 2] [--json FILE]
 
-First Triton's, of the wide maps, in every tile that the rules of `ffattr.triton_ops.configs` give; ``--usual`` leaves
+First Triton's, of the wide maps, in every tile that the rules of `ffattr.ops.triton.configs` give; ``--usual`` leaves
 those for at most 32 heads in bfloat16 and float8, many queries and a model as wide as BERT-base, and "own" on sm_90
 only. They are "direct", the same for queries' "own" keys, and "build" and "apply" of the operators. One takes 2 to 5
 seconds of a core, all of them 7 minutes of two; Triton keeps what it has compiled (``TRITON_CACHE_DIR``). Not in its
@@ -37,11 +37,11 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ffattr.triton_ops import configs
-from ffattr.triton_ops.configs import Config, Shape
-from ffattr.triton_ops.ff_norms import direct_kernel
-from ffattr.triton_ops.operator_norms import apply_kernel, build_kernel
-from ffattr.triton_ops.tiles import product_precision
+from ffattr.ops.triton import configs
+from ffattr.ops.triton.configs import Config, Shape
+from ffattr.ops.triton.ff_norms import direct_kernel
+from ffattr.ops.triton.operator_norms import apply_kernel, build_kernel
+from ffattr.ops.triton.tiles import product_precision
 
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.float8_e4m3fn: "fp8e4nv"}
 INSTRUCTION = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}

@@ -1,4 +1,4 @@
-"""How closely every family of models is reproduced: writes ffattr/adapters/verified.json and README's table of it.
+"""How closely every family of models is reproduced: writes ffattr/models/verified.json and README's table of it.
 
     python benchmarks/verify.py [--markdown]
 
@@ -22,11 +22,11 @@ import torch
 from torch import nn
 
 import ffattr
-from ffattr import backends
-from ffattr.adapters import resolve
-from ffattr.layer import LayerSpec
-from ffattr.reproduction import Reproduction, reproduce
-from ffattr.verified import Layers, Record, Trained, Variant, read, rows
+from ffattr.models.registry import resolve
+from ffattr.models.spec.layer import LayerSpec
+from ffattr.models.verified import Layers, Record, Trained, Variant, read, rows
+from ffattr.ops import backends
+from ffattr.pipeline.reproduce import Reproduction, reproduce
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

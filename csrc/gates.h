@@ -1,5 +1,5 @@
 // The gates s of activations g(z) = z s(z), for CPU and CUDA; no torch header. Each has s, its derivative, and the
-// moment integral_0^1 a s(a u) da, derived in ffattr/closed_forms.py.
+// moment integral_0^1 a s(a u) da, derived in ffattr/decomposition/closed_forms.py.
 #pragma once
 
 #include "elementary.h"

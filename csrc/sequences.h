@@ -1,4 +1,4 @@
-// The argument `sequences` of the maps (ffattr/ops.py), with its checks.
+// The argument `sequences` of the maps (ffattr/ops/contract.py), with its checks.
 #pragma once
 
 #include "common.h"

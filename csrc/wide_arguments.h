@@ -1,4 +1,4 @@
-// The arguments that both wide maps share, for every device: those named _TAIL in ffattr/ops.py with alpha and
+// The arguments that both wide maps share, for every device: those named _TAIL in ffattr/ops/contract.py with alpha and
 // position.
 #pragma once
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .adapters import known_models, register_adapter
-    from .api import attribute, explain
-    from .decomposed import Vectors, vectors
+    from .decomposition.integrated_gradients import GaussLegendre, Riemann
+    from .decomposition.sketch import Sketch
+    from .engine.plan import Plan
     from .errors import (
         ArchitectureMismatch,
         BackendUnavailable,
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
         OutOfMemory,
         UnsupportedModel,
     )
-    from .ig import GaussLegendre, Riemann
-    from .keep import Dense, Pool, Reduce, Rows, Top, TopK
-    from .layer import LayerSpec
-    from .maps import Attribution, StackedAttribution, load
-    from .parameters import Columns
-    from .plan import Plan
-    from .sketch import Sketch
+    from .models.registry import known_models, register_adapter
+    from .models.spec.layer import LayerSpec
+    from .models.spec.weights import Columns
+    from .pipeline.attribute import attribute, explain
+    from .pipeline.vectors import Vectors, vectors
+    from .results import Attribution, StackedAttribution, load
+    from .results.keep import Dense, Pool, Reduce, Rows, Top, TopK
 
 # Loaded at first use, see the end.
 _HOME = {
-    "adapters": ("known_models", "register_adapter"),
-    "api": ("attribute", "explain"),
-    "decomposed": ("Vectors", "vectors"),
+    "models.registry": ("known_models", "register_adapter"),
+    "pipeline.attribute": ("attribute", "explain"),
+    "pipeline.vectors": ("Vectors", "vectors"),
     "errors": (
         "ArchitectureMismatch",
         "BackendUnavailable",
@@ -46,15 +46,15 @@ _HOME = {
         "OutOfMemory",
         "UnsupportedModel",
     ),
-    "ig": ("GaussLegendre", "Riemann"),
-    "keep": ("Dense", "Pool", "Reduce", "Rows", "Top", "TopK"),
-    "layer": ("LayerSpec",),
-    "parameters": ("Columns",),
-    "maps": ("Attribution", "StackedAttribution", "load"),
-    "plan": ("Plan",),
-    "sketch": ("Sketch",),
+    "decomposition.integrated_gradients": ("GaussLegendre", "Riemann"),
+    "results.keep": ("Dense", "Pool", "Reduce", "Rows", "Top", "TopK"),
+    "models.spec.layer": ("LayerSpec",),
+    "models.spec.weights": ("Columns",),
+    "results": ("Attribution", "StackedAttribution", "load"),
+    "engine.plan": ("Plan",),
+    "decomposition.sketch": ("Sketch",),
 }
-_SUBPACKAGES = ("analysis", "plot", "report", "study")
+_SUBPACKAGES = ("analysis", "ops", "plot", "report", "study")
 _MODULE = {name: module for module, names in _HOME.items() for name in names}
 
 __all__ = [
@@ -108,4 +108,4 @@ def __dir__() -> list[str]:
 # The operators are there as soon as the package is imported; only the command line, whose --help must not wait for
 # torch, loads them when it needs them ("-m" stands in argv while `python -m ffattr` imports the package).
 if Path(sys.argv[0] if sys.argv else "").name not in ("ffattr", "ffattr.exe", "-m"):
-    import_module(f"{__name__}.backends")
+    import_module(f"{__name__}.ops.backends")

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ffattr import reasons
+from ffattr.ops import availability
 
 __all__ = ["DEVICE", "EMULATED", "library"]
 
-EMULATED = not (torch.cuda.is_available() and reasons.has_cuda_kernels("cuda"))
+EMULATED = not (torch.cuda.is_available() and availability.has_cuda_kernels("cuda"))
 DEVICE = torch.device("cpu" if EMULATED else "cuda")
 
 _ROOT = Path(__file__).parent.parent

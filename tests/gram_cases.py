@@ -13,7 +13,7 @@ from guards import Guards
 from test_ops import case, converted
 from torch import Tensor
 
-from ffattr import torch_ops
+from ffattr.ops import torch_kernels
 
 
 def several(lengths: list[int], rows: list[slice], heads: int = 5, seed: int = 0) -> tuple[dict[str, Any], Tensor]:
@@ -61,7 +61,7 @@ class Promises:
 
     def check(self, given: dict[str, Any], margin: int = 64) -> Tensor:
         out = self.run(given, margin=margin)
-        expected = torch_ops.gram_norms(**converted(given, torch.float64))
+        expected = torch_kernels.gram_norms(**converted(given, torch.float64))
         # Everything is float64 but the norm and its product with the scale: two roundings.
         assert ((out - expected).abs() <= 1.01 * torch.finfo(torch.float32).eps * expected).all()
         return out

@@ -8,9 +8,9 @@ import torch
 from synthetic import attribution
 from torch import Tensor
 
-from ffattr.keep import Kept, Store
-from ffattr.maps import Attribution
-from ffattr.maps.saved import parts
+from ffattr.results import Attribution
+from ffattr.results.keep import Kept, Store
+from ffattr.results.serialise import parts
 
 SCOPES = ("attn_heads", "atb", "atb_ff")
 

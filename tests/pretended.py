@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from ffattr import ops, reasons, selfcheck
+from ffattr import ops
+from ffattr.ops import availability, selfcheck
 
 
 class Triton:
@@ -30,8 +31,8 @@ class Triton:
 
         monkeypatch.setattr(importlib.util, "find_spec", find_spec)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
-        monkeypatch.setitem(sys.modules, "ffattr.triton_ops", self.kernels)
-        monkeypatch.setitem(sys.modules, "ffattr.triton_ops.runtime", self._runtime)
+        monkeypatch.setitem(sys.modules, "ffattr.ops.triton", self.kernels)
+        monkeypatch.setitem(sys.modules, "ffattr.ops.triton.runtime", self._runtime)
         monkeypatch.setattr(selfcheck, "failure", lambda operators, device, dtype: self.failure)
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
@@ -51,9 +52,9 @@ class Cuda:
         self.failure: str | None = None
         self.checked: list[tuple[Any, torch.device, torch.dtype]] = []
         self.record: dict[str, Any] = {"cuda": True, "cuda_reason": "nvcc 13.0", "architectures": ["80", "90a", "100"]}
-        self.binary = reasons.Binary(SimpleNamespace(build_info=dict), "built", self.record)
-        monkeypatch.setattr(reasons, "binary", self.binary)
-        monkeypatch.setattr(reasons, "has_cuda_kernels", lambda kind: kind in self.kinds)
+        self.binary = availability.Binary(SimpleNamespace(build_info=dict), "built", self.record)
+        monkeypatch.setattr(availability, "binary", self.binary)
+        monkeypatch.setattr(availability, "has_cuda_kernels", lambda kind: kind in self.kinds)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
         monkeypatch.setattr(selfcheck, "failure", self._check)
 

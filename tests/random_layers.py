@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ffattr.activations import ACTIVATIONS
-from ffattr.attention import QueryKey
-from ffattr.backends import BACKENDS
-from ffattr.bench import dense
-from ffattr.experts import Routing
-from ffattr.layer import CrossWeights, LayerWeights
-from ffattr.pack import OneSequence
-from ffattr.parameters import Linear, Norm
-from ffattr.plan import Blocks, LayerPlan, LayerShape, plan_layer
-from ffattr.reference import Encoder, Rule, Stream, decompose
-from ffattr.tiles import Layer
+from ffattr.bench.run import dense
+from ffattr.decomposition.activations import ACTIVATIONS
+from ffattr.decomposition.affine import Linear, Norm
+from ffattr.decomposition.attention import QueryKey
+from ffattr.decomposition.layer import CrossWeights, LayerWeights
+from ffattr.decomposition.reference import Encoder, Rule, Stream, decompose
+from ffattr.decomposition.routing import Routing
+from ffattr.engine.layer_maps import Layer
+from ffattr.engine.pack import OneSequence
+from ffattr.engine.plan import Blocks, LayerPlan, LayerShape, plan_layer
+from ffattr.ops.backends import BACKENDS
 
 WIDTH, HEADS, HEAD_DIM, NEURONS, TOKENS = 12, 3, 5, 7, 9
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ffattr.activations import Activation
-from ffattr.adapters import Adapted, resolve
-from ffattr.attention import Attention, LayerRecord, QueryKey, Weights
-from ffattr.capture import record
-from ffattr.inputs import prepare
-from ffattr.layer import LayerSpec
-from ffattr.parameters import Norm
+from ffattr.decomposition.activations import Activation
+from ffattr.decomposition.affine import Norm
+from ffattr.decomposition.attention import Attention, LayerRecord, QueryKey, Weights
+from ffattr.models.capture.recorder import record
+from ffattr.models.inputs.prepare import prepare
+from ffattr.models.registry import Adapted, resolve
+from ffattr.models.spec.layer import LayerSpec
 
 
 def run(name: str, model: nn.Module, inputs: Any = None, **options: Any) -> tuple[Adapted, list[LayerRecord], Tensor]:

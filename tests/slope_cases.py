@@ -1,4 +1,4 @@
-"""What every kernel of ``ig_slope`` for GPUs promises, against `ffattr.ig` in float64."""
+"""What every kernel of ``ig_slope`` for GPUs promises, against `ffattr.decomposition.integrated_gradients` in float64."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from guards import Guards
 from test_ig_slope_op import EXTREMES, expected, random
 from torch import Tensor
 
-from ffattr import ig
+from ffattr.decomposition import integrated_gradients as ig
 
 HALVES = (torch.bfloat16, torch.float16)
 QUADRATURES = [("right", 7), ("left", 1), ("midpoint", 4), ("trapezoid", 5), ("gauss-legendre", 9)]

@@ -2,7 +2,7 @@
 
 import torch
 
-from ffattr.maps import Attribution
+from ffattr.results import Attribution
 
 POST_LN = ("attn_heads", "attn", "attn_res", "atb", "atb_ff", "atb_ff_res", "atb_ff_res_ln")
 PRE_LN = ("attn_heads", "attn", "atb", "atb_ln", "atb_ln_ff", "atb_ln_ff_res")

@@ -15,15 +15,15 @@ from tiny_models import EVERY_FAMILY, FAMILIES, build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import ffattr.adapters as adapters
-from ffattr.adapters import known_models, register_adapter, resolve
-from ffattr.adapters.families import FAMILIES as BUILT_IN
-from ffattr.attention import LayerRecord
-from ffattr.capture import record
+import ffattr.models.registry as adapters
+from ffattr.decomposition.attention import LayerRecord
 from ffattr.errors import CaptureError, UnsupportedModel
-from ffattr.inputs import prepare
-from ffattr.layer import LayerSpec
-from ffattr.parameters import Columns
+from ffattr.models.capture.recorder import record
+from ffattr.models.families.table import FAMILIES as BUILT_IN
+from ffattr.models.inputs.prepare import prepare
+from ffattr.models.registry import known_models, register_adapter, resolve
+from ffattr.models.spec.layer import LayerSpec
+from ffattr.models.spec.weights import Columns
 
 POST = ("attn_heads", "attn", "attn_res", "atb", "atb_ff", "atb_ff_res", "atb_ff_res_ln")
 PRE = ("attn_heads", "attn", "atb", "atb_ln", "atb_ln_ff", "atb_ln_ff_res")
@@ -278,9 +278,9 @@ def test_bad_adapter() -> None:
 
 def test_transformers_is_not_imported() -> None:
     code = (
-        "import sys, torch, ffattr.adapters, ffattr.capture, ffattr.inputs as i; "
-        "m = torch.nn.TransformerEncoderLayer(8, 2).eval(); a = ffattr.adapters.resolve(m); "
-        "ffattr.capture.record(a, i.prepare(a, m, torch.randn(3, 8)).kwargs, print, verify=False); "
+        "import sys, torch, ffattr.models.registry, ffattr.models.capture.recorder, ffattr.models.inputs.prepare as i; "
+        "m = torch.nn.TransformerEncoderLayer(8, 2).eval(); a = ffattr.models.registry.resolve(m); "
+        "ffattr.models.capture.recorder.record(a, i.prepare(a, m, torch.randn(3, 8)).kwargs, print, verify=False); "
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)

@@ -21,7 +21,7 @@ from ffattr.analysis import (
     ff_amp_maps,
     pair_categories,
 )
-from ffattr.analysis.rates import _at_least
+from ffattr.analysis.category_rates import _at_least
 
 MAPS = {
     "padded": (some(POST_LN), ("atb", "atb_ff")),
@@ -74,7 +74,7 @@ def test_ff_amp_is_the_difference_of_shares(attr, scopes, monkeypatch):
     for (layer, batch, query, key), (before, after) in expected.items():
         whole[attr.layers.index(layer), batch, attr.queries.index(query), key] = after - before
     for at_once in (2**20, 10):
-        monkeypatch.setattr("ffattr.analysis.read.AT_ONCE", at_once)
+        monkeypatch.setattr("ffattr.analysis.rows.AT_ONCE", at_once)
         torch.testing.assert_close(ff_amp_maps(attr), whole, rtol=0, atol=1e-12)
 
 
@@ -133,7 +133,7 @@ def test_amplified_pairs_are_the_first_of_all_sorted(attr, scopes, per, k, self_
 def test_a_stream_gives_the_same_pairs(attr, scopes, per, how, monkeypatch):
     expected = amplified_pairs(attr, 6, per)
     for at_once in (2**20, 10):
-        monkeypatch.setattr("ffattr.analysis.read.AT_ONCE", at_once)
+        monkeypatch.setattr("ffattr.analysis.rows.AT_ONCE", at_once)
         collector = AmplifiedPairs(6, per)
         result = kept(Reduce(collector), attr, **how)
         assert result.reduced == []

@@ -8,8 +8,8 @@ from synthetic import POST_LN, PRE_LN, attribution
 
 from ffattr import Pool, Reduce, TopK
 from ffattr.analysis import ChangeSample, contextualization_change, spearman
+from ffattr.analysis.change_sample import _sample
 from ffattr.analysis.ranks import standard_error
-from ffattr.analysis.sample import _sample
 
 
 def rho(a, b):
@@ -167,7 +167,7 @@ def test_a_sample_does_not_depend_on_how_rows_come(causal, monkeypatch):
     first = sampled(attr, 300, cut=60)
     assert set(first["pairs"]) == {600}
     pd.testing.assert_frame_equal(sampled(attr, 300, cut=7), first)
-    monkeypatch.setattr("ffattr.analysis.read.AT_ONCE", 100)
+    monkeypatch.setattr("ffattr.analysis.rows.AT_ONCE", 100)
     pd.testing.assert_frame_equal(sampled(attr, 300, cut=7), first)
     backwards = sampled(attr, 300, cut=5, backwards=True).sort_values("layer", kind="stable", ignore_index=True)
     pd.testing.assert_frame_equal(backwards, first)

@@ -17,24 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ffattr
-from ffattr import (
-    ArchitectureMismatch,
-    BackendUnavailable,
-    CaptureError,
-    NonFiniteError,
-    UnsupportedModel,
-    adapters,
-    decomposed,
-    reasons,
-)
-from ffattr.adapters import resolve
-from ffattr.layer import LayerSpec
+from ffattr import ArchitectureMismatch, BackendUnavailable, CaptureError, NonFiniteError, UnsupportedModel
+from ffattr.models import registry
+from ffattr.models.registry import resolve
+from ffattr.models.spec.layer import LayerSpec
+from ffattr.ops import availability
+from ffattr.pipeline import vectors
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A registry of adapters of its own; one thread, because the tensors are small."""
-    monkeypatch.setattr(adapters, "_registered", {})
+    monkeypatch.setattr(registry, "_registered", {})
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -106,7 +100,7 @@ def test_baseline_of_a_gated_block() -> None:
 
 
 def test_a_backend_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reasons, "binary", reasons.Binary(None, "it was not built"))
+    monkeypatch.setattr(availability, "binary", availability.Binary(None, "it was not built"))
     with pytest.raises(BackendUnavailable, match=r"backend 'cpu' cannot run: .* it was not built"):
         attribute(backend="cpu")
     assert attribute().plan.backend == "torch"
@@ -156,7 +150,7 @@ def test_an_adapter_that_lies_is_found_out(name: str, change: Callable[[LayerSpe
         attr = ffattr.attribute(model, given, check=False)
         assert (attr.error > 2e-5).all()
         assert attr["layer"].isfinite().all()
-        adapters._registered.clear()
+        registry._registered.clear()
         assert ffattr.attribute(model, given).error.max() < 1e-5
 
 
@@ -215,12 +209,12 @@ def test_vectors_of_several_scopes() -> None:
 
 def test_vectors_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     size = 2 * 2 * 7 * 7 * 40 * 8
-    monkeypatch.setattr(decomposed.psutil, "virtual_memory", lambda: SimpleNamespace(available=size - 1))
+    monkeypatch.setattr(vectors.psutil, "virtual_memory", lambda: SimpleNamespace(available=size - 1))
     model, given = build("bert"), tiny_models.inputs("bert")
     with pytest.raises(ValueError, match=r"would take 0\.0 GiB, more than is free; ask for fewer layers or queries"):
         ffattr.vectors(model, given)
     assert ffattr.vectors(model, given, queries=[0, 1]).values.shape == (2, 2, 2, 7, 40)
-    monkeypatch.setattr(decomposed.psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
+    monkeypatch.setattr(vectors.psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
     assert ffattr.vectors(model, given).values.shape == (2, 2, 7, 7, 40)
 
 

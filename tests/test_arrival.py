@@ -16,7 +16,7 @@ from two_devices import HERE, THERE, TwoDevices, put, put_module
 
 import ffattr
 from ffattr import Attribution, UnsupportedModel
-from ffattr.request import _check_weights
+from ffattr.pipeline.request import _check_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,10 +13,10 @@ from tiny_models import build
 from torch import Tensor, nn
 from versions import needs
 
-from ffattr.adapters import resolve
-from ffattr.attention import LayerRecord
-from ffattr.capture import record
+from ffattr.decomposition.attention import LayerRecord
 from ffattr.errors import CaptureError, UnsupportedModel
+from ffattr.models.capture.recorder import record
+from ffattr.models.registry import resolve
 
 
 @pytest.mark.filterwarnings("ignore:Support for mismatched")

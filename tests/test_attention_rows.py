@@ -14,10 +14,10 @@ from recording import state
 from tiny_models import build
 from torch import Tensor, nn
 
-from ffattr.attention import Attention, QueryKey, Weights
-from ffattr.attention_capture import attention_interface, calls_interface, own_attention
-from ffattr.forward import configs
-from ffattr.reference import attention_rows
+from ffattr.decomposition.attention import Attention, QueryKey, Weights
+from ffattr.decomposition.reference import attention_rows
+from ffattr.models.capture.attention_hooks import attention_interface, calls_interface, own_attention
+from ffattr.models.capture.run import configs
 
 LENGTH = 7  # longer than every window
 _SMALL: dict[str, Any] = {

@@ -14,8 +14,9 @@ from test_backend_triton import arguments
 from test_engine import assert_same
 
 import ffattr
-from ffattr import backends, ops, reasons, torch_ops
+from ffattr import ops
 from ffattr.errors import BackendUnavailable
+from ffattr.ops import availability, backends, torch_kernels
 
 CPU, GPU, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("meta")
 FLOAT8 = torch.float8_e4m3fn
@@ -72,22 +73,22 @@ def test_other_dtypes_than_float8_need_no_certain_gpu(capability: tuple[int, int
 @pytest.mark.parametrize(
     ("binary", "reason"),
     [
-        (reasons.Binary(None, "no compiler was found"), "the C++ extension is not there: no compiler was found"),
+        (availability.Binary(None, "no compiler was found"), "the C++ extension is not there: no compiler was found"),
         (
-            reasons.Binary(object(), "built", {"cuda": False, "cuda_reason": "no nvcc"}),
+            availability.Binary(object(), "built", {"cuda": False, "cuda_reason": "no nvcc"}),
             "without CUDA kernels (no nvcc): build it where nvcc is",
         ),
         (
-            reasons.Binary(object(), "built", {"cpu": True}),
+            availability.Binary(object(), "built", {"cpu": True}),
             "without CUDA kernels (its build record says nothing of CUDA): build it where nvcc is",
         ),
     ],
 )
 def test_why_there_are_no_kernels(
-    binary: reasons.Binary, reason: str, device: torch.device, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+    binary: availability.Binary, reason: str, device: torch.device, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuda.kinds = ()
-    monkeypatch.setattr(reasons, "binary", binary)
+    monkeypatch.setattr(availability, "binary", binary)
     assert str(why_not(device)).endswith(reason)
 
 
@@ -104,7 +105,7 @@ def test_on_another_device_it_says_what_was_built(cuda: Cuda) -> None:
 def test_kernels_that_are_compiled_for_the_cpu(cuda: Cuda) -> None:
     """They run there, in every dtype and without a self-check, for who asks for them."""
     cuda.kinds = ("cpu",)
-    for dtype in reasons.DTYPES["cuda"]:
+    for dtype in availability.DTYPES["cuda"]:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert backends.select("cuda", CPU, dtype).operators is torch.ops.ffattr_cuda
@@ -117,7 +118,7 @@ def test_auto_never_picks_it(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> Non
     cuda.kinds = ("cpu", "cuda")
     for device in (CPU, GPU):
         for backend in ("cpu", "triton"):  # that it is no matter of order
-            monkeypatch.setattr(reasons, backend, lambda *_: "no")
+            monkeypatch.setattr(availability, backend, lambda *_: "no")
         for dtype in (torch.float32, torch.bfloat16):
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
@@ -162,15 +163,15 @@ def test_what_info_shows(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_has_cuda_kernels() -> None:
     library = torch.library.Library("ffattr_cuda", "IMPL")
-    before = reasons.has_cuda_kernels("cuda")
+    before = availability.has_cuda_kernels("cuda")
     try:
         if not before:
-            library.impl("ff_norms", torch_ops.ff_norms, "CUDA")
-        assert reasons.has_cuda_kernels("cuda")
+            library.impl("ff_norms", torch_kernels.ff_norms, "CUDA")
+        assert availability.has_cuda_kernels("cuda")
     finally:
         library._destroy()
-    assert reasons.has_cuda_kernels("cuda") == before
-    assert not reasons.has_cuda_kernels("meta")
+    assert availability.has_cuda_kernels("cuda") == before
+    assert not availability.has_cuda_kernels("meta")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FLOAT8])
@@ -178,9 +179,9 @@ def test_whole_maps(dtype: torch.dtype) -> None:
     """By kernels for the CPU where there are any, otherwise by stand-ins: it is asked for, and nothing is measured."""
     library = torch.library.Library("ffattr_cuda", "IMPL")
     try:
-        if not reasons.has_cuda_kernels("cpu"):
+        if not availability.has_cuda_kernels("cpu"):
             for operator in ("ig_slope", "gram_norms", "ff_norms"):
-                library.impl(operator, getattr(torch_ops, operator), "CPU")
+                library.impl(operator, getattr(torch_kernels, operator), "CPU")
         model, given = tiny_models.build("bert"), tiny_models.inputs("bert")
         found = ffattr.attribute(model, given, scopes="all", backend="cuda", dtype=dtype)
     finally:
@@ -193,11 +194,11 @@ def test_whole_maps(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("operator", ops.OPERATORS)
 def test_without_a_kernel_pytorch_runs(operator: str) -> None:
-    if reasons.has_cuda_kernels("cpu") and operator != "operator_norms":
+    if availability.has_cuda_kernels("cpu") and operator != "operator_norms":
         pytest.skip("there is a kernel")
     given = arguments(operator, torch.float32, torch.float32)
     found = getattr(torch.ops.ffattr_cuda, operator)(*given)
-    assert torch.equal(found, getattr(torch_ops, operator)(*given))
+    assert torch.equal(found, getattr(torch_kernels, operator)(*given))
     fake = [argument.to("meta") if isinstance(argument, torch.Tensor) else argument for argument in given]
     assert getattr(torch.ops.ffattr_cuda, operator)(*fake).shape == found.shape
 

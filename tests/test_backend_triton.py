@@ -12,8 +12,9 @@ import pytest
 import torch
 from pretended import Triton
 
-from ffattr import backends, ops, torch_ops
+from ffattr import ops
 from ffattr.errors import BackendUnavailable
+from ffattr.ops import backends, torch_kernels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 FLOAT8 = torch.float8_e4m3fn
@@ -56,7 +57,7 @@ def test_why_triton_does_not_run(
 
 
 def test_a_triton_that_does_not_load(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ffattr.triton_ops", None)
+    monkeypatch.setitem(sys.modules, "ffattr.ops.triton", None)
     with pytest.raises(BackendUnavailable, match=r"do not load under the triton installed \(.*triton_ops.*--upgrade"):
         backends.select("triton", CUDA, torch.float32)
     assert backends.select("auto", CUDA, torch.float32).name == "torch"
@@ -98,7 +99,7 @@ def arguments(operator: str, dtype: torch.dtype, wide: torch.dtype) -> list[Any]
 def test_cuda_tensors_go_to_triton_where_it_runs(operator: str, triton: Triton) -> None:
     call = backends._on_cuda(operator)
     given = arguments(operator, torch.float32, torch.float32)
-    expected = getattr(torch_ops, operator)(*given)
+    expected = getattr(torch_kernels, operator)(*given)
     assert torch.equal(call(*given), expected)  # on the CPU here, without an interpreter
     triton.interpret()
     assert call(*given) == tuple(given)
@@ -110,9 +111,9 @@ REGISTERED = """
 import sys
 import torch
 torch.version.cuda = {version}
-import ffattr.backends
+import ffattr.ops.backends
 has = torch._C._dispatch_has_kernel_for_dispatch_key
-print([has(f"ffattr::{{name}}", "CUDA") for name in ffattr.ops.OPERATORS], "triton" in sys.modules)
+print([has(f"ffattr::{{name}}", "CUDA") for name in ffattr.ops.contract.OPERATORS], "triton" in sys.modules)
 """
 
 

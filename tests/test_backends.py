@@ -12,8 +12,9 @@ import pytest
 import torch
 from pretended import Cuda, Triton
 
-from ffattr import backends, ops, reasons, torch_ops
+from ffattr import ops
 from ffattr.errors import BackendUnavailable, FfattrError
+from ffattr.ops import availability, backends, torch_kernels
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 REASON = "no compiler was found"
@@ -23,14 +24,14 @@ FLOAT8 = torch.float8_e4m3fn
 
 @pytest.fixture
 def without_binary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reasons, "binary", reasons.Binary(None, REASON))
-    monkeypatch.setattr(reasons, "has_cuda_kernels", lambda kind: False)
+    monkeypatch.setattr(availability, "binary", availability.Binary(None, REASON))
+    monkeypatch.setattr(availability, "has_cuda_kernels", lambda kind: False)
 
 
 @pytest.fixture
 def with_binary(monkeypatch: pytest.MonkeyPatch) -> None:
     module = SimpleNamespace(build_info=lambda: {"instruction set": "avx2"})
-    monkeypatch.setattr(reasons, "binary", reasons.Binary(module, "a compiler was found"))
+    monkeypatch.setattr(availability, "binary", availability.Binary(module, "a compiler was found"))
 
 
 @pytest.fixture
@@ -82,7 +83,7 @@ def test_a_backend_by_name(name: str) -> None:
     assert backend.is_reference == (name == "reference") == (backend.operators is None)
     if name != "reference":
         assert all(callable(getattr(backend.operators, operator)) for operator in ops.OPERATORS)
-    assert backends.BACKENDS["torch"].operators is torch_ops
+    assert backends.BACKENDS["torch"].operators is torch_kernels
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "CPU", None])
@@ -222,7 +223,7 @@ def importing(**modules: Any) -> Callable[[str], Any]:
 )
 def test_why_the_binary_is_not_loaded(modules: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib, "import_module", importing(**modules))
-    binary = reasons.load_binary()
+    binary = availability.load_binary()
     assert binary.module is None
     assert reason in binary.reason
 
@@ -231,4 +232,4 @@ def test_a_binary_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     record = SimpleNamespace(BUILD={"cpu": True, "torch": "2.13.0", "reason": "built with gcc"})
     module = SimpleNamespace()
     monkeypatch.setattr(importlib, "import_module", importing(_build_info=record, _C=module))
-    assert reasons.load_binary() == reasons.Binary(module, "built with gcc", record.BUILD)
+    assert availability.load_binary() == availability.Binary(module, "built with gcc", record.BUILD)

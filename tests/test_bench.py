@@ -12,10 +12,16 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ffattr import backends, bench, cli, timing, torch_ops
-from ffattr.bench import SHAPES, TOLERANCE, Case, Row, Truth, WrongResult, compare, maps, materialise, operands
-from ffattr.cli import benching
+from ffattr import cli
+from ffattr.bench import compare as comparing
+from ffattr.bench import timing
+from ffattr.bench.cases import SHAPES, Case
+from ffattr.bench.compare import Row, compare
+from ffattr.bench.run import maps, materialise, operands
+from ffattr.bench.truth import TOLERANCE, Truth, WrongResult
+from ffattr.cli import bench as bench_command
 from ffattr.errors import OutOfMemory
+from ffattr.ops import backends, torch_kernels
 
 CPU = torch.device("cpu")
 TINY = {name: replace(size, width=24, heads=3, ff_width=40) for name, size in SHAPES.items()}
@@ -28,10 +34,10 @@ class Off:
         self.factor, self.row = factor, row
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(torch_ops, name)
+        return getattr(torch_kernels, name)
 
     def ff_norms(self, *arguments: Any) -> torch.Tensor:
-        out = torch_ops.ff_norms(*arguments)
+        out = torch_kernels.ff_norms(*arguments)
         out[:, slice(None) if self.row is None else self.row] *= self.factor
         return out
 
@@ -101,7 +107,9 @@ def test_every_way_agrees_with_the_definition(name: str) -> None:
     assert every.verify("half", half, TOLERANCE[torch.bfloat16]) > 1e-5
 
 
-@pytest.mark.parametrize(("operators", "said"), [(Off(1.001), "1.0e-03"), (Off(torch.nan, 1), "nan")], ids=["off", "nan"])
+@pytest.mark.parametrize(
+    ("operators", "said"), [(Off(1.001), "1.0e-03"), (Off(torch.nan, 1), "nan")], ids=["off", "nan"]
+)
 def test_a_wrong_result_is_refused(operators: Off, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "torch", operators)
     case = Case.random(TINY["minilm"], 7)
@@ -113,7 +121,7 @@ def test_a_wrong_result_is_refused(operators: Off, said: str, monkeypatch: pytes
 def test_operands_are_what_the_layer_hands_over() -> None:
     case = Case.random(TINY["bert-base"], 6)
     for method in ("direct", "operator"):
-        run = torch_ops.ff_norms if method == "direct" else torch_ops.operator_norms
+        run = torch_kernels.ff_norms if method == "direct" else torch_kernels.operator_norms
         out = run(*operands(case, method, torch.float32))
         for tile, expected in zip(out, maps(case, "torch", method, case.wide_scopes).values(), strict=True):
             assert torch.equal(tile, expected)
@@ -152,7 +160,7 @@ def test_matrix_rate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_compare(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "cpu", Off(1.01))
-    monkeypatch.setattr(bench, "timed", lambda run, device, rounds, limit: run() and 0.5)
+    monkeypatch.setattr(comparing, "timed", lambda run, device, rounds, limit: run() and 0.5)
     case = Case.random(TINY["bert-base"], 6)
     rows = {row.backend: row for row in compare(case, torch.float32, "auto", 1)}
     assert list(rows) == list(backends.BACKENDS)
@@ -161,14 +169,14 @@ def test_compare(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (rows["torch"].seconds, rows["torch"].method, rows["reference"].method) == (0.5, "direct", "reference")
     assert 0 < (rows["torch"].error or 0) < 1e-5
 
-    real = bench.prepared
+    real = comparing.prepared
 
     def full(case: Case, backend: Any, *rest: Any) -> Any:
         if backend == "torch":
             raise OutOfMemory("too long")
         return real(case, backend, *rest)
 
-    monkeypatch.setattr(bench, "prepared", full)
+    monkeypatch.setattr(comparing, "prepared", full)
     assert list(compare(case, torch.float32, "torch", 1)) == [Row("torch", reason="too long")]
 
 
@@ -179,7 +187,7 @@ def test_compare(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in TINY.items():
         monkeypatch.setitem(SHAPES, name, size)
-    monkeypatch.setattr(benching, "matrix_rate", lambda device, dtype: (torch.float32, 1e9))
+    monkeypatch.setattr(bench_command, "matrix_rate", lambda device, dtype: (torch.float32, 1e9))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
 
 
@@ -235,5 +243,5 @@ def test_bench_errors_are_one_line(arguments: list[str], code: int, message: str
 
 def test_only_the_command_line_needs_rich() -> None:
     blocked = ["rich", "typer", "transformers", "safetensors", "matplotlib", "pandas"]
-    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import ffattr.bench, ffattr.tune"
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import ffattr.bench.cases, ffattr.bench.tune"
     subprocess.run([sys.executable, "-c", code], check=True)

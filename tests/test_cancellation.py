@@ -8,8 +8,8 @@ from synthetic import POST_LN
 from tiny_models import build, inputs
 
 import ffattr
-from ffattr.adapters import resolve
 from ffattr.analysis import cancellation, contextualization_change, ff_energy, norm_balance
+from ffattr.models.registry import resolve
 
 COLUMNS = ["layer", "component", "before", "after", "order", "removed", "value"]
 

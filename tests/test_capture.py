@@ -14,11 +14,11 @@ from tiny_models import FAMILIES, HF_FAMILIES, TORCH_FAMILIES, build
 from torch import Tensor, nn
 
 import ffattr
-from ffattr.adapters import resolve
-from ffattr.attention import LayerRecord
-from ffattr.capture import record
+from ffattr.decomposition.attention import LayerRecord
 from ffattr.errors import CaptureError, NonFiniteError
-from ffattr.inputs import prepare
+from ffattr.models.capture.recorder import record
+from ffattr.models.inputs.prepare import prepare
+from ffattr.models.registry import resolve
 
 # transformers computes these softmaxes in float32 whatever the model's dtype; in float64 its mask value, the lowest
 # float64, becomes -inf there, so that a left-padded batch is NaN

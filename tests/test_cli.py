@@ -11,10 +11,15 @@ from test_groups import wordpiece
 from test_inputs import make_tokenizer
 from typer.testing import CliRunner
 
-from ffattr import Pool, TopK, api, attribute, backends, cli, files, load, pretrained
-from ffattr.cli import mapping, progress
+from ffattr import Pool, TopK, attribute, cli, load
+from ffattr.cli import map as map_command
+from ffattr.cli import progress
+from ffattr.decomposition.integrated_gradients import GaussLegendre, Riemann
 from ffattr.errors import ArchitectureMismatch, BackendUnavailable, OutOfMemory, UnsupportedModel
-from ffattr.ig import GaussLegendre, Riemann
+from ffattr.models import pretrained
+from ffattr.ops import backends
+from ffattr.pipeline import attribute as attribute_module
+from ffattr.results import files
 
 RUNNER = CliRunner()
 
@@ -37,8 +42,8 @@ def calls(monkeypatch):
         return "direct on torch [3 layers]"
 
     monkeypatch.setattr(pretrained, "load", lambda name: (f"model {name}", TOKENIZER))
-    monkeypatch.setattr(api, "attribute", attribute)
-    monkeypatch.setattr(api, "explain", explain)
+    monkeypatch.setattr(attribute_module, "attribute", attribute)
+    monkeypatch.setattr(attribute_module, "explain", explain)
     return seen
 
 
@@ -168,7 +173,7 @@ TEXT = "the cat sat on a mat"  # and [CLS], [SEP]
 @pytest.mark.parametrize("options", [[], ["--words"], ["--top", "3"], ["--words", "--top", "3"]])
 def test_the_strongest_pairs_are_those_of_different_tokens(bert, monkeypatch, options):
     monkeypatch.setattr(pretrained, "load", lambda name: (bert, TOKENIZER))
-    monkeypatch.setattr(mapping, "_PAIRS", 1)
+    monkeypatch.setattr(map_command, "_PAIRS", 1)
     result = run("map", "m", TEXT, *options)
     assert result.exit_code == 0, result.output
     whole = attribute(bert, TEXT, tokenizer=TOKENIZER)["layer"][-1, 0].fill_diagonal_(0)
@@ -183,7 +188,7 @@ def test_the_strongest_pairs_of_words_and_of_blocks(bert, monkeypatch):
     tokenizer = wordpiece()
     text = "cats playing the cats."
     monkeypatch.setattr(pretrained, "load", lambda name: (bert, tokenizer))
-    monkeypatch.setattr(mapping, "_PAIRS", 1)
+    monkeypatch.setattr(map_command, "_PAIRS", 1)
     word = torch.tensor([0, 1, 1, 2, 2, 3, 4, 4, 5, 6])
     whole = attribute(bert, text, tokenizer=tokenizer, groups="words")["layer"][-1, 0].clone()
     whole[torch.arange(10), word] = 0
@@ -271,7 +276,7 @@ def test_errors_are_one_line(calls, monkeypatch, error, code):
     def attribute(*_, **__):
         raise error
 
-    monkeypatch.setattr(api, "attribute", attribute)
+    monkeypatch.setattr(attribute_module, "attribute", attribute)
     text = " ".join(str(error.args[0]).split()) if error.args else "MemoryError"
     fails(code, text, "map", "m", "text")
     result = run("map", "m", "text", "--debug")

@@ -5,8 +5,9 @@ import pytest
 from synthetic import POST_LN, attribution
 from test_cli import fails, run
 
-from ffattr import pretrained, study
-from ffattr.cli import analyzing
+from ffattr import study
+from ffattr.cli import analyze
+from ffattr.models import pretrained
 
 TEXTS = "The cat sat on the mat.\n\n  Dogs barking.\n"
 
@@ -54,7 +55,7 @@ def test_of_a_corpus(model, tmp_path, monkeypatch):
         seen.append((name, arguments[1], options["detailed"], options["k"]))
         return real(name, *arguments, **options)
 
-    monkeypatch.setattr(analyzing.study, "of_model", of_model)
+    monkeypatch.setattr(analyze.study, "of_model", of_model)
     options = ["-o", tmp_path / "out", "--detailed", 1, "--top", 4]
     result = run("analyze", "some/tiny-bert", "--corpus", model, *options)
     assert result.exit_code == 0, result.output
@@ -111,8 +112,8 @@ def test_grammatical_categories(model, tmp_path):
 
 def test_only_line_ends_end_a_text(model, tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(analyzing.study, "of_model", lambda name, model, texts, *_, **__: seen.extend(texts))
-    monkeypatch.setattr(analyzing, "_write", lambda *_: None)
+    monkeypatch.setattr(analyze.study, "of_model", lambda name, model, texts, *_, **__: seen.extend(texts))
+    monkeypatch.setattr(analyze, "_write", lambda *_: None)
     model.write_bytes("the cat\r\n\r\n sat\u2028on\x0cthe mat\n".encode())
     result = run("analyze", "m", "--corpus", model, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output

@@ -21,13 +21,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import ffattr
-from ffattr import adapters, examples, pretrained, verified
-from ffattr.adapters import huggingface, torch_encoder
-from ffattr.adapters.families import FAMILIES
-from ffattr.dtypes import output_tolerance
+from ffattr.decomposition.precision import output_tolerance
 from ffattr.errors import ArchitectureMismatch, UnsupportedModel
-from ffattr.reproduction import reproduce
-from ffattr.verified import Layers, Row
+from ffattr.models import examples, huggingface, pretrained, registry, torch_encoder, verified
+from ffattr.models.families.table import FAMILIES
+from ffattr.models.verified import Layers, Row
+from ffattr.pipeline.reproduce import reproduce
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import verify
@@ -181,7 +180,7 @@ def test_every_layer_is_listed_where_one_differs(monkeypatch: pytest.MonkeyPatch
         return [replace(first, activation=lambda z: F.gelu(z, approximate="tanh")), *others]
 
     folder = saved("bert")
-    monkeypatch.setattr(adapters, "_registered", {"bert": wrong})
+    monkeypatch.setattr(registry, "_registered", {"bert": wrong})
     result = run("check", folder)
     assert result.exit_code == 1
     rows = [row for row in table(result.stdout) if row[0]]
@@ -197,7 +196,7 @@ def test_no_description_is_a_named_error_with_what_to_complete(
         raise UnsupportedModel("[bold]no[/bold] layers:\n\n    def adapter(base):")
 
     folder = saved("bert")
-    monkeypatch.setattr(adapters, "_registered", {"bert": refuse})
+    monkeypatch.setattr(registry, "_registered", {"bert": refuse})
     result = run("check", folder)
     assert result.exit_code == 1
     assert result.stdout == ""
@@ -238,7 +237,7 @@ def test_what_does_not_pass_is_what_attribute_refuses(monkeypatch: pytest.Monkey
         layers = huggingface.adapt(base, "gpt2").layers
         return [layers[0], replace(layers[1], norm_before_ff=layers[0].norm_before_ff)]
 
-    monkeypatch.setattr(adapters, "_registered", {"gpt2": wrong})
+    monkeypatch.setattr(registry, "_registered", {"gpt2": wrong})
     found = reproduce(build("gpt2"), inputs("gpt2"))
     assert [layer.passed for layer in found.layers] == [True, False]
     assert not replace(found.layers[0], error=float("nan")).passed

@@ -6,8 +6,8 @@ import pytest
 import torch
 from random_layers import TOKENS, layer
 
-from ffattr.layer import CROSS
-from ffattr.reference import Rule
+from ffattr.decomposition.reference import Rule
+from ffattr.decomposition.scopes import CROSS
 
 ROWS = torch.arange(TOKENS)
 MASKED = 4  # a token of the encoder that is padding

@@ -10,7 +10,7 @@ import pytest
 
 import ffattr
 
-KERNELS = ("ffattr.triton_ops", "ffattr._C", "ffattr._build_info", "ffattr.__main__")
+KERNELS = ("ffattr.ops.triton", "ffattr._C", "ffattr._build_info", "ffattr.__main__")
 MODULES = sorted(
     found.name for found in pkgutil.walk_packages(ffattr.__path__, "ffattr.") if not found.name.startswith(KERNELS)
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ffattr.dtypes import operand_dtype, output_tolerance, quantised, result_dtype
+from ffattr.decomposition.precision import operand_dtype, output_tolerance, quantised, result_dtype
 
 
 def test_result_and_operands() -> None:

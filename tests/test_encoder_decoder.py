@@ -13,8 +13,8 @@ from tiny_models import ENCODER_DECODERS, MORE_ENCODER_DECODERS, build
 from versions import needs
 
 import ffattr
-from ffattr.adapters import resolve
 from ffattr.errors import UnsupportedModel
+from ffattr.models.registry import resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ffattr
-from ffattr import Attribution, GaussLegendre, Riemann, backends
+from ffattr import Attribution, GaussLegendre, Riemann
+from ffattr.ops import backends
 
 BACKENDS = tuple(
     name for name in ("cpu", "torch") if not backends.BACKENDS[name].why_not(torch.device("cpu"), torch.float32)

@@ -10,8 +10,8 @@ from test_engine import assert_same
 from tiny_models import IMAGE_FAMILIES, MORE_FAMILIES, SOUND_FAMILIES, build
 
 import ffattr
-from ffattr.adapters import resolve
-from ffattr.reference import Rule, decompose
+from ffattr.decomposition.reference import Rule, decompose
+from ffattr.models.registry import resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

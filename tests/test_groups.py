@@ -11,10 +11,11 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 from two_devices import THERE, TwoDevices, place, put
 
-from ffattr import attribute, groups, vectors
-from ffattr.adapters import resolve
-from ffattr.groups import Groups
-from ffattr.inputs import prepare
+from ffattr import attribute, vectors
+from ffattr.models.inputs import groups
+from ffattr.models.inputs.groups import Groups
+from ffattr.models.inputs.prepare import prepare
+from ffattr.models.registry import resolve
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 MASK = torch.tensor([[True] * 5, [False] * 2 + [True] * 3])

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ffattr import ig
+from ffattr.decomposition import integrated_gradients as ig
 
 OFFICIAL: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,

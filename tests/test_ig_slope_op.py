@@ -1,4 +1,4 @@
-"""``torch.ops.ffattr.ig_slope`` on the CPU, whichever implementation is registered, against `ffattr.ig` in float64."""
+"""``torch.ops.ffattr.ig_slope`` on the CPU, whichever implementation is registered, against `ffattr.decomposition.integrated_gradients` in float64."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import ffattr.ops  # noqa: F401  declares the operators
-from ffattr import ig
+import ffattr.ops.contract  # noqa: F401  declares the operators
+from ffattr.decomposition import integrated_gradients as ig
 
 with contextlib.suppress(ImportError):  # the compiled kernels, where they have been built
     from ffattr import _C  # noqa: F401

@@ -28,7 +28,7 @@ ORDER = [
         "memory",
         "sketch",
     },
-    {"torch_ops", "ops", "triton_ops", "reasons", "selfcheck", "backends"},
+    {"torch_kernels", "ops", "triton_ops", "reasons", "selfcheck", "backends"},
     {
         "timing",
         "costs",

@@ -11,11 +11,11 @@ from tiny_models import VOCABULARY, build, ids
 from torch import Tensor, nn
 
 from ffattr import attribute
-from ffattr.adapters import resolve
-from ffattr.attention import LayerRecord
-from ffattr.capture import record
+from ffattr.decomposition.attention import LayerRecord
 from ffattr.errors import UnsupportedModel
-from ffattr.inputs import Inputs, prepare
+from ffattr.models.capture.recorder import record
+from ffattr.models.inputs.prepare import Inputs, prepare
+from ffattr.models.registry import resolve
 
 
 def ready(model: nn.Module, inputs: Any, tokenizer: Any = None) -> Inputs:

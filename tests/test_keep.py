@@ -15,10 +15,11 @@ from synthetic import attribution
 from two_devices import THERE, TwoDevices
 
 import ffattr
-from ffattr import Dense, Pool, Reduce, TopK, files, keep, load
+from ffattr import Dense, Pool, Reduce, TopK, load
 from ffattr.errors import NonFiniteError
-from ffattr.files import FileFormatError
-from ffattr.maps.saved import parts
+from ffattr.results import files, keep
+from ffattr.results.files import FileFormatError
+from ffattr.results.serialise import parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

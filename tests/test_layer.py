@@ -12,13 +12,14 @@ from tiny_models import FAMILIES, build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ffattr.adapters import resolve
-from ffattr.attention import QueryKey
+from ffattr.decomposition.affine import Norm
+from ffattr.decomposition.attention import QueryKey
+from ffattr.decomposition.reference import attention_rows
 from ffattr.errors import UnsupportedModel
-from ffattr.layer import LayerSpec
-from ffattr.parameters import Columns, Norm
-from ffattr.parameters import Scaled as LayerScale
-from ffattr.reference import attention_rows
+from ffattr.models.registry import resolve
+from ffattr.models.spec.layer import LayerSpec
+from ffattr.models.spec.weights import Columns
+from ffattr.models.spec.weights import Scaled as LayerScale
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ffattr
-from ffattr import UnsupportedModel, loaded, parameters
+from ffattr import UnsupportedModel
+from ffattr.models.spec import wrapped
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -56,9 +57,9 @@ def foreign(forward: Any, base: nn.Module, package: str = "peft") -> nn.Module:
 
 @pytest.mark.parametrize("rows", [7, 1024])
 def test_a_module_asked_for_its_matrix(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaded, "_ROWS", rows)
+    monkeypatch.setattr(wrapped, "_ROWS", rows)
     module = foreign(lambda layer, x: 2 * layer(x).flip(-1), nn.Linear(IN, OUT, dtype=torch.float64))
-    found, x = parameters.linear(module, torch.float64), random(3, IN)
+    found, x = read_linear(module, torch.float64), random(3, IN)
     assert found.weight.shape == (IN, OUT)
     torch.testing.assert_close(found(x), module(x), rtol=0, atol=1e-13)
 
@@ -67,7 +68,7 @@ def test_small_weights_beside_a_large_bias() -> None:
     base = nn.Linear(IN, OUT, dtype=torch.bfloat16)
     base.weight.data = (0.02 * random(OUT, IN)).bfloat16()
     nn.init.constant_(base.bias, 40.0)
-    found = parameters.linear(foreign(lambda layer, x: layer(x), base), torch.float32)
+    found = read_linear(foreign(lambda layer, x: layer(x), base), torch.float32)
     assert torch.equal(found.bias, base.bias.float())
     error = (found.weight.T - base.weight.float()).norm() / base.weight.float().norm()
     assert error < 0.05  # 4 if the rows of an identity were not larger than 1
@@ -85,13 +86,13 @@ def test_small_weights_beside_a_large_bias() -> None:
 )
 def test_a_module_that_is_not_linear(forward: Any) -> None:
     with pytest.raises(UnsupportedModel, match=r"is a peft.tuners.new.layer.*Wrapped .* and not linear: its"):
-        parameters.linear(foreign(forward, nn.Linear(IN, OUT)), None)
+        read_linear(foreign(forward, nn.Linear(IN, OUT)), None)
 
 
 def test_only_known_packages_are_asked() -> None:
     module = foreign(lambda layer, x: layer(x), nn.Linear(IN, OUT), package="pefter")
     with pytest.raises(UnsupportedModel, match=r"a projection is a pefter.*Wrapped, expected nn.Linear"):
-        parameters.linear(module, None)
+        read_linear(module, None)
 
 
 # ---- quantised
@@ -170,7 +171,7 @@ def test_a_tensor_that_does_not_dequantise(kind: type[Tensor], message: str) -> 
     module = nn.Linear(IN, OUT)
     module.weight = nn.Parameter(torch.zeros(OUT, IN).as_subclass(kind))
     with pytest.raises(UnsupportedModel, match=f"a weight is a .*{kind.__name__}{message}"):
-        parameters.linear(module, None)
+        read_linear(module, None)
 
 
 def four_bits(monkeypatch: pytest.MonkeyPatch, arranged: bool) -> nn.Module:
@@ -203,13 +204,13 @@ def four_bits(monkeypatch: pytest.MonkeyPatch, arranged: bool) -> nn.Module:
 def test_four_bits(arranged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     module = four_bits(monkeypatch, arranged)
     x = random(3, IN)
-    torch.testing.assert_close(parameters.linear(module, torch.float64)(x), module(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(read_linear(module, torch.float64)(x), module(x), rtol=0, atol=1e-12)
 
 
 def test_eight_bits_of_bitsandbytes_are_refused() -> None:
     kind = type("Linear8bitLt", (nn.Linear,), {"__module__": "bitsandbytes.nn.modules"})
     with pytest.raises(UnsupportedModel, match=r"a bitsandbytes.nn.modules.Linear8bitLt, expected.*dequantise the"):
-        parameters.linear(kind(IN, OUT), None)
+        read_linear(kind(IN, OUT), None)
 
 
 def test_torchao() -> None:

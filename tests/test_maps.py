@@ -11,9 +11,10 @@ from keeping import kept, some
 from safetensors.torch import load_file, save_file
 from synthetic import HEADS, POST_LN, PRE_LN, attribution
 
-from ffattr import Pool, Reduce, StackedAttribution, TopK, files, load
+from ffattr import Pool, Reduce, StackedAttribution, TopK, load
 from ffattr.errors import FfattrError
-from ffattr.files import FORMAT_VERSION, FileFormatError
+from ffattr.results import files
+from ffattr.results.files import FORMAT_VERSION, FileFormatError
 
 
 def test_layer_is_an_alias_for_the_last_scope():

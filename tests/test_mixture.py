@@ -10,12 +10,14 @@ import random_layers
 import torch
 from random_layers import NEURONS, TOKENS, RandomLayer, layer
 
-from ffattr import GaussLegendre, Riemann, ig
-from ffattr.activations import ACTIVATIONS
-from ffattr.clamped import Clamp
-from ffattr.experts import Routing, Stacked, stacked
-from ffattr.plan import LayerShape
-from ffattr.reference import Rule
+from ffattr import GaussLegendre, Riemann
+from ffattr.decomposition import integrated_gradients as ig
+from ffattr.decomposition.activations import ACTIVATIONS
+from ffattr.decomposition.clamp import Clamp
+from ffattr.decomposition.reference import Rule
+from ffattr.decomposition.routing import Routing
+from ffattr.engine.plan import LayerShape
+from ffattr.models.spec.experts import Stacked, read_stacked
 
 ROWS = torch.arange(TOKENS)
 RULES = [Rule(), Rule(baseline="bias"), Rule("midpoint", 5), Rule("gauss-legendre", 7, "bias")]
@@ -128,11 +130,11 @@ def test_stacked_parameters() -> None:
     module = torch.nn.Module()
     module.both = torch.nn.Parameter(torch.arange(48.0).view(2, 6, 4))  # [E, out, in]
     module.shift = torch.nn.Parameter(torch.arange(12.0).view(2, 6))
-    found = stacked(Stacked(module, "both", "shift", start=1, step=2))
+    found = read_stacked(Stacked(module, "both", "shift", start=1, step=2))
     assert torch.equal(found.weight[1], module.both[1, 1::2].T)
     assert found.bias is not None
     assert torch.equal(found.bias, module.shift[:, 1::2])
-    turned = stacked(Stacked(module, "both", stop=2, out_last=True))
+    turned = read_stacked(Stacked(module, "both", stop=2, out_last=True))
     assert torch.equal(turned.weight, module.both[:, :, :2])
 
 

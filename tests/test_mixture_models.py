@@ -11,8 +11,8 @@ from tiny_models import MIXTURES, MORE_MIXTURES, build
 from torch import Tensor, nn
 
 import ffattr
-from ffattr.adapters import resolve
 from ffattr.errors import CaptureError
+from ffattr.models.registry import resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

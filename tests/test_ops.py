@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ffattr import backends, torch_ops
+from ffattr.ops import backends, torch_kernels
 
 BINARY = backends.select("auto", torch.device("cpu"), torch.float32).name == "cpu"
 needs_binary = pytest.mark.skipif(not BINARY, reason="the C++ extension is not built")
@@ -95,7 +95,7 @@ def check(operator: str, given: dict[str, Any]) -> Tensor:
     before = {name: t.clone() for name, t in given.items() if isinstance(t, Tensor)}
     out: Tensor = getattr(OPERATORS, operator)(*given.values())
     assert all(torch.equal(given[name], t) for name, t in before.items())
-    expected = getattr(torch_ops, operator)(*converted(given, torch.float64).values())
+    expected = getattr(torch_kernels, operator)(*converted(given, torch.float64).values())
     assert out.shape == expected.shape
     assert out.dtype == given["alpha"].dtype
     limit = 3e-6 if out.dtype == torch.float32 else 1e-14
@@ -213,7 +213,7 @@ def test_a_vanishing_square_is_no_nan() -> None:
     two = torch.randn(50, 2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     features = torch.cat([two, -two.sum(1, keepdim=True)], 1)
     alpha = torch.linspace(0.1, 1, 50).expand(3, 4, 50).contiguous()
-    for function in (OPERATORS.gram_norms, torch_ops.gram_norms):
+    for function in (OPERATORS.gram_norms, torch_kernels.gram_norms):
         assert (function(alpha, torch.full((4,), -1), features @ features.mT, None) <= 1e-6).all()
 
 

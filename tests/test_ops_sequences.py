@@ -9,12 +9,12 @@ import torch
 from test_ops import MAPS, OPERATORS, case, converted, poisoned  # noqa: F401  memory full of NaN, in every test
 from torch import Tensor
 
-from ffattr import torch_ops
+from ffattr.ops import torch_kernels
 
 SIZES = [(1, 1), (4, 33), (0, 7), (5, 5), (2, 0), (3, 40)]
 """Queries and keys of every sequence: none, fewer queries than keys, as many, and queries without keys."""
 COLUMNS = 42  # more than the longest needs
-IMPLEMENTATIONS = {"registered": OPERATORS, "torch": torch_ops}
+IMPLEMENTATIONS = {"registered": OPERATORS, "torch": torch_kernels}
 QUERY_AXIS = {"position": 0, "slope": 1, "own": 1, "residual_scale": 0, "norm_scale": 0, "row_scale": 0}
 KEY_AXIS = {"features": 1, "values": 0, "residual": 0, "gram": 0}
 
@@ -66,7 +66,7 @@ def test_as_one_call_for_each(operator: str, tail: str, dtype: torch.dtype, impl
 @pytest.mark.parametrize("operator", MAPS)
 def test_registered_against_float64(operator: str) -> None:
     _, joined = batch(operator, SIZES, heads=12)
-    expected = getattr(torch_ops, operator)(*converted(joined, torch.float64).values())
+    expected = getattr(torch_kernels, operator)(*converted(joined, torch.float64).values())
     out = getattr(OPERATORS, operator)(*joined.values())
     assert ((out - expected).abs() <= 3e-6 * expected.amax((-1, -2), keepdim=True)).all()
 
@@ -88,9 +88,9 @@ def test_one_sequence_and_none(operator: str, implementation: str) -> None:
 @pytest.mark.parametrize("operator", MAPS)
 def test_chunks_of_queries(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, joined = batch(operator, SIZES, dtype=torch.float64)
-    expected = getattr(torch_ops, operator)(*joined.values())
-    monkeypatch.setattr(torch_ops, "CHUNK", 1)  # one query at a time
-    torch.testing.assert_close(getattr(torch_ops, operator)(*joined.values()), expected, rtol=0, atol=1e-12)
+    expected = getattr(torch_kernels, operator)(*joined.values())
+    monkeypatch.setattr(torch_kernels, "CHUNK", 1)  # one query at a time
+    torch.testing.assert_close(getattr(torch_kernels, operator)(*joined.values()), expected, rtol=0, atol=1e-12)
 
 
 WRONG = {
@@ -122,7 +122,7 @@ def test_errors(operator: str, wrong: str, implementation: str) -> None:
 
 @pytest.mark.parametrize("operator", MAPS)
 def test_errors_of_plain_pytorch(operator: str) -> None:
-    given, function = case(operator), getattr(torch_ops, operator)
+    given, function = case(operator), getattr(torch_kernels, operator)
     with pytest.raises(ValueError, match=f"{operator}: sequences is torch.int64 on meta, expected.* on the CPU"):
         function(*given.values(), table([(5, 5)]).to("meta"))
     given["alpha"] = given["alpha"][..., :3]

@@ -10,12 +10,12 @@ from test_ops import OPERATORS, WIDE, case, check, needs_binary, poisoned  # noq
 from test_ops_sequences import batch
 from torch import Tensor
 
-from ffattr import torch_ops
+from ffattr.ops import torch_kernels
 
 SKIPPING = [
     pytest.param(OPERATORS.ff_norms, "ff_norms", marks=needs_binary, id="ff_norms"),
     pytest.param(OPERATORS.operator_norms, "operator_norms", marks=needs_binary, id="operator_norms"),
-    pytest.param(torch_ops.operator_norms, "operator_norms", id="operator_norms-torch"),
+    pytest.param(torch_kernels.operator_norms, "operator_norms", id="operator_norms-torch"),
 ]
 
 
@@ -23,7 +23,7 @@ SKIPPING = [
 def expected_of_all_neurons(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Plain PyTorch is what others are compared with, and skips none itself, unless it is what is tested."""
     if "skips" not in request.node.name:
-        monkeypatch.setattr(torch_ops, "SPARSE", -1)
+        monkeypatch.setattr(torch_kernels, "SPARSE", -1)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.3, 0.49, 0.6])

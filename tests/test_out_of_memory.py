@@ -14,7 +14,9 @@ from tiny_models import build
 from torch import Tensor, nn
 
 import ffattr
-from ffattr import FfattrError, OutOfMemory, backends, memory, reference, torch_ops
+from ffattr import FfattrError, OutOfMemory
+from ffattr.decomposition import reference
+from ffattr.ops import backends, out_of_memory, torch_kernels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -36,7 +38,7 @@ class Small:
                 self.refused += 1
                 self._last = weakref.ref(alpha)
                 raise torch.OutOfMemoryError(f"CUDA out of memory: {alpha[0].numel()} pairs")
-            return getattr(torch_ops, name)(alpha, *others)
+            return getattr(torch_kernels, name)(alpha, *others)
 
         return call
 
@@ -123,7 +125,7 @@ def test_the_definition_in_smaller_blocks(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_an_error_without_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled kernels say only that a call failed: what the allocator counts tells what it was."""
-    model, real = build("bert"), torch_ops.ff_norms
+    model, real = build("bert"), torch_kernels.ff_norms
     whole = attribute(model)
     refused, counts = 0, True
 
@@ -134,8 +136,8 @@ def test_an_error_without_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("API call failed")
         return real(alpha, *others)
 
-    monkeypatch.setattr(memory.Refusals, "_count", lambda self: refused)
-    monkeypatch.setattr(torch_ops, "ff_norms", failing)
+    monkeypatch.setattr(out_of_memory.Refusals, "_count", lambda self: refused)
+    monkeypatch.setattr(torch_kernels, "ff_norms", failing)
     found = attribute(model, method="direct")
     torch.testing.assert_close(found["layer"], whole["layer"], rtol=1e-12, atol=1e-12)
     assert {plan.halvings for plan in found.plan.layers} == {3}
@@ -147,9 +149,9 @@ def test_an_error_without_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refusals_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = {"num_ooms": 3}
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: stats)
-    refusals, error = memory.Refusals(torch.device("cuda", 0)), RuntimeError("API call failed")
+    refusals, error = out_of_memory.Refusals(torch.device("cuda", 0)), RuntimeError("API call failed")
     assert not refusals.caused(error)
     assert refusals.caused(torch.OutOfMemoryError("CUDA out of memory"))
     stats["num_ooms"] = 4
     assert refusals.caused(error)
-    assert not memory.Refusals(torch.device("cpu")).caused(error)
+    assert not out_of_memory.Refusals(torch.device("cpu")).caused(error)

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import ffattr
-from ffattr.adapters import Adapted, resolve
-from ffattr.attention import LayerRecord
-from ffattr.capture import record
+from ffattr.decomposition.attention import LayerRecord
 from ffattr.errors import ArchitectureMismatch, CaptureError, UnsupportedModel
-from ffattr.layer import LayerSpec
+from ffattr.models.capture.recorder import record
+from ffattr.models.registry import Adapted, resolve
+from ffattr.models.spec.layer import LayerSpec
 
 
 class Own(nn.Module):

@@ -8,15 +8,15 @@ import torch
 from random_layers import RandomLayer
 from torch import Tensor
 
-from ffattr import engine
-from ffattr.attention import QueryKey
-from ffattr.backends import BACKENDS
-from ffattr.experts import Routing
-from ffattr.layer import CROSS
-from ffattr.pack import OneSequence, Pack
-from ffattr.plan import Blocks, LayerPlan, LayerShape, Method
-from ffattr.reference import Encoder, Rule
-from ffattr.tiles import Layer
+from ffattr.decomposition.attention import QueryKey
+from ffattr.decomposition.reference import Encoder, Rule
+from ffattr.decomposition.routing import Routing
+from ffattr.decomposition.scopes import CROSS
+from ffattr.engine import run as engine
+from ffattr.engine.layer_maps import Layer
+from ffattr.engine.pack import OneSequence, Pack
+from ffattr.engine.plan import Blocks, LayerPlan, LayerShape, Method
+from ffattr.ops.backends import BACKENDS
 
 KINDS = {
     "post": {"norms": "post"},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import ffattr
 from ffattr import CaptureError, UnsupportedModel
-from ffattr.adapters import resolve
+from ffattr.models.registry import resolve
 
 peft: Any = pytest.importorskip("peft")
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]  # PEFT's, about settings

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ffattr import plan as planning
-from ffattr.attention import QueryKey
-from ffattr.backends import BACKENDS
-from ffattr.bench import dense
-from ffattr.ig import ACTIVATIONS
-from ffattr.layer import LayerWeights
-from ffattr.pack import OneSequence
-from ffattr.parameters import Linear, Norm
-from ffattr.plan import Blocks, LayerPlan, LayerShape, Plan, plan_layer
-from ffattr.rates import Rates, keep, key_of
-from ffattr.reference import Rule
-from ffattr.tiles import Layer
+from ffattr.bench.run import dense
+from ffattr.decomposition.affine import Linear, Norm
+from ffattr.decomposition.attention import QueryKey
+from ffattr.decomposition.integrated_gradients import ACTIVATIONS
+from ffattr.decomposition.layer import LayerWeights
+from ffattr.decomposition.reference import Rule
+from ffattr.engine import plan as planning
+from ffattr.engine.layer_maps import Layer
+from ffattr.engine.machine_rates import Rates, keep, key_of
+from ffattr.engine.pack import OneSequence
+from ffattr.engine.plan import Blocks, LayerPlan, LayerShape, Plan, plan_layer
+from ffattr.ops.backends import BACKENDS
 
 CPU = torch.device("cpu")
 MiB = 1 << 20

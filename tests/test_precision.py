@@ -15,8 +15,9 @@ from tiny_models import FAMILIES, build
 from torch import Tensor
 
 import ffattr
-from ffattr import Attribution, NonFiniteError, backends, reasons, torch_ops
-from ffattr.request import _precision
+from ffattr import Attribution, NonFiniteError
+from ffattr.ops import availability, backends, torch_kernels
+from ffattr.pipeline.request import _precision
 
 FLOAT8 = torch.float8_e4m3fn
 # Of a scope's largest entry. A sum of rounded products is off by about one rounding of its largest terms, 2^-9 in
@@ -31,7 +32,7 @@ WAYS = [
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Plain PyTorch may have float8 too, which its operators compute; one thread: tensors are small."""
-    monkeypatch.setitem(reasons.DTYPES, "torch", (*reasons.DTYPES["torch"], FLOAT8))
+    monkeypatch.setitem(availability.DTYPES, "torch", (*availability.DTYPES["torch"], FLOAT8))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -85,7 +86,7 @@ def test_the_operators_get_the_dtypes_of_their_contract(
     class Checked:
         def __getattr__(self, operator: str) -> Any:
             def call(*arguments: Any) -> Any:
-                names = inspect.signature(getattr(torch_ops, operator)).parameters
+                names = inspect.signature(getattr(torch_kernels, operator)).parameters
                 given = {key: value for key, value in zip(names, arguments, strict=False) if isinstance(value, Tensor)}
                 for key in ("z", "alpha", "residual_scale", "gamma", "norm_scale", "row_scale", "down_scale"):
                     assert key not in given or given[key].dtype == result, key
@@ -97,7 +98,7 @@ def test_the_operators_get_the_dtypes_of_their_contract(
                     assert ("down_scale" in given) == (dtype == FLOAT8)
                     assert given["down"].is_contiguous()
                 seen.add(operator)
-                return getattr(torch_ops, operator)(*arguments)
+                return getattr(torch_kernels, operator)(*arguments)
 
             return call
 

@@ -13,10 +13,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ffattr import cli, rates, torch_ops
-from ffattr.backends import BACKENDS
-from ffattr.calibrate import calibrate
-from ffattr.rates import Rates, calibrated, keep, key_of
+from ffattr import cli
+from ffattr.bench.calibrate import calibrate
+from ffattr.engine import machine_rates
+from ffattr.engine.machine_rates import Rates, calibrated, keep, key_of
+from ffattr.ops import torch_kernels
+from ffattr.ops.backends import BACKENDS
 
 CPU = torch.device("cpu")
 MADE = Rates(**{one.name: 1e9 + place for place, one in enumerate(fields(Rates))})
@@ -38,18 +40,18 @@ def test_measured(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
                 calls.append(name)
                 assert alpha.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
                 assert {x.dtype for x in others if isinstance(x, torch.Tensor)} == {torch.int64, dtype}
-                return getattr(torch_ops, name)(alpha, *others)
+                return getattr(torch_kernels, name)(alpha, *others)
 
             return call
 
     monkeypatch.setitem(BACKENDS, "counting", replace(BACKENDS["torch"], name="counting", load=Operators))
-    first = rates.measured("counting", dtype, CPU, 1)
+    first = machine_rates.measured("counting", dtype, CPU, 1)
     assert min(first) > 1e6
     assert set(calls) == {"ff_norms", "operator_norms"}
     made = len(calls)
-    assert rates.measured("counting", dtype, CPU, 1) == first
+    assert machine_rates.measured("counting", dtype, CPU, 1) == first
     assert len(calls) == made  # once for a machine
-    rates.measured.cache_clear()
+    machine_rates.measured.cache_clear()
 
 
 # ---- calibration

@@ -13,9 +13,9 @@ from recording import run
 from tiny_models import FAMILIES, TORCH_FAMILIES, build
 from torch import Tensor, nn
 
-from ffattr.attention import Attention, LayerRecord
-from ffattr.layer import LayerSpec, LayerWeights
-from ffattr.reference import (
+from ffattr.decomposition.attention import Attention, LayerRecord
+from ffattr.decomposition.layer import LayerWeights
+from ffattr.decomposition.reference import (
     Baseline,
     Rule,
     Stream,
@@ -26,6 +26,7 @@ from ffattr.reference import (
     head_vectors,
     own_values,
 )
+from ffattr.models.spec.layer import LayerSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ffattr import memory, ops, reasons, selfcheck, torch_ops
+from ffattr import ops
+from ffattr.ops import availability, out_of_memory, selfcheck, torch_kernels
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FLOAT8 = torch.float8_e4m3fn
@@ -30,19 +31,23 @@ class Operators:
 
     def __init__(self, **wrong: Callable[..., Tensor]) -> None:
         for name in ops.OPERATORS:
-            setattr(self, name, wrong.get(name, getattr(torch_ops, name)))
+            setattr(self, name, wrong.get(name, getattr(torch_kernels, name)))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_triton_kernels_pass(dtype: torch.dtype) -> None:
-    assert selfcheck.failure(reasons.triton_ops(), DEVICE, dtype) is None
+    assert selfcheck.failure(availability.triton_ops(), DEVICE, dtype) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, FLOAT8])
 def test_cuda_kernels_pass(dtype: torch.dtype) -> None:
     """Where there are any: elsewhere PyTorch runs."""
-    if dtype == FLOAT8 and reasons.has_cuda_kernels(DEVICE.type) and reasons.cuda(DEVICE, dtype, 1) is not None:
+    if (
+        dtype == FLOAT8
+        and availability.has_cuda_kernels(DEVICE.type)
+        and availability.cuda(DEVICE, dtype, 1) is not None
+    ):
         pytest.skip("this GPU has no float8 kernel")
     assert selfcheck.failure(torch.ops.ffattr_cuda, DEVICE, dtype) is None
 
@@ -50,7 +55,7 @@ def test_cuda_kernels_pass(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("operator", ops.OPERATORS)
 def test_a_wrong_kernel_is_named(operator: str) -> None:
     def wrong(*arguments: Any) -> Tensor:
-        out: Tensor = getattr(torch_ops, operator)(*arguments)
+        out: Tensor = getattr(torch_kernels, operator)(*arguments)
         out.flatten()[-1] = 1e3
         return out
 
@@ -80,7 +85,7 @@ def test_operators_are_checked_once() -> None:
 
     def counted(*arguments: Any) -> Tensor:
         calls.append(arguments)
-        return torch_ops.gram_norms(*arguments)
+        return torch_kernels.gram_norms(*arguments)
 
     operators = Operators(gram_norms=counted)
     for _ in range(2):
@@ -92,14 +97,14 @@ def test_operators_are_checked_once() -> None:
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("API call failed")])
 def test_memory_that_runs_out_is_not_remembered(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = 0
-    monkeypatch.setattr(memory.Refusals, "_count", lambda self: refused)
+    monkeypatch.setattr(out_of_memory.Refusals, "_count", lambda self: refused)
 
     def full(alpha: Tensor, *others: Any) -> Tensor:
         nonlocal refused
         refused += 1
         if refused == 1:
             raise error
-        return torch_ops.gram_norms(alpha, *others)
+        return torch_kernels.gram_norms(alpha, *others)
 
     operators = Operators(gram_norms=full)
     with pytest.raises(torch.OutOfMemoryError, match=str(error)):

@@ -14,10 +14,10 @@ from tiny_models import IMAGE_FAMILIES, SOUND_FAMILIES, build, samples
 from torch import Tensor, nn
 
 import ffattr
-from ffattr.adapters import resolve
-from ffattr.capture import first_attention, record
 from ffattr.errors import CaptureError, UnsupportedModel
-from ffattr.inputs import Inputs, prepare
+from ffattr.models.capture.recorder import first_attention, record
+from ffattr.models.inputs.prepare import Inputs, prepare
+from ffattr.models.registry import resolve
 
 PATCHES = [f"{row},{column}" for row in range(3) for column in range(3)]
 
@@ -76,7 +76,7 @@ def test_patches_that_are_not_square() -> None:
 
 def test_tokens_that_are_no_patches_are_numbered(vit: nn.Module) -> None:
     adapted = resolve(vit)
-    other = ffattr.adapters.Adapted(adapted.base, adapted.layers, "mine")  # knows of no special tokens
+    other = ffattr.models.registry.Adapted(adapted.base, adapted.layers, "mine")  # knows of no special tokens
     assert prepare(other, vit, images(1, 3, 12, 12)).tokens == [[str(position) for position in range(10)]]
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ffattr.decomposition.sketch import Sketch, fit
 from ffattr.errors import NonFiniteError
-from ffattr.sketch import Sketch, fit
 
 WIDTH = 160
 

@@ -19,10 +19,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import ffattr
-import ffattr.adapters as adapters
-from ffattr.adapters import Adapted, resolve, structure
+import ffattr.models.registry as adapters
 from ffattr.errors import CaptureError
-from ffattr.parameters import Columns
+from ffattr.models.detection import detect
+from ffattr.models.registry import Adapted, resolve
+from ffattr.models.spec.weights import Columns
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -210,7 +211,7 @@ def test_known_models_are_not_run() -> None:
 
 def test_a_layer_that_lacks_a_part_is_named() -> None:
     model = mine()
-    found = structure.detect(model)
+    found = detect.detect(model)
     del model.blocks[0].norm2
-    with pytest.raises(structure.Undetected, match="layer 0 of 'blocks' has no 'norm2'"):
-        structure.specs(model, found)
+    with pytest.raises(detect.Undetected, match="layer 0 of 'blocks' has no 'norm2'"):
+        detect.specs(model, found)

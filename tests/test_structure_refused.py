@@ -27,10 +27,11 @@ from tiny_models import build
 from torch import nn
 
 import ffattr
-import ffattr.adapters as adapters
-from ffattr.adapters import Adapted, resolve, structure
-from ffattr.adapters.template import template, tree
+import ffattr.models.registry as adapters
 from ffattr.errors import UnsupportedModel
+from ffattr.models.detection import detect
+from ffattr.models.detection.template import template, tree
+from ffattr.models.registry import Adapted, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +94,7 @@ def test_what_was_found_before_it_failed_is_filled_in() -> None:
         "attention=layer.attention, heads=4, kv_heads=2,",
         "value=ffattr.Columns(layer.attention.qkv, 36, 48), out=layer.attention.out,",
         "up=ffattr.Columns(layer.ff.both, 1, 2, groups=30), down=layer.ff.down,",
-        "activation=ffattr.activations.ACTIVATIONS['silu'].value,",
+        "activation=ffattr.decomposition.activations.ACTIVATIONS['silu'].value,",
         "norm_before_attn=layer.norm1,",
         "norm_before_ff=...,",
         "for layer in base.blocks",
@@ -107,8 +108,8 @@ def test_what_was_found_before_it_failed_is_filled_in() -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama", "gpt-neox", "olmo2", "dinov2"])
 def test_a_description_that_was_found_works_as_an_adapter(name: str) -> None:
     model = build(name)
-    found = structure.detect(model)
-    expected = Adapted(model, structure.specs(model, found), "")
+    found = detect.detect(model)
+    expected = Adapted(model, detect.specs(model, found), "")
     exec(template(model.config.model_type, found.layers, found.parts), {"ffattr": ffattr})
     adapted = resolve(model)
     assert adapted.family == model.config.model_type
@@ -116,7 +117,7 @@ def test_a_description_that_was_found_works_as_an_adapter(name: str) -> None:
 
 
 def test_a_description_of_numbered_modules() -> None:
-    found = structure.detect(nn.Sequential(nn.Embedding(50, 24), mine().blocks).double().eval())
+    found = detect.detect(nn.Sequential(nn.Embedding(50, 24), mine().blocks).double().eval())
     code = template("Sequential", found.layers, {**found.parts, "activation": "ff.0.act"})
     assert "for layer in base[1]" in code
     assert "activation=layer.ff[0].act," in code

@@ -49,7 +49,7 @@ def test_a_summary_is_sums_of_shares(attr, scope):
 @pytest.mark.parametrize("how", [{"cut": 1}, {"cut": 2}, {"cut": 3, "backwards": True}])
 def test_a_stream_gives_the_same_summary(attr, how, monkeypatch):
     for at_once in (2**20, 10):
-        monkeypatch.setattr("ffattr.analysis.read.AT_ONCE", at_once)
+        monkeypatch.setattr("ffattr.analysis.rows.AT_ONCE", at_once)
         collector = TokenSummary()
         result = kept(Reduce(collector), attr, **how)
         assert result.reduced == []

@@ -1,4 +1,4 @@
-"""What `ffattr.torch_ops` has beyond the C++ kernels: half types and float8 for the wide operands."""
+"""What `ffattr.ops.torch_kernels` has beyond the C++ kernels: half types and float8 for the wide operands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from test_ops import OPERATORS, WIDE, case, converted, needs_binary
 from torch import Tensor
 
-from ffattr import ig, torch_ops
+from ffattr.decomposition import integrated_gradients as ig
+from ffattr.ops import torch_kernels
 
 LIMITS = {torch.bfloat16: 5e-3, torch.float16: 1e-3}
 """Of a norm, relative to the largest of its scope: a few roundings (2^-9 and 2^-12), most of which average out."""
@@ -21,7 +22,7 @@ def narrowed(given: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 def compute(operator: str, given: dict[str, Any]) -> Tensor:
-    out: Tensor = getattr(torch_ops, operator)(*given.values())
+    out: Tensor = getattr(torch_kernels, operator)(*given.values())
     return out
 
 
@@ -103,7 +104,7 @@ def test_slopes_of_half_types(streams: int, dtype: torch.dtype) -> None:
     base, scale = z.roll(1, -1)[:, :1], torch.linspace(0.5, 2, 5)
     for start in (None, base):
         for row_scale in (None, scale, scale.to(dtype)):
-            out = torch_ops.ig_slope(z, start, row_scale, "gelu", "exact", 0)
+            out = torch_kernels.ig_slope(z, start, row_scale, "gelu", "exact", 0)
             assert out.dtype == dtype
             expected = ig.slopes(
                 z.double(), ig.ACTIVATIONS["gelu"], "exact", 0, None if start is None else start.double()

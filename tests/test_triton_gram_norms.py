@@ -12,8 +12,8 @@ from guards import DEVICE, poisoned  # noqa: F401  the last of every test
 from test_ops import case
 from torch import Tensor
 
-module = pytest.importorskip("ffattr.triton_ops.gram_norms")
-query_blocks = pytest.importorskip("ffattr.triton_ops.blocks").query_blocks
+module = pytest.importorskip("ffattr.ops.triton.gram_norms")
+query_blocks = pytest.importorskip("ffattr.ops.triton.blocks").query_blocks
 
 # A zero times infinity in padding, which is not selected: the interpreter's NumPy warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

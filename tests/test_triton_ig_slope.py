@@ -1,4 +1,4 @@
-"""The Triton kernel of ``ig_slope``, on the GPU or in Triton's interpreter, against `ffattr.ig` in float64."""
+"""The Triton kernel of ``ig_slope``, on the GPU or in Triton's interpreter, against `ffattr.decomposition.integrated_gradients` in float64."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from guards import DEVICE, Guards, poisoned  # noqa: F401  the last of every tes
 from slope_cases import Promises
 from torch import Tensor
 
-ig_slope = pytest.importorskip("ffattr.triton_ops.ig_slope").ig_slope
-INTERPRETED = pytest.importorskip("ffattr.triton_ops.runtime").INTERPRETED
+ig_slope = pytest.importorskip("ffattr.ops.triton.ig_slope").ig_slope
+INTERPRETED = pytest.importorskip("ffattr.ops.triton.runtime").INTERPRETED
 
 # A lane that is not selected may well divide by zero: the interpreter's NumPy warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -13,13 +13,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from ffattr import backends, cli, torch_ops, tune
-from ffattr.bench import SHAPES, Case
-from ffattr.cli import benching
-from ffattr.tune import Trial, near_first, search
+from ffattr import cli
+from ffattr.bench import tune
+from ffattr.bench.cases import SHAPES, Case
+from ffattr.bench.tune import Trial, near_first, search
+from ffattr.cli import bench as bench_command
+from ffattr.ops import backends, torch_kernels
 
-triton_ops = pytest.importorskip("ffattr.triton_ops")
-configs = sys.modules["ffattr.triton_ops.configs"]
+triton_ops = pytest.importorskip("ffattr.ops.triton")
+configs = sys.modules["ffattr.ops.triton.configs"]
 Config, Shape = configs.Config, configs.Shape
 
 RULE = Config(128, 256, 64, 8, 3, True)
@@ -97,8 +99,8 @@ class Pretended:
             remember(shape, kernel, config)
 
         monkeypatch.setattr(configs, "remember", remembering)
-        monkeypatch.setattr(triton_ops, "ff_norms", torch_ops.ff_norms)
-        monkeypatch.setattr(triton_ops, "operator_norms", torch_ops.operator_norms)
+        monkeypatch.setattr(triton_ops, "ff_norms", torch_kernels.ff_norms)
+        monkeypatch.setattr(triton_ops, "operator_norms", torch_kernels.operator_norms)
         monkeypatch.setattr(tune, "timed", lambda run, device, rounds, limit: self.seconds(self.used))
 
     @staticmethod
@@ -147,7 +149,7 @@ def test_float8_has_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wrong_configs_are_not_timed(gpu: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*arguments: Any) -> torch.Tensor:
-        out = torch_ops.ff_norms(*arguments)
+        out = torch_kernels.ff_norms(*arguments)
         return out * 1.1 if gpu.used is not None and gpu.used.stages == 3 else out
 
     monkeypatch.setattr(triton_ops, "ff_norms", wrong)
@@ -211,10 +213,10 @@ def test_a_damaged_file_is_ignored_and_replaced(gpu: Pretended) -> None:
 
 @pytest.fixture
 def on_gpu(gpu: Pretended, monkeypatch: pytest.MonkeyPatch) -> Pretended:
-    layer = benching.Layer("bert-base", 3, torch.bfloat16, torch.device("cuda", 0))
-    monkeypatch.setattr(benching, "layer", lambda *asked: layer)
-    monkeypatch.setattr(benching.Layer, "case", lambda self: CASE)
-    monkeypatch.setattr(benching, "processor", lambda device: "A GPU")
+    layer = bench_command.Layer("bert-base", 3, torch.bfloat16, torch.device("cuda", 0))
+    monkeypatch.setattr(bench_command, "layer", lambda *asked: layer)
+    monkeypatch.setattr(bench_command.Layer, "case", lambda self: CASE)
+    monkeypatch.setattr(bench_command, "processor", lambda device: "A GPU")
     monkeypatch.setattr(backends.Backend, "why_not", lambda *asked: None)
     return gpu
 

@@ -16,10 +16,10 @@ from packaging.version import Version
 from tiny_models import EVERY_FAMILY, build
 from versions import OLDEST, PINNED
 
-from ffattr.adapters import resolve
-from ffattr.adapters.families import FAMILIES
-from ffattr.adapters.family import Family, Fused, PerExpert
 from ffattr.errors import UnsupportedModel
+from ffattr.models.families.schema import Family, Fused, PerExpert
+from ffattr.models.families.table import FAMILIES
+from ffattr.models.registry import resolve
 
 ROOT = Path(__file__).parents[1]
 

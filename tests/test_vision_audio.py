@@ -12,9 +12,9 @@ from recording import assert_recomputed, run
 from tiny_models import build
 from torch import Tensor
 
-from ffattr.adapters import resolve
 from ffattr.errors import UnsupportedModel
-from ffattr.parameters import Scaled
+from ffattr.models.registry import resolve
+from ffattr.models.spec.weights import Scaled
 
 
 def images(*shape: int) -> Tensor:

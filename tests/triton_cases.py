@@ -14,10 +14,10 @@ from test_ops import case
 from torch import Tensor
 from wide_cases import FLOAT8, LIMITS, Promises, assert_close, definition, error, last_pair, narrowed
 
-pytest.importorskip("ffattr.triton_ops")
-configs = sys.modules["ffattr.triton_ops.configs"]
-arguments = sys.modules["ffattr.triton_ops.arguments"]
-INTERPRETED: bool = sys.modules["ffattr.triton_ops.runtime"].INTERPRETED
+pytest.importorskip("ffattr.ops.triton")
+configs = sys.modules["ffattr.ops.triton.configs"]
+arguments = sys.modules["ffattr.ops.triton.arguments"]
+INTERPRETED: bool = sys.modules["ffattr.ops.triton.runtime"].INTERPRETED
 
 FLOAT8_RUNS = INTERPRETED or torch.cuda.get_device_capability() >= (8, 9)
 
@@ -47,8 +47,8 @@ def needs_float8(dtype: torch.dtype) -> None:
 
 
 def module(operator: str) -> Any:
-    """``ffattr.triton_ops.ff_norms`` as an attribute is the function."""
-    return sys.modules[f"ffattr.triton_ops.{operator}"]
+    """``ffattr.ops.triton.ff_norms`` as an attribute is the function."""
+    return sys.modules[f"ffattr.ops.triton.{operator}"]
 
 
 def function(operator: str) -> Callable[..., Tensor]:

@@ -10,8 +10,8 @@ from test_ops import case, converted, wrong
 from test_ops_sequences import COLUMNS, KEY_AXIS, QUERY_AXIS, WRONG, batch, table
 from torch import Tensor
 
-from ffattr import torch_ops
-from ffattr.dtypes import operand_dtype, quantised
+from ffattr.decomposition.precision import operand_dtype, quantised
+from ffattr.ops import torch_kernels
 
 FLOAT8 = torch.float8_e4m3fn
 WIDE_OPERANDS = ("features", "values", "maps", "own", "slope", "down", "residual")
@@ -32,7 +32,7 @@ def narrowed(given: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 def definition(operator: str, given: dict[str, Any]) -> Tensor:
     """In float64."""
-    out: Tensor = getattr(torch_ops, operator)(*converted(given, torch.float64).values())
+    out: Tensor = getattr(torch_kernels, operator)(*converted(given, torch.float64).values())
     return out
 
 
@@ -233,7 +233,7 @@ class Promises:
         given = narrowed(case(self.operator, 5, 6, 72, 200, heads=3, head_dim=16, streams=streams), dtype)
         expected = definition(self.operator, given)
         found = error(self.run(given), expected)
-        plain = error(getattr(torch_ops, self.operator)(*given.values()), expected)
+        plain = error(getattr(torch_kernels, self.operator)(*given.values()), expected)
         assert found <= 2 * plain + (1e-6 if dtype == torch.float32 else 1e-4)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, FLOAT8])

@@ -1,4 +1,4 @@
-// ff_norms (contract: ffattr/ops.py), direct: every pair is a row of one long product with `down`.
+// ff_norms (contract: ffattr/ops/contract.py), direct: every pair is a row of one long product with `down`.
 #include "wide_map.h"
 
 namespace ffattr::cpu {

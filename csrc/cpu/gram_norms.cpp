@@ -1,4 +1,4 @@
-// gram_norms (contract: ffattr/ops.py): attention-level scopes without any d-wide work for a pair.
+// gram_norms (contract: ffattr/ops/contract.py): attention-level scopes without any d-wide work for a pair.
 #include "../gram_arguments.h"
 #include "kernels.h"
 #include "parallel.h"

@@ -37,7 +37,7 @@ struct Pair {
   int32_t query, key;
 };
 
-// alpha, position and the arguments named _TAIL in ffattr/ops.py; what both wide maps share. All sequences together.
+// alpha, position and the arguments named _TAIL in ffattr/ops/contract.py; what both wide maps share. All sequences together.
 template <class T>
 struct WideMap {
   int64_t heads, queries, columns, keys, width;
@@ -108,7 +108,7 @@ struct ApplyTile {
   Scratch<T> scratch;
 };
 
-// gram_norms: its arguments (ffattr/ops.py), all sequences together.
+// gram_norms: its arguments (ffattr/ops/contract.py), all sequences together.
 template <class T>
 struct GramMap {
   int64_t heads, queries, columns, size;

@@ -1,4 +1,4 @@
-// operator_norms (contract: ffattr/ops.py): the layer at one query token as a matrix, applied to all its keys.
+// operator_norms (contract: ffattr/ops/contract.py): the layer at one query token as a matrix, applied to all its keys.
 #include "wide_map.h"
 
 namespace ffattr::cpu {

@@ -1,4 +1,4 @@
-// ff_norms (contract: ffattr/ops.py) by warp-wide products, for sm_80 and newer.
+// ff_norms (contract: ffattr/ops/contract.py) by warp-wide products, for sm_80 and newer.
 //
 // Four warps have 64 queries and 2 keys; each warp 32 queries, one key and 128 columns of `o` (64 in
 // float32), in registers:

@@ -1,4 +1,4 @@
-// ff_norms (contract: ffattr/ops.py) on Hopper, by products of warpgroups.
+// ff_norms (contract: ffattr/ops/contract.py) on Hopper, by products of warpgroups.
 //
 // A cluster of two blocks has 64 queries and 4 keys; each of a block's two consumers, warpgroups, has one key and 256
 // columns of `o` (128 in float8) in registers. A producer keeps a ring of stages full by TMA: `down` and slopes, which

@@ -1,4 +1,4 @@
-// gram_norms (contract: ffattr/ops.py) on GPUs: a quadratic form in float64 for each pair, no d-wide work.
+// gram_norms (contract: ffattr/ops/contract.py) on GPUs: a quadratic form in float64 for each pair, no d-wide work.
 //
 // Lanes are queries, a warp has one key: they share every entry of its Gram matrix, which is one load for all of them.
 // The matrix is read as it lies, each entry once for kLanes * kEach queries, the upper half by blocks of kRows rows.

@@ -6,14 +6,14 @@ All return tidy pandas frames, one row for each thing that was measured.
 from .amplification import AmplifiedPairs, amplified_pairs, ff_amp, ff_amp_maps
 from .cancellation import cancellation, ff_energy, norm_balance
 from .categories import Categories, pair_categories
+from .category_rates import category_rates
 from .change import contextualization_change
+from .change_sample import ChangeSample
 from .mixing import mixing_ratio
 from .ranks import spearman
-from .rates import category_rates
 from .rollout import rollout, rollout_maps
-from .sample import ChangeSample
 from .several import Several
-from .tokens import TokenSummary, token_summary
+from .token_summary import TokenSummary, token_summary
 
 __all__ = [
     "AmplifiedPairs",

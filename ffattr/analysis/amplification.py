@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from ..indices import layer_place, sequence
+from ..selection import layer_place, sequence
 from .categories import Categories, of_pairs
 from .change import steps
-from .read import Block, NamedMaps, check_one_stack, check_same_run, counted, key_mask, pieces, row_shares, rows_of
+from .rows import Block, NamedMaps, check_one_stack, check_same_run, counted, key_mask, pieces, row_shares, rows_of
 
 if TYPE_CHECKING:
     import pandas

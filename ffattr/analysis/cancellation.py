@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .change import mean, steps
 from .ranks import spearman
-from .read import Decomposed, pairs, summed
+from .rows import Decomposed, pairs, summed
 
 if TYPE_CHECKING:
     import pandas

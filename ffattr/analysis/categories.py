@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from .read import NamedMaps
+from .rows import NamedMaps
 from .words import Words, mark_of
 
 if TYPE_CHECKING:

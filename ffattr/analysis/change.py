@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .ranks import spearman
-from .read import Maps, check_one_stack, counted
+from .rows import Maps, check_one_stack, counted
 
 if TYPE_CHECKING:
     import pandas

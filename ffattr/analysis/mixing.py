@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .read import Decomposed, summed
+from .rows import Decomposed, summed
 
 if TYPE_CHECKING:
     import pandas

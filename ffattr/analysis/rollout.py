@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..indices import scope_named
-from .read import Maps, NamedMaps, check_one_stack
+from ..selection import scope_named
+from .rows import Maps, NamedMaps, check_one_stack
 
 if TYPE_CHECKING:
     import pandas

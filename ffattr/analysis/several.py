@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .read import Block
+from .rows import Block
 
 __all__ = ["Several"]
 

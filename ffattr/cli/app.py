@@ -97,12 +97,12 @@ def map_command(
             "groups": "words" if words else None,
         }
 
-        from . import mapping
+        from . import map as map_command
 
         if plan:
-            mapping.explain(model, content, options)
+            map_command.explain(model, content, options)
         else:
-            mapping.show(model, content, {**options, "keep": keep}, output, png, html)
+            map_command.show(model, content, {**options, "keep": keep}, output, png, html)
 
 
 @app.command()
@@ -129,15 +129,15 @@ def analyze(
 ) -> None:
     """What feed-forward blocks change, as tables and pictures: of maps in FILES, or of a MODEL reading --corpus."""
     with _one_line_errors(debug):
-        from . import analyzing
+        from . import analyze
 
         formats = picture or ["png"]
         if corpus is None and detailed is not None:
             raise ValueError("--detailed goes with --corpus: files of maps hold no vectors")
         if corpus is None:
-            analyzing.of_files(files, output, top, spacy, formats)
+            analyze.of_files(files, output, top, spacy, formats)
         else:
-            analyzing.of_corpus(files, corpus, output, top, spacy, formats, 8 if detailed is None else detailed)
+            analyze.of_corpus(files, corpus, output, top, spacy, formats, 8 if detailed is None else detailed)
 
 
 @app.command()
@@ -154,9 +154,9 @@ def check(
 ) -> None:
     """How closely every layer of MODEL is reproduced, and by which description of it."""
     with _one_line_errors(debug):
-        from . import checking
+        from . import check
 
-        if not checking.check(model, text, arguments.dtype(dtype), debug):
+        if not check.check(model, text, arguments.dtype(dtype), debug):
             raise typer.Exit(1)
 
 
@@ -164,9 +164,9 @@ def check(
 def models(debug: Debug = False) -> None:
     """The model families that are known, and how closely each was reproduced."""
     with _one_line_errors(debug):
-        from . import checking
+        from . import check
 
-        checking.models()
+        check.models()
 
 
 @app.command()
@@ -176,7 +176,7 @@ def info(debug: Debug = False) -> None:
     with _one_line_errors(debug):
         from importlib.metadata import PackageNotFoundError, version
 
-        from .. import backends
+        from ..ops import backends
 
         versions = Table(title="versions", title_justify="left", show_header=False)
         versions.add_row("python", sys.version.split()[0])
@@ -220,19 +220,19 @@ def bench(
 ) -> None:
     """Time one random layer of a known SHAPE, all feed-forward scopes; or --tune the kernels for it, or --calibrate."""
     with _one_line_errors(debug):
-        from . import benching
+        from . import bench
 
         if minutes is not None and not tune:
             raise ValueError("--minutes goes with --tune")
         if calibrate and tune:
             raise ValueError("--calibrate and --tune are two runs")
-        layer = benching.layer(shape, tokens, arguments.dtype(dtype), device)
+        layer = bench.layer(shape, tokens, arguments.dtype(dtype), device)
         if tune:
-            benching.tune(layer, minutes)
+            bench.tune(layer, minutes)
         elif calibrate:
-            benching.calibrate(layer, backend)
+            bench.calibrate(layer, backend)
         else:
-            benching.compare(layer, backend, rounds)
+            bench.compare(layer, backend, rounds)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ..keep import Keep
+    from ..results.keep import Keep
 
 __all__ = ["dtype", "ig", "keep", "layers", "text"]
 
@@ -47,7 +47,7 @@ def ig(given: str) -> Any:
     if given == "exact":
         return given
 
-    from ..ig import GaussLegendre, Riemann
+    from ..decomposition.integrated_gradients import GaussLegendre, Riemann
 
     name, *rest = given.split(":")
     rule: Any = rest[1:]  # checked by Riemann itself
@@ -79,11 +79,11 @@ def keep(top: int | None, pool: int | None) -> str | Keep:
         if count is not None and count < 1:
             raise ValueError(f"{name} {count}: expected at least 1")
     if top is not None:
-        from ..keep import TopK
+        from ..results.keep import TopK
 
         return TopK(top)
     if pool is not None:
-        from ..keep import Pool
+        from ..results.keep import Pool
 
         return Pool(pool)
     return "dense"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from .. import plot
 from ..analysis.change import steps
-from ..files import replacing, write_text
+from ..results.files import replacing, write_text
 from .frames import Study
 from .tables import tables
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-    from ..maps import Attribution
+    from ..results import Attribution
 
 __all__ = ["check", "write"]
 

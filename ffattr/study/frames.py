@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..adapters import Adapted, resolve
 from ..analysis import (
     AmplifiedPairs,
     Categories,
@@ -24,10 +23,11 @@ from ..analysis import (
     rollout,
     token_summary,
 )
-from ..api import attribute
-from ..decomposed import Vectors, vectors
-from ..keep import Reduce
-from ..maps import Attribution, StackedAttribution
+from ..models.registry import Adapted, resolve
+from ..pipeline.attribute import attribute
+from ..pipeline.vectors import Vectors, vectors
+from ..results import Attribution, StackedAttribution
+from ..results.keep import Reduce
 
 if TYPE_CHECKING:
     import pandas

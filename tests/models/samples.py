@@ -10,7 +10,7 @@ from models import MODELS, MORE_MODELS, Loaded
 from texts import prose
 from torch import Tensor
 
-from ffattr.maps import Attribution
+from ffattr.results import Attribution
 
 # The variable domain of an antibody's heavy chain: human germline genes, put together.
 HEAVY_CHAIN = (

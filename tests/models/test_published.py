@@ -12,8 +12,8 @@ from samples import load
 from texts import prose, running
 
 import ffattr
-from ffattr.adapters import resolve
 from ffattr.analysis import cancellation, mixing_ratio
+from ffattr.models.registry import resolve
 
 WORDS, TOKENS, MASKED = 88, 128, 0.12
 

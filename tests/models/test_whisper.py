@@ -9,7 +9,7 @@ import torch
 from samples import assert_agree, inputs, load
 
 import ffattr
-from ffattr.maps import Attribution
+from ffattr.results import Attribution
 
 FRAMES = 1500
 STEPS = {"encoder": 50, "decoder": 1, "cross": 1}  # every how many queries

@@ -1,0 +1,156 @@
+"""The change of the maps from a stated sample of their pairs, while they stream by.
+
+Shapes: ``n`` query tokens and ``t`` key tokens in a block of rows, ``p`` pairs in a sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .change import COLUMNS, mean, steps
+from .ranks import spearman, standard_error
+from .rows import Block, pieces
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["ChangeSample"]
+
+
+class ChangeSample:
+    """`contextualization_change` without keeping the maps: of random pairs of each layer and sequence.
+
+        sample = ChangeSample()
+        ffattr.attribute(model, inputs, scopes="all", keep=ffattr.Reduce(sample))
+        frame = sample.contextualization_change()
+
+    ``pairs`` pairs of a query and a key are drawn for each sequence, all equally likely, and the same ones in every
+    scope and layer; where there are no more than that, all of them. Which ones depends on ``seed`` alone, not on how
+    rows are cut into blocks. Memory: twice ``pairs`` numbers for each scope, layer and sequence.
+
+    causal: whether only keys that are not after the query count. None: where no row reaches such a key; that
+        takes keys and queries to be the same tokens, so say False of maps whose columns are groups of tokens.
+
+    One sample is for one call of `ffattr.attribute` and one stack of layers.
+
+    >>> sample = ffattr.analysis.ChangeSample(pairs=20)
+    >>> text = "The cat sat on the mat."
+    >>> attr = ffattr.attribute(model, text, tokenizer=tokenizer, scopes="all", keep=ffattr.Reduce(sample))
+    >>> attr.maps, len(sample.contextualization_change())  # three layers, four components
+    ({}, 12)
+    """
+
+    def __init__(self, pairs: int = 20_000, seed: int = 0, causal: bool | None = None) -> None:
+        if not isinstance(pairs, int) or pairs < 2:
+            raise ValueError(f"ChangeSample(pairs={pairs!r}), expected an integer of at least 2")
+        self.pairs, self.seed, self.causal = pairs, seed, causal
+        self._steps: list[tuple[str, str, str]] = []
+        self._drawn: dict[int, dict[int, tuple[_Drawn, _Drawn]]] = {}  # keys up to the query, and after it
+        self._ahead = False  # whether anything comes from after the query
+
+    def __call__(self, rows: Block) -> None:
+        """Takes the next block of rows. Raises ValueError for scopes without a component and for rows that were here
+        before."""
+        self._steps = steps(list(rows.maps))
+        scopes = self._scopes()
+        drawn = self._drawn.setdefault(rows.layer, {})
+        both = drawn.setdefault(rows.batch, (_Drawn(self.pairs, len(scopes)), _Drawn(self.pairs, len(scopes))))
+        for queries, keys, tiles in pieces(rows, scopes):
+            after = keys > queries[:, None]
+            lots = _lots(self.seed, rows.batch, queries, keys)
+            self._ahead = self._ahead or bool(((tiles[0] != 0) & after).any())
+            for part, offered in zip(both, (~after, after), strict=True):
+                if not part.offer(lots, offered, tiles):
+                    raise ValueError(
+                        f"layer {rows.layer} of sequence {rows.batch} came twice: use a new ChangeSample for every "
+                        "call of attribute and for every stack of layers, and name each layer once"
+                    )
+
+    def contextualization_change(self) -> pandas.DataFrame:
+        """The frame of `contextualization_change` with two more columns.
+
+        ``pairs`` is how many were compared, of all sequences together, and ``standard_error`` how far ``value`` is
+        likely to be from that of all pairs: 0 where it is of all.
+
+        >>> sample = ffattr.analysis.ChangeSample()  # 20 000 pairs: more than the 9 * 9 that there are
+        >>> text = "The cat sat on the mat."
+        >>> _ = ffattr.attribute(model, text, tokenizer=tokenizer, scopes="all", keep=ffattr.Reduce(sample))
+        >>> sample.contextualization_change()[["pairs", "standard_error"]].drop_duplicates().values.tolist()
+        [[81.0, 0.0]]
+        """
+        import pandas as pd
+
+        if not self._drawn:
+            raise ValueError("nothing was drawn yet: call attribute with keep=ffattr.Reduce(sample) first")
+        causal = not self._ahead if self.causal is None else self.causal
+        scopes, rows = self._scopes(), []
+        for layer, drawn in self._drawn.items():
+            samples = [_sample(past, future, causal) for past, future in drawn.values()]
+            pairs = sum(values.shape[1] for values, _ in samples)
+            for component, before, after in self._steps:
+                sides = [(v[scopes.index(before)], v[scopes.index(after)], of) for v, of in samples]
+                changes = [1 - spearman(a, b) for a, b, _ in sides]
+                errors = [
+                    standard_error(a, b, of) for (a, b, of), c in zip(sides, changes, strict=True) if not math.isnan(c)
+                ]
+                error = math.hypot(*errors) / len(errors) if errors else math.nan
+                rows.append((layer, component, before, after, mean(changes), pairs, error))
+        return pd.DataFrame(rows, columns=[*COLUMNS, "pairs", "standard_error"])
+
+    def _scopes(self) -> list[str]:
+        return list(dict.fromkeys(scope for _, *both in self._steps for scope in both))
+
+
+class _Drawn:
+    """Of all pairs offered, the ``size`` with the lowest lots: ``values`` ``[scopes, size]`` in the lots' order."""
+
+    def __init__(self, size: int, scopes: int) -> None:
+        self.size, self.offered = size, 0
+        self.lots = torch.empty(0, dtype=torch.int64)
+        self.values = torch.empty(scopes, 0)
+        self._limit = torch.iinfo(torch.int64).max
+
+    def offer(self, lots: Tensor, offered: Tensor, tiles: Sequence[Tensor]) -> bool:
+        """Pairs of a block ``[n, t]``: those where ``offered`` is True. False if they were offered before."""
+        self.offered += int(offered.sum())
+        at = (offered & (lots < self._limit)).nonzero(as_tuple=True)
+        if len(at[0]) > self.size:
+            lowest = lots[at].topk(self.size, largest=False, sorted=False).indices
+            at = (at[0][lowest], at[1][lowest])
+        if len(at[0]) == 0:
+            return True
+        merged, order = torch.cat([self.lots, lots[at].cpu()]).sort()
+        self.lots, order = merged[: self.size], order[: self.size]
+        values = torch.stack([tile[at] for tile in tiles]).cpu()
+        self.values = torch.cat([self.values.to(values.dtype), values], 1)[:, order]
+        if len(self.lots) == self.size:
+            self._limit = int(self.lots[-1])
+        return not bool((merged[1:] == merged[:-1]).any())
+
+
+def _sample(past: _Drawn, future: _Drawn, causal: bool) -> tuple[Tensor, int]:
+    """Values ``[scopes, p]`` of the pairs that count, in random order, and of how many pairs they are a sample."""
+    if causal:
+        return past.values, past.offered
+    order = torch.cat([past.lots, future.lots]).argsort()[: past.size]
+    dtype = torch.promote_types(past.values.dtype, future.values.dtype)
+    return torch.cat([past.values.to(dtype), future.values.to(dtype)], 1)[:, order], past.offered + future.offered
+
+
+def _lots(seed: int, batch: int, queries: Tensor, keys: Tensor) -> Tensor:
+    """A random number ``[n, t]`` of 63 bits for every pair, which depends on nothing else."""
+    base = _mixed(_mixed(torch.tensor(seed % 2**63, device=keys.device)) + batch)
+    rows, columns = _mixed(base ^ queries), _mixed(_mixed(base + 1) ^ keys)
+    return _mixed(rows[:, None] ^ columns) & (2**63 - 1)
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """Every bit of the result depends on all 64 of ``bits``: SplitMix64 (Steele et al. 2014), a one-to-one map."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)):
+        bits = (bits ^ ((bits >> shift) & (2 ** (64 - shift) - 1))) * factor
+    return bits ^ ((bits >> 31) & (2**33 - 1))

@@ -1,0 +1,127 @@
+"""What every benchmark shares: a random layer of a known shape, its maps by any backend, and how to time them honestly.
+
+Nothing is timed that was not compared with the float64 definition first. Speeds are given as shares of what this
+machine's own matrix product reaches, counting ``2 T^2 F d`` operations for a layer of ``T`` tokens (half of them for a
+causal one) and nothing else: what any exact method that goes pair by pair has to multiply.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..decomposition.activations import ACTIVATIONS
+from ..decomposition.affine import Linear, Norm
+from ..decomposition.attention import QueryKey
+from ..decomposition.layer import LayerWeights
+
+__all__ = ["SHAPES", "Case", "Size"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """All of a layer that its speed depends on. ``pre``: norms before attention and the feed-forward block, not after;
+    ``rms``: RMSNorm and no biases, as in Llama."""
+
+    width: int
+    heads: int
+    ff_width: int
+    activation: str = "gelu"
+    pre: bool = False
+    rms: bool = False
+    gated: bool = False
+    causal: bool = False
+
+
+SHAPES = {
+    "minilm": Size(384, 12, 1536),
+    "bert-base": Size(768, 12, 3072),
+    "gpt2": Size(768, 12, 3072, "gelu_tanh", pre=True, causal=True),
+    "llama-7b": Size(4096, 32, 11008, "silu", pre=True, rms=True, gated=True, causal=True),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One random layer with one input of ``T`` tokens: everything that a variant gets."""
+
+    weights: LayerWeights
+    x: Tensor
+    attention: QueryKey
+
+    @classmethod
+    def random(
+        cls,
+        size: Size,
+        tokens: int,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> Case:
+        """The same numbers for every dtype; another device draws other ones."""
+        generator = torch.Generator(device).manual_seed(seed)
+        width, heads, biased = size.width, size.heads, not size.rms
+
+        def random(*shape: int, scale: float = 1.0) -> Tensor:
+            return torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
+
+        def linear(inputs: int, outputs: int) -> Linear:
+            return Linear(random(inputs, outputs, scale=inputs**-0.5), random(outputs, scale=0.1) if biased else None)
+
+        def norm() -> Norm:
+            shift = random(width, scale=0.1) if biased else None
+            eps = 1e-6 if size.pre else 1e-12
+            return Norm("rms" if size.rms else "layer", 1 + random(width, scale=0.1), shift, eps)
+
+        around: dict[str, Any] = {
+            name: norm()
+            for name in (("norm_before_attn", "norm_before_ff") if size.pre else ("norm_after_attn", "norm_after_ff"))
+        }
+        weights = LayerWeights(
+            heads=heads,
+            kv_heads=heads,
+            value=linear(width, width),
+            out=linear(width, width),
+            up=linear(width, size.ff_width),
+            gate=linear(width, size.ff_width) if size.gated else None,
+            down=linear(size.ff_width, width),
+            activation=ACTIVATIONS[size.activation],
+            **around,
+        )
+        head_dim = width // heads
+        query, key = random(heads, tokens, head_dim), random(heads, tokens, head_dim)
+        return cls(weights, random(tokens, width), QueryKey(query, key, head_dim**-0.5, causal=size.causal))
+
+    def cast(self, dtype: torch.dtype) -> Case:
+        def part(of: Any) -> Any:
+            if type(of) not in (Linear, Norm):
+                return of
+            parameters = {"weight": of.weight, "bias": of.bias}
+            return replace(of, **{name: None if t is None else t.to(dtype) for name, t in parameters.items()})
+
+        weights = replace(self.weights, **{f.name: part(getattr(self.weights, f.name)) for f in fields(self.weights)})
+        attention = replace(self.attention, query=self.attention.query.to(dtype), key=self.attention.key.to(dtype))
+        return Case(weights, self.x.to(dtype), attention)
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @property
+    def flops(self) -> float:
+        """What shares of the matrix rate count: ``2 T^2 F d``, half of it for a causal layer."""
+        pairs = len(self.x) ** 2 / (2 if self.attention.causal else 1)
+        return 2.0 * pairs * self.weights.ff_width * self.weights.width
+
+    @property
+    def wide_scopes(self) -> tuple[str, ...]:
+        """From the feed-forward block on."""
+        return self.weights.wide_scopes
+
+    @property
+    def narrow_scopes(self) -> tuple[str, ...]:
+        """Those of attention, heads summed."""
+        return tuple(name for name in self.weights.scopes if name not in self.wide_scopes and name != "attn_heads")

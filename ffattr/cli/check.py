@@ -1,0 +1,141 @@
+"""What ``ffattr check`` and ``ffattr models`` print.
+
+The former loads torch and a model, the latter reads a file: what the one needs is imported there.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..models import verified
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..models.examples import Example
+    from ..pipeline.reproduce import Reproduced, Reproduction
+
+__all__ = ["check", "models"]
+
+
+def check(name: str, text: str | None, dtype: torch.dtype | None, debug: bool = False) -> bool:
+    """Whether a description was found and every layer is reproduced; prints which ones are, or the `FfattrError`.
+
+    Unlike other commands, with the error's name and in as many lines as it has: it may hold a program to complete.
+    Raises OSError or ValueError for a model that is not there or inputs that do not fit it.
+    """
+    from ..errors import FfattrError
+    from ..models import examples, pretrained, registry
+    from ..pipeline import reproduce
+
+    _require_float(dtype)
+    console = Console()
+    try:
+        with console.status("loading the model") if console.is_terminal else nullcontext():
+            model = pretrained.load_model(name, dtype)
+        registry.resolve(model)  # before anything is made for a model that no description fits
+        example = examples.example(model, name, text)
+        with console.status("running the model") if console.is_terminal else nullcontext():
+            found = reproduce.reproduce(model, example.inputs, example.tokenizer)
+    except FfattrError as error:
+        if debug:
+            raise
+        message = f"[red]{type(error).__name__}:[/red] {escape(str(error))}"
+        Console(stderr=True).print(message, soft_wrap=True, highlight=False)
+        return False
+    for line in _read(example, found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    console.print(_layers(found))
+    console.print(_verdict(found), highlight=False, soft_wrap=True)
+    return all(layer.passed for layer in found.layers)
+
+
+def models() -> None:
+    """Prints the record of what was measured."""
+    record = verified.read()
+    table = Table("model types", "layers", "scopes", "error", "of maps", "trained", show_lines=True)
+    for row in verified.rows(record):
+        trained = "\n".join(f"{model.name} {_number(model.error)}" for model in row.trained)
+        table.add_row(
+            escape(", ".join(row.model_types)),
+            escape(str(row.layers)),
+            escape(" ".join(row.layers.scopes)),
+            _number(row.error),
+            _number(row.maps),
+            escape(trained),
+        )
+    console = Console()
+    console.print(table)
+    console.print(
+        "error: the largest relative difference of a layer's recomputed output from the model's own, on small random "
+        "models in float64 and on trained ones in float32; of maps: of any entry from the definition. Of a decoder "
+        "with an encoder, every scope is there once more for the encoder's tokens, as cross.<scope>. Measured with "
+        + ", ".join(f"{package} {version}" for package, version in record.versions.items()),
+        markup=False,
+        highlight=False,
+    )
+
+
+def _require_float(dtype: torch.dtype | None) -> None:
+    import torch
+
+    known = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    if dtype is not None and dtype not in known:
+        names = ", ".join(str(one).removeprefix("torch.") for one in known)
+        raise ValueError(f"--dtype {str(dtype).removeprefix('torch.')}: expected one of {names}")
+
+
+def _read(example: Example, found: Reproduction) -> list[str]:
+    """What the model was given, and how many tokens that was."""
+    inputs = found.request.inputs
+    length = inputs.mask.shape[1]
+    if inputs.encoder is None:
+        return [f"input: {example.words}: {length} tokens"]
+    read = inputs.encoder.mask.shape[1]
+    return [f"encoder input: {example.words}: {read} tokens", f"decoder input: {example.written}: {length} tokens"]
+
+
+def _layers(found: Reproduction) -> Table:
+    """Scopes are written where they are not those of the layer above."""
+    stacks = len({layer.stack for layer in found.layers}) > 1
+    table = Table(*["stack"] * stacks, "layer", "scopes", "error", "tolerance", "verdict")
+    above: Reproduced | None = None
+    for layer in found.layers:
+        same = above is not None and (above.stack, above.scopes) == (layer.stack, layer.scopes)
+        table.add_row(
+            *[layer.stack] * stacks,
+            str(layer.layer),
+            "" if same else _short(layer.scopes),
+            _number(layer.error),
+            _number(layer.tolerance),
+            "[green]reproduced" if layer.passed else "[red]differs",
+        )
+        above = layer
+    return table
+
+
+def _short(scopes: tuple[str, ...]) -> str:
+    """Those of an encoder's tokens are the same once more."""
+    from ..decomposition.scopes import CROSS
+
+    across = [scope for scope in scopes if scope.startswith(CROSS)]
+    own = " ".join(scope for scope in scopes if scope not in across)
+    return f"{own} {across[0]} to {across[-1]}" if across else own
+
+
+def _verdict(found: Reproduction) -> str:
+    failed = [layer for layer in found.layers if not layer.passed]
+    adapter = f"adapter: {escape(found.family)}"
+    if not failed:
+        return f"{len(found.layers)} layers reproduced to {_number(found.error)}; {adapter}"
+    first = f"{failed[0].stack} layer {failed[0].layer}".strip()
+    return f"[red]{len(failed)} of {len(found.layers)} layers differ[/red], the first is {first}; {adapter}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0e}"

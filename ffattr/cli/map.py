@@ -1,0 +1,76 @@
+"""What ``ffattr map`` computes, writes and prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..models import pretrained
+from ..pipeline import attribute
+from ..results import Attribution
+from ..results.files import replacing
+from .progress import bar
+
+__all__ = ["explain", "show"]
+
+_PAIRS = 10
+"""Rows of the table of strongest pairs that stands in for a file when none is asked for."""
+
+
+def explain(model: str, text: str, options: Mapping[str, Any]) -> None:
+    """Prints what would run; ``options`` are arguments of `ffattr.explain`."""
+    loaded, tokenizer = _load(model)
+    _say(str(attribute.explain(loaded, text, tokenizer=tokenizer, **options)))
+
+
+def show(
+    model: str, text: str, options: Mapping[str, Any], output: Path | None, png: Path | None, html: Path | None
+) -> None:
+    """Computes maps and writes them to the files asked for, or prints the strongest pairs.
+
+    ``options`` are arguments of `ffattr.attribute`. Raises OSError, ValueError or an `FfattrError`.
+    """
+    loaded, tokenizer = _load(model)
+    with bar(len(tokenizer(text)["input_ids"]), Console(stderr=True)) as progress:
+        attribution = attribute.attribute(loaded, text, tokenizer=tokenizer, progress=progress, **options)
+    if output is not None:
+        attribution.save(output)
+        _say(f"maps: {output}")
+    if png is not None:
+        figure = attribution.plot()
+        with replacing(png) as temporary:
+            figure.savefig(temporary, format="png", dpi=150)
+        _say(f"picture: {png}")
+    if html is not None:
+        attribution.to_html(html)
+        _say(f"page: {html}")
+    if output is None and png is None and html is None:
+        Console().print(_strongest(attribution))
+    _say(str(attribution.plan))
+
+
+def _load(model: str) -> tuple[Any, Any]:
+    console = Console(stderr=True)
+    with console.status("loading the model") if console.is_terminal else nullcontext():
+        return pretrained.load(model)
+
+
+def _say(line: str) -> None:
+    Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _strongest(attribution: Attribution) -> Table:
+    """The largest entries of the last layer's last scope, but for those of a token with itself."""
+    scope, layer = attribution.scope("layer"), attribution.layers[-1]
+    found = attribution.top(_PAIRS, scope)
+    table = Table("query", "key", "norm", title=f"{scope}, layer {layer}")
+    for pair in found[found["layer"] == layer].itertuples():
+        names = (f"{pair.query} {pair.query_token}", f"{pair.key} {pair.key_token}")
+        table.add_row(*map(escape, names), f"{pair.norm:.3g}")
+    return table

@@ -1,0 +1,65 @@
+"""The two linear pieces of a layer: projections, and norms whose statistics are held fixed.
+
+Conventions: row vectors, ``y = x @ weight + bias``; ``d`` model width, ``E`` experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["Linear", "Norm", "expert"]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``y = x @ weight + bias`` with ``weight`` ``[in, out]`` and ``bias`` ``[out]`` or None."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+@dataclass(frozen=True)
+class Norm:
+    """LayerNorm (``kind="layer"``) or RMSNorm (``kind="rms"``), split into its linear part and its statistics.
+
+    With the statistics of the whole input frozen, a norm is ``scale_i * linear(p) + bias``
+    (Kobayashi et al. 2021, section 3.3): ``linear`` is the same for every token, ``scale`` is one number per token.
+    """
+
+    kind: Literal["layer", "rms"]
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+
+    def scale(self, p: Tensor) -> Tensor:
+        """``1 / s_i`` of the whole input ``p`` ``[..., d]``: shape ``[...]``."""
+        centred = p - p.mean(-1, keepdim=True) if self.kind == "layer" else p
+        return torch.rsqrt(centred.square().mean(-1) + self.eps)
+
+    def linear(self, p: Tensor) -> Tensor:
+        """The part linear in ``p`` ``[..., d]`` without ``1 / s_i``: centring (LayerNorm only), then gamma."""
+        if self.kind == "layer":
+            p = p - p.mean(-1, keepdim=True)
+        return p if self.weight is None else p * self.weight
+
+    def affine(self, p: Tensor, scale: Tensor) -> Tensor:
+        """``scale * linear(p) + bias``: what becomes of the bias stream ``p`` ``[..., d]``."""
+        y = self.linear(p) * scale[..., None]
+        return y if self.bias is None else y + self.bias
+
+    def __call__(self, p: Tensor) -> Tensor:
+        return self.affine(p, self.scale(p))
+
+
+def expert(projection: Linear, number: int, dtype: torch.dtype) -> Linear:
+    """The projection of one expert, in ``dtype``."""
+    weight, bias = projection.weight[number], projection.bias
+    return Linear(weight.to(dtype), None if bias is None else bias[number].to(dtype))

@@ -1,0 +1,209 @@
+"""What a forward pass leaves of a layer: its input, its output, and its attention.
+
+Attention is kept as what determines its weights (`QueryKey`) wherever that can be seen, and as the weights themselves
+(`Weights`) where a model makes them in its own way.
+
+Shapes: ``B`` sequences of ``T`` tokens, ``H`` query heads, ``Hkv`` key/value heads of width ``dh``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .routing import Routing
+
+__all__ = ["Attention", "LayerRecord", "QueryKey", "Weights"]
+
+
+class Attention(Protocol):
+    """What is asked of a recorded attention, whatever is kept of it: `QueryKey` or `Weights`.
+
+    `sequence` gives one batch entry without its padding; its tensors lose the batch dimension. `weights`, `pairs` and
+    `looks_ahead` are asked of such a sequence.
+    """
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(B, H, queries, keys)`` of the whole batch."""
+        ...
+
+    @property
+    def single(self) -> bool:
+        """Whether the weights may differ from the model's by rounding to float32, whatever the model's dtype."""
+        ...
+
+    def sequence(self, batch: int, tokens: Tensor, dtype: torch.dtype, keys: Tensor | None = None) -> Attention:
+        """Batch entry ``batch`` restricted to the token indices ``tokens`` ``[T']``, in ``dtype``.
+
+        ``keys``: the indices of its keys, where they are the tokens of another sequence.
+        """
+        ...
+
+    def weights(self, rows: Tensor) -> Tensor:
+        """Attention weights ``[H, N, T]`` of the query tokens ``rows`` ``[N]``, exactly 0 where masked."""
+        ...
+
+    def pairs(self, rows: Tensor) -> int:
+        """How many (query, key) pairs are not masked for all heads."""
+        ...
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether any token may attend to a later one."""
+        ...
+
+
+@dataclass(frozen=True)
+class QueryKey:
+    """What determines attention weights, without the weights: ``softmax(scale * query @ key^T + bias + mask)``.
+
+    With a ``softcap`` c, ``c tanh(. / c)`` of the scaled products; with ``sinks`` ``[H]``, one more logit for each head
+    that takes part in the softmax and belongs to no token.
+
+    ``query`` ``[B, H, T, dh]`` and ``key`` ``[B, Hkv, T, dh]`` are taken after any position rotation. ``mask`` is
+    broadcastable to ``[B, H, T, T]``, boolean (True: may attend) or additive, or None; ``causal`` masks besides the
+    keys after the query. ``bias`` (of relative positions) is broadcastable in the same way and masks nothing.
+    """
+
+    query: Tensor
+    key: Tensor
+    scale: float
+    mask: Tensor | None = None
+    causal: bool = False
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    bias: Tensor | None = None
+    single: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        batch, heads, queries, _ = self.query.shape
+        return batch, heads, queries, self.key.shape[-2]
+
+    def sequence(self, batch: int, tokens: Tensor, dtype: torch.dtype, keys: Tensor | None = None) -> QueryKey:
+        keys = tokens if keys is None else keys
+        return replace(
+            self,
+            query=self.query[batch].index_select(1, tokens).to(dtype),
+            key=self.key[batch].index_select(1, keys).to(dtype),
+            mask=_entry(self.mask, batch, tokens, keys),
+            sinks=None if self.sinks is None else self.sinks.to(dtype),
+            bias=_entry(self.bias, batch, tokens, keys),
+        )
+
+    def weights(self, rows: Tensor) -> Tensor:
+        logits = self.logits(rows)
+        if self.sinks is None:
+            return logits.softmax(-1)
+        sinks = self.sinks[:, None, None].expand(-1, len(rows), 1)
+        return torch.cat([logits, sinks], -1).softmax(-1)[..., :-1]
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Logits of one sequence ``[H, N, T]`` for the query tokens ``rows`` ``[N]``."""
+        query = self.query.index_select(1, rows)
+        heads, kv_heads = query.shape[0], self.key.shape[0]
+        grouped = query.reshape(kv_heads, -1, query.shape[-1])  # query heads of one key/value head are neighbours
+        logits: Tensor = (grouped @ self.key.mT).reshape(heads, len(rows), self.key.shape[1]).mul_(self.scale)
+        if self.softcap is not None:
+            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        bias = _rows(self.bias, rows)
+        if bias is not None:
+            logits.add_(bias.to(logits.dtype))
+        mask = _rows(self.mask, rows)
+        if mask is not None and mask.dtype != torch.bool:
+            logits.add_(mask.to(logits.dtype))
+        elif mask is not None:
+            logits.masked_fill_(~mask, -torch.inf)
+        if self.causal:
+            logits.masked_fill_(self._later(rows), -torch.inf)
+        return logits
+
+    def pairs(self, rows: Tensor) -> int:
+        allowed = ~self._later(rows) if self.causal else None
+        mask = _rows(self.mask, rows)
+        if mask is not None:
+            attends = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            attends = attends.flatten(0, -3).any(0) if attends.dim() > 2 else attends
+            allowed = attends if allowed is None else attends & allowed
+        tokens = self.key.shape[1]
+        return len(rows) * tokens if allowed is None else int(allowed.expand(len(rows), tokens).sum())
+
+    @property
+    def looks_ahead(self) -> bool:
+        if self.causal or self.query.shape[-2] == 1:
+            return False
+        if self.mask is None or self.mask.shape[-2] == 1:
+            return True
+        allowed = self.mask if self.mask.dtype == torch.bool else self.mask > torch.finfo(self.mask.dtype).min / 2
+        return bool(allowed.triu(1).any())
+
+    def _later(self, rows: Tensor) -> Tensor:
+        return torch.arange(self.key.shape[1], device=rows.device) > rows[:, None]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The attention weights ``alpha`` ``[B, H, T, T]`` themselves, as the model computed and applied them.
+
+    As many numbers as the model itself made of them, held while its layer runs.
+    """
+
+    alpha: Tensor
+
+    @property
+    def single(self) -> bool:
+        return False
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        batch, heads, queries, keys = self.alpha.shape
+        return batch, heads, queries, keys
+
+    def sequence(self, batch: int, tokens: Tensor, dtype: torch.dtype, keys: Tensor | None = None) -> Weights:
+        rows = self.alpha[batch].index_select(1, tokens)
+        return replace(self, alpha=rows.index_select(2, tokens if keys is None else keys).to(dtype))
+
+    def weights(self, rows: Tensor) -> Tensor:
+        return self.alpha.index_select(1, rows)
+
+    def pairs(self, rows: Tensor) -> int:
+        return int((self.weights(rows) != 0).any(0).sum())
+
+    @property
+    def looks_ahead(self) -> bool:
+        return bool(self.alpha.triu(1).any())
+
+
+def _entry(mask: Tensor | None, batch: int, tokens: Tensor, keys: Tensor) -> Tensor | None:
+    """One batch entry of what is broadcastable to ``[B, H, T, T]``, restricted to some queries and keys."""
+    if mask is None:
+        return None
+    mask = mask[min(batch, mask.shape[0] - 1)]
+    if mask.shape[-2] > 1:
+        mask = mask.index_select(-2, tokens)
+    return mask.index_select(-1, keys)
+
+
+def _rows(mask: Tensor | None, rows: Tensor) -> Tensor | None:
+    return mask if mask is None or mask.shape[-2] == 1 else mask.index_select(-2, rows)
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """What one forward pass left of one layer: its input and output ``[B, T, d]`` and its attention.
+
+    Where it is a mixture of experts, the ``routing`` of all sequences one after the other, ``[B * T, k]``. Where it
+    has cross-attention: what that reads of the encoder, ``states`` ``[B, T', d]``, and the attention to it.
+    """
+
+    index: int
+    input: Tensor
+    output: Tensor
+    attention: Attention
+    routing: Routing | None = None
+    states: Tensor | None = None
+    cross: Attention | None = None

@@ -1,0 +1,47 @@
+"""Mixtures of experts: feed-forward blocks of which a router picks a few for every token.
+
+Shapes: ``E`` experts, of which each token goes to ``k``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Routing"]
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which experts each of ``T`` tokens goes to, ``index`` ``[T, k]``, and what their outputs are multiplied by,
+    ``weight`` ``[T, k]``. Both are held fixed by the decomposition."""
+
+    index: Tensor
+    weight: Tensor
+
+    def of(self, tokens: Tensor) -> Routing:
+        """Of the tokens ``tokens`` ``[N]`` alone."""
+        return Routing(self.index.index_select(0, tokens), self.weight.index_select(0, tokens))
+
+    def by_expert(self) -> list[tuple[int, Tensor, Tensor]]:
+        """``(expert, tokens [n], slots [n])`` of every expert that any token goes to: its place in their row of
+        ``index``."""
+        found = []
+        for number in self.index.unique().tolist():
+            tokens, slots = (self.index == number).nonzero(as_tuple=True)
+            found.append((number, tokens, slots))
+        return found
+
+    def by_set(self) -> list[tuple[tuple[int, ...], Tensor, Tensor]]:
+        """``(experts, tokens [n], slots [n, k])`` of every set of experts that any token goes to.
+
+        ``slots[i, j]`` is the place of ``experts[j]`` in token ``tokens[i]``'s row of ``index``.
+        """
+        ordered, slots = self.index.sort(-1)
+        sets, members = ordered.unique(dim=0, return_inverse=True)
+        found = []
+        for number, experts in enumerate(sets.tolist()):
+            tokens = (members == number).nonzero()[:, 0]
+            found.append((tuple(experts), tokens, slots[tokens]))
+        return found

@@ -1,0 +1,329 @@
+"""What a layer's map costs by each method, which one to run, and in which blocks.
+
+Where the counts of two methods come near each other, this machine's rates decide: those of ``ffattr bench --calibrate``
+if it was run here, and otherwise short runs of both. The former also predict times.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import psutil
+import torch
+
+from ..decomposition.sketch import Sketch
+from ..ops.backends import Backend
+from .costs import Blocks, LayerShape, Method
+from .machine_rates import Rates, calibrated, measured
+
+__all__ = ["Blocks", "LayerPlan", "LayerShape", "Method", "Plan", "default_budget", "free_bytes", "packs", "plan_layer"]
+
+_MiB = 1 << 20
+_DEFAULT_BUDGET = 24 * _MiB
+"""Working memory on a CPU beyond which no shape tried ran faster: blocks are then long enough to hide their set-up."""
+_ENOUGH = 96  # queries of a block: features of the keys are then a few per cent of the direct method's work
+SAMPLED = 4096
+"""Pairs that are computed exactly for a sketch: with half as many the rank correlation suffers."""
+_METHODS: dict[str, Method] = {"direct": "direct", "operator": "operator", "pairs": "pairs"}
+_NEAR = 2.0  # counts further apart than this decide by themselves: no machine's rates differ by more
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer of a pack of sequences: what runs, in which blocks, and what it costs. ``stack``: "encoder", "decoder"
+    or "".
+
+    ``dtype`` is that of the wide products, ``choice`` why it is this method, ``halvings`` how often the blocks were
+    halved because memory ran out, ``rates`` those of this machine, if they are known.
+    """
+
+    layer: int
+    shape: LayerShape
+    method: Method
+    blocks: Blocks
+    dtype: torch.dtype
+    choice: str
+    halvings: int = 0
+    stack: str = ""
+    sketch: Sketch | None = None
+    rates: Rates | None = field(default=None, repr=False)
+
+    @property
+    def flops(self) -> float:
+        return self.shape.flops(self.method)
+
+    @property
+    def bytes(self) -> int:
+        return self.shape.bytes(self.method, self.blocks, self.dtype)
+
+    @property
+    def repeats(self) -> int:
+        """In how many blocks of queries."""
+        return -(-self.shape.queries // self.blocks.queries)
+
+    @property
+    def work(self) -> dict[str, float]:
+        """How much there is to do of each kind that `ffattr.engine.machine_rates.Rates` has."""
+        return {**self.shape.work(self.method, self.blocks), "fresh": float(self.bytes), "packs": 1.0}
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the layer's maps take, without the model's own forward pass. None where nothing is known of this
+        machine (``ffattr bench --calibrate``), and for the reference."""
+        return None if self.rates is None or self.method == "reference" else self.rates.seconds(self.work)
+
+    @property
+    def reason(self) -> str:
+        """Why this method, and what became of the blocks."""
+        reason = self.choice
+        if self.repeats > 1 and self.method != "reference":
+            reason += f", features made {self.repeats} times"
+        if self.halvings:
+            reason += f", halved {self.halvings} time{'s' * (self.halvings > 1)} after running out of memory"
+        return reason
+
+    def halved(self) -> LayerPlan | None:
+        """The same layer in blocks of half the queries or, of one query, half the keys. None: nothing is left."""
+        queries, keys, wide_keys = self.blocks.queries, self.blocks.keys, self.blocks.wide_keys
+        if queries > 1:
+            smaller = Blocks(queries // 2, keys, wide_keys, self.blocks.grams)
+        elif self.method != "reference" and max(keys, wide_keys) > 1:
+            smaller = Blocks(1, max(1, keys // 2), max(1, wide_keys // 2))
+        else:
+            return None
+        return replace(self, blocks=smaller, halvings=self.halvings + 1)
+
+
+@dataclass
+class Plan:
+    """What ran, or would run: backend, dtype of the wide products, operations and memory of every layer. Printable.
+
+    >>> plan = ffattr.explain(model, "The cat sat.", tokenizer=tokenizer, backend="torch", layers=[0, 2])
+    >>> plan.backend, plan.dtype, [layer.layer for layer in plan.layers]
+    ('torch', torch.float64, [0, 2])
+    >>> plan.flops == sum(layer.flops for layer in plan.layers) > 0
+    True
+    >>> plan.layers[0].method, plan.layers[0].reason
+    ('direct', '2.7x fewer operations')
+    """
+
+    backend: str
+    dtype: torch.dtype
+    device: torch.device
+    layers: list[LayerPlan] = field(default_factory=list)
+
+    @property
+    def flops(self) -> float:
+        return sum(layer.flops for layer in self.layers)
+
+    @property
+    def bytes(self) -> int:
+        return max((layer.bytes for layer in self.layers), default=0)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long all maps take, or None: see `LayerPlan.seconds`."""
+        each = [layer.seconds for layer in self.layers]
+        return None if None in each else sum(filter(None, each))
+
+    def __str__(self) -> str:
+        lines = [f"{self.backend} backend, {str(self.dtype).removeprefix('torch.')} on {self.device}"]
+        for _, group in itertools.groupby(self.layers, key=lambda layer: replace(layer, layer=0)):
+            same = list(group)
+            first, numbers = same[0], _ranges([layer.layer for layer in same])
+            layers = f"{first.stack} layer {numbers}".strip()
+            keys = first.blocks.keys if first.method == "attention" else first.blocks.wide_keys
+            lines.append(
+                f"{len(same)} x {layers}: {first.method}, {first.shape.queries} queries x {first.shape.tokens} "
+                f"tokens in blocks of {first.blocks.queries} x {keys}, {first.flops / 1e9:.2f} GFLOP and "
+                f"{first.bytes / _MiB:.1f} MiB each ({first.reason})"
+            )
+        total = f"total: {self.flops / 1e9:.2f} GFLOP, working memory {self.bytes / _MiB:.1f} MiB"
+        if self.layers and self.seconds is not None:
+            total += f", about {self.seconds:.2g} s beside the model's own run"
+        lines.append(total)
+        return "\n".join(lines)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """``[0, 1, 2, 5, 5]`` as ``0-2, 5``."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device, with what torch holds there for tensors to come."""
+    if device.type != "cuda":
+        return int(psutil.virtual_memory().available)
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + held
+
+
+def default_budget(device: torch.device) -> tuple[int, int]:
+    """Bytes of working memory when the user names none: what is of use, and a share of what is free at most."""
+    most = free_bytes(device) // 4
+    return (most if device.type == "cuda" else min(_DEFAULT_BUDGET, most)), most
+
+
+def plan_layer(
+    layer: int,
+    shape: LayerShape,
+    wide: int,
+    backend: Backend,
+    method: str | Sketch,
+    dtype: torch.dtype,
+    device: torch.device,
+    budget: int | None,
+) -> LayerPlan:
+    """Choose the method and the blocks of one layer, of which ``wide`` scopes take d-wide work for every pair.
+
+    ``dtype`` is that of the wide products: the matrices of the feed-forward block and what is multiplied by them.
+    ``budget`` bounds what blocks take; the maps and the layer's own matrices come on top. Raises ValueError where it
+    cannot hold a single pair.
+    """
+    useful, most = default_budget(device) if budget is None else (budget, budget)
+    sketch, why = None, ""
+    if isinstance(method, Sketch):
+        sketch, why = _sketched(shape, wide, backend, method)
+        method = "auto"
+        if sketch is not None:
+            shape = replace(shape, sketched=(sketch.width,) * wide)
+    chosen, choice = _choose(shape, wide, backend, method, dtype, device)
+    choice += why
+    if budget is None and chosen != "reference":
+        useful = min(most, max(useful, _worthwhile(shape, chosen, dtype)))
+    if chosen == "reference":
+        per_query = shape.bytes(chosen, Blocks(1, shape.tokens, shape.tokens), dtype)
+        blocks = Blocks(max(1, min(shape.queries, useful // per_query)), shape.tokens, shape.tokens)
+        return LayerPlan(layer, shape, chosen, blocks, dtype, choice)
+    rates = calibrated(backend.name, dtype, device, torch.get_num_threads())
+    if chosen == "operator" and _least(shape, "operator", dtype) > most and method == "auto":
+        chosen, choice = "direct", "operator would not fit the memory"
+    least = _least(shape, chosen, dtype)
+    if least > most:
+        raise ValueError(
+            f"memory_budget={budget} bytes is too small for layer {layer} ({chosen}, {shape.tokens} tokens): "
+            f"expected at least {least}"
+        )
+    blocks = _blocks(shape, chosen, max(useful, least), dtype)
+    return LayerPlan(layer, shape, chosen, blocks, dtype, choice, sketch=sketch, rates=rates)
+
+
+def _sketched(shape: LayerShape, wide: int, backend: Backend, sketch: Sketch) -> tuple[Sketch | None, str]:
+    """The sketch, if it saves anything, and a word on it."""
+    if not wide or backend.is_reference or shape.by_expert:
+        return None, "; exact: no sketch of this" * bool(wide)
+    if sketch.tolerance is None and wide * sketch.width >= shape.width:
+        return None, f"; exact: {wide} sketches of {sketch.width} are no narrower than {shape.width}"
+    if shape.pairs < 4 * SAMPLED:  # each is twice the work of a pair of the map
+        return None, f"; exact: a sketch needs {SAMPLED} of the {shape.pairs} pairs to begin with"
+    return sketch, f"; sketched to {sketch.width} of {shape.width}"
+
+
+def packs(
+    shapes: Sequence[LayerShape],
+    wide: int,
+    backend: Backend,
+    method: str | Sketch,
+    dtype: torch.dtype,
+    device: torch.device,
+    budget: int | None,
+) -> list[list[int]]:
+    """Which sequences, by their places in ``shapes``, are worked on together: short ones of about the same length, as
+    many as fit into the working memory at once. A long one, and each for the reference, is alone."""
+    useful, _ = default_budget(device) if budget is None else (budget, budget)
+    kind: Method = "attention" if not wide else "operator" if method == "operator" else "direct"
+    found: list[list[int]] = []
+    for place in sorted(range(len(shapes)), key=lambda place: -shapes[place].tokens):
+        together = [*found[-1], place] if found else [place]
+        joined = LayerShape.joined([shapes[one] for one in together])
+        whole = Blocks(joined.queries, joined.tokens, joined.tokens)
+        short = joined.longest < joined.width and not backend.is_reference
+        if found and short and joined.bytes(kind, whole, dtype) - joined.fixed_bytes(kind, dtype) <= useful:
+            found[-1].append(place)
+        else:
+            found.append([place])
+    return found
+
+
+def _worthwhile(shape: LayerShape, chosen: Method, dtype: torch.dtype) -> int:
+    """Bytes without which long sequences would be cut into such short blocks of queries that what is made of the keys
+    for every block costs as much as the maps."""
+    passing, kept = shape.query_bytes(chosen, dtype)
+    queries, keys = min(shape.queries, _ENOUGH), shape.tokens if chosen == "operator" else 1
+    pairs = keys * shape.pair_bytes(chosen, dtype, cut=False)
+    return keys * shape.key_bytes(chosen, dtype) + queries * max(passing, 2 * (kept + pairs))
+
+
+def _blocks(shape: LayerShape, chosen: Method, useful: int, dtype: torch.dtype) -> Blocks:
+    """The longest blocks that ``useful`` bytes hold."""
+    if shape.sequences > 1:
+        return Blocks(max(1, shape.queries), shape.tokens, shape.tokens)
+    passing, kept = shape.query_bytes(chosen, dtype)
+    pair = shape.pair_bytes(chosen, dtype, cut=chosen != "operator")
+    wide_keys = shape.tokens if chosen == "operator" else 1
+    spare = useful - wide_keys * shape.key_bytes(chosen, dtype)
+    queries = max(1, min(shape.queries, useful // passing, spare // 2 // (kept + wide_keys * pair)))
+    left = useful - queries * kept
+    grams = shape.gram_bytes
+    keep = bool(grams) and queries < shape.queries and grams < left // 2
+    left -= grams * keep
+
+    def keys(method: Method) -> int:
+        per_pair = shape.pair_bytes(method, dtype)
+        return max(1, min(shape.tokens, left // (shape.key_bytes(method, dtype) + queries * per_pair)))
+
+    return Blocks(queries, keys("attention"), keys(chosen) if chosen in ("direct", "pairs") else wide_keys, keep)
+
+
+def _least(shape: LayerShape, method: Method, dtype: torch.dtype) -> int:
+    """Bytes that the smallest blocks need: one query with one key, or with all keys where the method needs them all."""
+    passing, kept = shape.query_bytes(method, dtype)
+    keys = shape.tokens if method == "operator" else 1
+    block = max(keys * shape.key_bytes(method, dtype), shape.key_bytes("attention", dtype))
+    pair = max(shape.pair_bytes(kind, dtype) for kind in ("attention", method))
+    return max(passing, kept + block + keys * pair)
+
+
+def _choose(
+    shape: LayerShape, wide: int, backend: Backend, method: str, dtype: torch.dtype, device: torch.device
+) -> tuple[Method, str]:
+    if method != "auto" and method not in _METHODS:
+        raise ValueError(
+            f"unknown method {method!r}, expected 'auto', 'direct', 'operator', 'pairs' or ffattr.Sketch(...)"
+        )
+    if backend.is_reference:
+        return "reference", "the definition"
+    if not wide:
+        return "attention", "no scope takes d-wide work for a pair"
+    if shape.grouped:
+        return "direct", "the one method for groups of keys"
+    if method == "pairs" and shape.by_expert:
+        raise ValueError("method='pairs' does not tell experts apart, expected 'auto', 'direct' or 'operator'")
+    if method in _METHODS:
+        return _METHODS[method], "asked for"
+    if dtype == torch.float8_e4m3fn:
+        return "direct", "the only method in float8"
+    direct, operator, pairs = (shape.flops(kind) for kind in ("direct", "operator", "pairs"))
+    if pairs < min(direct, operator) and not shape.by_expert and not shape.sketched:
+        return "pairs", f"{shape.pairs} pairs are too few to prepare anything for"
+    ratio = direct / operator
+    emulated = backend.emulated(device)  # whose rates would say nothing, and take minutes
+    if not 1 / _NEAR < ratio < _NEAR or emulated:
+        chosen: Method = "operator" if ratio > 1 else "direct"
+        return chosen, f"{max(ratio, 1 / ratio):.1f}x fewer operations"
+    known = calibrated(backend.name, dtype, device, torch.get_num_threads())
+    if known is not None:
+        seconds = {kind: known.seconds(shape.work(kind)) for kind in ("direct", "operator")}
+        chosen = "operator" if seconds["direct"] > seconds["operator"] else "direct"
+        return chosen, f"faster here: {seconds['direct']:.2g} s direct, {seconds['operator']:.2g} s operator"
+    rates = measured(backend.name, dtype, device, torch.get_num_threads())
+    chosen = "operator" if direct / rates[0] > operator / rates[1] else "direct"
+    return chosen, f"faster at {rates[0] / 1e9:.0f} direct, {rates[1] / 1e9:.0f} operator GFLOP/s measured here"

@@ -1,0 +1,247 @@
+"""Three ways to see the attention of a module while it runs: its queries, keys and mask, or else its weights.
+
+Each is a context manager that calls ``sink(layer, Attention)`` and undoes everything on the way out.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ...decomposition.attention import Attention, QueryKey, Weights
+from ...errors import CaptureError, UnsupportedModel
+
+__all__ = ["Sink", "attention_interface", "calls_interface", "multihead", "own_attention"]
+
+Sink = Callable[[int, Attention], None]
+
+_numbers = itertools.count()
+_originals: dict[str, str] = {}  # the private names in use, with the implementation that each one stands for
+
+# Keyword arguments through which a transformers attention function can be told to compute something else.
+_CHANGING = ("sinks", "head_mask", "cache")
+_EAGER = ("softcap", "s_aux")  # that transformers' sdpa does not read
+
+
+def calls_interface(module: nn.Module) -> bool:
+    """Whether a module finds its attention function through transformers' attention interface."""
+    return _module_global(module, "ALL_ATTENTION_FUNCTIONS", None) is not None
+
+
+@contextmanager
+def attention_interface(configs: Sequence[Any], modules: Mapping[int, nn.Module], sink: Sink) -> Iterator[None]:
+    """Record transformers attention by wrapping the function that the model itself uses, under a private name.
+
+    ``sdpa`` and ``eager`` run as they are; others (flash, flex), which need masks of their own, run as ``sdpa``.
+    """
+    utils: Any = importlib.import_module("transformers.modeling_utils")
+    masks: Any = importlib.import_module("transformers.masking_utils")
+    functions = utils.AttentionInterface
+    mask_functions = masks.AttentionMaskInterface
+    index_of = {id(module): index for index, module in modules.items()}
+    names: dict[str, str] = {}
+    with ExitStack() as stack:
+        for config in configs:
+            found = config._attn_implementation_internal
+            original = _originals.get(found, found)
+            original = original if original == "eager" else "sdpa"
+            if original not in names:
+                name = names[original] = f"ffattr_capture_{next(_numbers)}"
+                _originals[name] = original
+                stack.callback(_originals.pop, name, None)
+                stack.callback(functions._global_mapping.pop, name, None)
+                stack.callback(mask_functions._global_mapping.pop, name, None)
+                functions.register(name, _wrapper(original, functions._global_mapping["sdpa"], index_of, sink))
+                mask_functions.register(name, mask_functions._global_mapping[original])
+            # Past the public setter, which would also change every nested configuration.
+            stack.callback(setattr, config, "_attn_implementation_internal", found)
+            config._attn_implementation_internal = names[original]
+        yield
+
+
+def _wrapper(original: str, sdpa: Callable[..., Any], index_of: Mapping[int, int], sink: Sink) -> Callable[..., Any]:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> Any:
+        index = index_of.get(id(module))
+        if index is not None:
+            sink(index, _seen(module, query, key, attention_mask, original == "sdpa", kwargs))
+        function = sdpa
+        if original == "eager":
+            function = _module_global(module, "eager_attention_forward")
+        elif (local := _module_global(module, "ALL_ATTENTION_FUNCTIONS", None)) is not None:
+            function = local.get("sdpa", sdpa)  # a model may override it for itself
+        return function(module, query, key, value, attention_mask, **kwargs)
+
+    return attend
+
+
+def _seen(
+    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, sdpa: bool, kwargs: Mapping[str, Any]
+) -> QueryKey:
+    what = type(module).__name__
+    for name in (*_CHANGING, *_EAGER) if sdpa else _CHANGING:
+        if kwargs.get(name) is not None:
+            raise UnsupportedModel(f"{what} passes {name!r} to its attention function, which no formula here covers")
+    window = kwargs.get("sliding_window")
+    if window is not None and mask is None and key.shape[-2] > window:
+        raise UnsupportedModel(f"{what} has a 'sliding_window' of {window} for {key.shape[-2]} keys but no mask for it")
+    scale = kwargs.get("scaling")
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    bias = kwargs.get("position_bias")
+    return QueryKey(
+        query=query,
+        key=key,
+        scale=query.shape[-1] ** -0.5 if scale is None else float(scale),
+        mask=mask,
+        causal=sdpa and mask is None and query.shape[-2] > 1 and bool(causal),
+        softcap=kwargs.get("softcap"),
+        sinks=kwargs.get("s_aux"),
+        bias=None if bias is None else _four_dimensions(bias),
+        single=not sdpa,  # most of transformers' eager functions do
+    )
+
+
+_REQUIRED: Any = object()
+
+
+def _module_global(module: nn.Module, name: str, default: Any = _REQUIRED) -> Any:
+    """A global of the file that defines the attention class, or a class it derives from."""
+    for cls in type(module).__mro__:
+        found = getattr(sys.modules.get(cls.__module__), name, None)
+        if found is not None:
+            return found
+    if default is _REQUIRED:
+        raise CaptureError(
+            f"no {name} where {type(module).__name__} is defined, so its eager attention cannot be run. "
+            'Call model.set_attn_implementation("sdpa").'
+        )
+    return default
+
+
+@contextmanager
+def multihead(modules: Mapping[int, nn.MultiheadAttention], sink: Sink) -> Iterator[None]:
+    """Record ``nn.MultiheadAttention`` used as self-attention, from its input. The fused fast path must be off."""
+    with ExitStack() as stack:
+        for index, module in modules.items():
+            hook = module.register_forward_pre_hook(_multihead_hook(index, sink), with_kwargs=True)
+            stack.callback(hook.remove)
+        yield
+
+
+def _multihead_hook(index: int, sink: Sink) -> Callable[..., None]:
+    names = tuple(inspect.signature(nn.MultiheadAttention.forward).parameters)[1:]
+
+    def hook(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        x = given["query"]
+        x = x[None] if x.dim() == 2 else x if module.batch_first else x.transpose(0, 1)
+        batch, length, width = x.shape
+        weight, bias = module.in_proj_weight[: 2 * width], module.in_proj_bias
+        projected = nn.functional.linear(x, weight, None if bias is None else bias[: 2 * width])
+        query, key = projected.view(batch, length, 2, module.num_heads, -1).permute(2, 0, 3, 1, 4)
+        mask, padding = _additive(given.get("attn_mask"), x.dtype), _additive(given.get("key_padding_mask"), x.dtype)
+        # As in torch: the hint is believed, and the mask not read, where the two can be exchanged.
+        causal = bool(given.get("is_causal")) and padding is None and not given.get("need_weights", True)
+        if mask is not None:
+            mask = None if causal else mask[None, None] if mask.dim() == 2 else mask.view(batch, -1, length, length)
+        if padding is not None:
+            padding = padding.view(batch, 1, 1, length)
+            mask = padding if mask is None else mask + padding
+        sink(index, QueryKey(query, key, query.shape[-1] ** -0.5, mask, causal))
+
+    return hook
+
+
+def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """PyTorch's own boolean masks are True where attention is forbidden."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask, -torch.inf)
+
+
+@contextmanager
+def own_attention(modules: Mapping[int, nn.Module], heads: Mapping[int, int], sink: Sink) -> Iterator[None]:
+    """Record what any other module computes in its forward: ``scaled_dot_product_attention`` by its arguments, or else
+    a softmax over the keys by its result, with the number of query heads of each layer's module in ``heads``."""
+    running: list[int] = []
+    with ExitStack() as stack:
+        for index, module in modules.items():
+
+            def enter(module: nn.Module, args: Any, index: int = index) -> None:
+                running.append(index)
+
+            def leave(module: nn.Module, args: Any, output: Any) -> None:
+                running.pop()
+
+            stack.callback(module.register_forward_pre_hook(enter).remove)
+            stack.callback(module.register_forward_hook(leave, always_call=True, prepend=True).remove)
+        stack.enter_context(_Watch(running, heads, sink))
+        yield
+
+
+_SOFTMAX = (nn.functional.softmax, torch.softmax, Tensor.softmax)  # nn.Softmax calls the first
+
+
+class _Watch(TorchFunctionMode):
+    def __init__(self, running: list[int], heads: Mapping[int, int], sink: Sink) -> None:
+        super().__init__()
+        self._running = running
+        self._heads = heads
+        self._sink = sink
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not self._running:
+            return func(*args, **kwargs)
+        index = self._running[-1]
+        if func is nn.functional.scaled_dot_product_attention:
+            self._sink(index, _sdpa_call(*args, **kwargs))
+        result = func(*args, **kwargs)
+        if func in _SOFTMAX:
+            weights = _over_keys(result, kwargs.get("dim", args[1] if len(args) > 1 else None), self._heads[index])
+            if weights is not None:
+                self._sink(index, weights)
+        return result
+
+
+def _over_keys(result: Tensor, dim: int | None, heads: int) -> Weights | None:
+    """Attention weights ``[B, H, T, T]`` or ``[B * H, T, T]``; None for a softmax of anything else (a router's)."""
+    if dim not in (-1, result.dim() - 1):
+        return None
+    if result.dim() == 3 and result.shape[0] % heads == 0 and result.shape[1] == result.shape[2]:
+        result = result.unflatten(0, (-1, heads))
+    return Weights(result) if result.dim() == 4 and result.shape[1] == heads else None
+
+
+def _sdpa_call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> QueryKey:
+    if query.dim() != 4:
+        raise CaptureError(f"scaled_dot_product_attention got queries {tuple(query.shape)}, expected [B, H, T, dh]")
+    mask = None if attn_mask is None else _four_dimensions(attn_mask)
+    return QueryKey(query, key, query.shape[-1] ** -0.5 if scale is None else float(scale), mask, is_causal)
+
+
+def _four_dimensions(mask: Tensor) -> Tensor:
+    """``[..., T, T]`` with as many dimensions as ``[B, H, T, T]``."""
+    return mask[(None,) * (4 - mask.dim())]

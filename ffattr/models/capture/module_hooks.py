@@ -1,0 +1,59 @@
+"""What is seen of modules other than attention while they run: which experts tokens go to, what a projection reads.
+
+Each is a context manager that calls ``sink(layer, ...)`` and removes its hooks on the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...decomposition.routing import Routing
+from ...errors import CaptureError
+
+__all__ = ["routings", "values_read"]
+
+
+@contextmanager
+def routings(modules: Mapping[int, nn.Module], sink: Callable[[int, Routing], None]) -> Iterator[None]:
+    """Record which experts each token goes to: the integers and weights that a module of experts is called with.
+
+    Both are ``[tokens, k]``, the tokens of all sequences in one row.
+    """
+
+    def seen(index: int, module: nn.Module, given: list[Tensor]) -> None:
+        numbers = [value for value in given if not value.is_floating_point()]
+        floats = [value for value in given if value.is_floating_point()]
+        weights = [value for value in floats if numbers and value.shape == numbers[0].shape]
+        if len(numbers) != 1 or len(weights) != 1 or numbers[0].dim() != 2:
+            raise CaptureError(
+                f"{type(module).__name__} was called with tensors of shape {[list(value.shape) for value in given]}, "
+                "expected hidden states, the experts of each token and their weights, [tokens, k] each"
+            )
+        sink(index, Routing(numbers[0].to(torch.int64), weights[0]))
+
+    with _before(modules, seen):
+        yield
+
+
+@contextmanager
+def values_read(modules: Mapping[int, nn.Module], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Record the input of value projections."""
+    with _before(modules, lambda index, module, given: sink(index, given[0])):
+        yield
+
+
+@contextmanager
+def _before(modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Module, list[Tensor]], None]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for index, module in modules.items():
+
+            def hook(module: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
+                seen(index, module, [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)])
+
+            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+        yield

@@ -1,0 +1,304 @@
+"""One forward pass of the user's own model, recorded layer by layer, leaving nothing behind.
+
+The model's attention function is wrapped, never replaced: its output stays what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...decomposition.attention import Attention, LayerRecord
+from ...errors import CaptureError, NonFiniteError
+from ..registry import Adapted
+from .attention_hooks import Sink, attention_interface, calls_interface, multihead, own_attention
+from .module_hooks import routings, values_read
+from .run import configs, hidden_states, require_same, switches, undisturbed
+
+__all__ = ["first_attention", "record"]
+
+OnLayer = Callable[[LayerRecord], None]
+
+# What a layer calls once, by the field of its record that is seen there.
+_CALLED = {
+    "attention": "attention function",
+    "cross": "cross-attention",
+    "states": "values of cross-attention",
+    "routing": "experts",
+}
+
+_active: ContextVar[_Recorder | None] = ContextVar("ffattr_active_capture", default=None)
+
+
+def record(
+    adapted: Adapted,
+    kwargs: Mapping[str, Any],
+    on_layer: OnLayer,
+    layers: Sequence[int] | None = None,
+    verify: bool = True,
+    mask: Tensor | None = None,
+    encoder_mask: Tensor | None = None,
+) -> None:
+    """Run ``adapted.base(**kwargs)`` once and hand each layer's `LayerRecord` to ``on_layer`` while the layer runs.
+
+    The record is dropped afterwards, so memory holds one layer at a time. Records come in the order in which the layers
+    run; captures in other threads wait. ``verify`` runs the untouched model first and compares the final hidden states.
+    ``mask`` ``[B, T]`` says which tokens are valid (None: all); what padding holds is not looked at. Of a model with an
+    encoder and a decoder it is the decoder's, ``encoder_mask`` the encoder's.
+    """
+    base = adapted.base
+    wanted = _wanted(adapted, layers)
+    kwargs = {**kwargs, **switches(base, kwargs)}
+    with undisturbed(base):
+        plain = hidden_states(base(**kwargs)) if verify else None
+        recorder = _Recorder(adapted, wanted, mask, on_layer, encoder_mask)
+        with recorder.installed():
+            output = base(**kwargs)
+    recorder.finish()
+    if plain is not None:
+        of_output = mask if adapted.batch_first or mask is None else mask.T
+        require_same(plain, hidden_states(output), base, of_output)
+
+
+def first_attention(adapted: Adapted, kwargs: Mapping[str, Any]) -> Attention:
+    """Run ``adapted.base(**kwargs)`` up to the attention of its first layer, which is what is returned.
+
+    It tells how many tokens an image or a recording makes, and which of them are padding.
+    """
+    base = adapted.base
+    with undisturbed(base):
+        recorder = _First(adapted, [0], None, lambda recorded: None)
+        try:
+            with recorder.installed():
+                base(**{**kwargs, **switches(base, kwargs)})
+        except _Reached as reached:
+            return reached.attention
+    raise CaptureError(f"the forward pass of {type(base).__name__} ended before the attention of its first layer")
+
+
+class _Recorder:
+    """Collects the attention of a layer, and hands it over with the layer's input and output when the layer ends.
+
+    Layers may share one module (ALBERT): its first run is the first of them, and so on. A module goes by the first
+    layer that has it.
+    """
+
+    def __init__(
+        self,
+        adapted: Adapted,
+        wanted: Sequence[int],
+        mask: Tensor | None,
+        on_layer: OnLayer,
+        encoder_mask: Tensor | None = None,
+    ) -> None:
+        self.adapted = adapted
+        self.wanted = wanted
+        self.mask = mask
+        self.encoder_mask = encoder_mask
+        self.on_layer = on_layer
+        self.done: set[int] = set()
+        self._layers_of = {layers[0]: layers for layers in _sharing(adapted) if not set(layers).isdisjoint(wanted)}
+        self._runs = dict.fromkeys(self._layers_of, 0)
+        self._pending: dict[int, dict[str, Any]] = {}  # of layers that run, the fields of their records so far
+
+    @property
+    def listening(self) -> bool:
+        """False in another thread, inside ``on_layer``, and during a capture nested into this one."""
+        return _active.get() is self
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(_set_active(self))
+            for first in self._layers_of:
+                hook = self.adapted.layers[first].module.register_forward_hook(
+                    self._layer_hook(first), with_kwargs=True
+                )
+                stack.callback(hook.remove)
+            specs = {first: self.adapted.layers[first] for first in self._layers_of}
+            modules = {first: spec.attention for first, spec in specs.items()}
+            heads = {first: spec.heads for first, spec in specs.items()}
+            for first, spec in specs.items():
+                if spec.cross is not None:
+                    modules[first + self._count], heads[first + self._count] = spec.cross.attention, spec.cross.heads
+            torch_modules = {i: module for i, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
+            callers = {i: module for i, module in modules.items() if calls_interface(module)}
+            others = {i: module for i, module in modules.items() if i not in torch_modules and i not in callers}
+            sink: Sink = self._attention
+            if torch_modules:
+                stack.enter_context(multihead(torch_modules, sink))
+            if callers:
+                stack.enter_context(attention_interface(configs(self.adapted.base), callers, sink))
+            if others:
+                stack.enter_context(own_attention(others, heads, sink))
+            experts = {first: spec.experts for first, spec in specs.items() if spec.experts is not None}
+            stack.enter_context(routings(experts, lambda first, routing: self._keep(first, "routing", routing)))
+            values = {first: spec.cross.value for first, spec in specs.items() if spec.cross is not None}
+            stack.enter_context(values_read(values, lambda first, states: self._keep(first, "states", states)))
+            yield
+
+    def finish(self) -> None:
+        missing = [index for index in self.wanted if index not in self.done]
+        if missing:
+            raise CaptureError(f"layers {missing} of {self._what} did not run in the forward pass")
+
+    @property
+    def _count(self) -> int:
+        """Cross-attention goes by the number of its layer and this."""
+        return len(self.adapted.layers)
+
+    def _attention(self, number: int, attention: Attention) -> None:
+        if not self.listening:
+            return
+        first, cross = number % self._count, number >= self._count
+        index = self._running(first)
+        _, heads, queries, keys = attention.shape
+        if queries != keys and not cross:
+            raise CaptureError(
+                f"layer {index} of {self._what}: {queries} queries but {keys} keys. A cache of past "
+                "keys or a prefix is in use; pass the whole sequence at once, without past_key_values."
+            )
+        part = self.adapted.layers[index].cross if cross else self.adapted.layers[index]
+        assert part is not None
+        if heads != part.heads:
+            raise CaptureError(f"layer {index} of {self._what} has {heads} query heads, its adapter says {part.heads}")
+        self._keep(first, "cross" if cross else "attention", attention)
+
+    def _keep(self, first: int, name: str, value: Any) -> None:
+        """A field of the record of the layer that runs."""
+        if not self.listening:
+            return
+        fields = self._pending.setdefault(first, {})
+        if name in fields:
+            raise CaptureError(
+                f"layer {self._running(first)} of {self._what} called its {_CALLED[name]} twice, expected once"
+            )
+        fields[name] = value
+
+    def _running(self, first: int) -> int:
+        """Which layer it is that a module runs as."""
+        layers = self._layers_of[first]
+        return layers[min(self._runs[first], len(layers) - 1)]
+
+    def _next(self, first: int) -> int:
+        """Which layer it is that a module has just run as."""
+        layers, ran = self._layers_of[first], self._runs[first]
+        if ran == len(layers):
+            what = f"layer {first} of {self._what} ran twice in one forward pass, expected once"
+            if ran > 1:
+                what = (
+                    f"the module that layers {layers} of {self._what} share ran {ran + 1} times in one forward pass, "
+                    f"expected {ran}"
+                )
+            raise CaptureError(what)
+        self._runs[first] += 1
+        return layers[ran]
+
+    def _layer_hook(self, first: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if not self.listening:
+                return
+            index = self._next(first)
+            fields = self._pending.pop(first, {})
+            if index not in self.wanted:
+                return
+            self._check_whole(index, fields)
+            before = self._tokens(args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()))))
+            after = self._tokens(output if isinstance(output, Tensor) else output[0])
+            for name, hidden in (("input", before), ("output", after)):
+                self._check_finite(f"the {name} of layer {index}", hidden, self._mask_of(index))
+            self.done.add(index)
+            with _set_active(None):
+                self.on_layer(LayerRecord(index, before, after, **fields))
+
+        return hook
+
+    def _check_whole(self, index: int, fields: Mapping[str, Any]) -> None:
+        """Whether everything has been seen that the layer's record needs."""
+        spec = self.adapted.layers[index]
+        parts = {"attention": spec.attention, "cross": spec.cross and spec.cross.attention}
+        for name, module in parts.items():
+            if module is not None and name not in fields:
+                raise CaptureError(
+                    f"layer {index} of {self._what} handed over no {'cross-' * (name == 'cross')}attention: its "
+                    f"attention module ({type(module).__name__}) does not call transformers' attention interface, "
+                    "nn.MultiheadAttention, scaled_dot_product_attention or a softmax over the keys in a way that can "
+                    "be recorded"
+                )
+        if spec.experts is not None and "routing" not in fields:
+            raise CaptureError(
+                f"layer {index} of {self._what} did not call its experts ({type(spec.experts).__name__}): a kernel may "
+                "have taken their place. Load the model without kernels from the hub."
+            )
+
+    def _mask_of(self, index: int) -> Tensor | None:
+        return self.encoder_mask if index in self.adapted.stacks.get("encoder", ()) else self.mask
+
+    def _tokens(self, hidden: Tensor) -> Tensor:
+        """``[B, T, d]`` of whatever layout the model uses."""
+        if hidden.dim() == 2:
+            return hidden[None]
+        return hidden if self.adapted.batch_first else hidden.transpose(0, 1)
+
+    def _check_finite(self, what: str, hidden: Tensor, mask: Tensor | None) -> None:
+        finite = hidden.isfinite().all(-1)
+        if finite.all():
+            return
+        bad = ~finite if mask is None else mask.to(finite.device) & ~finite
+        if bad.any():
+            batch, token = bad.nonzero()[0].tolist()
+            raise NonFiniteError(
+                f"{what} of {self._what} is NaN or infinite (first at batch {batch}, token {token}). Check the weights "
+                "and the inputs, or run the model in a wider dtype."
+            )
+
+    @property
+    def _what(self) -> str:
+        return f"{type(self.adapted.base).__name__} ({self.adapted.family})"
+
+
+class _First(_Recorder):
+    """Stops at the first attention instead of recording it."""
+
+    def _attention(self, first: int, attention: Attention) -> None:
+        if self.listening:
+            raise _Reached(attention)
+
+
+class _Reached(BaseException):
+    """Past any handler of errors on its way."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self.attention = attention
+
+
+def _wanted(adapted: Adapted, layers: Sequence[int] | None) -> list[int]:
+    count = len(adapted.layers)
+    if layers is None:
+        return list(range(count))
+    for index in layers:
+        if not -count <= index < count:
+            raise ValueError(f"layer {index} does not exist: {type(adapted.base).__name__} has layers 0 to {count - 1}")
+    return sorted({index % count for index in layers})
+
+
+def _sharing(adapted: Adapted) -> list[list[int]]:
+    """The layers of each module, in the order in which it runs as them."""
+    found: dict[int, list[int]] = {}
+    for index, spec in enumerate(adapted.layers):
+        found.setdefault(id(spec.module), []).append(index)
+    return list(found.values())
+
+
+@contextmanager
+def _set_active(recorder: _Recorder | None) -> Iterator[None]:
+    token = _active.set(recorder)
+    try:
+        yield
+    finally:
+        _active.reset(token)

@@ -1,0 +1,107 @@
+"""How the user's own model is run: in eval mode, one run at a time, and leaving nothing behind."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import CaptureError
+
+__all__ = ["configs", "hidden_states", "require_same", "switches", "undisturbed"]
+
+# Relative difference of the final hidden states above which recording is taken to have changed the model's output.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+_lock = threading.RLock()  # captures in several threads would take each other's changes to a shared config for original
+
+
+@contextmanager
+def undisturbed(base: nn.Module) -> Iterator[None]:
+    """Runs in here see every hook, keep no gradients and wait for those of other threads.
+
+    Raises `CaptureError` for a model in training mode.
+    """
+    if any(module.training for module in base.modules()):
+        raise CaptureError(
+            f"{type(base).__name__} is in training mode, where dropout makes every run different. Call model.eval()."
+        )
+    with _lock, torch.no_grad(), _uncompiled(base), _no_fastpath():
+        yield
+
+
+def switches(base: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments that keep the model from caching, or from collecting what nobody asked for."""
+    found: dict[str, Any] = {}
+    if "use_cache" in kwargs or "use_cache" in inspect.signature(base.forward).parameters:
+        found["use_cache"] = False
+    for name in ("output_hidden_states", "output_attentions"):
+        if getattr(getattr(base, "config", None), name, False):
+            found[name] = False
+    return found
+
+
+def configs(base: nn.Module) -> list[Any]:
+    """Each configuration of a transformers model or its parts that names an attention implementation."""
+    found = [getattr(module, "config", None) for module in base.modules()]
+    return list({id(config): config for config in found if hasattr(config, "_attn_implementation_internal")}.values())
+
+
+@contextmanager
+def _no_fastpath() -> Iterator[None]:
+    """PyTorch's fused encoder layer calls no hooks, and takes any float mask for a boolean one (NaN in torch 2.13)."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _uncompiled(base: nn.Module) -> Any:
+    """Hooks added after torch.compile never fire in the compiled code, so what is compiled runs eagerly here."""
+    compiled = any(
+        getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in base.modules()
+    )
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def hidden_states(output: Any) -> Tensor:
+    """The final hidden states of a tensor, a tuple or a transformers ModelOutput."""
+    found = output if isinstance(output, Tensor) else output[0] if not isinstance(output, dict) else None
+    if found is None:
+        found = next((value for value in output.values() if isinstance(value, Tensor)), None)
+    if not isinstance(found, Tensor):
+        raise CaptureError(f"the model returned a {type(output).__name__} that does not start with a tensor")
+    return found
+
+
+def require_same(plain: Tensor, recorded: Tensor, base: nn.Module, mask: Tensor | None) -> None:
+    """Raises `CaptureError` where recording changed the final hidden states, ``[B, T, d]`` or of another layout.
+
+    Where ``mask`` has the layout of their first two dimensions, only of the tokens where it is True.
+    """
+    if mask is not None and plain.dim() == 3 and plain.shape[:2] == mask.shape:
+        plain, recorded = plain[mask.to(plain.device)], recorded[mask.to(plain.device)]
+    plain, recorded = plain.double(), recorded.double()
+    error = float((recorded - plain).norm() / plain.norm().clamp_min(1e-30))
+    tolerance = _TOLERANCE.get(_dtype(base, plain.device.type), 1e-4)
+    if not error <= tolerance:
+        raise CaptureError(
+            f"recording changed output of {type(base).__name__}: the final hidden states differ by {error:.1e} "
+            f"(relative), expected at most {tolerance:.0e}. The model is random in eval mode, or its attention "
+            'implementation differs from sdpa; try model.set_attn_implementation("sdpa") or "eager".'
+        )
+
+
+def _dtype(base: nn.Module, device_type: str) -> torch.dtype:
+    """The narrowest floating dtype of the parameters, or of autocast."""
+    found = {parameter.dtype for parameter in base.parameters() if parameter.is_floating_point()}
+    if torch.is_autocast_enabled(device_type):
+        found.add(torch.get_autocast_dtype(device_type))
+    return max(found, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)

@@ -1,0 +1,155 @@
+"""The layers of a model that no adapter knows, found by what its modules read and return in one small forward pass.
+
+What is found counts only if the output of every layer follows from it by the formulas of `ffattr.decomposition.reference`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from ...decomposition import reference
+from ...decomposition.activations import Activation
+from ...decomposition.attention import Attention
+from ...decomposition.layer import LayerWeights
+from ...decomposition.precision import output_tolerance
+from ...errors import UnsupportedModel
+from ..spec.described import Adapted
+from ..spec.layer import LayerSpec
+from ..spec.weights import Columns, Held, Scaled
+from .match import Cut, Part, Product, read
+from .observe import Run, observe
+from .probe import Undetected, device_of
+
+__all__ = ["Found", "Undetected", "adapt", "detect", "specs"]
+
+_log = logging.getLogger("ffattr")
+
+
+@dataclass(frozen=True)
+class Found:
+    """The path of the list of layers, and what each field of `LayerSpec` but ``module`` is in every one of them.
+
+    ``positions`` is the size of a learned position table, None where none was seen.
+    """
+
+    layers: str
+    parts: Mapping[str, Part]
+    batch_first: bool
+    positions: int | None
+
+
+_known: WeakKeyDictionary[nn.Module, Found] = WeakKeyDictionary()
+
+
+def adapt(base: nn.Module) -> Adapted:
+    """Describe a model by its structure. Raises `Undetected`, and `CaptureError` for a model in training mode."""
+    family = f"structure of {type(base).__name__}"
+    found = _known.get(base)
+    if found is None:
+        # Values are compared in the model's own precision, on its device and on the CPU.
+        with torch.autocast(device_of(base).type, enabled=False), torch.autocast("cpu", enabled=False):
+            found = _known[base] = detect(base)
+        _log.info("%s: layers at %r, %s", family, found.layers, dict(found.parts))
+    return Adapted(base, specs(base, found), family, found.batch_first, found.positions)
+
+
+def detect(base: nn.Module) -> Found:
+    """Where the parts of each layer are, verified in one small forward pass. Raises as `adapt` does."""
+    if getattr(getattr(base, "config", None), "add_cross_attention", False):
+        raise Undetected("its layers have cross-attention (config.add_cross_attention is True)")
+    if hasattr(base, "encoder") and hasattr(base, "decoder"):
+        raise Undetected("it has an encoder and a decoder")
+    observed = observe(base)
+    parts: dict[str, Part] = {}
+    try:
+        batch_first = read(observed.runs[-1], parts)
+        found = Found(observed.path, parts, batch_first, observed.positions)
+        for number, (run, spec) in enumerate(zip(observed.runs, specs(base, found), strict=True)):
+            _verify(run, spec, f"layer {number} of {observed.path!r}", batch_first)
+    except Undetected as gave_up:
+        gave_up.layers, gave_up.parts = observed.path, parts
+        raise
+    return found
+
+
+def specs(base: nn.Module, found: Found) -> tuple[LayerSpec, ...]:
+    """Every layer by the same paths. Raises `Undetected` where one lacks a part."""
+    layers = (getattr(layer, "_orig_mod", layer) for layer in _at(base, found.layers))
+    return tuple(_spec(layer, number, found) for number, layer in enumerate(layers))
+
+
+def _spec(layer: nn.Module, number: int, found: Found) -> LayerSpec:
+    def part(name: str, where: Part) -> Any:
+        if isinstance(where, Activation):
+            return where.value
+        if isinstance(where, Cut):
+            return Columns(at(name, where.path), where.start, where.stop, where.groups)
+        if isinstance(where, Product):
+            owner, _, parameter = where.factor.rpartition(".")
+            return Scaled(at(name, where.path), Held(at(name, owner), parameter))
+        return at(name, where) if isinstance(where, str) else where
+
+    def at(name: str, path: str) -> Any:
+        try:
+            module = _at(layer, path)
+        except AttributeError:
+            raise Undetected(f"layer {number} of {found.layers!r} has no {path!r}, which others have") from None
+        return None if name.startswith("norm_") and isinstance(module, nn.Identity) else module
+
+    return LayerSpec(module=layer, **{name: part(name, where) for name, where in found.parts.items()})
+
+
+def _at(root: Any, path: str) -> Any:
+    return functools.reduce(getattr, path.split("."), root) if path else root
+
+
+def _verify(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> None:
+    """Raises `Undetected` unless the layer's output follows from its description."""
+    ((caller, attention),) = run.attention
+    assert run.output is not None
+    dtype = torch.promote_types(run.input.dtype, torch.float32)
+    if caller is not spec.attention or attention.shape[1] != spec.heads:
+        raise Undetected(
+            f"{where} attends in a {type(caller).__name__} with {attention.shape[1]} heads, another layer with "
+            f"{spec.heads} in a {type(spec.attention).__name__}"
+        )
+    try:
+        weights = spec.weights(dtype)
+    except (UnsupportedModel, ValueError) as refused:
+        raise Undetected(f"{where}: {refused}") from refused
+    states = (run.input, run.output) if batch_first else (run.input.transpose(0, 1), run.output.transpose(0, 1))
+    tokens = torch.arange(attention.shape[2], device=run.input.device)
+    with torch.no_grad():
+        for batch, (x, expected) in enumerate(zip(*(state.to(dtype) for state in states), strict=True)):
+            output = _output(weights, x, attention.sequence(batch, tokens, dtype), tokens)
+            error = float(((output - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
+            if not error <= output_tolerance(run.input.dtype, dtype, attention.single or spec.single):
+                raise Undetected(
+                    f"{where} is not reproduced by what was found: its output recomputed differs by {error:.1e} "
+                    f"(relative), more than rounding in {run.input.dtype} explains"
+                )
+
+
+def _output(weights: LayerWeights, x: Tensor, attention: Attention, rows: Tensor) -> Tensor:
+    """The layer's output ``[T, d]`` for its input ``x`` ``[T, d]``, without any decomposition."""
+    none = x.new_empty(len(rows), 0, weights.width)
+    values, constant = reference.own_values(weights, x, "token")
+    alpha = reference.attention_rows(attention, rows)
+    added = reference.attention_stream(weights, alpha, reference.context(alpha, values), constant, none).total
+    if weights.norm_of_attn is not None:
+        added = weights.norm_of_attn(added)
+    stream = x + added
+    if weights.norm_after_attn is not None:
+        stream = weights.norm_after_attn(stream)
+    t = x if weights.parallel else stream
+    returned = reference.feed_forward(weights, t if weights.norm_before_ff is None else weights.norm_before_ff(t))
+    stream = stream + (returned if weights.norm_of_ff is None else weights.norm_of_ff(returned))
+    return stream if weights.norm_after_ff is None else weights.norm_after_ff(stream)

@@ -1,0 +1,109 @@
+"""What is said of a model whose structure was not found: its modules, and a description to complete."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from textwrap import indent
+
+from torch import nn
+
+from ...decomposition.activations import Activation
+from .match import Cut, Part, Product
+
+__all__ = ["explain", "template", "tree"]
+
+_REQUIRED = ("attention", "heads", "kv_heads", "value", "out", "up", "down", "activation")
+_ROWS = (  # as they are written, one line each
+    ("attention", "heads", "kv_heads"),
+    ("value", "out"),
+    ("up", "down", "gate"),
+    ("activation",),
+    ("norm_before_attn", "norm_of_attn", "norm_after_attn"),
+    ("norm_before_ff", "norm_of_ff", "norm_after_ff", "parallel"),
+)
+_LINES = 25
+
+
+def explain(base: nn.Module, model_type: str, layers: str | None, parts: Mapping[str, Part]) -> str:
+    """The first layer of a model, or the whole where layers were not found, and a description to complete."""
+    where, module = "Its modules", base
+    if layers is not None:
+        where, module = f"The first layer of {layers!r}", next(iter(base.get_submodule(layers).children()))
+    return (
+        f"{where}:\n\n{indent(tree(module), '    ')}\n\n"
+        "To complete, without the norms that it does not have, and to run before ffattr is called:\n\n"
+        f"{indent(template(model_type, layers, parts), '    ')}"
+    )
+
+
+def template(model_type: str, layers: str | None, parts: Mapping[str, Part]) -> str:
+    """Python that registers an adapter, from a description as far as it is known, with ``...`` for the rest."""
+    rows = []
+    for names in _ROWS:
+        fields = [f"{name}={_written(name, parts)}" for name in names if _is_written(name, parts)]
+        if fields:
+            rows.append(f"            {', '.join(fields)},")
+    return "\n".join(
+        (
+            "def adapter(base):",
+            "    return [",
+            "        ffattr.LayerSpec(",
+            "            module=layer,",
+            *rows,
+            "        )",
+            f"        for layer in {'...' if layers is None else _expression('base', layers)}",
+            "    ]",
+            "",
+            f'ffattr.register_adapter("{model_type}", adapter)',
+        )
+    )
+
+
+def _is_written(name: str, parts: Mapping[str, Part]) -> bool:
+    """Parts that are there, that must be, and the norms that most layers have if none is known."""
+    if name in parts:
+        return parts[name] is not None and parts[name] is not False
+    return name in (*_REQUIRED, "norm_before_attn", "norm_before_ff")
+
+
+def _written(name: str, parts: Mapping[str, Part]) -> str:
+    part = parts.get(name, ...)
+    if isinstance(part, Activation):
+        return f"ffattr.decomposition.activations.ACTIVATIONS[{part.name!r}].value"
+    if isinstance(part, Cut):
+        groups = "" if part.groups == 1 else f", groups={part.groups}"
+        return f"ffattr.Columns({_expression('layer', part.path)}, {part.start}, {part.stop}{groups})"
+    if isinstance(part, Product):
+        owner, _, name = part.factor.rpartition(".")
+        factor = f"ffattr.models.spec.weights.Held({_expression('layer', owner)}, {name!r})"
+        return f"ffattr.models.spec.weights.Scaled({_expression('layer', part.path)}, {factor})"
+    if isinstance(part, str):
+        return _expression("layer", part)
+    return "..." if part is ... else repr(part)
+
+
+def _expression(root: str, path: str) -> str:
+    return re.sub(r"\.(\d+)", r"[\1]", f"{root}.{path}" if path else root)
+
+
+def tree(module: nn.Module) -> str:
+    """A module and those below it, with the shapes of their weights: at most 25 lines."""
+    lines = [_line(type(module).__name__, module), *_branches(module, "  ")]
+    if len(lines) > _LINES:
+        lines[_LINES - 1 :] = [f"  ... and {len(lines) - _LINES + 1} more"]
+    return "\n".join(lines)
+
+
+def _branches(module: nn.Module, indent: str) -> Iterator[str]:
+    children = list(module.named_children())
+    alike = isinstance(module, (nn.ModuleList, nn.Sequential)) and len({type(child) for _, child in children}) == 1
+    for name, child in children[:1] if alike else children:
+        times = f" (and {len(children) - 1} more)" if alike and len(children) > 1 else ""
+        yield _line(f"{indent}{name}: {type(child).__name__}{times}", child)
+        yield from _branches(child, f"{indent}  ")
+
+
+def _line(start: str, module: nn.Module) -> str:
+    own = (f"{name} {list(value.shape)}" for name, value in module.named_parameters(recurse=False) if name != "bias")
+    return f"{start} {', '.join(own)}".rstrip()

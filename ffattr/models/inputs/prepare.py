@@ -1,0 +1,226 @@
+"""From what a user passes in to what a model's forward takes: keyword arguments, valid tokens, token strings."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UnsupportedModel
+from ..registry import Adapted
+from .signals import SIGNALS, check_signal, signal_tokens
+from .text import TEXT, Tokens, check_rows, text_tokens
+
+__all__ = ["Inputs", "as_texts", "prepare"]
+
+# Left out silently: targets, what a tokenizer returns besides the model's inputs, and switches that capturing sets.
+_TARGETS = ("labels", "next_sentence_label", "start_positions", "end_positions")
+_EXTRAS = ("special_tokens_mask", "offset_mapping", "length", "overflowing_tokens", "overflow_to_sample_mapping")
+_SWITCHES = ("use_cache", "output_attentions", "output_hidden_states", "return_dict")
+_IGNORED = frozenset((*_TARGETS, *_EXTRAS, *_SWITCHES, "num_truncated_tokens"))
+_CONTENT = (*TEXT, *SIGNALS)
+_DECODER = ("decoder_input_ids", "decoder_inputs_embeds")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """``kwargs`` for the base model's forward, ``mask`` ``[B, T]`` (True: a valid token), ``tokens`` ``[B][T]``.
+
+    Of a model with an encoder and a decoder the latter two are the decoder's, and the other's are in ``encoder``.
+    ``lengths`` ``[B]`` of sequences made from text, which are padded on the right; None for all others.
+    """
+
+    kwargs: dict[str, Any]
+    mask: Tensor
+    tokens: list[list[str]]
+    encoder: Tokens | None = None
+    lengths: tuple[int, ...] | None = None
+
+    def batches(self, limit: int) -> list[tuple[list[int], Inputs]]:
+        """The inputs in batches of about the same length: which of the sequences, and these alone.
+
+        A batch has at most ``limit`` tokens, padding included, but at least one sequence; the longest come first. Only
+        text can be cut apart: of tensors that were given, nobody knows what their first axis means to the model.
+        """
+        if self.lengths is None:
+            return [(list(range(len(self.mask))), self)]
+        cut: list[list[int]] = []
+        for row in sorted(range(len(self.lengths)), key=self.lengths.__getitem__, reverse=True):
+            if cut and self.lengths[cut[-1][0]] * (len(cut[-1]) + 1) <= limit:
+                cut[-1].append(row)
+            else:
+                cut.append([row])
+        return [(sorted(rows), self._only(sorted(rows))) for rows in cut]
+
+    def _only(self, rows: list[int]) -> Inputs:
+        """These sequences, without the padding that none of them needs."""
+        assert self.lengths is not None
+        lengths = tuple(self.lengths[row] for row in rows)
+        kwargs = {name: value[rows, : max(lengths)] for name, value in self.kwargs.items()}
+        tokens = [self.tokens[row][: max(lengths)] for row in rows]
+        return Inputs(kwargs, self.mask[rows, : max(lengths)], tokens, lengths=lengths)
+
+
+def prepare(adapted: Adapted, model: nn.Module, inputs: Any, tokenizer: Any = None) -> Inputs:
+    """Check ``inputs`` against the model and bring them into one form.
+
+    Text is padded on the right whatever the tokenizer's own side, so that learned positions are those of the text on
+    its own. Padding of mappings is taken as given.
+    """
+    parameters = inspect.signature(adapted.base.forward).parameters
+    first = next(iter(parameters))  # input_ids, src, pixel_values
+    texts, lengths = as_texts(inputs), None
+    if texts is not None:
+        given, lengths = _encode(adapted, texts, tokenizer)
+    elif isinstance(inputs, Mapping):
+        given = _known(adapted, model, inputs)
+    elif isinstance(inputs, Tensor):
+        given = {first: inputs[None] if _takes_ids(adapted) and inputs.dim() == 1 else inputs}
+    else:
+        raise TypeError(
+            f"inputs is a {type(inputs).__name__}, expected a mapping of tensors, "
+            + (
+                "a tensor of ids [batch, T], text or a list of text with a tokenizer"
+                if _takes_ids(adapted)
+                else f"or a float tensor {first}"
+            )
+        )
+    name = next((name for name in (*_CONTENT, first) if name in given), None)
+    if name is None:
+        raise ValueError(f"inputs has {sorted(given) or 'nothing'}, expected {first!r} among its keys")
+    if adapted.stacks:
+        _add_decoder(model, inputs, given)
+    if name in SIGNALS:
+        check_signal(adapted, name, given)
+    _check_device(adapted.base, given)
+    decoder = None
+    if adapted.stacks:
+        part = next(name for name in _DECODER if name in given)
+        decoder = text_tokens(adapted, given, part, tokenizer)
+    if name in SIGNALS:
+        check_rows(given.get("attention_mask"))
+        found = Tokens(*signal_tokens(adapted, name, given))
+    else:
+        found = text_tokens(adapted, given, name, tokenizer)
+    if decoder is None:
+        return Inputs(given, found.mask, found.tokens, lengths=lengths)
+    if len(decoder.mask) != len(found.mask):
+        raise ValueError(
+            f"inputs have {len(found.mask)} sequences for the encoder and {len(decoder.mask)} for the decoder; "
+            "expected as many"
+        )
+    return Inputs(given, decoder.mask, decoder.tokens, found)
+
+
+def _add_decoder(model: nn.Module, inputs: Any, given: dict[str, Any]) -> None:
+    """See that there is something for the decoder to read: what is given, or the labels, moved on by one."""
+    if any(name in given for name in _DECODER):
+        return
+    labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
+    shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if labels is None or shift is None:
+        raise ValueError(
+            "inputs has no 'decoder_input_ids', the tokens that the decoder reads. Pass what model.generate returned, "
+            "or those of a target text after the token that the decoder starts with."
+        )
+    given["decoder_input_ids"] = shift(labels=labels)
+
+
+def as_texts(inputs: Any) -> list[str] | None:
+    """The texts that a user passed as inputs; None if it is something else."""
+    if isinstance(inputs, str):
+        return [inputs]
+    texts = isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(text, str) for text in inputs)
+    return list(inputs) if texts else None
+
+
+def _takes_ids(adapted: Adapted) -> bool:
+    return "input_ids" in inspect.signature(adapted.base.forward).parameters
+
+
+def _encode(adapted: Adapted, texts: list[str], tokenizer: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
+    """What the model takes, padded on the right, and how long each text is."""
+    if not _takes_ids(adapted):
+        raise TypeError(f"{type(adapted.base).__name__} takes a float tensor of features, not text: {texts[0][:40]!r}")
+    if tokenizer is None:
+        raise ValueError(f"inputs is text ({texts[0][:40]!r}); pass the model's tokenizer as tokenizer=")
+    if not callable(tokenizer):
+        raise TypeError(f"tokenizer is a {type(tokenizer).__name__}, expected a transformers tokenizer")
+    rows = []
+    for row, text in enumerate(texts):
+        encoded = tokenizer(text)
+        # Special tokens alone ([CLS] [SEP]) are no tokens of the text.
+        if not text.strip() or not len(encoded["input_ids"]):
+            raise ValueError(f"text {row} ({text!r}) has no tokens; expected at least one. Remove it.")
+        rows.append({name: list(value) for name, value in encoded.items() if name not in _IGNORED})
+    lengths = tuple(len(row["input_ids"]) for row in rows)
+    longest = max(lengths)
+    pad = next((i for name in ("pad_token_id", "eos_token_id") if (i := getattr(tokenizer, name, None)) is not None), 0)
+    padding = {"input_ids": pad, "token_type_ids": getattr(tokenizer, "pad_token_type_id", None) or 0}
+    device = _device(adapted.base)
+    for row_values in rows:
+        row_values.setdefault("attention_mask", [1] * len(row_values["input_ids"]))
+
+    def column(name: str) -> Tensor:
+        fill = padding.get(name, 0)
+        return torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row in rows], device=device)
+
+    parameters = inspect.signature(adapted.base.forward).parameters
+    return {name: column(name) for name in rows[0] if name in parameters}, lengths
+
+
+def _known(adapted: Adapted, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that the base model's forward takes, without targets and without arguments of the head."""
+    parameters = inspect.signature(adapted.base.forward).parameters
+    head = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    given = {}
+    for name, value in inputs.items():
+        if value is None or name in _IGNORED:
+            continue
+        if name in ("past_key_values", "cache_params"):
+            raise ValueError(
+                f"inputs has {name!r}: a cache hides the earlier tokens from the decomposition. Pass the whole "
+                "sequence as input_ids, without it."
+            )
+        if name == "encoder_outputs" and adapted.stacks:
+            raise ValueError(
+                "inputs has 'encoder_outputs', which leave out the encoder's layers. Pass what the encoder reads."
+            )
+        if name.startswith("encoder_"):
+            raise UnsupportedModel(f"inputs has {name!r}: cross-attention is not covered, only self-attention layers")
+        if name not in parameters and name in head:
+            continue
+        if name not in parameters and (not open_ended or name in (*_CONTENT, "attention_mask")):
+            raise TypeError(
+                f"inputs has {name!r}, which {type(adapted.base).__name__}.forward does not take; expected some of "
+                f"{', '.join(parameters)}"
+            )
+        if not isinstance(value, (Tensor, bool)):
+            raise TypeError(
+                f"inputs[{name!r}] is a {type(value).__name__}, expected a tensor. With a tokenizer or a processor, "
+                'pass return_tensors="pt".'
+            )
+        given[name] = value
+    if "input_ids" in given and "inputs_embeds" in given:
+        raise ValueError("inputs has both 'input_ids' and 'inputs_embeds'; expected one of them")
+    return given
+
+
+def _device(base: nn.Module) -> torch.device:
+    """Where the first parameter lies; the CPU for weights that accelerate brings in when needed."""
+    device = next((parameter.device for parameter in base.parameters()), torch.device("cpu"))
+    return torch.device("cpu") if device.type == "meta" else device
+
+
+def _check_device(base: nn.Module, given: Mapping[str, Any]) -> None:
+    if any(hasattr(module, "_hf_hook") for module in base.modules()):  # accelerate moves inputs by itself
+        return
+    device = _device(base)
+    for name, value in given.items():
+        if isinstance(value, Tensor) and value.device != device:
+            raise ValueError(f"{name} is on {value.device}, but the model is on {device}. Use .to({str(device)!r}).")

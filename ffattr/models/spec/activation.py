@@ -1,0 +1,89 @@
+"""Feed-forward activations with what Integrated Gradients needs of them in closed form, and how to recognise one.
+
+Every function here is element-wise and expects float32 or float64 (`ffattr.decomposition.integrated_gradients` widens half types first). The formulas
+are in `ffattr.decomposition.closed_forms`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ...decomposition.activations import ACTIVATIONS, FALLBACK_NODES, Activation
+from ...decomposition.closed_forms import Function
+
+__all__ = ["identify"]
+
+
+def identify(fn: Callable[[Tensor], Tensor] | Activation) -> Activation:
+    """The `Activation` that a function or module computes, recognised by its values, not by its name or class.
+
+    ``fn`` is evaluated on a float32 grid (on its parameters' device if it has any) and must agree with a known
+    activation to 1e-6; erf- and tanh-GELU differ by 4.7e-4. An unknown function gets a derivative by autograd and no
+    closed forms, with a warning. Raises ValueError if ``fn`` is not an element-wise, deterministic function.
+    """
+    if isinstance(fn, Activation):
+        return fn
+    name = fn.__class__.__name__ if isinstance(fn, nn.Module) else getattr(fn, "__name__", repr(fn))
+    parameter = next(fn.parameters(), None) if isinstance(fn, nn.Module) else None
+    device = None if parameter is None else parameter.device
+
+    def value(x: Tensor) -> Tensor:
+        return fn(x) if parameter is None else fn(x.to(parameter.dtype)).to(x.dtype)
+
+    far = torch.logspace(1, 4, 16, device=device)  # a clipped GELU is no GELU
+    x = torch.cat([-far, torch.linspace(-10, 10, 479, device=device), far, far.new_zeros(1)]).view(16, 32)
+    with torch.no_grad():
+        y = _probe(value, x, name)
+        _check_elementwise(value, x, y, name)
+        scale = y.abs().clamp_min(1)
+        for activation in ACTIVATIONS.values():
+            if ((activation.value(x) - y).abs() <= 1e-6 * scale).all():
+                return activation
+    warnings.warn(
+        f"ffattr has no closed form for the activation {name!r}: Integrated Gradients falls back to Gauss-Legendre "
+        f"quadrature with {FALLBACK_NODES} nodes and derivatives by autograd, which is slower and not exact at kinks. "
+        f"Known activations: {', '.join(ACTIVATIONS)}.",
+        stacklevel=2,
+    )
+
+    def derivative(x: Tensor) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():  # the caller has usually switched gradients off
+            x = x.detach().clone().requires_grad_()
+            return torch.autograd.grad(value(x).sum(), x)[0]
+
+    return Activation(name, lambda x: value(x.detach()).detach(), derivative)
+
+
+def _probe(value: Function, x: Tensor, name: str) -> Tensor:
+    try:
+        y = value(x.clone())  # fn may work in place
+    except Exception as error:
+        raise ValueError(
+            f"the activation {name!r} cannot be applied to a tensor {list(x.shape)}: {error}. ffattr needs an "
+            "element-wise function of one tensor."
+        ) from error
+    if not isinstance(y, Tensor) or y.shape != x.shape:
+        got = f"shape {list(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(
+            f"the activation {name!r} is not element-wise: it maps shape {list(x.shape)} to {got}. A gated block's "
+            "activation is the function on the gate alone (for instance SiLU, not SwiGLU)."
+        )
+    return y
+
+
+def _check_elementwise(value: Function, x: Tensor, y: Tensor, name: str) -> None:
+    kept = torch.arange(x.numel(), device=x.device).view_as(x) % 3 == 0
+    changed = _probe(value, torch.where(kept, x, 1.5 - x), name)  # other points differ
+    moved = _probe(value, x.flip(0, 1), name).flip(0, 1)  # same points, other places
+    tolerance = 1e-5 * y.abs().clamp_min(1)
+    close = ((moved - y).abs() <= tolerance) & (((changed - y).abs() <= tolerance) | ~kept)
+    wrong = ~close & ~y.isnan()
+    if wrong.any():
+        raise ValueError(
+            f"the activation {name!r} is not an element-wise, deterministic function: its value at "
+            f"{x[wrong][0].item():.4g} depends on the other points, on the place, or on chance."
+        )

@@ -1,0 +1,33 @@
+"""`Adapted`: what every adapter makes of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from .layer import LayerSpec
+
+__all__ = ["Adapted"]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A model as the decomposition sees it: the module whose forward is run, and its layers in the order of running.
+
+    ``base`` leaves heads out (no vocabulary-sized logits are computed). ``max_positions`` is the size of a learned
+    position table, None where positions are not bounded by one. ``special_tokens`` come before an image's patches.
+
+    ``stacks`` tells the layers of an "encoder" and a "decoder" apart; ``max_positions`` is then the encoder's,
+    ``decoder_positions`` the decoder's.
+    """
+
+    base: nn.Module
+    layers: tuple[LayerSpec, ...]
+    family: str
+    batch_first: bool = True
+    max_positions: int | None = None
+    special_tokens: tuple[str, ...] = ()
+    stacks: Mapping[str, range] = field(default_factory=dict)
+    decoder_positions: int | None = None

@@ -1,0 +1,41 @@
+"""Mixtures of experts: feed-forward blocks of which a router picks a few for every token.
+
+Shapes: ``E`` experts, of which each token goes to ``k``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ...decomposition.affine import Linear
+from . import wrapped
+
+__all__ = ["Stacked", "read_stacked"]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """One projection of all experts, in one parameter of their module: ``weight`` ``[E, out, in]`` and maybe ``bias``.
+
+    Its output features are ``start:stop:step`` of the parameter's. ``out_last``: the weight is ``[E, in, out]``.
+    """
+
+    module: nn.Module
+    weight: str
+    bias: str | None = None
+    start: int = 0
+    stop: int | None = None
+    step: int = 1
+    out_last: bool = False
+
+
+def read_stacked(part: Stacked) -> Linear:
+    """The parameters of all experts, ``[E, in, out]`` and ``[E, out]``, in the model's dtype."""
+    with wrapped.fetched(part.module):
+        weight = wrapped.dense(getattr(part.module, part.weight))
+        bias = None if part.bias is None else wrapped.dense(getattr(part.module, part.bias))
+    weight = weight if part.out_last else weight.mT
+    features = slice(part.start, part.stop, part.step)
+    return Linear(weight[..., features], None if bias is None else bias[:, features])

@@ -1,0 +1,128 @@
+"""What a Transformer layer is, as data: the description adapters write and every computation reads.
+
+Conventions: row vectors, ``y = x @ weight + bias``; ``T`` tokens, ``N`` selected query tokens, ``d`` model width,
+``H`` query heads, ``Hkv`` key/value heads, ``dh`` head width, ``F`` feed-forward width, ``E`` experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor, nn
+
+from ...decomposition.affine import Linear
+from ...decomposition.clamp import Clamp
+from ...decomposition.layer import CrossWeights, LayerWeights
+from ...decomposition.scopes import Scoped
+from .activation import identify
+from .experts import Stacked, read_stacked
+from .weights import Columns, Scaled, read_linear, read_norm
+
+__all__ = ["CrossSpec", "LayerSpec"]
+
+
+@dataclass(frozen=True)
+class CrossSpec:
+    """Which module plays which part in cross-attention. The input of ``value`` is taken for the encoder's output."""
+
+    attention: nn.Module
+    heads: int
+    kv_heads: int
+    value: nn.Module
+    out: nn.Module
+    norm_after_attn: nn.Module | None = None
+
+    def weights(self, dtype: torch.dtype | None) -> CrossWeights:
+        """The parameters in ``dtype`` (None: as they are, nothing copied)."""
+        return CrossWeights(
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            value=read_linear(self.value, dtype),
+            out=read_linear(self.out, dtype),
+            norm_after_attn=read_norm(self.norm_after_attn, dtype),
+        )
+
+
+@dataclass(frozen=True)
+class LayerSpec(Scoped):
+    """Which module of a loaded model plays which part in one layer: what an adapter returns per layer.
+
+    ``module`` is the layer itself (its input and output are recorded), ``attention`` the module that calls the
+    attention function. Projections are ``nn.Linear``, transformers' ``Conv1D`` or `Columns` of a fused one.
+    ``weights(dtype)`` reads the parameters, so that nothing of the model is copied before its layer's turn.
+
+    In a mixture, projections of the feed-forward block are `Stacked`, ``experts`` is the module that is called with
+    hidden states, the experts of each token and their weights, and ``active`` is how many experts a token goes to.
+
+    >>> layer = model.encoder.layer[0]
+    >>> attention, output = layer.attention, layer.output
+    >>> spec = ffattr.LayerSpec(
+    ...     module=layer, attention=attention.self, heads=2, kv_heads=2,
+    ...     value=attention.self.value, out=attention.output.dense, norm_after_attn=attention.output.LayerNorm,
+    ...     up=layer.intermediate.dense, down=output.dense, norm_after_ff=output.LayerNorm,
+    ...     activation=layer.intermediate.intermediate_act_fn,
+    ... )
+    >>> spec.scopes  # follow from where the norms are
+    ('attn_heads', 'attn', 'attn_res', 'atb', 'atb_ff', 'atb_ff_res', 'atb_ff_res_ln')
+    >>> spec.weights(torch.float32).up.weight.shape  # [d, F]
+    torch.Size([40, 52])
+    """
+
+    module: nn.Module
+    attention: nn.Module
+    heads: int
+    kv_heads: int
+    value: nn.Module | Columns
+    out: nn.Module | Scaled
+    up: nn.Module | Columns | Stacked
+    down: nn.Module | Scaled | Stacked
+    activation: Callable[[Tensor], Tensor]
+    gate: nn.Module | Columns | Stacked | None = None
+    norm_before_attn: nn.Module | None = None
+    norm_of_attn: nn.Module | None = None
+    norm_after_attn: nn.Module | None = None
+    norm_before_ff: nn.Module | None = None
+    norm_of_ff: nn.Module | None = None
+    norm_after_ff: nn.Module | None = None
+    parallel: bool = False
+    clamp: Clamp | None = None
+    experts: nn.Module | None = None
+    active: int = 1
+    cross: CrossSpec | None = None
+
+    @property
+    def single(self) -> bool:
+        """Whether a norm may round to float32, whatever the model's dtype, as those of transformers' own do."""
+        norms = (getattr(self, field.name) for field in fields(self) if field.name.startswith("norm_"))
+        return any(norm is not None and type(norm) not in (nn.LayerNorm, nn.RMSNorm) for norm in norms)
+
+    def weights(self, dtype: torch.dtype | None) -> LayerWeights:
+        """The layer's parameters in ``dtype`` (None: as they are, nothing copied).
+
+        Raises `UnsupportedModel` for a module that no formula covers.
+        """
+        return LayerWeights(
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            value=read_linear(self.value, dtype),
+            out=read_linear(self.out, dtype),
+            up=_projection(self.up, dtype),
+            gate=None if self.gate is None else _projection(self.gate, dtype),
+            down=_projection(self.down, dtype),
+            activation=identify(self.activation),
+            norm_before_attn=read_norm(self.norm_before_attn, dtype),
+            norm_of_attn=read_norm(self.norm_of_attn, dtype),
+            norm_after_attn=read_norm(self.norm_after_attn, dtype),
+            norm_before_ff=read_norm(self.norm_before_ff, dtype),
+            norm_of_ff=read_norm(self.norm_of_ff, dtype),
+            norm_after_ff=read_norm(self.norm_after_ff, dtype),
+            parallel=self.parallel,
+            clamp=self.clamp,
+            cross=None if self.cross is None else self.cross.weights(dtype),
+        )
+
+
+def _projection(part: nn.Module | Columns | Scaled | Stacked, dtype: torch.dtype | None) -> Linear:
+    return read_stacked(part) if isinstance(part, Stacked) else read_linear(part, dtype)

@@ -1,0 +1,185 @@
+"""Projections and norms: what adapters name of a model, and the parameters that are read from it.
+
+Conventions: row vectors, ``y = x @ weight + bias``; ``d`` model width, ``F`` feed-forward width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ...decomposition.affine import Linear, Norm
+from ...errors import UnsupportedModel
+from . import wrapped
+
+__all__ = ["Columns", "Held", "Scaled", "read_linear", "read_norm"]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A parameter by the module that holds it, from where it can be fetched if it is offloaded."""
+
+    module: nn.Module
+    name: str
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Output features ``start:stop`` of a fused projection, for instance the value third of GPT-2's ``c_attn``.
+
+    With ``groups``, of each of so many equal groups of them: GPT-NeoX has query, key and value of a head side by side.
+    ``bias`` ``[features]`` is added to what the projection gives (DeBERTa).
+
+    >>> fused = torch.nn.Linear(8, 24)  # query, key and value in one
+    >>> ffattr.Columns(fused, 16, 24)
+    Columns(module=Linear(in_features=8, out_features=24, bias=True), start=16, stop=24, groups=1, bias=None)
+    >>> ffattr.Columns(fused, 8, 12, groups=2).groups  # two heads of query, key and value with four features each
+    2
+    """
+
+    module: nn.Module
+    start: int
+    stop: int
+    groups: int = 1
+    bias: Tensor | Held | None = None
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A projection whose output features are multiplied by ``factor`` ``[out]`` afterwards: LayerScale."""
+
+    module: nn.Module
+    factor: Tensor | Held
+
+
+def read_linear(module: nn.Module | Columns | Scaled, dtype: torch.dtype | None) -> Linear:
+    """What a projection computes, in ``dtype`` (None: as it is, and nothing copied of what is there).
+
+    Raises `UnsupportedModel` for a module that is not known to be linear.
+    """
+    if isinstance(module, Columns):
+        whole = read_linear(module.module, dtype)
+        part, groups = slice(module.start, module.stop), module.groups
+        bias = None if whole.bias is None else whole.bias.view(groups, -1)[:, part].flatten()
+        bias = _sum(bias, None if module.bias is None else _parameter(module.bias, dtype))
+        if groups == 1:
+            return Linear(whole.weight[:, part], bias)
+        return Linear(whole.weight.unflatten(1, (groups, -1))[:, :, part].flatten(1), bias)
+    if isinstance(module, Scaled):
+        whole, factor = read_linear(module.module, dtype), _parameter(module.factor, dtype)
+        return Linear(whole.weight * factor, None if whole.bias is None else whole.bias * factor)
+    module = wrapped.running(module)
+    if wrapped.is_from(module, "peft") and hasattr(module, "base_layer"):
+        return _with_adapters(module, dtype)
+    with wrapped.fetched(module):
+        weight, bias = _weight_and_bias(module)
+    return Linear(_parameter(weight, dtype), None if bias is None else _parameter(bias, dtype))
+
+
+def _weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """As `Linear` has them."""
+    parts: Any = module
+    # Exact types: a subclass may compute something else with the same parameters.
+    if type(module) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
+        weight = wrapped.dense(parts.weight).T
+        if type(parts.weight) not in (Tensor, nn.Parameter):  # quantised, with inputs that may be rounded as well
+            wrapped.require_linear(module, weight, parts.bias, weight.dtype)
+        return weight, parts.bias
+    if type(module) is nn.MultiheadAttention:  # its fused query, key and value projection
+        return parts.in_proj_weight.T, parts.in_proj_bias
+    if type(module).__name__ == "FalconLinear":  # nn.Linear in two steps
+        return parts.weight.T, parts.bias
+    if type(module).__name__ == "Conv1D":  # transformers' Conv1D already stores [in, out]
+        return parts.weight, parts.bias
+    if wrapped.is_from(module, "bitsandbytes") and getattr(parts.weight, "quant_state", None) is not None:
+        return wrapped.four_bits(module), parts.bias
+    raise UnsupportedModel(
+        f"a projection is a {type(module).__module__}.{type(module).__name__}, expected nn.Linear or transformers' "
+        "Conv1D. Merge adapters (merge_and_unload) or dequantise the model first (dequantize() of transformers)."
+    )
+
+
+def _with_adapters(module: nn.Module, dtype: torch.dtype | None) -> Linear:
+    """A projection inside a layer of PEFT. LoRA adds a product of two; other kinds are asked for their matrix."""
+    parts: Any = module
+    names = wrapped.active(parts)
+    if not type(module).__module__.startswith("peft.tuners.lora.") or any(name in parts.lora_variant for name in names):
+        own = read_linear(parts.base_layer, None).weight
+        weight, bias = wrapped.matrix_of(module, own.shape[0], own.device, own.dtype)
+        return Linear(_parameter(weight, dtype), _parameter(bias, dtype))
+    base = read_linear(parts.base_layer, dtype)
+    for name in names:
+        if name in parts.lora_A:
+            down, up, scale = (
+                read_linear(parts.lora_A[name], dtype),
+                read_linear(parts.lora_B[name], dtype),
+                parts.scaling[name],
+            )
+            added = None if up.bias is None else up.bias * scale
+            base = Linear(base.weight + down.weight @ up.weight * scale, _sum(base.bias, added))
+    return base
+
+
+def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if one is None else one if other is None else one + other
+
+
+def read_norm(module: nn.Module | None, dtype: torch.dtype | None) -> Norm | None:
+    """What a norm computes, in ``dtype`` (None: as it is). Raises `UnsupportedModel` for one that is not known."""
+    if module is None:
+        return None
+    module = wrapped.running(module)
+    with wrapped.fetched(module):
+        weight, bias = _plain(module, "weight"), _plain(module, "bias")
+        eps: Any = getattr(module, "eps", getattr(module, "variance_epsilon", None))
+        rms = type(module).__name__.endswith("RMSNorm")
+        if not (rms or isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("LayerNorm")):
+            raise UnsupportedModel(
+                f"a norm is a {type(module).__module__}.{type(module).__name__}, expected nn.LayerNorm or an RMSNorm"
+            )
+        if eps is None:  # nn.RMSNorm's default
+            eps = torch.finfo(dtype or torch.float32 if weight is None else weight.dtype).eps
+        found = Norm("rms" if rms else "layer", weight, bias, float(eps))
+        if type(module) not in (nn.LayerNorm, nn.RMSNorm) and weight is not None:
+            found = _asked(module, found, weight)
+        return replace(
+            found,
+            weight=None if found.weight is None else _parameter(found.weight, dtype),
+            bias=None if bias is None else _parameter(bias, dtype),
+        )
+
+
+@torch.no_grad()
+def _asked(module: nn.Module, norm: Norm, weight: Tensor) -> Norm:
+    """Whether it centres, and whether its gain is ``1 + weight`` (Gemma): asked of the module, which knows, not of its
+    name (a T5LayerNorm does not centre)."""
+    probe = torch.linspace(-1, 2, weight.numel(), dtype=weight.dtype, device=weight.device)[None]
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    given = type(module).forward(module, probe).to(wide)  # past any hooks
+    gain, bias = weight.detach().to(wide), None if norm.bias is None else norm.bias.detach().to(wide)
+    kinds: tuple[Literal["layer", "rms"], ...] = ("layer", "rms")
+    candidates = [Norm(kind, added, bias, norm.eps) for kind in kinds for added in (gain, 1 + gain)]
+    errors = [float((candidate(probe.to(wide)) - given).norm()) for candidate in candidates]
+    best = min(range(len(candidates)), key=errors.__getitem__)
+    if not errors[best] <= 0.05 * float(given.norm()):  # half types round
+        raise UnsupportedModel(
+            f"a norm is a {type(module).__module__}.{type(module).__name__} that computes neither a LayerNorm nor an "
+            f"RMSNorm of its weight (off by {errors[best] / float(given.norm()):.0%} at best)"
+        )
+    return replace(norm, kind=candidates[best].kind, weight=candidates[best].weight if best % 2 else weight)
+
+
+def _plain(module: nn.Module, name: str) -> Tensor | None:
+    found: Tensor | None = getattr(module, name, None)
+    return None if found is None else wrapped.dense(found)
+
+
+def _parameter(tensor: Tensor | Held, dtype: torch.dtype | None) -> Tensor:
+    if isinstance(tensor, Held):
+        with wrapped.fetched(tensor.module):
+            return _parameter(getattr(tensor.module, tensor.name), dtype)
+    tensor = wrapped.dense(tensor)
+    return tensor if dtype is None else tensor.to(dtype)

@@ -1,0 +1,132 @@
+"""How a loaded model keeps the numbers of a module: offloaded, quantised, or computed by an adapter of PEFT.
+
+None of the libraries that do so is imported before the model was made with it. Row vectors: ``y = x @ weight + bias``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import UnsupportedModel
+
+__all__ = ["active", "dense", "fetched", "four_bits", "is_from", "matrix_of", "require_linear", "running"]
+
+_ROWS = 1024  # of an identity matrix at once
+# A power of two, which no product rounds: beside large biases, half precisions would keep few digits of small weights.
+_SCALE = 256.0
+# Relative. Rounding to bfloat16 gives 3e-3, rounding inputs to 8 bits (below) 9e-3 and more.
+_TOLERANCE = 5e-3
+
+# Of the modules in which PEFT keeps trained copies of one: where the copies are, and the one that they were made of.
+_COPIES = {"modules_to_save": "original_module", "ln_tuning_layers": "base_layer"}
+
+
+def fetched(module: nn.Module) -> AbstractContextManager[object]:
+    """Inside, the module's own parameters are where it runs; accelerate may keep them elsewhere, or on disk."""
+    if not hasattr(module, "_hf_hook"):
+        return nullcontext()
+    context: AbstractContextManager[object] = importlib.import_module("accelerate.utils").align_module_device(module)
+    return context
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """``tensor`` as a plain one, which quantised ones (torchao's) make of themselves. Raises `UnsupportedModel`."""
+    if tensor.is_meta:
+        raise UnsupportedModel("a weight is on the meta device (offloaded). Load the model onto a real device first.")
+    tensor = tensor.detach()
+    if type(tensor) in (Tensor, nn.Parameter):
+        return tensor
+    kind = _name(tensor)
+    try:
+        found = tensor.dequantize()
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise UnsupportedModel(
+            f"a weight is a {kind}, expected a plain tensor or one that can dequantise itself ({error})"
+        ) from error
+    if type(found) is not Tensor:
+        raise UnsupportedModel(f"a weight is a {kind} and dequantises to a {type(found).__name__}, expected a Tensor")
+    return found
+
+
+def four_bits(module: Any) -> Tensor:
+    """Weight ``[in, out]`` of bitsandbytes' 4-bit layers, whose inputs are not rounded."""
+    state = module.weight.quant_state
+    if getattr(state, "packing_format_for_cpu", False):  # arranged anew for the CPU, for one kernel alone
+        return matrix_of(module, module.in_features, module.weight.device, state.dtype)[0]
+    weight: Tensor = importlib.import_module("bitsandbytes").functional.dequantize_4bit(module.weight.data, state)
+    return weight.T
+
+
+def is_from(module: nn.Module, package: str) -> bool:
+    """Whether the module's class, or one that it derives from, belongs to a package."""
+    return any(cls.__module__.partition(".")[0] == package for cls in type(module).__mro__)
+
+
+def active(layer: Any) -> list[str]:
+    """Names of the adapters that a layer of PEFT applies beside its own module."""
+    return [] if layer.disable_adapters or layer.merged_adapters else list(layer.active_adapters)
+
+
+def running(module: nn.Module) -> nn.Module:
+    """The module that runs where PEFT keeps trained copies of one, and ``module`` elsewhere."""
+    parts: Any = module._modules
+    for copies, original in _COPIES.items():
+        if copies in parts and is_from(module, "peft"):
+            names = active(module)
+            trained = bool(names) and all(name in parts[copies] for name in names)
+            return running(parts[copies][names[0]] if trained else parts[original])
+    return module
+
+
+def matrix_of(module: nn.Module, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weight ``[in, out]`` and bias ``[out]`` of a module that is linear but keeps them in no such form.
+
+    It is run on the rows of an identity matrix, ``width`` of them, in ``dtype`` (its own). Raises `UnsupportedModel`
+    where it is not linear.
+    """
+    wide = torch.promote_types(dtype, torch.float32)
+    with torch.no_grad():
+        bias = module.forward(torch.zeros(1, width, device=device, dtype=dtype))[0].to(wide)
+        blocks = []
+        for start in range(0, width, _ROWS):
+            rows = torch.arange(min(_ROWS, width - start), device=device)
+            identity = torch.zeros(len(rows), width, device=device, dtype=dtype)
+            identity[rows, start + rows] = _SCALE
+            blocks.append((module.forward(identity).to(wide) - bias) / _SCALE)
+    weight = torch.cat(blocks)
+    require_linear(module, weight, bias, dtype)
+    return weight, bias
+
+
+def require_linear(module: nn.Module, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
+    """Raises `UnsupportedModel` unless ``module`` computes ``x @ weight + bias``, tried on a few ``x`` in ``dtype``.
+
+    Each has one large entry: rounded to 8 bits as a whole, as some quantised modules do, it loses the others.
+    """
+    width = weight.shape[0]
+    x = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    for number, row in enumerate(x):
+        row[number % width] = 16 * width**0.5 * (-1) ** number
+    x = x.to(weight.device, dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    with torch.no_grad():
+        found = module.forward(x).to(wide)
+        expected = x.to(wide) @ weight.to(wide)
+        if bias is not None:
+            expected += bias.to(wide)
+    error = float((found - expected).norm() / expected.norm().clamp_min(torch.finfo(wide).tiny))
+    if not error <= _TOLERANCE and not module.training:  # which capturing refuses
+        raise UnsupportedModel(
+            f"a projection is a {_name(module)} of {_name(getattr(module, 'weight', None))} and not linear: its "
+            f"outputs are {error:.1e} (relative) off those of its matrix. It may round its inputs, or choose for each "
+            "token what to apply. Merge or remove its adapters, or load the model with plain weights."
+        )
+
+
+def _name(found: object) -> str:
+    return f"{type(found).__module__}.{type(found).__name__}"

@@ -1,0 +1,52 @@
+"""PyTorch's own ``nn.TransformerEncoder`` and ``nn.TransformerEncoderLayer``."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..errors import UnsupportedModel
+from .spec.layer import LayerSpec
+from .spec.weights import Columns
+
+__all__ = ["NAMES", "adapt"]
+
+NAMES = ("TransformerEncoder", "TransformerEncoderLayer")
+
+
+def adapt(model: nn.TransformerEncoder | nn.TransformerEncoderLayer) -> tuple[tuple[LayerSpec, ...], bool]:
+    """The layers of an encoder, or of one layer on its own, and whether it takes ``[batch, T, d]``."""
+    modules = [model] if isinstance(model, nn.TransformerEncoderLayer) else list(model.layers)
+    layers = tuple(_layer(getattr(module, "_orig_mod", module)) for module in modules)
+    if not layers:
+        raise UnsupportedModel("the nn.TransformerEncoder has no layers")
+    attention = layers[0].attention
+    assert isinstance(attention, nn.MultiheadAttention)
+    return layers, bool(attention.batch_first)
+
+
+def _layer(layer: nn.Module) -> LayerSpec:
+    if not isinstance(layer, nn.TransformerEncoderLayer):
+        raise UnsupportedModel(
+            f"a layer of the nn.TransformerEncoder is a {type(layer).__name__}, expected nn.TransformerEncoderLayer. "
+            "Describe its layers with ffattr.register_adapter."
+        )
+    attention = layer.self_attn
+    if attention.bias_k is not None or attention.add_zero_attn or attention.in_proj_weight is None:
+        raise UnsupportedModel("the nn.MultiheadAttention has add_bias_kv, add_zero_attn or separate key/value widths")
+    width = attention.embed_dim
+    before, after = ((layer.norm1, layer.norm2), (None, None))[:: 1 if layer.norm_first else -1]
+    return LayerSpec(
+        module=layer,
+        attention=attention,
+        heads=attention.num_heads,
+        kv_heads=attention.num_heads,
+        value=Columns(attention, 2 * width, 3 * width),
+        out=attention.out_proj,
+        up=layer.linear1,
+        down=layer.linear2,
+        activation=layer.activation,
+        norm_before_attn=before[0],
+        norm_after_attn=after[0],
+        norm_before_ff=before[1],
+        norm_after_ff=after[1],
+    )

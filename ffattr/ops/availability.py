@@ -1,0 +1,160 @@
+"""Why a backend cannot run: what was built, what is installed, what the device has; the table is `ffattr.ops.backends`.
+
+Each answer is for a device, a dtype of the wide products and a number of attention heads: a sentence that ends with
+what to do about it, or None. No kernel runs for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from . import contract
+
+__all__ = ["DTYPES", "Binary", "binary", "by_dtype", "cpu", "cuda", "names", "triton", "triton_ops"]
+
+DTYPES = {
+    "cpu": (torch.float32, torch.float64),
+    "triton": (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn),
+    "cuda": (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn),  # float32: as three tf32 products
+    "torch": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    "reference": (torch.float32, torch.float64),
+}
+"""What each backend takes for the wide products."""
+
+
+@dataclass(frozen=True)
+class Binary:
+    """The compiled module or None, why it was built or is not there, and the record that setup.py wrote of it."""
+
+    module: Any | None
+    reason: str
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> str | None:
+        return None if self.module is not None else f"the C++ extension is not there: {self.reason}"
+
+    @property
+    def architectures(self) -> str:
+        """Of GPUs that it has kernels for."""
+        return ", ".join(f"sm_{architecture}" for architecture in self.record.get("architectures", ()))
+
+
+def load_binary() -> Binary:
+    """Importing the compiled module registers its kernels with the operators."""
+    try:
+        record = dict(importlib.import_module("ffattr._build_info").BUILD)
+    except ImportError:
+        record = {"reason": "the package was not built (no build record): pip install --no-build-isolation ."}
+    try:
+        return Binary(importlib.import_module("ffattr._C"), str(record.get("reason", "")), record)
+    except ImportError as error:
+        reason = str(record.get("reason", error))
+        if record.get("cpu"):
+            built, running = record.get("torch"), torch.__version__
+            reason = f"the binary built for torch {built} does not load under torch {running}: {error}"
+        return Binary(None, reason, record)
+
+
+binary = load_binary()
+
+
+def cpu(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
+    if binary.missing:
+        return binary.missing
+    if device.type != "cpu":
+        return f"it runs on the CPU, the model is on {device}; use backend='torch' or move the model"
+    return _dtype("cpu", dtype)
+
+
+def triton(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    reason = _dtype("triton", dtype) or _heads(heads)
+    if reason is not None:
+        return reason
+    try:
+        if device.type == "cuda":
+            reason = _capability(device, dtype, (8, 9) if dtype == torch.float8_e4m3fn else (8, 0))
+            if reason is None:
+                triton_ops()  # whether it loads
+            return reason
+        # The environment is asked first: triton need not be imported to hear that it is not to be interpreted.
+        asked = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+        if device.type == "cpu" and asked and importlib.import_module("ffattr.ops.triton.runtime").INTERPRETED:
+            return None
+    except ImportError as error:
+        return f"its kernels do not load under the triton installed ({error}): pip install --upgrade triton"
+    return f"its kernels run on CUDA devices, not on {device}; move the model or use backend='torch'"
+
+
+def triton_ops() -> Any:
+    """Imports triton."""
+    return importlib.import_module("ffattr.ops.triton")
+
+
+def cuda(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
+    if not has_cuda_kernels("cuda") and not has_cuda_kernels(device.type):
+        why = binary.record.get("cuda_reason", "its build record says nothing of CUDA")
+        return binary.missing or f"the extension was built without CUDA kernels ({why}): build it where nvcc is"
+    reason = _dtype("cuda", dtype) or _heads(heads)
+    if reason is not None:
+        return reason
+    if not has_cuda_kernels(device.type):
+        built = f" ({binary.architectures})" if binary.architectures else ""
+        return f"its kernels{built} run on CUDA devices, not on {device}; move the model or use backend='torch'"
+    if device.type != "cuda":
+        return None  # compiled for the CPU, to try them out
+    if dtype == torch.float8_e4m3fn:  # by an instruction that only this generation has
+        return _capability(device, dtype, (9, 0), exactly=True)
+    return _capability(device, dtype, (8, 0))
+
+
+def has_cuda_kernels(kind: str) -> bool:
+    """Whether ``torch.ops.ffattr_cuda`` has kernels of its own for tensors on this kind of device."""
+    if kind not in ("cpu", "cuda"):
+        return False
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key("ffattr_cuda::ff_norms", kind.upper()))
+
+
+def by_dtype(name: str, device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
+    """Of the backend ``name``, which runs everywhere."""
+    return _dtype(name, dtype)
+
+
+def names(dtypes: Iterable[torch.dtype]) -> list[str]:
+    return [str(dtype).removeprefix("torch.") for dtype in dtypes]
+
+
+def _dtype(name: str, dtype: torch.dtype) -> str | None:
+    if dtype in DTYPES[name]:
+        return None
+    *others, last = names(DTYPES[name])
+    remedy = next((f" or use backend={other!r}" for other in ("torch", "triton") if dtype in DTYPES[other]), "")
+    return (
+        f"the {name} backend computes in {', '.join(others)} or {last}, not {dtype}; pass dtype=torch.float32{remedy}"
+    )
+
+
+def _heads(heads: int) -> str | None:
+    if heads <= contract.MOST_HEADS:
+        return None
+    return f"its kernels take up to {contract.MOST_HEADS} attention heads, the model has {heads}; use backend='torch'"
+
+
+def _capability(device: torch.device, dtype: torch.dtype, needed: tuple[int, int], exactly: bool = False) -> str | None:
+    capability = torch.cuda.get_device_capability(device)
+    if capability == needed or (capability > needed and not exactly):
+        return None
+    remedy = "pass dtype=torch.bfloat16" if capability >= (8, 0) else "use backend='torch'"
+    if exactly and capability >= (8, 9):
+        remedy += " or use backend='triton'"
+    found, least = (".".join(map(str, version)) for version in (capability, needed))
+    return f"{device} has compute capability {found}, {dtype} needs {least}{' exactly' * exactly}; {remedy}"

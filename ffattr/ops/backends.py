@@ -1,0 +1,174 @@
+"""Which implementation of the operators runs; why another one cannot, `ffattr.ops.availability` knows.
+
+One check per backend answers both "may ``auto`` pick it?" and "the user asked for it: what is wrong?". Triton is
+imported when its kernels are about to run, and not before.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import BackendUnavailable
+from . import availability, contract, selfcheck, torch_kernels
+
+__all__ = ["BACKENDS", "Backend", "build_info", "report", "select"]
+
+_log = logging.getLogger("ffattr")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The four operators of `ffattr.ops` by one implementation, or the definition itself (``load`` None).
+
+    ``check(device, dtype, heads)`` says what is in its way there, or None; ``load`` imports what `operators` is;
+    ``for_gpus``: its kernels are written for GPUs, and are compared with PyTorch before they first run on one.
+    """
+
+    name: str
+    description: str
+    check: Callable[[torch.device, torch.dtype, int], str | None]
+    load: Callable[[], Any] | None
+    for_gpus: bool = False
+
+    def why_not(self, device: torch.device, dtype: torch.dtype, heads: int = 1) -> str | None:
+        """Why it cannot run on ``device`` with wide products in ``dtype`` for layers of ``heads`` attention heads."""
+        reason = self.check(device, dtype, heads)
+        if reason is not None or not self.for_gpus or self.emulated(device):
+            return reason
+        failure = selfcheck.failure(self.operators, device, dtype)
+        if failure is None:
+            return None
+        return f"its self-check in {dtype} on {device} failed: {failure}; use backend='torch'"
+
+    def emulated(self, device: torch.device) -> bool:
+        """Whether its kernels, where they run on ``device`` at all, do so without the GPU that they are written for:
+        in Triton's interpreter, or compiled for the CPU. That is for trying them out, and shows no speed."""
+        return self.for_gpus and device.type != "cuda"
+
+    @property
+    def is_reference(self) -> bool:
+        return self.load is None
+
+    @property
+    def operators(self) -> Any:
+        return None if self.load is None else self.load()
+
+
+_TRITON = "Triton kernels, one pass for all feed-forward scopes"
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("cpu", "C++ kernels, all cores", availability.cpu, lambda: torch.ops.ffattr),
+        Backend("triton", _TRITON, availability.triton, availability.triton_ops, for_gpus=True),
+        Backend("cuda", "CUDA C++ kernels", availability.cuda, lambda: torch.ops.ffattr_cuda, for_gpus=True),
+        Backend(
+            "torch", "chunked plain PyTorch", functools.partial(availability.by_dtype, "torch"), lambda: torch_kernels
+        ),
+        Backend(
+            "reference", "the definition, materialised", functools.partial(availability.by_dtype, "reference"), None
+        ),
+    )
+}
+_AUTO = ("cpu", "triton", "torch")
+"""Without the CUDA kernels, which no GPU has run yet."""
+
+
+def select(name: str, device: torch.device, dtype: torch.dtype, heads: int = 1) -> Backend:
+    """The backend called ``name``, or with ``"auto"`` the first that can run wide products in ``dtype`` there.
+
+    Raises `BackendUnavailable` with every reason, ValueError for an unknown name.
+    """
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"unknown backend {name!r}, expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
+    said = []
+    for candidate in _AUTO if name == "auto" else (name,):
+        reason = BACKENDS[candidate].why_not(device, dtype, heads)
+        if reason is None and name == "auto" and BACKENDS[candidate].emulated(device):
+            reason = "Triton's interpreter is for trying kernels out: it runs only where backend='triton' is asked for"
+        if reason is None:
+            if candidate == "cuda" and device.type == "cuda":
+                _warn_of_untried_kernels()
+            _log.debug("backend %s: chosen for %s on %s", candidate, dtype, device)
+            return BACKENDS[candidate]
+        _log.debug("backend %s: %s", candidate, reason)
+        said.append(f"{candidate}: {reason}")
+    raise BackendUnavailable(f"backend {name!r} cannot run: {'; '.join(said)}")
+
+
+@functools.lru_cache
+def _warn_of_untried_kernels() -> None:
+    """Once per process."""
+    warnings.warn(
+        "the CUDA kernels were verified by emulation and compilation only, never on a GPU. They have passed the "
+        "self-check that compares them with PyTorch here; to be safe compare maps with those of backend='torch'",
+        stacklevel=2,
+    )
+
+
+def report(device: torch.device | None = None) -> list[tuple[str, bool, str]]:
+    """``(name, can run, what and in which dtypes, or why not)`` of every backend, for ``ffattr info``.
+
+    ``device``: None for every device of this machine, that is, its first GPU and its CPU.
+    """
+    devices = [torch.device("cpu")] if device is None else [device]
+    if device is None and torch.cuda.is_available():
+        devices.insert(0, torch.device("cuda", 0))
+    rows = []
+    for name, backend in BACKENDS.items():
+        runs = {
+            place: tuple(d for d in availability.DTYPES[name] if backend.why_not(place, d) is None) for place in devices
+        }
+        found = [f"{place}: {', '.join(availability.names(dtypes))}" for place, dtypes in runs.items() if dtypes]
+        reason = backend.why_not(devices[0], torch.float32)
+        rows.append((name, bool(found), f"{backend.description}; {'; '.join(found)}" if found else str(reason)))
+    return rows
+
+
+def build_info() -> dict[str, str]:
+    """What was built and why, and what it runs as on this machine."""
+    binary = availability.binary
+    info = {"operators": ", ".join(contract.OPERATORS), "build": binary.reason}
+    if "cuda_reason" in binary.record:
+        info["CUDA"] = "; ".join(filter(None, (str(binary.record["cuda_reason"]), binary.architectures)))
+    if binary.module is not None:
+        info |= {key: str(value) for key, value in binary.module.build_info().items()}
+    return info
+
+
+_DECIDING = {"ig_slope": 0, "gram_norms": 0, "ff_norms": 4, "operator_norms": 6}
+"""The place of the argument whose dtype a backend may refuse: ``down`` where there is one."""
+
+
+def _on_cuda(name: str) -> Callable[..., Tensor]:
+    """``torch.ops.ffattr.<name>`` for CUDA tensors: Triton's kernel where it can run, plain PyTorch elsewhere."""
+
+    def run(*arguments: Any) -> Tensor:
+        first, deciding = arguments[0], arguments[_DECIDING[name]]
+        dtype = first.dtype if first.dtype == torch.float64 else deciding.dtype
+        triton = BACKENDS["triton"]
+        runs = triton.why_not(first.device, dtype, first.shape[0]) is None
+        out: Tensor = getattr(triton.operators if runs else torch_kernels, name)(*arguments)
+        return out
+
+    return run
+
+
+def _register_cuda() -> torch.library.Library | None:
+    if torch.version.cuda is None or importlib.util.find_spec("triton") is None:
+        return None
+    library = torch.library.Library("ffattr", "IMPL")
+    for name in contract.OPERATORS:
+        library.impl(name, _on_cuda(name), "CUDA")
+    return library
+
+
+_cuda_library = _register_cuda()  # kernels are registered for as long as it lives

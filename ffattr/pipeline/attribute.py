@@ -1,0 +1,220 @@
+"""`attribute` and `explain`: from a loaded model and its inputs to maps, or to the plan of how they are made."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._version import __version__
+from ..decomposition.attention import LayerRecord
+from ..decomposition.layer import LayerWeights
+from ..decomposition.sketch import Sketch
+from ..engine.plan import LayerShape, Plan
+from ..results import Attribution, StackedAttribution
+from ..results.keep import Dense, Keep
+from ..results.keep import of as keeping
+from .assemble import Collector
+from .request import IG, Indices, Request, Stack
+
+__all__ = ["attribute", "explain"]
+
+
+def attribute(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    tokenizer: Any = None,
+    scopes: str | Sequence[str] = "layer",
+    layers: Indices = None,
+    queries: Indices = None,
+    ig: IG = "exact",
+    baseline: str | Tensor = "zero",
+    value_bias: str = "token",
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    method: str | Sketch = "auto",
+    memory_budget: int | None = None,
+    check: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+    keep: str | Keep = "dense",
+    keys: Indices = None,
+    groups: Any = None,
+) -> Attribution:
+    """How much each token contributes to each token, in every layer: the norms of the decomposed vectors.
+
+    Runs the model's own forward pass once (twice with ``check``) and leaves the model as it was.
+
+    model: a loaded transformers model, ``nn.TransformerEncoder`` or ``nn.TransformerEncoderLayer``, in eval mode.
+    inputs: what the model takes (a mapping of tensors, ids ``[B, T]``, a float tensor), or text with ``tokenizer``.
+    scopes: ``"layer"`` (the last), ``"all"``, a name or names: how far through the layer the vectors are carried.
+        A mixture of experts has one more, which ``"all"`` leaves out: ``"atb_ln_ff_experts"``, by expert.
+    layers, queries: indices (negative ones from the end), a slice, or None for all. A query is a position of the
+        padded input; rows of padding are zero. The cost is proportional to the number of queries.
+    ig: ``"exact"``, `ffattr.Riemann` or `ffattr.GaussLegendre`: Integrated Gradients through the FF activation.
+    baseline: start of its path: ``"zero"``, ``"bias"``, or pre-activations ``[F]`` (gated: ``[F]`` or ``[2, F]``), in a
+        mixture those of every expert.
+    value_bias: ``"token"`` (b_V stays with its token, as in the papers) or ``"separate"`` (goes to the bias).
+    dtype: precision of the wide products, those with the feed-forward matrices: ``torch.float64``, ``float32``,
+        ``bfloat16``, ``float16`` or ``float8_e4m3fn``; None: float64 for a float64 model, a half model's own on a GPU,
+        else float32. Everything else, the maps included, is float64 with float64 and float32 otherwise.
+    backend: ``"auto"``, ``"cpu"`` (C++), ``"triton"`` or ``"cuda"`` (GPU), ``"torch"`` or ``"reference"``; ``ffattr
+        info`` says which run here and in which dtypes. ``"auto"`` never picks ``"cuda"``.
+    method: ``"auto"``, ``"direct"``, ``"operator"`` or ``"pairs"``, all exact; `explain` says which one is chosen, and
+        why. `ffattr.Sketch` is approximate, and cheaper where a layer is wide; ``attr.sketch_error[scope]`` says by how
+        much it is wrong.
+    memory_budget: bytes of working memory besides the maps. Where memory runs out all the same, a layer is computed
+        again in smaller blocks; `OutOfMemory` says that the smallest do not fit.
+    progress: called with (layers done, layers in all), layers of every batch that texts are cut into.
+    check: compare the recomputed layer outputs with the model's; a difference raises `ArchitectureMismatch`.
+
+    keep: what becomes of the maps: ``"dense"``, or `ffattr.Dense` (another dtype, a memory-mapped file), `ffattr.TopK`
+        (``attr.largest``), `ffattr.Pool` (block means) or `ffattr.Reduce` (``attr.reduced``). Of long sequences nothing
+        else is ever held.
+    keys: which tokens' contributions are wanted, as ``queries``; None for all.
+    groups: tokens whose vectors are added up before their norm is taken: ``"words"``, column numbers ``[B, T]`` (-1:
+        left out), or for each sequence a list of spans ``(start, stop)``. Columns of the maps are then groups.
+
+    Returns an `Attribution`; ``maps[scope]`` is ``[layers, B, queries, T]`` (``attn_heads``: heads before queries). Of
+    a model with an encoder and a decoder a `StackedAttribution`: ``maps["cross.atb"]`` and so on; ``layers`` and
+    ``queries`` are then counted in each stack, and ``scopes`` may name one ("cross.layer", "encoder.all").
+    Method: Kobayashi et al. 2024 (arXiv 2302.00456). Raises ValueError, TypeError, IndexError or an `FfattrError`.
+
+    >>> attr = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, scopes=["atb", "layer"])
+    >>> attr
+    Attribution(3 layers, 1 x 6 tokens, 6 queries, scopes: atb, atb_ff_res_ln)
+    >>> attr["layer"].shape  # [layers, batch, query, key]
+    torch.Size([3, 1, 6, 6])
+    >>> bool(attr.error.max() < 1e-12)  # the recomputed layer outputs are the model's own
+    True
+    """
+    request = Request.of(
+        model,
+        inputs,
+        tokenizer,
+        scopes,
+        layers,
+        queries,
+        ig,
+        baseline,
+        value_bias,
+        dtype,
+        backend,
+        method,
+        memory_budget,
+        keys,
+        groups,
+    )
+    kept = keeping(keep)
+    if isinstance(kept, Dense) and kept.path is not None and request.adapted.stacks:
+        raise ValueError("keep=Dense(path=...) holds one stack of layers, not an encoder and a decoder; use save()")
+    arguments = {
+        "model": request.adapted.family,
+        "ig": str(ig),
+        "baseline": baseline if isinstance(baseline, str) else f"tensor {list(baseline.shape)}",
+        "value_bias": value_bias,
+        "dtype": str(request.wide_dtype).removeprefix("torch."),
+        "backend": request.backend.name,
+        "method": str(method),
+        "keep": str(keep),
+        "ffattr": __version__,
+        "torch": str(torch.__version__),
+    }
+    batches = request.batches()
+    collectors: list[Collector] = []  # one after the other, so that those before one that fails can be discarded
+    reached = 0
+
+    def on_layer(captured: LayerRecord, batch: Sequence[int]) -> None:
+        nonlocal reached
+        stack = request.stack_of(captured.index)
+        collectors[request.stacks.index(stack)].add(captured, batch)
+        reached += len(stack.places(captured.index - stack.first))
+        if progress is not None:
+            progress(reached, len(batches) * len(request.recorded))
+
+    try:
+        collectors.extend(Collector(request, stack, kept, dict(arguments), check) for stack in request.stacks)
+        for batch, of_batch in batches:
+            request.run(of_batch, functools.partial(on_layer, batch=batch), check)
+        found = {name: result for collector in collectors for name, result in collector.results().items()}
+    except BaseException:  # an interrupt as well: no half a file stays
+        for collector in collectors:
+            collector.discard()
+        raise
+    return found[""] if "" in found else StackedAttribution.of(found)
+
+
+def explain(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    tokenizer: Any = None,
+    scopes: str | Sequence[str] = "layer",
+    layers: Indices = None,
+    queries: Indices = None,
+    ig: IG = "exact",
+    baseline: str | Tensor = "zero",
+    value_bias: str = "token",
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+    method: str | Sketch = "auto",
+    memory_budget: int | None = None,
+    keys: Indices = None,
+    groups: Any = None,
+) -> Plan:
+    """The plan that `attribute` would follow for the same arguments, without running the model.
+
+    >>> options = {"tokenizer": tokenizer, "scopes": ["attn", "atb"], "backend": "torch"}
+    >>> print(ffattr.explain(model, "The cat sat.", **options))
+    torch backend, float64 on cpu
+    3 x layer 0-2: attention, 6 queries x 6 tokens ... (no scope takes d-wide work for a pair)
+    total: ... GFLOP, working memory ... MiB
+    """
+    request = Request.of(
+        model,
+        inputs,
+        tokenizer,
+        scopes,
+        layers,
+        queries,
+        ig,
+        baseline,
+        value_bias,
+        dtype,
+        backend,
+        method,
+        memory_budget,
+        keys,
+        groups,
+    )
+    plan = Plan(request.backend.name, request.wide_dtype, request.device)
+    for stack in request.stacks:
+        for layer in stack.layers:
+            spec = stack.specs[layer]
+            weights = spec.weights(None)
+            causal = stack.name == "decoder" or bool(getattr(spec.attention, "is_causal", False))
+            for batch, _ in request.batches():
+                for together in request.packs(stack, layer, weights, batch):
+                    shapes = [_expected(request, stack, layer, weights, batch[place], causal) for place in together]
+                    joined = LayerShape.joined(shapes)
+                    experts = math.comb(len(weights.down.weight), spec.active) if weights.mixture else 1
+                    joined = replace(joined, sets=max(1, min(joined.queries, experts)))
+                    plan.layers.append(request.plan(stack, layer, weights, joined))
+    return plan
+
+
+def _expected(
+    request: Request, stack: Stack, layer: int, weights: LayerWeights, batch: int, causal: bool
+) -> LayerShape:
+    """What is known of one sequence's cost before the model has run."""
+    shape = request.shape(stack, layer, weights, batch)
+    if not causal:
+        return shape
+    tokens, rows, _ = stack.sequence(batch)
+    masked = len(rows) * len(tokens) - int((rows + 1).sum())
+    return request.shape(stack, layer, weights, batch, len(rows) * shape.longest - masked)

@@ -1,0 +1,90 @@
+"""How closely each layer of a model follows from its description: what every map of it rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..decomposition.attention import LayerRecord
+from ..models.capture.recorder import record
+from ..results.keep import Dense
+from .assemble import Collector, tolerance
+from .request import Request, Stack
+
+__all__ = ["Reproduced", "Reproduction", "reproduce"]
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """A layer, counted in its stack, whose name is "" where there is but one.
+
+    ``error`` is the largest relative difference of a token's recomputed output from the model's own, ``tolerance`` the
+    largest that rounding explains.
+    """
+
+    stack: str
+    layer: int
+    scopes: tuple[str, ...]
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """Every layer of a model, and the request that its description and inputs are in."""
+
+    request: Request
+    layers: tuple[Reproduced, ...]
+
+    @property
+    def family(self) -> str:
+        """The adapter's name: a model type, a class or "structure of" one."""
+        return self.request.adapted.family
+
+    @property
+    def error(self) -> float:
+        return max(layer.error for layer in self.layers)
+
+
+def reproduce(model: nn.Module, inputs: Any, tokenizer: Any = None) -> Reproduction:
+    """Recompute all layers in one forward pass of the model, those after one that fails too.
+
+    Raises as `ffattr.attribute` does, but for `ArchitectureMismatch`.
+    """
+    # The output of a layer is the same whichever scopes are asked for: the first ones cost least.
+    request = Request.of(
+        model, inputs, tokenizer, "attn", None, None, "exact", "zero", "token", dtype=None, backend="torch"
+    )
+    collectors = {stack.name: Collector(request, stack, Dense(), {}, check=False) for stack in request.stacks}
+    allowed: dict[tuple[str, int], float] = {}
+
+    def on_layer(captured: LayerRecord) -> None:
+        stack = request.stack_of(captured.index)
+        collectors[stack.name].add(captured, range(len(stack.mask)))
+        allowed[stack.name, captured.index - stack.first] = tolerance(stack, captured, request.dtype)
+
+    encoder = request.inputs.encoder
+    record(
+        request.adapted,
+        request.inputs.kwargs,
+        on_layer,
+        mask=request.inputs.mask,
+        encoder_mask=None if encoder is None else encoder.mask,
+    )
+    layers = [
+        Reproduced(stack.name, layer, _scopes(stack, layer), error, allowed[stack.name, layer])
+        for stack in request.stacks
+        for layer, error in zip(stack.layers, collectors[stack.name].error.amax(1).tolist(), strict=True)
+    ]
+    return Reproduction(request, tuple(layers))
+
+
+def _scopes(stack: Stack, layer: int) -> tuple[str, ...]:
+    spec = stack.specs[layer]
+    return spec.scopes if spec.experts is None else (*spec.scopes, spec.expert_scope)

@@ -1,0 +1,198 @@
+"""`vectors`: what each token brings to each token, before any norm is taken."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from ..decomposition import reference
+from ..decomposition.attention import LayerRecord
+from ..decomposition.reference import Stream
+from ..decomposition.scopes import CROSS
+from .assemble import Placed, shape_of
+from .request import IG, Indices, Request, Stack
+
+__all__ = ["Vectors", "vectors"]
+
+_AT_ONCE = 2**24  # numbers of the largest tensor of a block of queries
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The decomposed vectors of one scope: ``values.sum(-2) + bias == total``.
+
+    ``values`` ``[layers, B, queries, T, d]`` (told apart by head or expert: ``[layers, B, heads, queries, T, d]``),
+    ``bias`` and ``total`` ``[layers, B, queries, d]`` (zero where told apart). Padding is zero. Of a scope of
+    cross-attention the ``T`` tokens are the encoder's, ``key_tokens``; from ``atb`` on, the decoder's are missing from
+    its sum, and the encoder's from that of a decoder's scope. ``mask`` ``[B, T]`` is True at real tokens, ``key_mask``
+    at those of the encoder where keys are its tokens.
+
+    >>> found = ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, scope="atb")
+    >>> torch.allclose(found.values.sum(-2) + found.bias, found.total)
+    True
+    """
+
+    values: Tensor
+    bias: Tensor
+    total: Tensor
+    tokens: list[list[str]]
+    layers: tuple[int, ...]
+    queries: tuple[int, ...]
+    scope: str
+    mask: Tensor
+    key_tokens: list[list[str]] | None = None
+    key_mask: Tensor | None = None
+
+
+@overload
+def vectors(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    scope: str = ...,
+    tokenizer: Any = ...,
+    layers: Indices = ...,
+    queries: Indices = ...,
+    ig: IG = ...,
+    baseline: str | Tensor = ...,
+    value_bias: str = ...,
+    dtype: torch.dtype | None = ...,
+) -> Vectors: ...
+
+
+@overload
+def vectors(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    scope: list[str] | tuple[str, ...],
+    tokenizer: Any = ...,
+    layers: Indices = ...,
+    queries: Indices = ...,
+    ig: IG = ...,
+    baseline: str | Tensor = ...,
+    value_bias: str = ...,
+    dtype: torch.dtype | None = ...,
+) -> dict[str, Vectors]: ...
+
+
+def vectors(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    scope: str | list[str] | tuple[str, ...] = "layer",
+    tokenizer: Any = None,
+    layers: Indices = None,
+    queries: Indices = None,
+    ig: IG = "exact",
+    baseline: str | Tensor = "zero",
+    value_bias: str = "token",
+    dtype: torch.dtype | None = None,
+) -> Vectors | dict[str, Vectors]:
+    """The vectors themselves, materialised: what each token contributes to each query token, before any norm.
+
+    Arguments as for `attribute`; ``scope`` is one name, or several: then one `Vectors` for each, by name, of one pass.
+    Meant for a few queries and layers: raises ValueError where the result would not fit the free memory.
+
+    >>> found = ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, layers=[2], queries=[-1])
+    >>> found.values.shape  # layers, sequences, queries, tokens, width
+    torch.Size([1, 1, 1, 6, 40])
+    >>> list(ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, scope=["atb", "layer"]))
+    ['atb', 'atb_ff_res_ln']
+    """
+    request = Request.of(model, inputs, tokenizer, scope, layers, queries, ig, baseline, value_bias, dtype, "reference")
+    names = [name for stack in request.stacks for name in stack.scopes]
+    if isinstance(scope, str) and len(names) != 1:
+        raise ValueError(f"scope={scope!r} names {len(names)} scopes, expected one of them, or a list of names")
+    _check_room(request)
+    filled = {(stack.name, name): _Filled.of(request, stack, name) for stack in request.stacks for name in stack.scopes}
+
+    def on_layer(captured: LayerRecord) -> None:
+        stack = request.stack_of(captured.index)
+        weights = stack.specs[captured.index - stack.first].weights(request.dtype)
+        for row in range(len(stack.mask)):
+            placed = Placed.of(request, stack, captured, row, row)
+            one = placed.sequence
+            given = (request.rule, value_bias, one.routing, one.encoder)
+            # A dense layer among mixtures has no experts.
+            wanted = [n for n in stack.scopes if weights.mixture or not n.endswith(weights.expert_scope)]
+            keys = len(one.x) + (0 if one.encoder is None else len(one.encoder.states))
+            at_once = max(1, _AT_ONCE // (keys * max(weights.heads * weights.width, 2 * weights.down.weight.shape[-2])))
+            for rows, queries in zip(placed.filled.split(at_once), one.rows.split(at_once), strict=True):
+                streams = reference.decompose(weights, one.x, one.attention, queries, *given)
+                for name, stream in _wanted(streams, wanted):
+                    filled[stack.name, name].take(stream, placed, stack.places(captured.index - stack.first), rows)
+
+    request.run(request.inputs, on_layer)
+    found = {name: filled[stack.name, name].vectors() for stack in request.stacks for name in stack.scopes}
+    return found[names[0]] if isinstance(scope, str) else found
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """Vectors of one scope while they come in."""
+
+    stack: Stack
+    name: str
+    values: Tensor
+    bias: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, request: Request, stack: Stack, name: str) -> _Filled:
+        values = torch.zeros(_shape(request, stack, name), dtype=request.dtype, device=request.inputs.mask.device)
+        shape = (len(stack.layers), len(stack.mask), len(stack.queries), values.shape[-1])
+        return cls(stack, name, values, values.new_zeros(shape), values.new_zeros(shape))
+
+    def take(self, stream: Stream, placed: Placed, layers: Sequence[int], rows: Tensor) -> None:
+        """Of the queries ``rows`` of a sequence, at the places ``layers`` on the layer axis."""
+        own = len(placed.sequence.x)
+        if not self.name.startswith(CROSS):
+            keys, of_keys = placed.places, stream.vectors[..., :own, :]
+        else:  # alone, or the last of those of a stream
+            keys = placed.encoder_places
+            of_keys = stream.vectors[..., stream.vectors.shape[-2] - len(keys) :, :]
+        for at in layers:
+            self.values[at, placed.batch][..., rows[:, None], keys, :] = of_keys.to(self.values.device)
+            if stream.bias.numel():
+                self.bias[at, placed.batch, rows] = stream.bias.to(self.bias.device)
+                self.total[at, placed.batch, rows] = stream.total.to(self.total.device)
+
+    def vectors(self) -> Vectors:
+        stack, across = self.stack, self.name.startswith(CROSS)
+        key_tokens, key_mask = (stack.encoder_tokens, stack.encoder_mask) if across else (None, None)
+        numbers = (self.values, self.bias, self.total)
+        return Vectors(*numbers, stack.tokens, stack.layers, stack.queries, self.name, stack.mask, key_tokens, key_mask)
+
+
+def _wanted(streams: Iterator[tuple[str, Stream]], names: Sequence[str]) -> Iterator[tuple[str, Stream]]:
+    """The streams called ``names``, and no further: those after the last of them are not computed."""
+    missing = set(names)
+    for name, stream in streams:
+        # From atb on, those of the encoder's tokens are in the same stream.
+        found = missing & ({name, f"{CROSS}{name}"} if name.startswith("atb") else {name})
+        yield from ((one, stream) for one in found)
+        missing -= found
+        if not missing:
+            return
+
+
+def _shape(request: Request, stack: Stack, name: str) -> tuple[int, ...]:
+    return (*shape_of(stack, name), stack.specs[0].weights(request.dtype).width)
+
+
+def _check_room(request: Request) -> None:
+    """Raises ValueError where there is not enough for the vectors ``[..., T, d]`` of all scopes."""
+    numbers = sum(math.prod(_shape(request, stack, name)) for stack in request.stacks for name in stack.scopes)
+    needed = numbers * request.dtype.itemsize
+    if needed > psutil.virtual_memory().available:
+        raise ValueError(
+            f"the vectors would take {needed / 2**30:.1f} GiB, more than is free; ask for fewer layers or queries, or "
+            "for norms with ffattr.attribute"
+        )

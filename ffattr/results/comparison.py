@@ -1,0 +1,106 @@
+"""Two attributions of the same tokens side by side: of two models, of two ways to compute, of two scopes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..analysis.ranks import spearman
+from ..analysis.rows import key_mask
+from .contents import Contents, apart, key_tokens, own, real, ticks
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["compare"]
+
+_STRONGEST = 10
+_COLUMNS = ["scope", "other_scope", "layer", "other_layer", "batch", "rho", "difference", "largest", "overlap"]
+
+
+def compare(first: Contents, second: Contents, scopes: Sequence[tuple[str, str]]) -> pandas.DataFrame:
+    """See `Attribution.compare`; ``scopes`` are pairs of names, of the first and of the second."""
+    import pandas as pd
+
+    _check_same_tokens(first, second)
+    causal = bool(first.arguments.get("causal")) and bool(second.arguments.get("causal"))
+    found = []
+    for scope, other in scopes:
+        if apart(scope) != apart(other):
+            raise ValueError(f"maps of {scope} and of {other} have different axes: one is told apart by head or expert")
+        for place, other_place in _layers(first, second):
+            for batch in range(len(first.mask)):
+                rows, keys = ticks(first, batch)
+                a, b = (
+                    real(of[name][at, batch].cpu(), rows, keys).double()
+                    for of, name, at in ((first, scope, place), (second, other, other_place))
+                )
+                if a.shape != b.shape:
+                    raise ValueError(f"maps of {scope} have shape {list(a.shape)} here and {list(b.shape)} there")
+                seen = torch.ones(a.shape[-2:], dtype=torch.bool)
+                if causal:
+                    seen = keys.positions <= rows.positions[:, None]
+                of_itself = own(first, batch, rows, keys)
+                numbers = _numbers(a, b, seen.expand(a.shape), (seen & ~of_itself).expand(a.shape))
+                found.append((scope, other, first.layers[place], second.layers[other_place], batch, *numbers))
+    return pd.DataFrame(found, columns=_COLUMNS)
+
+
+def _numbers(a: Tensor, b: Tensor, seen: Tensor, between: Tensor) -> tuple[float, float, float, float]:
+    """Rank correlation, relative difference, largest difference of pairs that are ``seen``, and what the strongest of
+    the pairs ``between`` different tokens have in common."""
+    one, other = a[seen], b[seen]
+    if not len(one):
+        return (float("nan"),) * 4
+    size = float(one.norm())
+    k = min(_STRONGEST, int(between.sum()))
+    top = [set(side[between].topk(k).indices.tolist()) for side in (a, b)]
+    return (
+        spearman(one, other),
+        float((one - other).norm()) / size if size else float("nan"),
+        float((one - other).abs().max()),
+        len(top[0] & top[1]) / k if k else float("nan"),
+    )
+
+
+def _layers(first: Contents, second: Contents) -> list[tuple[int, int]]:
+    """Places of the layers that belong together: of the same number, or, of two models, of the same place."""
+    if both := [layer for layer in first.layers if layer in second.layers]:
+        return [(first.layers.index(layer), second.layers.index(layer)) for layer in both]
+    if len(first.layers) == len(second.layers):
+        return [(place, place) for place in range(len(first.layers))]
+    raise ValueError(
+        f"no layer is in both: {', '.join(map(str, first.layers))} here, {', '.join(map(str, second.layers))} there; "
+        "compute the same layers, or as many"
+    )
+
+
+def _check_same_tokens(first: Contents, second: Contents) -> None:
+    if first.mask.shape != second.mask.shape or not torch.equal(first.mask.cpu(), second.mask.cpu()):
+        raise ValueError(
+            f"the sequences differ: {_lengths(first.mask)} tokens here, {_lengths(second.mask)} there. Compare "
+            "attributions of the same texts with the same tokenizer"
+        )
+    for name, one, other in (
+        ("queries", list(first.queries), list(second.queries)),
+        ("tokens", first.tokens, second.tokens),
+        ("columns", key_tokens(first), key_tokens(second)),
+        ("blocks", first.block, second.block),
+    ):
+        if one != other:
+            raise ValueError(f"the {name} differ: {_first_difference(one, other)}")
+    if not torch.equal(key_mask(first).cpu(), key_mask(second).cpu()):
+        raise ValueError("the columns differ: their masks are not the same")
+
+
+def _lengths(mask: Tensor) -> str:
+    return ", ".join(map(str, mask.sum(1).tolist()))
+
+
+def _first_difference(one: object, other: object) -> str:
+    while isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        one, other = next(pair for pair in zip(one, other, strict=True) if pair[0] != pair[1])
+    return f"{one!r} here, {other!r} there"[:200]

@@ -1,0 +1,264 @@
+"""Result files: tensors with a description in JSON, in safetensors, written whole or not at all.
+
+Two ways to one, both read by `read`: `write`, of tensors that there are, and `Reserved`, whose large tensors are filled
+in on the disk while they are computed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import FfattrError
+
+__all__ = ["FORMAT_VERSION", "FileFormatError", "Reserved", "read", "replacing", "write", "write_text"]
+
+FORMAT_VERSION = 2
+"""Newest version of the file layout; raised when an older `read` could not make sense of the file.
+
+1: the description is metadata of the header, which `write` still makes. 2: it is the tensor `_DESCRIPTION`, because the
+header of a `Reserved` file comes first and must not grow.
+"""
+
+_DESCRIPTION, _PADDING = "description", "padding"
+_HEADER = 2**16  # bytes; an entry takes up to 200 of them
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class FileFormatError(FfattrError, ValueError):
+    """A file is not one that ffattr wrote, is damaged, or is of a newer format."""
+
+
+def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+    """Writes a safetensors file that `read` (and any safetensors reader) reads; ``content`` is its JSON metadata.
+
+    The file appears whole or not at all: it is written under another name beside ``path`` and then renamed.
+    """
+    metadata = _metadata(1) | {"attribution": json.dumps(content, default=str)}
+    with replacing(path) as temporary:
+        try:
+            save_file(_storable(tensors), temporary, metadata=metadata)
+        except safetensors.SafetensorError as error:  # what a full disk arrives as
+            raise OSError(f"could not write {os.fspath(path)!r}: {error}") from error
+
+
+def write_text(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
+    """Writes UTF-8 text that comes in pieces: the file appears whole or not at all."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(pieces)
+
+
+def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
+    """Tensors on the CPU, and the description, of a file that `write` or `Reserved` wrote.
+
+    The tensors are mapped: what is not looked at is not read, and what is changed does not reach the file. Raises
+    `FileNotFoundError`, or `FileFormatError` that says whether the file is damaged, foreign or too new.
+    """
+    name = os.fspath(path)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no file {name!r}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            _check_format(metadata, name)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except safetensors.SafetensorError as error:
+        raise FileFormatError(
+            f"{name!r} is not a safetensors file, or is cut off or damaged ({error}); make it again with save()"
+        ) from error
+    try:
+        if _DESCRIPTION in tensors:
+            return tensors, json.loads(bytes(tensors.pop(_DESCRIPTION).numpy()))
+        return tensors, json.loads(metadata["attribution"])
+    except (KeyError, ValueError) as error:
+        raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles {error}") from error
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The name of a temporary file beside ``path`` that replaces ``path`` if the block ends well and vanishes if not.
+
+    In the same folder, because renaming is atomic only within a file system; with the same suffix, because writers
+    tell formats by it.
+    """
+    replacement = _Replacement(path)
+    try:
+        yield replacement.temporary
+        replacement.finish()
+    except BaseException:  # an interrupt as well
+        replacement.discard()
+        raise
+
+
+class Reserved:
+    """A file of which some tensors are filled in place, memory-mapped, before the rest of it is known.
+
+    ``tensors`` are zeros of ``shapes``, by name. Nothing is at ``path`` before `seal`; until then the numbers are in a
+    temporary file beside it whose header is zero, which no reader takes for a safetensors file. Room on the disk is
+    taken at once, with ``spare`` bytes for what `seal` adds: a full disk is an `OSError` here and not, hours later, the
+    signal that a write to a mapped page ends in.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], dtype: torch.dtype, shapes: Mapping[str, tuple[int, ...]], spare: int = 0
+    ) -> None:
+        self._path, self._dtype, self._shapes = path, dtype, dict(shapes)
+        self._sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+        self._end = _HEADER + sum(self._sizes.values())
+        self._replacement = _Replacement(path)
+        self.tensors: dict[str, Tensor] = {}
+        try:
+            with open(self._replacement.temporary, "r+b") as file:
+                _take(file, self._end + spare, os.fspath(path))
+            storage = torch.UntypedStorage.from_file(str(self._replacement.temporary), shared=True, nbytes=self._end)
+            at = _HEADER
+            for name, shape in shapes.items():
+                part = storage[at : at + self._sizes[name]]
+                self.tensors[name] = torch.asarray(part, dtype=torch.uint8).view(dtype).view(shape)
+                at += self._sizes[name]
+        except BaseException:
+            self.discard()
+            raise
+
+    def seal(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+        """Adds the other ``tensors`` (those filled in place may be among them) and the description: a whole file.
+
+        A failure leaves neither the file nor the temporary one.
+        """
+        try:
+            added = _storable({name: tensor for name, tensor in tensors.items() if name not in self._shapes})
+            text = json.dumps(content, default=str).encode()
+            added[_DESCRIPTION] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+            padding = -self._end % 8
+            parts = [(_PADDING, torch.zeros(padding, dtype=torch.uint8))] if padding else []
+            parts += sorted(added.items(), key=lambda part: -part[1].element_size())  # whatever follows is aligned
+            header = self._header(parts)
+            with open(self._replacement.temporary, "r+b") as file:
+                file.seek(self._end)
+                file.writelines(tensor.flatten().view(torch.uint8).numpy().data for _, tensor in parts)
+                file.truncate()
+                file.seek(8)
+                file.write(header)
+                _flush(file)
+                file.seek(0)
+                file.write(len(header).to_bytes(8, "little"))
+                _flush(file)
+            self._replacement.finish()
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """The temporary file vanishes, if there still is one."""
+        self._replacement.discard()
+
+    def _header(self, parts: list[tuple[str, Tensor]]) -> bytes:
+        entries: dict[str, Any] = {"__metadata__": _metadata(FORMAT_VERSION)}
+        described = [(name, self._dtype, shape, self._sizes[name]) for name, shape in self._shapes.items()]
+        described += [(name, part.dtype, tuple(part.shape), part.nbytes) for name, part in parts]
+        at = 0
+        for name, dtype, shape, size in described:
+            entries[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(entries).encode()
+        room = _HEADER - 8
+        if len(text) > room:
+            raise ValueError(
+                f"{len(described)} tensors do not fit the header of {os.fspath(self._path)!r} ({len(text)} bytes of "
+                f"{room}): ask for fewer scopes"
+            )
+        return text.ljust(room)  # the format allows spaces
+
+
+class _Replacement:
+    """A temporary file that takes the place of ``path`` in the end, or vanishes."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        target = Path(path).resolve()  # through a link to the file it names
+        if target.is_dir():
+            raise IsADirectoryError(f"{str(target)!r} is a folder, expected the name of a file to write")
+        if target.exists() and not target.is_file():  # renaming onto a device or a pipe would take its place
+            raise OSError(f"{str(target)!r} is a device or a pipe, expected the name of a file to write")
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}")
+        self._target = target
+        self.temporary = target.with_name(f".{target.stem}.{os.getpid()}.{secrets.token_hex(4)}{target.suffix}")
+        self.temporary.touch(exist_ok=False)
+        self._mode = stat.S_IMODE(self.temporary.stat().st_mode)
+
+    def finish(self) -> None:
+        self.temporary.chmod(self._mode)  # what the user's umask says; safetensors' files only the user can read
+        os.replace(self.temporary, self._target)
+
+    def discard(self) -> None:
+        self.temporary.unlink(missing_ok=True)
+
+
+def _take(file: BinaryIO, size: int, name: str) -> None:
+    """Makes ``file`` ``size`` bytes of zeros that the disk has room for."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.writelines(bytes(min(2**24, size - start)) for start in range(0, size, 2**24))
+            file.flush()
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"no room for {size / 2**30:.2f} GiB of maps ({error.strerror}): free some, ask for fewer layers or "
+            "queries, or keep them in a smaller dtype",
+            name,
+        ) from error
+
+
+def _flush(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _metadata(version: int) -> dict[str, str]:
+    return {"format": "ffattr", "format_version": str(version), "torch_version": str(torch.__version__)}
+
+
+def _check_format(metadata: Mapping[str, str], name: str) -> None:
+    if metadata.get("format") != "ffattr" or not metadata.get("format_version", "").isdecimal():
+        raise FileFormatError(f"{name!r} is a safetensors file, but not one that ffattr's save() wrote")
+    version = int(metadata["format_version"])
+    if version > FORMAT_VERSION:
+        raise FileFormatError(
+            f"{name!r} has format version {version}, this ffattr reads up to {FORMAT_VERSION}: upgrade ffattr"
+        )
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, contiguous, and no two in one storage, which safetensors refuses."""
+    result: dict[str, Tensor] = {}
+    storages = set()
+    for name, tensor in tensors.items():
+        stored = tensor.detach().cpu().contiguous()
+        if stored.untyped_storage().data_ptr() in storages:
+            stored = stored.clone()
+        storages.add(stored.untyped_storage().data_ptr())
+        result[name] = stored
+    return result

@@ -1,0 +1,168 @@
+"""Maps as tables: tidy pandas frames, and xarray.
+
+Shapes: ``L`` layers, ``N`` tokens on an axis, ``n`` and ``m`` tokens or blocks of tokens that are not padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..analysis.rows import key_mask
+from .contents import Contents, Ticks, apart, key_tokens, one, own, real, ticks
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["dataset", "frame", "strongest"]
+
+
+def frame(contents: Contents, scopes: Sequence[str]) -> pandas.DataFrame:
+    """See `Attribution.to_pandas`."""
+    import pandas as pd
+
+    frames = [_of_one(contents, scope, batch) for scope in scopes for batch in range(len(contents.mask))]
+    found = pd.concat(frames, ignore_index=True)
+    for column in ("scope", "query_token", "key_token"):
+        found[column] = found[column].astype("category")
+    for column in ("head", "expert"):
+        if column in found:
+            found[column] = found[column].astype("Int64")
+    return found
+
+
+def strongest(contents: Contents, k: int, scope: str, own_too: bool) -> pandas.DataFrame:
+    """See `Attribution.top`."""
+    import pandas as pd
+
+    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+        raise ValueError(f"top(k={k!r}), expected an integer of at least 1")
+    frames = []
+    for batch in range(len(contents.mask)):
+        rows, keys = ticks(contents, batch)
+        itself = None if own_too else own(contents, batch, rows, keys)
+        for place, layer in enumerate(contents.layers):
+            values = real(one(contents, scope, place, batch).cpu(), rows, keys).double()
+            total = _totals(contents, scope, place, batch)[..., rows.places]
+            norms = values if itself is None else values.masked_fill(itself, 0)
+            found = norms.flatten().topk(min(k, norms.numel()))
+            at = found.indices[found.values > 0]  # of few tokens there are no more pairs
+            *before, row, column = torch.unravel_index(at, values.shape)
+            columns = {
+                "layer": layer,
+                "batch": batch,
+                "rank": range(1, len(at) + 1),
+                "query": rows.positions[row],
+                "key": keys.positions[column],
+                "query_token": [rows.labels[n] for n in row.tolist()],
+                "key_token": [keys.labels[n] for n in column.tolist()],
+                "norm": values.flatten()[at],
+                "share": (values / total[..., None].clamp_min(torch.finfo(total.dtype).tiny)).flatten()[at],
+            }
+            if apart(scope) == "head":
+                columns["head"] = before[0]
+            elif apart(scope) == "expert":
+                assert contents.experts is not None
+                columns["expert"] = contents.experts[place, batch].cpu()[rows.places[row], before[0]]
+            frames.append(pd.DataFrame(columns))
+    return pd.concat(frames, ignore_index=True)
+
+
+def dataset(contents: Contents, scopes: Sequence[str]) -> Any:
+    """See `Attribution.to_xarray`."""
+    import xarray
+
+    block = contents.block or 1
+    queries = list(contents.queries)
+    coordinates: dict[str, Any] = {
+        "layer": list(contents.layers),
+        "query": queries[::block],
+        "key": list(range(0, key_mask(contents).shape[1], block)),
+        "query_real": (("batch", "query"), contents.mask.cpu()[:, queries[::block]].numpy()),
+        "key_real": (("batch", "key"), key_mask(contents).cpu()[:, ::block].numpy()),
+    }
+    if contents.tokens:
+        names = [[row[query] for query in queries[::block]] for row in contents.tokens]
+        coordinates["query_token"] = (("batch", "query"), names)
+    if key_tokens(contents):
+        coordinates["key_token"] = (("batch", "key"), [row[::block] for row in key_tokens(contents)])
+    variables = {}
+    for scope in scopes:
+        values = contents[scope].detach().cpu()
+        values = values.float() if values.dtype == torch.bfloat16 else values
+        by = apart(scope)
+        variables[scope] = (("layer", "batch", *([by] if by else []), "query", "key"), values.numpy())
+        if block == 1:
+            variables[f"{scope}_bias"] = (("layer", "batch", "query"), contents.bias[scope].detach().cpu().numpy())
+    if contents.experts is not None and block == 1:
+        variables["experts"] = (("layer", "batch", "query", "expert"), contents.experts.cpu().numpy())
+    kept = {key: value for key, value in contents.arguments.items() if isinstance(value, (str, int, float))}
+    return xarray.Dataset(
+        variables, coordinates, {key: int(v) if isinstance(v, bool) else v for key, v in kept.items()}
+    )
+
+
+def _of_one(contents: Contents, scope: str, batch: int) -> pandas.DataFrame:
+    """The rows of `frame` of one scope and sequence."""
+    rows, keys = ticks(contents, batch)
+    if scope in contents.largest:
+        top = contents.largest[scope]
+        values, key = (part[:, batch].cpu()[..., rows.places, :] for part in (top.values, top.keys))
+    else:
+        values, key = real(contents[scope][:, batch].cpu(), rows, keys), keys.positions
+    by = None
+    if apart(scope) == "expert":
+        assert contents.experts is not None
+        numbers = contents.experts[:, batch].cpu()[:, rows.places].transpose(1, 2)[..., None]  # [L, k, N', 1]
+        by = "expert", numbers
+    elif apart(scope) == "head":
+        by = "head", torch.arange(values.shape[1])[:, None, None]
+    found = _table(values, key, contents.layers, rows, keys, by)
+    found.insert(0, "scope", scope)
+    found.insert(2, "batch", batch)
+    return found
+
+
+def _totals(contents: Contents, scope: str, place: int, batch: int) -> Tensor:
+    """The sum ``[..., N]`` of every row of a map, whatever is kept of it."""
+    if scope in contents.largest:
+        return contents.largest[scope].total[place, batch].cpu().double()
+    return contents[scope][place, batch].cpu().double().sum(-1)
+
+
+def _table(
+    values: Tensor, key: Tensor, layers: Sequence[int], rows: Ticks, keys: Ticks, apart: tuple[str, Tensor] | None
+) -> pandas.DataFrame:
+    """One row per entry of ``values`` ``[L, n, m]``, told apart by head or expert ``[L, k, n, m]``.
+
+    ``key`` is the key position of every entry or column (-1: there is none, and no row), ``apart`` the name of the
+    axis of ``k`` and its numbers; both broadcast to ``values``.
+    """
+    import numpy as np
+    import pandas as pd
+
+    kept = key.expand(values.shape) >= 0
+
+    def column(numbers: Tensor) -> Any:
+        return numbers.expand(values.shape)[kept].numpy()
+
+    layer = torch.tensor(list(layers)).view(-1, *(1,) * (values.dim() - 1))
+    row = column(torch.arange(len(rows.labels))[:, None])
+    of_key = column(key)
+    query_names = np.array([*rows.labels, ""], dtype=object)[:-1]  # with "" also none at all are objects
+    key_names = np.full(int(keys.positions.max()) + 1 if len(keys.labels) else 0, "", dtype=object)
+    key_names[keys.positions.numpy()] = keys.labels
+    columns = {
+        "layer": column(layer),
+        "query": rows.positions.numpy()[row],
+        "key": of_key,
+        "query_token": query_names[row],
+        "key_token": key_names[of_key],
+        "norm": column(values.to(torch.promote_types(values.dtype, torch.float32))),
+    }
+    if apart is not None:
+        columns[apart[0]] = column(apart[1])
+    return pd.DataFrame(columns)
