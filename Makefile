@@ -35,7 +35,7 @@ test-oldest: install $(OLDEST)/.installed
 
 # Slower, and downloads 500 MB on first use: no part of what a change must pass.
 test-models: install $(VENV)/.more-models
-	$(BIN)/python -m pytest tests/models $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/trained $(PYTEST_ARGS)
 
 lint: $(VENV)/.pins
 	$(BIN)/ruff check .

@@ -79,7 +79,7 @@ def _norms(spec: LayerSpec) -> str:
 
 def variant(name: str) -> Variant:
     """A small random model of the tests by its name there, with padding where the family knows any."""
-    tiny = _module("tests", "tiny_models")
+    tiny = _module("tests/helpers", "tiny_models")
     model = tiny.build(name)
     layers = described(model)
     given = tiny.inputs(name, padding="right" if "right" in tiny.paddings(name) else None)
@@ -99,8 +99,8 @@ def variant(name: str) -> Variant:
 
 
 def trained() -> Iterator[Trained]:
-    """The models of `models` that are installed, on the inputs of tests/models."""
-    samples = _module("tests/models", "samples")
+    """The models of `models` that are installed, on the inputs of tests/trained."""
+    samples = _module("tests/trained", "samples")
     for name in (*samples.MODELS, *samples.MORE_MODELS):
         try:
             model = samples.load(name).model
@@ -129,7 +129,7 @@ def measure() -> Record:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small tensors are slower on several
     variants = []
-    for name in _module("tests", "tiny_configs").MODELS:
+    for name in _module("tests/helpers", "tiny_configs").MODELS:
         variants.append(variant(name))
         print(f"{name}: layers {variants[-1].error:.0e}, maps {variants[-1].maps:.0e}")
     torch.set_num_threads(threads)

@@ -9,10 +9,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from paths import ROOT
 
 pytest.importorskip("setuptools")
 
-ROOT = Path(__file__).parent.parent
 KNOWN = ("75", "80", "86", "90", "100", "120")
 
 

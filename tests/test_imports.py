@@ -3,11 +3,9 @@
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-PACKAGE = Path(__file__).parent.parent / "ffattr"
+from paths import PACKAGE
 
 ORDER = [
     {"_C", "_build_info", "_version"},

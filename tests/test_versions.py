@@ -7,12 +7,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 from packaging.version import Version
+from paths import ROOT
 from tiny_models import EVERY_FAMILY, build
 from versions import OLDEST, PINNED
 
@@ -20,8 +20,6 @@ from ffattr.errors import UnsupportedModel
 from ffattr.models.families.schema import Family, Fused, PerExpert
 from ffattr.models.families.table import FAMILIES
 from ffattr.models.registry import resolve
-
-ROOT = Path(__file__).parents[1]
 
 
 def test_supported_versions() -> None:

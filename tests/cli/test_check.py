@@ -1,0 +1,344 @@
+"""``ffattr check`` and ``ffattr models``, and the record of what was measured."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_configs
+import torch
+from commands import HELP, fails, run
+from made_tokenizers import make_tokenizer
+from paths import BENCHMARKS
+from recording import state
+from tiny_models import build, inputs
+from torch import nn
+from torch.nn import functional as F
+
+import ffattr
+from ffattr.decomposition.precision import output_tolerance
+from ffattr.errors import ArchitectureMismatch, UnsupportedModel
+from ffattr.models import examples, huggingface, pretrained, registry, torch_encoder, verified
+from ffattr.models.families.table import FAMILIES
+from ffattr.models.verified import Layers, Row
+from ffattr.pipeline.reproduce import reproduce
+
+sys.path.insert(0, str(BENCHMARKS))
+import verify
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Saves a small random model, or the one given, with what makes its inputs."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def save(name: str, model: nn.Module | None = None, processor: Any = None, **options: Any) -> Path:
+        target = folder / name
+        if not target.exists():
+            model = build(name, dtype=torch.float32, **options) if model is None else model
+            model.save_pretrained(target)
+            (make_tokenizer(pad_token="[PAD]") if processor is None else processor).save_pretrained(target)
+        return target
+
+    return save
+
+
+def table(output: str) -> list[list[str]]:
+    """The cells of its lines."""
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
+
+
+def scopes(output: str) -> list[str]:
+    return " ".join(row[-4] for row in table(output)).split()
+
+
+# ---- check
+
+
+def test_text(saved: Callable[..., Path]) -> None:
+    result = run("check", saved("bert"))
+    assert result.exit_code == 0, result.output
+    assert 'input: "The cat' in result.stdout
+    assert '": 19 tokens' in result.stdout
+    rows = [row for row in table(result.stdout) if row[0]]
+    assert [row[0] for row in rows] == ["0", "1"]
+    assert [row[3:] for row in rows] == [["2e-05", "reproduced"]] * 2
+    assert all(0 < float(row[2]) < 2e-6 for row in rows)
+    assert scopes(result.stdout) == ["attn_heads", "attn", "attn_res", "atb", "atb_ff", "atb_ff_res", "atb_ff_res_ln"]
+    assert re.search(r"^2 layers reproduced to \de-07; adapter: bert$", result.stdout, re.MULTILINE)
+    given = run("check", saved("bert"), "the cat sat", "--dtype", "float64")
+    assert 'input: "the cat sat": 3 tokens' in given.stdout
+    assert "1e-09" in given.stdout
+    assert re.search(r"^2 layers reproduced to \de-16; adapter: bert$", given.stdout, re.MULTILINE)
+
+
+def test_mixture_some_of_whose_layers_are_dense(saved: Callable[..., Path]) -> None:
+    result = run("check", saved("qwen3-moe-mixed"))
+    assert result.exit_code == 0, result.output
+    assert scopes(result.stdout).count("atb_ln_ff") == 2
+    assert scopes(result.stdout)[-1] == "atb_ln_ff_experts"
+
+
+def test_encoder_and_decoder(saved: Callable[..., Path]) -> None:
+    model = build("t5", head="ForConditionalGeneration", dtype=torch.float32)
+    result = run("check", saved("t5", model))
+    assert result.exit_code == 0, result.output
+    assert 'encoder input: "The cat' in result.stdout
+    assert "decoder input: its start token, 0, and 7 of the model's own by greedy decoding: 8 tokens" in result.stdout
+    assert [row[:2] for row in table(result.stdout) if row[0]] == [
+        ["encoder", "0"],
+        ["encoder", "1"],
+        ["decoder", "0"],
+        ["decoder", "1"],
+        ["decoder", "2"],
+    ]
+    assert scopes(result.stdout)[-3:] == ["cross.attn_heads", "to", "cross.atb_ln_ff_res"]
+    assert "5 layers reproduced to" in result.stdout
+
+
+def test_encoder_without_its_decoder(saved: Callable[..., Path]) -> None:
+    """Whose missing weights would be random ones."""
+    model = build("t5", head="EncoderModel", dtype=torch.float32)
+    folder = saved("t5-encoder", model)
+    assert "2 layers reproduced to" in run("check", folder).stdout
+    loaded, tokenizer = pretrained.load(str(folder))
+    assert type(loaded) is type(model)
+    assert tokenizer("the cat")["input_ids"] == [5, 6]
+
+
+def test_decoding_is_the_models_own(saved: Callable[..., Path]) -> None:
+    folder = saved("bart-lm", build("bart", head="ForConditionalGeneration", dtype=torch.float32))
+    model = pretrained.load_model(str(folder))
+    before = state(model)
+    made = examples.example(model, str(folder), "the cat sat").inputs
+    assert state(model) == before
+    model.generation_config.eos_token_id = None
+    model.generation_config.forced_eos_token_id = None
+    expected = model.generate(made["input_ids"], max_new_tokens=7, do_sample=False, num_beams=1)
+    assert torch.equal(made["decoder_input_ids"], expected)
+
+
+def test_decoder_without_a_head(monkeypatch: pytest.MonkeyPatch, saved: Callable[..., Path]) -> None:
+    folder = str(saved("bart"))
+    made = examples.example(build("bart", dtype=torch.float32), folder)
+    assert made.inputs["decoder_input_ids"].tolist() == [[2]]
+    assert made.written == "its start token, 2"
+
+
+def test_images(saved: Callable[..., Path]) -> None:
+    from transformers import ViTImageProcessor
+
+    result = run("check", saved("vit", processor=ViTImageProcessor(size={"height": 12, "width": 12})))
+    assert result.exit_code == 0, result.output
+    assert "input: a generated picture, [3, 12, 12], by the model's image processor: 10 tokens" in result.stdout
+    assert "2 layers reproduced to" in result.stdout
+    alone = saved("dinov2")
+    (alone / "tokenizer_config.json").unlink()
+    result = run("check", alone)
+    assert "a generated picture, [3, 12, 12], of the size in its configuration: 10 tokens" in result.stdout
+    assert "adapter: dinov2" in result.stdout
+
+
+def test_sound(saved: Callable[..., Path]) -> None:
+    from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+
+    # A quarter of a second would be 666 tokens of these small convolutions.
+    extractor = Wav2Vec2FeatureExtractor(sampling_rate=600)
+    result = run("check", saved("wav2vec2", processor=extractor))
+    assert result.exit_code == 0, result.output
+    assert "input: a generated tone, [600], by the model's feature extractor: 99 tokens" in result.stdout
+    assert "2 layers reproduced to" in result.stdout
+    model = build("whisper", head="ForConditionalGeneration", dtype=torch.float32, max_source_positions=50)
+    result = run("check", saved("whisper", model, WhisperFeatureExtractor(feature_size=6, chunk_length=1)))
+    assert result.exit_code == 0, result.output
+    assert "encoder input: a generated tone, [6, 100], by the model's feature extractor: 50 tokens" in result.stdout
+    assert "5 layers reproduced to" in result.stdout
+    assert "adapter: whisper" in result.stdout
+
+
+def test_structure(saved: Callable[..., Path]) -> None:
+    import transformers
+
+    size = {"d_model": 40, "num_layers": 2, "attention_heads": 5, "ffn_dim": 52}
+    torch.manual_seed(0)
+    folder = saved("xglm", transformers.XGLMModel(transformers.XGLMConfig(vocab_size=61, **size)))
+    result = run("check", folder)
+    assert result.exit_code == 0, result.output
+    assert "adapter: structure of XGLMModel" in result.stdout
+
+
+def test_every_layer_is_listed_where_one_differs(monkeypatch: pytest.MonkeyPatch, saved: Callable[..., Path]) -> None:
+    def wrong(base: nn.Module) -> list[Any]:
+        first, *others = huggingface.adapt(base, "bert").layers
+        return [replace(first, activation=lambda z: F.gelu(z, approximate="tanh")), *others]
+
+    folder = saved("bert")
+    monkeypatch.setattr(registry, "_registered", {"bert": wrong})
+    result = run("check", folder)
+    assert result.exit_code == 1
+    rows = [row for row in table(result.stdout) if row[0]]
+    assert [(row[0], row[-1]) for row in rows] == [("0", "differs"), ("1", "reproduced")]
+    assert "1 of 2 layers differ, the first is layer 0; adapter: bert" in result.stdout
+    assert "Traceback" not in result.output
+
+
+def test_no_description_is_a_named_error_with_what_to_complete(
+    monkeypatch: pytest.MonkeyPatch, saved: Callable[..., Path]
+) -> None:
+    def refuse(base: nn.Module) -> list[Any]:
+        raise UnsupportedModel("[bold]no[/bold] layers:\n\n    def adapter(base):")
+
+    folder = saved("bert")
+    monkeypatch.setattr(registry, "_registered", {"bert": refuse})
+    result = run("check", folder)
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert result.stderr == "UnsupportedModel: [bold]no[/bold] layers:\n\n    def adapter(base):\n"
+    assert isinstance(run("check", folder, "--debug").exception, UnsupportedModel)
+
+
+def test_wrong_usage(saved: Callable[..., Path], tmp_path: Path) -> None:
+    fails(2, "no model at './nowhere'", "check", "./nowhere")
+    fails(2, "could not load a model from", "check", tmp_path)
+    fails(2, "--dtype int8: expected one of float64, float32", "check", saved("bert"), "--dtype", "int8")
+    fails(2, "takes pixel_values, not text: leave out 'a cat'", "check", saved("siglip-vision"), "a cat")
+    fails(2, "makes no tokens of ' '", "check", saved("bert"), " ")
+    build("gpt2", dtype=torch.float32).save_pretrained(tmp_path / "gpt2")
+    fails(2, "was it saved with the model?", "check", tmp_path / "gpt2")
+    build("hubert", dtype=torch.float32).save_pretrained(tmp_path / "hubert")
+    fails(2, "could not load the feature extractor from", "check", tmp_path / "hubert")
+
+
+@pytest.mark.parametrize("name", ["gemma2", "bart"])
+def test_reproduce_is_what_attribute_checks(name: str) -> None:
+    model, given = build(name), inputs(name, padding="right")
+    before = state(model)
+    found = reproduce(model, given)
+    assert state(model) == before
+    attr = ffattr.attribute(model, given, backend="torch")
+    own = attr.stacks if isinstance(attr, ffattr.StackedAttribution) else {"": attr}
+    expected = [(stack, layer) for stack in own if stack != "cross" for layer in own[stack].layers]
+    assert [(layer.stack, layer.layer) for layer in found.layers] == expected
+    for layer in found.layers:
+        error = float(own[layer.stack].error[layer.layer].max())
+        assert layer.error == pytest.approx(error, rel=1e-3, abs=1e-15)
+        assert layer.tolerance == (1e-6 if name == "gemma2" else 1e-9)
+
+
+def test_what_does_not_pass_is_what_attribute_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(base: nn.Module) -> list[Any]:
+        layers = huggingface.adapt(base, "gpt2").layers
+        return [layers[0], replace(layers[1], norm_before_ff=layers[0].norm_before_ff)]
+
+    monkeypatch.setattr(registry, "_registered", {"gpt2": wrong})
+    found = reproduce(build("gpt2"), inputs("gpt2"))
+    assert [layer.passed for layer in found.layers] == [True, False]
+    assert not replace(found.layers[0], error=float("nan")).passed
+    with pytest.raises(ArchitectureMismatch, match="layer 1, batch row 0"):
+        ffattr.attribute(build("gpt2"), inputs("gpt2"))
+
+
+# ---- models
+
+
+def test_models_prints_every_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    result = run("models")
+    assert result.exit_code == 0, result.output
+    record = verified.read()
+    types = {word for row in table(result.stdout) for word in re.findall(r"[\w-]+", re.sub(r"\(.*?\)", "", row[0]))}
+    assert types == {variant.model_type for variant in record.variants}
+    for model in record.trained:
+        assert f"{model.name} {model.error:.0e}" in result.stdout
+    assert f"transformers {record.versions['transformers']}" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["models"], ["check", "--help"], ["models", "--help"]])
+def test_what_needs_no_torch_loads_none(arguments: list[str]) -> None:
+    result = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "LOADED []" in result.stderr
+
+
+def test_the_record_covers_every_family_and_variant() -> None:
+    record = verified.read()
+    again = "run benchmarks/verify.py again"
+    assert {variant.model_type for variant in record.variants} == {*FAMILIES, *torch_encoder.NAMES}, again
+    assert [variant.name for variant in record.variants] == list(tiny_configs.MODELS), again
+
+
+def test_every_recorded_error_is_within_tolerance() -> None:
+    record = verified.read()
+    own = {output_tolerance(torch.float64, torch.float64, single) for single in (False, True)}
+    for variant in record.variants:
+        assert variant.tolerance in own
+        assert 0 < variant.error <= variant.tolerance
+        assert 0 <= variant.maps <= verify.MAPS
+    for model in record.trained:
+        assert 0 < model.error <= model.tolerance == output_tolerance(torch.float32, torch.float32, True)
+        assert model.count > 1
+
+
+def test_the_record_describes_the_layers_as_they_are() -> None:
+    """One variant of each row, and what the script makes of one of them."""
+    record = verified.read()
+    of_layers = {variant.layers: variant for variant in record.variants}
+    for layers, variant in of_layers.items():
+        assert verify.described(build(variant.name)) == layers
+    (recorded,) = (variant for variant in record.variants if variant.name == "t5-gated")
+    found = verify.variant("t5-gated")
+    assert replace(found, error=recorded.error, maps=recorded.maps, backend=recorded.backend) == recorded
+    assert 0 < found.error < 1e-13
+
+
+def test_the_readme_has_the_record() -> None:
+    text = verify.README.read_text(encoding="utf-8")
+    written = text.split(verify.BEGIN)[1].split(verify.END)[0]
+    assert written == verify.markdown(verified.read()), "run benchmarks/verify.py --markdown"
+
+
+def test_nothing_is_recorded_that_is_not_within_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "MAPS", -1.0)
+    with pytest.raises(SystemExit, match="bert: an entry of a map is off by"):
+        verify.variant("bert")
+    found = reproduce(build("bert"), inputs("bert"))
+    wrong = replace(found, layers=(found.layers[0], replace(found.layers[1], error=1e-3)))
+    monkeypatch.setattr(verify, "reproduce", lambda model, given: wrong)
+    with pytest.raises(SystemExit, match=r"bert: the output of layer 1 is off by 1\.0e-03"):
+        verify.variant("bert")
+
+
+def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+    record = verified.read()
+    record.write(tmp_path / "record.json")
+    assert verified.read(tmp_path / "record.json") == record
+    assert list(tmp_path.iterdir()) == [tmp_path / "record.json"]
+    assert (tmp_path / "record.json").read_text() == verified.RECORD.read_text()
+
+
+def test_rows_group_what_is_alike() -> None:
+    layers = Layers("text", False, "before", "dense", False, ("attn_heads", "attn", "atb"))
+    gated = replace(layers, feed_forward="gated")
+    one = replace(verified.read().variants[0], layers=layers, error=1e-12, maps=1e-13)
+    variants = (
+        replace(one, name="some-type", model_type="some_type", layers=gated),
+        replace(one, name="other-dense", model_type="other", error=3e-12),
+        replace(one, name="other-gated", model_type="other", layers=gated, maps=2e-13),
+        replace(one, name="some-type-small", model_type="some_type"),
+    )
+    model = replace(verified.read().trained[0], layers=gated)
+    assert verified.rows(verified.Record({}, variants, (model,))) == [
+        Row(("other (dense)", "some_type (small)"), layers, 3e-12, 1e-13, ()),
+        Row(("other (gated)", "some_type"), gated, 1e-12, 2e-13, (model,)),
+    ]
+    assert str(gated) == "norms before, gated"
+    many = replace(gated, inputs="sound", encoder_decoder=True, parallel=True, norms="none")
+    assert str(many) == "sound, encoder and decoder, no norms, parallel, gated"

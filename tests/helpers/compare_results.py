@@ -1,0 +1,35 @@
+"""."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import torch
+
+from ffattr import Attribution
+from ffattr.models.registry import Adapted
+from ffattr.ops import backends
+
+BACKENDS = tuple(
+    name for name in ("cpu", "torch") if not backends.BACKENDS[name].why_not(torch.device("cpu"), torch.float32)
+)
+
+
+def assert_same(found: Attribution, expected: Attribution, limit: float | None = None) -> None:
+    """Maps and biases within ``limit`` of the largest entry of the layer's scope; float32 unless given."""
+    assert found.scopes == expected.scopes
+    for scope in expected.scopes:
+        for name in ("maps", "bias"):
+            one, other = getattr(found, name)[scope].double(), getattr(expected, name)[scope]
+            assert one.shape == other.shape
+            bound = limit or (1e-12 if found.maps[scope].dtype == torch.float64 else 1e-5)
+            size = other.flatten(1).amax(1).view(-1, *[1] * (other.dim() - 1))
+            excess = ((one - other).abs() - bound * size).max()
+            assert excess <= 0, f"{name} {scope}: {excess} too far"  # NaN fails too
+
+
+def assert_same_layers(found: Adapted, expected: Adapted) -> None:
+    for layer, other in zip(found.layers, expected.layers, strict=True):
+        for field in fields(layer):
+            a, b = getattr(layer, field.name), getattr(other, field.name)
+            assert a is b or a == b, field.name

@@ -1,0 +1,187 @@
+"""."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ffattr.ops import backends, torch_kernels
+
+BINARY = backends.select("auto", torch.device("cpu"), torch.float32).name == "cpu"
+needs_binary = pytest.mark.skipif(not BINARY, reason="the C++ extension is not built")
+WIDE = ("ff_norms", "operator_norms")
+MAPS = ("gram_norms", *WIDE)
+OPERATORS: Any = torch.ops.ffattr
+
+
+@pytest.fixture(autouse=True)
+def poisoned() -> Iterator[None]:
+    """Memory from ``torch.empty`` is full of NaN, so that what a kernel leaves out shows; one thread, but for some."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+
+
+def case(
+    operator: str,
+    queries: int = 5,
+    keys: int = 5,
+    width: int = 40,
+    neurons: int = 56,
+    heads: int = 5,
+    head_dim: int = 3,
+    streams: int = 1,
+    dtype: torch.dtype = torch.float32,
+    tail: str = "all",
+    seed: int = 0,
+    density: float = 1,
+) -> dict[str, Any]:
+    """Arguments by name. ``tail``: which of the optional ones are there; ``density``: share of neurons with a slope
+    other than zero, not the same for each query."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    alpha = random(heads, queries, keys).softmax(-1)
+    position = torch.randint(-1, keys + 2, (queries,), generator=generator)  # outside the block too
+    scale, norm_scale = random(queries).abs() + 0.5, random(queries).abs() + 0.5
+    if operator == "gram_norms":
+        size = heads if tail == "none" else heads + 1
+        features = random(keys, size, width).double()
+        gram = features @ features.mT
+        return {"alpha": alpha, "position": position, "gram": gram, "row_scale": None if tail == "none" else scale}
+    given = {"alpha": alpha, "position": position}
+    if operator == "ff_norms":
+        given["features"] = random(streams, keys, heads + 1, neurons)
+    else:
+        given["values"] = random(keys, heads, head_dim)
+        given["maps"] = random(streams, heads * head_dim, neurons)
+        given["own"] = random(streams, queries, neurons)
+    slope = random(streams, queries, neurons)
+    if density < 1:  # from numbers of their own, so that all others stay as they are
+        slope *= torch.rand(queries, neurons, generator=torch.Generator().manual_seed(seed)) < density
+    return {
+        **given,
+        "slope": slope,
+        "down": random(neurons, width),
+        **({"down_scale": None} if operator == "ff_norms" else {}),
+        "residual": random(keys, heads + 1, width),
+        "residual_scale": scale if tail in ("all", "scale", "rms") else None,
+        "gamma": random(width) if tail in ("all", "rms", "gamma") else None,
+        "norm_scale": norm_scale if tail in ("all", "rms", "norm", "gamma") else None,
+        "centre": tail in ("all", "norm"),
+    }
+
+
+def converted(given: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {n: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for n, t in given.items()}
+
+
+def check(operator: str, given: dict[str, Any]) -> Tensor:
+    """Within rounding of the largest entry of its scope; inputs stay as they are."""
+    before = {name: t.clone() for name, t in given.items() if isinstance(t, Tensor)}
+    out: Tensor = getattr(OPERATORS, operator)(*given.values())
+    assert all(torch.equal(given[name], t) for name, t in before.items())
+    expected = getattr(torch_kernels, operator)(*converted(given, torch.float64).values())
+    assert out.shape == expected.shape
+    assert out.dtype == given["alpha"].dtype
+    limit = 3e-6 if out.dtype == torch.float32 else 1e-14
+    size = expected.amax((-1, -2), keepdim=True) if expected.numel() else expected
+    assert ((out - expected).abs() <= limit * size).all(), f"{((out - expected).abs() / size).max():.1e}"
+    return out
+
+
+def results() -> dict[str, Tensor]:
+    """Of several cases; the test below runs this with other instruction sets."""
+    kinds: dict[str, dict[str, Any]] = {"dense": {}, "sparse": {"density": 0.2}, "many heads": {"heads": 50}}
+    return {
+        f"{operator} {dtype} {keys} {kind}": getattr(OPERATORS, operator)(
+            *case(operator, 9, keys, 72, 200, dtype=dtype, **options).values()
+        )
+        for operator in MAPS
+        for dtype in (torch.float32, torch.float64)
+        for keys in (5, 33)
+        for kind, options in kinds.items()
+    }
+
+
+DEFINING = {"alpha": (0, 1, 2), "residual": (2,), "features": (0, 3), "values": (2,), "maps": (0, 2)}
+"""Axes by which the others are measured: a change there is an error of another argument."""
+
+
+def wrong(operator: str) -> Iterator[tuple[str, Tensor]]:
+    """Arguments of a wrong shape or dtype, one at a time."""
+    for name, tensor in case(operator).items():
+        if isinstance(tensor, Tensor):
+            for axis in set(range(tensor.dim())).difference(DEFINING.get(name, ())):
+                yield name, torch.cat([tensor, tensor], axis)
+            yield name, tensor[None]
+            if name != "alpha":  # whose dtype is the others' measure
+                yield name, tensor.int() if name == "position" else tensor.half()
+
+
+COLUMNS = 42  # more than the longest needs
+QUERY_AXIS = {"position": 0, "slope": 1, "own": 1, "residual_scale": 0, "norm_scale": 0, "row_scale": 0}
+KEY_AXIS = {"features": 1, "values": 0, "residual": 0, "gram": 0}
+
+
+def table(sizes: list[tuple[int, int]]) -> Tensor:
+    return torch.tensor([(0, 0), *sizes]).cumsum(0)
+
+
+def batch(operator: str, sizes: list[tuple[int, int]], **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Arguments of every sequence, and of all in one call, with NaN where alpha must not be read."""
+    single = [case(operator, *size, seed=b, **options) for b, size in enumerate(sizes)]
+    shared = {n: t for n, t in single[0].items() if n != "alpha" and n not in QUERY_AXIS and n not in KEY_AXIS}
+    single = [{**given, **shared} for given in single]
+    joined = dict(single[0])
+    for name, axis in (QUERY_AXIS | KEY_AXIS).items():
+        if joined.get(name) is not None:
+            joined[name] = torch.cat([given[name] for given in single], axis)
+    sequences = table(sizes)
+    first = single[0]["alpha"]
+    alpha = first.new_full((len(first), int(sequences[-1, 0]), COLUMNS), torch.nan)
+    for start, given in zip(sequences[:, 0].tolist(), single, strict=False):
+        weights = given["alpha"]
+        alpha[:, start : start + weights.shape[1], : weights.shape[2]] = weights
+    return single, {**joined, "alpha": alpha, "sequences": sequences}
+
+
+WRONG = {
+    "int32": (table([(2, 3), (3, 2)]).int(), "int32.*expected.*int64"),
+    "three columns": (torch.zeros(3, 3, dtype=torch.int64), r"\[3, 3\].*expected \[B \+ 1, 2\]"),
+    "no rows": (torch.zeros(0, 2, dtype=torch.int64), r"\[0, 2\].*expected \[B \+ 1, 2\]"),
+    "one axis": (torch.zeros(2, dtype=torch.int64), r"\[2\].*expected \[B \+ 1, 2\]"),
+    "late start": (torch.tensor([[0, 1], [5, 5]]), r"from \[0, 1\] to \[5, 5\], expected from \[0, 0\]"),
+    "too few queries": (table([(2, 3), (2, 2)]), r"to \[4, 5\], expected.* to \[5, 5\]"),
+    "too many keys": (table([(2, 3), (3, 3)]), r"to \[5, 6\], expected.* to \[5, 5\]"),
+    "queries decrease": (
+        torch.tensor([[0, 0], [4, 1], [3, 2], [5, 5]]),
+        r"decreases from \[4, 1\] in row 1 to \[3, 2\]",
+    ),
+    "keys decrease": (torch.tensor([[0, 0], [1, 3], [2, 2], [5, 5]]), r"decreases from \[1, 3\] in row 1 to \[2, 2\]"),
+    "too few columns": (table([(2, 1), (3, 4)]), r"4 keys in sequence 1, but alpha only 3 columns"),
+}
+
+
+def arguments(operator: str, dtype: torch.dtype, wide: torch.dtype) -> list[Any]:
+    """Tensors enough to tell where a call goes."""
+    alpha, position = torch.rand(2, 3, 4, dtype=dtype), torch.tensor([0, 1, 2])
+    if operator == "ig_slope":
+        return [torch.rand(1, 3, 5, dtype=dtype), None, None, "gelu", "exact", 0]
+    if operator == "gram_norms":
+        return [alpha, position, torch.rand(4, 2, 2, dtype=torch.float64), None]
+    slope, down, residual = (torch.rand(*size).to(wide) for size in ((1, 3, 5), (5, 6), (4, 3, 6)))
+    tail = [residual, None, None, None, False]
+    if operator == "ff_norms":
+        return [alpha, position, torch.rand(1, 4, 3, 5).to(wide), slope, down, None, *tail]
+    values, maps, own = (torch.rand(*size).to(wide) for size in ((4, 2, 3), (1, 6, 5), (1, 3, 5)))
+    return [alpha, position, values, maps, own, slope, down, *tail]

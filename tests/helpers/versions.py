@@ -1,0 +1,27 @@
+"""Versions of transformers: the pinned one, the oldest one supported, and what a test needs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+
+import pytest
+from packaging.version import Version
+from paths import ROOT
+
+__all__ = ["OLDEST", "PINNED", "have", "needs"]
+
+_PINS = (ROOT / "requirements-dev.txt").read_text()
+PINNED, OLDEST = (Version(version) for version in re.findall(r"^transformers==(\S+)$", _PINS, re.MULTILINE))
+
+
+def have(version: str) -> bool:
+    """Whether transformers is at least of ``version``: the pinned one always, the oldest one never."""
+    assert OLDEST < Version(version) <= PINNED
+    return Version(importlib.metadata.version("transformers")) >= Version(version)
+
+
+def needs(version: str, reason: str) -> None:
+    """Skip the test where transformers is older than ``version``, the first one ``reason``."""
+    if not have(version):
+        pytest.skip(f"transformers {version} was the first one {reason}")

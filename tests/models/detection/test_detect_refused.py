@@ -1,0 +1,131 @@
+"""What is said of models whose structure was not found, and the description that it ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from compare_results import assert_same_layers
+from own_modules import (
+    Attention,
+    Block,
+    Broken,
+    Experts,
+    FeedForward,
+    HiddenEps,
+    Mine,
+    Recurrent,
+    Skipping,
+    Still,
+    TwoStacks,
+    mine,
+    renamed,
+    transformers_model,
+)
+from recording import state
+from tiny_models import build
+from torch import nn
+
+import ffattr
+import ffattr.models.registry as adapters
+from ffattr.errors import UnsupportedModel
+from ffattr.models.detection import detect
+from ffattr.models.detection.template import template, tree
+from ffattr.models.registry import Adapted, resolve
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters, "_registered", {})
+
+
+REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "scaled residual": (lambda: mine(residual=0.99), "output is not the sum of its input, attention and feed-forward"),
+    "one scaled residual": (lambda: Mine([Block(residual=0.99), Block()]), "layer 0 of 'blocks' is not reproduced"),
+    "norm": (lambda: mine(norm=HiddenEps), r"not reproduced by what was found: .* differs by \d"),
+    "activation": (lambda: mine(ff=lambda: FeedForward(lambda x: x.sin())), "no feed-forward block"),
+    "linear": (lambda: transformers_model("Mamba", hidden_size=32, num_hidden_layers=2), "no attention was seen"),
+    "convolutions": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), "no nn.ModuleList"),
+    "attention twice": (lambda: mine(attention=lambda: Attention(times=2)), "layer 0 of 'blocks' attends 2 times"),
+    "two lists": (TwoStacks, "attends in more than one list of layers: 'blocks', 'more'"),
+    "layers without": (lambda: Mine([Skipping(True), Skipping(False)]), "layer 1 of 'blocks' does not attend"),
+    "mixed layers": (lambda: Mine([Block(), Still()]), "no nn.ModuleList or nn.Sequential of layers that are all"),
+    "broken": (
+        lambda: Broken([Block()]),
+        r"could not be run on a small input .ids \[2, 5\]: KeyError: 'needs a",
+    ),
+    "no weights": (lambda: mine().to("meta"), "its weights are on the meta device; load them"),
+    "recurrent": (lambda: Recurrent().double().eval(), "2 layers of 'layers' ran 4 times"),
+    "experts": (lambda: mine(ff=lambda: Experts(False)), "mixture of experts: 'ff.experts' is a list of 3 FeedForward"),
+    "stacked experts": (lambda: mine(ff=lambda: Experts(True)), r"experts: 'ff.weight' is \[3, 24, 24\]"),
+    "cross-attention": (
+        lambda: renamed(build("bert", is_decoder=True, add_cross_attention=True)),
+        "cross-attention .config.add_cross_attention is True",
+    ),
+    "encoder and decoder": (
+        lambda: transformers_model("Marian", d_model=32, encoder_layers=1, decoder_layers=1, pad_token_id=0),
+        "an encoder and a decoder",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    """With the reason, the modules, and a description to complete."""
+    make, reason = REFUSED[name]
+    model = make().eval()
+    before = state(model)
+    with pytest.raises(UnsupportedModel, match=reason) as caught:
+        resolve(model)
+    assert state(model) == before
+    head, modules, code = str(caught.value).split("\n\n", 2)
+    assert "Known: TransformerEncoder" in head
+    code = code.split(":\n\n", 1)[1]
+    compile("\n".join(line.removeprefix("    ") for line in code.splitlines()), "template", "exec")
+    assert "module=layer" in code
+    assert modules
+
+
+def test_what_was_found_before_it_failed_is_filled_in() -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        resolve(mine(residual=0.99))
+    text = str(caught.value)
+    for part in (
+        "attention=layer.attention, heads=4, kv_heads=2,",
+        "value=ffattr.Columns(layer.attention.qkv, 36, 48), out=layer.attention.out,",
+        "up=ffattr.Columns(layer.ff.both, 1, 2, groups=30), down=layer.ff.down,",
+        "activation=ffattr.decomposition.activations.ACTIVATIONS['silu'].value,",
+        "norm_before_attn=layer.norm1,",
+        "norm_before_ff=...,",
+        "for layer in base.blocks",
+        'ffattr.register_adapter("Mine", adapter)',
+        "    attention: Attention\n",
+        "qkv: Linear weight [48, 24]",
+    ):
+        assert part in text, part
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gpt-neox", "olmo2", "dinov2"])
+def test_a_description_that_was_found_works_as_an_adapter(name: str) -> None:
+    model = build(name)
+    found = detect.detect(model)
+    expected = Adapted(model, detect.specs(model, found), "")
+    exec(template(model.config.model_type, found.layers, found.parts), {"ffattr": ffattr})
+    adapted = resolve(model)
+    assert adapted.family == model.config.model_type
+    assert_same_layers(adapted, expected)
+
+
+def test_a_description_of_numbered_modules() -> None:
+    found = detect.detect(nn.Sequential(nn.Embedding(50, 24), mine().blocks).double().eval())
+    code = template("Sequential", found.layers, {**found.parts, "activation": "ff.0.act"})
+    assert "for layer in base[1]" in code
+    assert "activation=layer.ff[0].act," in code
+
+
+def test_the_tree_is_short() -> None:
+    lines = tree(nn.ModuleDict({f"m{i}": nn.Linear(2, 3) for i in range(40)})).splitlines()
+    assert len(lines) == 25
+    assert lines[:2] == ["ModuleDict", "  m0: Linear weight [3, 2]"]
+    assert lines[-1] == "  ... and 17 more"
+    assert "experts: ModuleList\n      0: FeedForward (and 2 more)\n" in tree(Block(ff=lambda: Experts(False)))

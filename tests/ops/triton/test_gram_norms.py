@@ -1,0 +1,74 @@
+"""The Triton kernel of ``gram_norms``, on the GPU or in Triton's interpreter, against plain PyTorch in float64."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from gram_cases import Promises, several
+from guards import DEVICE, poisoned  # noqa: F401  the last of every test
+from op_cases import case
+from torch import Tensor
+
+module = pytest.importorskip("ffattr.ops.triton.gram_norms")
+query_blocks = pytest.importorskip("ffattr.ops.triton.blocks").query_blocks
+
+# A zero times infinity in padding, which is not selected: the interpreter's NumPy warns.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+CPU = torch.device("cpu")
+
+
+class TestPromises(Promises):
+    device = DEVICE
+    refused = ValueError
+
+    def kernel(self, *arguments: Any, **named: Any) -> Tensor:
+        out: Tensor = module.gram_norms(*arguments, **named)
+        return out
+
+    def test_no_block_writes_into_the_next(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Blocks in either order: what one of them spoilt, the next could otherwise repair."""
+        given, sequences = several([1, 18, 5], [slice(None)] * 3)
+        found = self.run(given, sequences)
+        monkeypatch.setattr(module, "query_blocks", lambda *arguments: query_blocks(*arguments).flip(0))
+        assert torch.equal(self.run(given, sequences), found)
+
+
+# ---- blocks of queries
+
+
+@pytest.mark.parametrize("block", [1, 4, 16])
+def test_blocks_cover_every_query_once(block: int) -> None:
+    bounds = [(0, 0), (1, 5), (1, 9), (33, 9), (40, 70)]
+    table = query_blocks(bounds, block, CPU)
+    expected = [
+        [first, min(block, end - first), first_key, end_key - first_key]
+        for (start, first_key), (end, end_key) in pairwise(bounds)
+        for first in range(start, end, block)
+    ]
+    assert table.tolist() == expected
+    assert table.dtype == torch.int32
+
+
+def test_no_queries_are_no_blocks() -> None:
+    assert query_blocks([(0, 0), (0, 7)], 4, CPU).shape == (0, 4)
+
+
+# ---- errors
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"alpha": torch.ones(5, 5)}, r"alpha has shape \[5, 5\], expected \[H, N, M\]"),
+        ({"alpha": torch.ones(5, 5, 6)}, "alpha has 6 columns, expected 5"),
+        ({"alpha": torch.ones(7, 5, 5)}, r"gram has shape \[5, 6, 6\], expected \[5, 7, 7\]"),
+        ({"gram": torch.ones(5, 6)}, r"gram has shape \[5, 6\], expected \[keys, G, G\]"),
+    ],
+)
+def test_bad_shapes_are_named(changed: dict[str, Tensor], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        module.gram_norms(**{**case("gram_norms"), **changed})
