@@ -20,6 +20,7 @@ __all__ = [
     "ig_slope",
     "mix",
     "operator_norms",
+    "product",
     "sequence_bounds",
     "with_residual",
 ]
@@ -76,7 +77,7 @@ def ff_norms(
             part = mix(weights, stream).mul_(factor[:, None])
             neurons = part if neurons is None else neurons.add_(part)
         assert neurons is not None
-        return (neurons.to(down.dtype) @ down).to(alpha.dtype)
+        return product(neurons.to(down.dtype), down).to(alpha.dtype)
 
     tail = (residual, residual_scale, gamma, norm_scale, centre)
     parts = chunks("ff_norms", alpha, len(residual), sequences, per_key=down.shape[0] + 2 * down.shape[1])
@@ -101,10 +102,11 @@ def operator_norms(
     def feed_forward(weights: Tensor, rows: slice, keys: slice) -> Tensor:
         operator = _operators(maps, slope[:, rows], down)
         scaled = (weights[..., :-1, None] * values[keys]).flatten(2)  # [n, m, H * dh]
-        wide = (scaled @ operator).to(alpha.dtype)
+        wide = product(scaled, operator).to(alpha.dtype)
         itself = weights[..., -1]  # [n, m], not zero where the key is the query itself
         n, m = itself.nonzero(as_tuple=True)
-        wide[n, m] += itself[n, m, None] * ((slope[:, rows][:, n] * own[:, rows][:, n]).sum(0) @ down).to(alpha.dtype)
+        by_itself = product((slope[:, rows][:, n] * own[:, rows][:, n]).sum(0), down).to(alpha.dtype)
+        wide[n, m] += itself[n, m, None] * by_itself
         return wide
 
     inner, width = maps.shape[1], down.shape[1]
@@ -125,9 +127,12 @@ def _operators(maps: Tensor, slope: Tensor, down: Tensor) -> Tensor:
         if active.count_nonzero() <= SPARSE * active.numel():
             lists = [query.nonzero()[:, 0] for query in active]
             return torch.stack(
-                [(maps[..., some] * slope[:, n, None, some]).sum(0) @ down[some] for n, some in enumerate(lists)]
+                [
+                    product((maps[..., some] * slope[:, n, None, some]).sum(0), down[some])
+                    for n, some in enumerate(lists)
+                ]
             )
-    return (maps[:, None] * slope[:, :, None]).sum(0) @ down
+    return product((maps[:, None] * slope[:, :, None]).sum(0), down)
 
 
 def sequence_bounds(operator: str, sequences: Tensor | None, alpha: Tensor, keys: int) -> list[tuple[int, int]]:
@@ -194,7 +199,19 @@ def with_residual(alpha: Tensor, position: Tensor) -> Tensor:
 
 def mix(weights: Tensor, features: Tensor) -> Tensor:
     """``sum_h weights[n, m, h] features[m, h]``: ``[N, M, width]``."""
-    return (weights.transpose(0, 1) @ features).transpose(0, 1)
+    return product(weights.transpose(0, 1), features).transpose(0, 1)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``, over an even number of terms where they are of a half type.
+
+    On CPUs with a matrix unit for bfloat16 (AMX), the library behind PyTorch takes the terms of a row two at a time: of
+    an odd number it reads one beyond the row's end, whose product with zero is NaN where that is NaN or infinite.
+    """
+    if a.dtype.itemsize == 2 and a.shape[-1] % 2 and a.device.type == "cpu":
+        pad = torch.nn.functional.pad
+        a, b = pad(a, (0, 1)), pad(b, (0, 0, 0, 1))
+    return a @ b
 
 
 def _relative(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

@@ -61,6 +61,21 @@ def test_zero_and_nan(operator: str, dtype: torch.dtype) -> None:
     assert all(torch.equal(scope.isnan().nonzero(), torch.tensor([[4, 9]])) for scope in out)
 
 
+@pytest.mark.parametrize("dtype", [*LIMITS, torch.float32])
+@pytest.mark.parametrize("depth", range(1, 10))
+def test_a_nan_stays_in_its_row(depth: int, dtype: torch.dtype) -> None:
+    """Whatever the number of terms, and also of many products at once: a library may read them two at a time."""
+    for batch in ((), (3,)):
+        a, b = torch.ones(*batch, 64, depth, dtype=dtype), torch.ones(*batch, depth, 32, dtype=dtype)
+        a[..., 33, :] = torch.nan
+        a[..., 50, 0] = torch.inf
+        out = torch_kernels.product(a, b)
+        assert out[..., 33, :].isnan().all()
+        assert (out[..., 50, :] == torch.inf).all()
+        rest = [row for row in range(64) if row not in (33, 50)]
+        assert (out[..., rest, :] == depth).all()
+
+
 @pytest.mark.parametrize("wide", [torch.float32, torch.float64])
 @pytest.mark.parametrize("streams", [1, 2])
 def test_float8(streams: int, wide: torch.dtype) -> None:
