@@ -32,12 +32,13 @@ from ffattr.bench.calibrate import calibrate
 from ffattr.bench.cases import SHAPES, Case
 from ffattr.bench.run import dense
 from ffattr.bench.truth import TOLERANCE, WrongResult
-from ffattr.decomposition.affine import Linear
+from ffattr.decomposition.affine import Linear, Norm
 from ffattr.decomposition.reference import Rule
-from ffattr.engine import run as engine
-from ffattr.engine.layer_maps import Layer
+from ffattr.decomposition.scopes import Scope
+from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence, Pack
-from ffattr.engine.plan import LayerPlan, LayerShape, plan_layer
+from ffattr.engine.plan import EngineOptions, LayerPlan, LayerShape, plan_layer
+from ffattr.engine.run import run_layer
 from ffattr.machine import processor
 from ffattr.ops import backends
 
@@ -76,26 +77,15 @@ class Setup:
     def case(self) -> Case:
         case = Case.random(SIZES[self.size], sum(self.lengths))
 
-        def turned(linear: Linear) -> Linear:
-            """As `torch.nn.Linear` has it."""
-            return Linear(linear.weight.T.contiguous().T, linear.bias)
+        def turn(part: Linear | Norm) -> Linear | Norm:
+            """Projections as `torch.nn.Linear` has them."""
+            return Linear(part.weight.T.contiguous().T, part.bias) if isinstance(part, Linear) else part
 
-        weights = case.weights
-        return replace(
-            case,
-            weights=replace(
-                weights,
-                value=turned(weights.value),
-                out=turned(weights.out),
-                up=turned(weights.up),
-                gate=None if weights.gate is None else turned(weights.gate),
-                down=turned(weights.down),
-            ),
-        )
+        return replace(case, weights=case.weights.map_parameters(turn))
 
     def names(self, case: Case) -> tuple[str, ...]:
         weights = case.weights
-        narrow = tuple(name for name in weights.scopes if name not in weights.wide_scopes)
+        narrow = tuple(name for name in weights.scopes if name not in case.wide_scopes)
         return {"last": weights.scopes[-1:], "all": weights.scopes, "attention": narrow}[self.scopes]
 
     def sequences(self, case: Case) -> list[OneSequence]:
@@ -109,20 +99,24 @@ class Setup:
             start += length
         return found
 
-    def layer(self, case: Case, backend: str) -> Layer:
-        return Layer(case.weights, self.names(case), Rule(), "token", backends.BACKENDS[backend], case.x.dtype)
+    def task(self, case: Case, backend: str) -> LayerTask:
+        scopes = case.weights.pick_scopes(self.names(case))
+        return LayerTask(case.weights, scopes, Rule(), "token", backends.BACKENDS[backend], case.x.dtype)
 
     def plan(self, case: Case) -> LayerPlan:
         shapes = []
         for one in self.sequences(case):
-            shape = LayerShape.of(case.weights, len(one.rows), len(one.x), one.pairs, scopes=self.names(case))
+            scopes = case.weights.pick_scopes(self.names(case))
+            shape = LayerShape.from_weights(
+                case.weights, len(one.query_tokens), len(one.x), one.pairs, scopes=scopes
+            )
             if self.groups:
-                shape = replace(shape, products=shape.pairs // self.groups)
+                shape = replace(shape, group_pairs=shape.pairs // self.groups)
             shapes.append(shape)
-        wide = len({*self.names(case)} & {*case.weights.wide_scopes})
+        ff_scopes = len({*self.names(case)} & {*case.wide_scopes})
         method = "auto" if self.scopes == "attention" else self.method
-        joined = LayerShape.joined(shapes)
-        return plan_layer(0, joined, wide, backends.BACKENDS["cpu"], method, case.x.dtype, CPU, None)
+        options = EngineOptions(backends.BACKENDS["cpu"], method, case.x.dtype, CPU)
+        return plan_layer(0, LayerShape.join(shapes), ff_scopes, options)
 
     def run(self, case: Case) -> tuple[Callable[[], list[dict[str, Tensor]]], list[dict[str, Tensor]]]:
         """What runs the engine, and the maps of every sequence, whose memory is there beforehand."""
@@ -132,7 +126,7 @@ class Setup:
             {
                 name: torch.full(
                     ((heads,) if name == "attn_heads" else ())
-                    + (len(one.rows), len(one.x) if one.groups is None else int(one.groups.max()) + 1),
+                    + (len(one.query_tokens), len(one.x) if one.groups is None else int(one.groups.max()) + 1),
                     -1.0,
                 )
                 for name in self.names(case)
@@ -140,12 +134,12 @@ class Setup:
             for one in sequences
         ]
 
-        def emit(number: int, rows: Tensor, tiles: dict[str, Tensor]) -> None:
-            for name, tile in tiles.items():
-                maps[number][name][..., rows, :] = tile
+        def take(number: int, queries: Tensor, tiles: dict[Scope, Tensor]) -> None:
+            for scope, tile in tiles.items():
+                maps[number][str(scope)][..., queries, :] = tile
 
         def run() -> list[dict[str, Tensor]]:
-            engine.run(self.layer(case, "cpu"), Pack(tuple(sequences)), plan, emit)
+            run_layer(self.task(case, "cpu"), Pack(tuple(sequences)), plan, take)
             return maps
 
         return run, maps
@@ -157,10 +151,10 @@ class Setup:
         for number, one in enumerate(self.sequences(exact)):
             if number % 5 and number + 1 < len(self.lengths):
                 continue
-            places = sorted({0, len(one.rows) // 2, len(one.rows) - 1})
-            one = replace(one, rows=one.rows[places])
+            places = sorted({0, len(one.query_tokens) // 2, len(one.query_tokens) - 1})
+            one = replace(one, query_tokens=one.query_tokens[places])
             plan = replace(self.plan(exact), method="reference", blocks=replace(self.plan(exact).blocks, queries=1))
-            truth, _ = dense(self.layer(exact, "reference"), one, plan)
+            truth, _ = dense(self.task(exact, "reference"), one, plan)
             for name, rows in truth.items():
                 worst = max(worst, float((found[number][name][..., places, :] - rows).abs().max() / rows.max()))
         if not worst < TOLERANCE[torch.float32]:

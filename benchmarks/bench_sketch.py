@@ -36,9 +36,9 @@ from ffattr.bench.timing import seconds_of
 from ffattr.bench.truth import TOLERANCE, Truth, WrongResult
 from ffattr.decomposition.reference import Rule
 from ffattr.decomposition.sketch import Sketch
-from ffattr.engine.layer_maps import Layer
+from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence
-from ffattr.engine.plan import LayerShape, plan_layer
+from ffattr.engine.plan import EngineOptions, LayerShape, plan_layer
 from ffattr.machine import processor
 from ffattr.ops import backends
 
@@ -133,16 +133,17 @@ def prepared(
     """What computes one scope's map ``[T, T]``, and where it leaves the error that it expects of it."""
     chosen = backends.BACKENDS[backend]
     queries = torch.arange(len(case.x))
-    shape = LayerShape.of(case.weights, len(queries), len(case.x), case.attention.pairs(queries), scopes=(scope,))
-    plan = plan_layer(0, shape, 1, chosen, method, case.x.dtype, case.device, None)
+    scopes, pairs = case.weights.pick_scopes((scope,)), case.attention.pairs(queries)
+    shape = LayerShape.from_weights(case.weights, len(queries), len(case.x), pairs, scopes=scopes)
+    plan = plan_layer(0, shape, 1, EngineOptions(chosen, method, case.x.dtype, case.device))
     if isinstance(method, Sketch) and plan.sketch is None:
         raise SystemExit(f"nothing to compare: the plan leaves the sketch out ({plan.choice})")
     expected: dict[str, float] = {}
 
     def run() -> Tensor:
-        layer = Layer(case.weights, (scope,), Rule(), "token", chosen, plan.dtype)
-        maps, done = dense(layer, OneSequence(case.x, case.attention, queries), plan)
-        expected.update(done.sketch_error)
+        task = LayerTask(case.weights, scopes, Rule(), "token", chosen, plan.dtype)
+        maps, done = dense(task, OneSequence(case.x, case.attention, queries), plan)
+        expected.update({str(name): error for name, error in done.sketch_error.items()})
         return maps[scope]
 
     return run, expected

@@ -67,7 +67,7 @@ def described(model: nn.Module) -> Layers:
         norms=_norms(spec),
         feed_forward="mixture of experts" if spec.experts is not None else "dense" if spec.gate is None else "gated",
         parallel=spec.parallel,
-        scopes=scopes,
+        scopes=tuple(scope.name for scope in scopes),
     )
 
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from .models.registry import known_models, register_adapter
     from .models.spec.layer import LayerSpec
     from .models.spec.weights import Columns
-    from .pipeline.attribute import attribute, explain
+    from .pipeline.attribute import attribute
+    from .pipeline.plan import plan
     from .pipeline.vectors import Vectors, vectors
     from .results import Attribution, StackedAttribution, load
     from .results.keep import Dense, Pool, Reduce, Rows, Top, TopK
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 # Loaded at first use, see the end.
 _HOME = {
     "models.registry": ("known_models", "register_adapter"),
-    "pipeline.attribute": ("attribute", "explain"),
+    "pipeline.attribute": ("attribute",),
+    "pipeline.plan": ("plan",),
     "pipeline.vectors": ("Vectors", "vectors"),
     "errors": (
         "ArchitectureMismatch",
@@ -82,9 +84,9 @@ __all__ = [
     "Vectors",
     "__version__",
     "attribute",
-    "explain",
     "known_models",
     "load",
+    "plan",
     "register_adapter",
     "vectors",
 ]

@@ -15,8 +15,8 @@ from ..decomposition.attention import QueryKey
 from ..decomposition.precision import operand_dtype, quantised, result_dtype
 from ..decomposition.reference import Rule, context
 from ..engine.costs import Blocks
-from ..engine.key_tokens import features
-from ..engine.layer_maps import Layer
+from ..engine.key_tokens import write_head_vectors
+from ..engine.layer_maps import LayerTask
 from ..engine.machine_rates import Rates
 from ..engine.pack import OneSequence
 from ..ops.backends import BACKENDS, Backend
@@ -97,7 +97,7 @@ class _Calibration:
         keys, width = 48 * self.large, 2 * _FF_WIDTH
         values, matrix = self.random(keys, _HEADS, 2 * _HEAD_DIM), self.random(_HEADS * 2 * _HEAD_DIM, width)
         own, to = self.random(keys, width), self.random(keys, _HEADS + 1, width)
-        return 2.0 * keys * len(matrix) * width / self.seconds(lambda: features(values, matrix, own, to))
+        return 2.0 * keys * len(matrix) * width / self.seconds(lambda: write_head_vectors(values, matrix, own, to))
 
     def grams(self) -> tuple[float, float]:
         keys, queries, mixed = 128 * self.large, 256 * self.large, _HEADS + 1
@@ -159,8 +159,8 @@ class _Calibration:
         def run(scopes: tuple[str, ...], blocks: Blocks) -> tuple[float, dict[str, float]]:
             _, plan = prepared(case, self.backend, "direct", scopes, None, self.asked)
             plan = replace(plan, blocks=blocks)
-            layer = Layer(case.weights, scopes, Rule(), "token", self.backend, plan.dtype)
-            return self.seconds(lambda: dense(layer, sequence, plan)), plan.work
+            task = LayerTask(case.weights, case.weights.pick_scopes(scopes), Rule(), "token", self.backend, plan.dtype)
+            return self.seconds(lambda: dense(task, sequence, plan)), plan.work
 
         whole, last, narrow = Blocks(16, 16, 16), case.wide_scopes[-1:], case.narrow_scopes
         (one, few), (many, more) = run(last, whole), run(last, Blocks(1, 16, 16))

@@ -7,7 +7,7 @@ causal one) and nothing else: what any exact method that goes pair by pair has t
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..decomposition.activations import ACTIVATIONS
 from ..decomposition.affine import Linear, Norm
 from ..decomposition.attention import QueryKey
-from ..decomposition.layer import LayerWeights
+from ..decomposition.layer import Branch, LayerWeights
 
 __all__ = ["SHAPES", "Case", "Size"]
 
@@ -85,10 +85,14 @@ class Case:
             kv_heads=heads,
             value=linear(width, width),
             out=linear(width, width),
-            up=linear(width, size.ff_width),
-            gate=linear(width, size.ff_width) if size.gated else None,
-            down=linear(size.ff_width, width),
-            activation=ACTIVATIONS[size.activation],
+            branches=(
+                Branch(
+                    up=linear(width, size.ff_width),
+                    gate=linear(width, size.ff_width) if size.gated else None,
+                    down=linear(size.ff_width, width),
+                    activation=ACTIVATIONS[size.activation],
+                ),
+            ),
             **around,
         )
         head_dim = width // heads
@@ -96,13 +100,12 @@ class Case:
         return cls(weights, random(tokens, width), QueryKey(query, key, head_dim**-0.5, causal=size.causal))
 
     def cast(self, dtype: torch.dtype) -> Case:
-        def part(of: Any) -> Any:
-            if type(of) not in (Linear, Norm):
-                return of
-            parameters = {"weight": of.weight, "bias": of.bias}
-            return replace(of, **{name: None if t is None else t.to(dtype) for name, t in parameters.items()})
+        def convert(part: Linear | Norm) -> Linear | Norm:
+            weight, bias = (None if t is None else t.to(dtype) for t in (part.weight, part.bias))
+            found: Linear | Norm = replace(part, weight=weight, bias=bias)  # type: ignore[arg-type]
+            return found
 
-        weights = replace(self.weights, **{f.name: part(getattr(self.weights, f.name)) for f in fields(self.weights)})
+        weights = self.weights.map_parameters(convert)
         attention = replace(self.attention, query=self.attention.query.to(dtype), key=self.attention.key.to(dtype))
         return Case(weights, self.x.to(dtype), attention)
 
@@ -114,12 +117,12 @@ class Case:
     def flops(self) -> float:
         """What shares of the matrix rate count: ``2 T^2 F d``, half of it for a causal layer."""
         pairs = len(self.x) ** 2 / (2 if self.attention.causal else 1)
-        return 2.0 * pairs * self.weights.ff_width * self.weights.width
+        return 2.0 * pairs * self.weights.branches[0].width * self.weights.width
 
     @property
     def wide_scopes(self) -> tuple[str, ...]:
         """From the feed-forward block on."""
-        return self.weights.wide_scopes
+        return tuple(map(str, self.weights.pairwise_scopes))
 
     @property
     def narrow_scopes(self) -> tuple[str, ...]:

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..decomposition import reference
 from ..decomposition.reference import Rule
-from ..engine import run as engine
-from ..engine.layer_maps import Layer
+from ..decomposition.scopes import Scope
+from ..engine.layer_maps import LayerTask
 from ..engine.pack import OneSequence, Pack
-from ..engine.plan import LayerPlan, LayerShape, plan_layer
-from ..engine.run import Done
+from ..engine.plan import EngineOptions, LayerPlan, LayerShape, plan_layer
+from ..engine.run import LayerResult, run_layer
 from ..ops import backends, torch_kernels
 from ..ops.backends import Backend
 from .cases import Case
@@ -46,30 +46,32 @@ def prepared(
     chosen = backends.BACKENDS[backend] if isinstance(backend, str) else backend
     queries = torch.arange(len(case.x), device=case.device) if rows is None else rows.to(case.device)
     pairs = case.attention.pairs(queries)
-    shape = LayerShape.of(case.weights, len(queries), len(case.x), pairs, scopes=scopes)
-    wide = not set(case.wide_scopes).isdisjoint(scopes)
-    plan = plan_layer(0, shape, wide, chosen, method, wide_dtype or case.x.dtype, case.device, None)
+    picked = case.weights.pick_scopes(scopes)
+    shape = LayerShape.from_weights(case.weights, len(queries), len(case.x), pairs, scopes=picked)
+    ff_scopes = len({*picked} & {*case.weights.pairwise_scopes})
+    options = EngineOptions(chosen, method, wide_dtype or case.x.dtype, case.device)
+    plan = plan_layer(0, shape, ff_scopes, options)
 
     def run() -> dict[str, Tensor]:
-        layer = Layer(case.weights, scopes, Rule(), "token", chosen, plan.dtype)
-        found, _ = dense(layer, OneSequence(case.x, case.attention, queries), plan)
+        task = LayerTask(case.weights, picked, Rule(), "token", chosen, plan.dtype)
+        found, _ = dense(task, OneSequence(case.x, case.attention, queries), plan)
         return found
 
     return run, plan
 
 
-def dense(layer: Layer, sequence: OneSequence, plan: LayerPlan) -> tuple[dict[str, Tensor], Done]:
+def dense(task: LayerTask, sequence: OneSequence, plan: LayerPlan) -> tuple[dict[str, Tensor], LayerResult]:
     """The maps ``{scope: [..., N, C]}`` of one sequence at a layer, and what else the engine says."""
     found: dict[str, Tensor] = {}
 
-    def emit(number: int, rows: Tensor, tiles: dict[str, Tensor]) -> None:
-        for name, tile in tiles.items():
+    def take(number: int, queries: Tensor, tiles: dict[Scope, Tensor]) -> None:
+        for scope, tile in tiles.items():
+            name = str(scope)
             if name not in found:
-                found[name] = tile.new_zeros(*tile.shape[:-2], len(sequence.rows), tile.shape[-1])
-            found[name][..., rows, :] = tile
+                found[name] = tile.new_zeros(*tile.shape[:-2], len(sequence.query_tokens), tile.shape[-1])
+            found[name][..., queries, :] = tile
 
-    done = engine.run(layer, Pack((sequence,)), plan, emit)
-    return found, done
+    return found, run_layer(task, Pack((sequence,)), plan, take)
 
 
 def maps(
@@ -89,9 +91,9 @@ def materialise(case: Case, scopes: Collection[str]) -> dict[str, Tensor]:
     """What every earlier tool does: all vectors of all pairs in memory, then their norms."""
     rows = torch.arange(len(case.x), device=case.device)
     found: dict[str, Tensor] = {}
-    for name, stream in reference.decompose(case.weights, case.x, case.attention, rows, Rule()):
-        if name in scopes:
-            found[name] = stream.vectors.norm(dim=-1)
+    for scope, stream in reference.decompose(case.weights, case.x, case.attention, rows, Rule()):
+        if str(scope) in scopes:
+            found[str(scope)] = stream.vectors.norm(dim=-1)
         if len(found) == len(scopes):
             break
     return found

@@ -100,7 +100,7 @@ def map_command(
         from . import map as map_command
 
         if plan:
-            map_command.explain(model, content, options)
+            map_command.print_plan(model, content, options)
         else:
             map_command.show(model, content, {**options, "keep": keep}, output, png, html)
 

@@ -12,21 +12,21 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..models import pretrained
-from ..pipeline import attribute
+from ..pipeline import attribute, plan
 from ..results import Attribution
 from ..results.files import replacing
 from .progress import bar
 
-__all__ = ["explain", "show"]
+__all__ = ["print_plan", "show"]
 
 _PAIRS = 10
 """Rows of the table of strongest pairs that stands in for a file when none is asked for."""
 
 
-def explain(model: str, text: str, options: Mapping[str, Any]) -> None:
-    """Prints what would run; ``options`` are arguments of `ffattr.explain`."""
+def print_plan(model: str, text: str, options: Mapping[str, Any]) -> None:
+    """Prints what would run; ``options`` are arguments of `ffattr.plan`."""
     loaded, tokenizer = _load(model)
-    _say(str(attribute.explain(loaded, text, tokenizer=tokenizer, **options)))
+    _say(str(plan.plan(loaded, text, tokenizer=tokenizer, **options)))
 
 
 def show(

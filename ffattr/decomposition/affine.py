@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["Linear", "Norm", "expert"]
+__all__ = ["Linear", "Norm"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         y = x @ self.weight
         return y if self.bias is None else y + self.bias
+
+    def of_expert(self, number: int, dtype: torch.dtype) -> Linear:
+        """The projection of one expert, in ``dtype``, where ``weight`` ``[E, in, out]`` holds those of all."""
+        return Linear(self.weight[number].to(dtype), None if self.bias is None else self.bias[number].to(dtype))
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,3 @@ class Norm:
 
     def __call__(self, p: Tensor) -> Tensor:
         return self.affine(p, self.scale(p))
-
-
-def expert(projection: Linear, number: int, dtype: torch.dtype) -> Linear:
-    """The projection of one expert, in ``dtype``."""
-    weight, bias = projection.weight[number], projection.bias
-    return Linear(weight.to(dtype), None if bias is None else bias[number].to(dtype))

@@ -1,4 +1,4 @@
-"""What a Transformer layer is, as data: the description adapters write and every computation reads.
+"""One layer's parameters: the only thing that the formulas see of a model.
 
 Conventions: row vectors, ``y = x @ weight + bias``; ``T`` tokens, ``N`` selected query tokens, ``d`` model width,
 ``H`` query heads, ``Hkv`` key/value heads, ``dh`` head width, ``F`` feed-forward width, ``E`` experts.
@@ -6,17 +6,79 @@ Conventions: row vectors, ``y = x @ weight + bias``; ``T`` tokens, ``N`` selecte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from .activations import Activation
-from .affine import Linear, Norm, expert
+from .affine import Linear, Norm
 from .clamp import Clamp
-from .scopes import CROSS, Scoped
+from .routing import Routing
+from .scopes import CROSS, Point, Scoped, Source
 
-__all__ = ["CrossWeights", "LayerWeights"]
+__all__ = ["Block", "Branch", "CrossWeights", "LayerWeights"]
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One of the feed-forward networks whose outputs a layer adds up: most layers have a single one.
+
+    ``gate`` is None in a dense network; a gated one computes ``activation(t @ gate) * (t @ up)``. ``clamp`` says how
+    gate and up are cut off before they meet (gpt-oss).
+
+    A *routed* branch is a mixture of experts: ``up``, ``gate`` and ``down`` hold all of them, ``[E, in, out]``, in the
+    model's own dtype; `expert` is one of them as a dense branch.
+    """
+
+    up: Linear
+    gate: Linear | None
+    down: Linear
+    activation: Activation
+    clamp: Clamp | None = None
+
+    @property
+    def routed(self) -> bool:
+        """Whether a router sends each token to some of several experts."""
+        return self.down.weight.dim() == 3
+
+    @property
+    def projections(self) -> tuple[Linear, ...]:
+        """What makes the pre-activations: up alone, or gate and up."""
+        return (self.up,) if self.gate is None else (self.gate, self.up)
+
+    @property
+    def width(self) -> int:
+        """``F``, of one expert in a mixture."""
+        return self.down.weight.shape[-2]
+
+    def expert(self, number: int, dtype: torch.dtype) -> Branch:
+        """One expert of a mixture, in ``dtype``."""
+        return replace(
+            self,
+            up=self.up.of_expert(number, dtype),
+            gate=None if self.gate is None else self.gate.of_expert(number, dtype),
+            down=self.down.of_expert(number, dtype),
+        )
+
+
+@dataclass(frozen=True)
+class Block:
+    """A dense feed-forward network, and which of ``n`` tokens go through it.
+
+    ``place`` is that of its branch in the layer. Of a mixture, it is the expert ``number``: the tokens ``tokens``
+    ``[m]`` go to it, of which it is choice ``slots`` ``[m]`` and which multiply what it returns by ``share`` ``[m]``.
+    All three are None where all tokens go through it.
+    """
+
+    place: int
+    branch: Branch
+    number: int | None = None
+    tokens: Tensor | None = None
+    slots: Tensor | None = None
+    share: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -31,32 +93,27 @@ class CrossWeights:
     value: Linear
     out: Linear
     norm_before_attn: None = None
+    norm_of_attn: None = None
     norm_after_attn: Norm | None = None
 
 
 @dataclass(frozen=True)
 class LayerWeights(Scoped):
-    """One layer's parameters in one dtype, on one device; the only thing the formulas see of a model.
+    """One layer's parameters in one dtype, on one device.
 
     A norm that the layer does not have is None. Post-LN (BERT) has ``norm_after_attn`` and ``norm_after_ff`` (both act
     on the sum with the residual); pre-LN (GPT-2, Llama) has ``norm_before_attn`` and ``norm_before_ff``.
     ``norm_of_attn`` and ``norm_of_ff`` act on what a block returns, before the residual is added (Gemma 2, OLMo 2).
-    ``gate`` is None for a dense feed-forward block; a gated one computes ``activation(t @ gate) * (t @ up)``.
+    The feed-forward block is the sum of its ``branches``.
     ``parallel``: the feed-forward block reads the layer's input beside attention, not its output (GPT-NeoX).
-    ``clamp``: how gate and up are cut off before they meet (gpt-oss). ``cross``: attention to an encoder's tokens.
-
-    In a mixture of experts, ``up``, ``gate`` and ``down`` hold all experts, ``[E, in, out]``, in the model's own dtype;
-    `expert` is the layer with one of them alone.
+    ``cross``: attention to an encoder's tokens.
     """
 
     heads: int
     kv_heads: int
     value: Linear
     out: Linear
-    up: Linear
-    gate: Linear | None
-    down: Linear
-    activation: Activation
+    branches: tuple[Branch, ...]
     norm_before_attn: Norm | None = None
     norm_of_attn: Norm | None = None
     norm_after_attn: Norm | None = None
@@ -64,49 +121,84 @@ class LayerWeights(Scoped):
     norm_of_ff: Norm | None = None
     norm_after_ff: Norm | None = None
     parallel: bool = False
-    clamp: Clamp | None = None
     cross: CrossWeights | None = None
 
     @property
-    def mixture(self) -> bool:
-        """Whether the feed-forward block is a mixture of experts."""
-        return self.down.weight.dim() == 3
+    def attentions(self) -> tuple[tuple[Source, LayerWeights | CrossWeights], ...]:
+        """Every attention in the order in which it runs: to the layer's own tokens, then to an encoder's."""
+        own: tuple[Source, LayerWeights | CrossWeights] = ("own", self)
+        return (own,) if self.cross is None else (own, ("cross", self.cross))
 
-    def expert(self, number: int) -> LayerWeights:
-        """The layer as it would be with one expert alone, in the dtype of the layer's other parameters."""
-        up, gate, down = (
-            None if part is None else expert(part, number, self.out.weight.dtype)
-            for part in (self.up, self.gate, self.down)
-        )
-        assert up is not None
-        assert down is not None
-        return replace(self, up=up, gate=gate, down=down)
+    def norms_before(self, point: Point, source: Source = "own") -> tuple[Norm, ...]:
+        """The norms, one after the other, that what an attention reads passes on its way to a point of the residual
+        stream before the feed-forward block. A norm of what attention returns is not among them.
+        """
+        own = () if source == "cross" else (self.norm_after_attn,)
+        cross = () if self.cross is None else (self.cross.norm_after_attn,)  # passed by the own tokens' vectors, too
+        passed = {"attn": (), "attn_res": (), "atb": (*own, *cross), "ff_input": (*own, *cross, self.norm_before_ff)}
+        return tuple(norm for norm in passed[point] if norm is not None)
+
+    @property
+    def mixture(self) -> bool:
+        """Whether any branch of the feed-forward block is a mixture of experts."""
+        return any(branch.routed for branch in self.branches)
+
+    @property
+    def streams(self) -> int:
+        """How many pre-activations a neuron has, ``S``: 1 in a dense network, gate and up in a gated one."""
+        return len(self.branches[0].projections)
 
     @property
     def width(self) -> int:
         return self.out.weight.shape[1]
 
     @property
-    def projections(self) -> tuple[Linear, ...]:
-        """What makes the pre-activations: up alone, or gate and up."""
-        return (self.up,) if self.gate is None else (self.gate, self.up)
-
-    @property
-    def ff_width(self) -> int:
-        """``F``, of one expert in a mixture."""
-        return self.down.weight.shape[-2]
-
-    @property
     def head_dim(self) -> int:
         return self.out.weight.shape[0] // self.heads
 
+    def count_neurons(self, experts: int) -> int:
+        """How many neurons a token goes through that goes to so many experts of a mixture."""
+        return sum(branch.width * (experts if branch.routed else 1) for branch in self.branches)
+
+    def blocks(self, routing: Routing | None) -> Iterator[Block]:
+        """The dense networks that any of the tokens of ``routing`` goes through; None: none is routed."""
+        for place, branch in enumerate(self.branches):
+            if not branch.routed:
+                yield Block(place, branch)
+                continue
+            assert routing is not None
+            for number, tokens, slots in routing.by_expert():
+                share = routing.weight[tokens, slots].to(self.out.weight.dtype)
+                yield Block(place, branch.expert(number, self.out.weight.dtype), number, tokens, slots, share)
+
+    def map_parameters(self, convert: Callable[[Linear | Norm], Linear | Norm]) -> LayerWeights:
+        """The layer with every projection and norm replaced by what ``convert`` makes of it."""
+
+        def convert_all(owner: Any) -> Any:
+            parts = {field.name: getattr(owner, field.name) for field in fields(owner)}
+            found = {name: convert(part) for name, part in parts.items() if isinstance(part, Linear | Norm)}
+            return replace(owner, **found)
+
+        branches = tuple(convert_all(branch) for branch in self.branches)
+        cross = None if self.cross is None else convert_all(self.cross)
+        found: LayerWeights = replace(convert_all(self), branches=branches, cross=cross)
+        return found
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every parameter with a readable name, for instance ``("norm_before_ff.weight", ...)``."""
-        for owner, prefix in ((self, ""), (self.cross, CROSS)):
-            for field in () if owner is None else fields(owner):
-                part = getattr(owner, field.name)
-                if isinstance(part, (Linear, Norm)):
-                    for name in ("weight", "bias"):
-                        tensor = getattr(part, name)
-                        if tensor is not None:
-                            yield f"{prefix}{field.name}.{name}", tensor
+        yield from _named_tensors(self, "")
+        if self.cross is not None:
+            yield from _named_tensors(self.cross, CROSS)
+
+
+def _named_tensors(owner: LayerWeights | CrossWeights | Branch, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for field in fields(owner):
+        part = getattr(owner, field.name)
+        if isinstance(part, Linear | Norm):
+            for name in ("weight", "bias"):
+                tensor = getattr(part, name)
+                if tensor is not None:
+                    yield f"{prefix}{field.name}.{name}", tensor
+        elif field.name == "branches":
+            for place, branch in enumerate(part):
+                yield from _named_tensors(branch, f"branch {place}: " if len(part) > 1 else prefix)

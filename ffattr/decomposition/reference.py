@@ -8,37 +8,33 @@ Sources: Kobayashi et al. 2020 (attention), 2021 (residual and norm), 2024 (feed
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from . import integrated_gradients as ig
-from .affine import Norm
 from .attention import Attention
-from .layer import CrossWeights, LayerWeights
+from .layer import Branch, CrossWeights, LayerWeights
 from .routing import Routing
-from .scopes import CROSS
+from .scopes import Scope, Source
+from .walk import Station, Stream, add_streams, walk
 
 __all__ = [
     "Baseline",
     "Encoder",
-    "FeedForward",
+    "Path",
     "Rule",
-    "Stream",
-    "attention_rows",
     "attention_stream",
+    "branch_stream",
+    "branch_streams",
     "context",
     "decompose",
     "feed_forward",
-    "feed_forward_stream",
     "head_vectors",
-    "mixture_stream",
-    "norm_stream",
     "own_values",
     "preactivations",
-    "residual_stream",
     "slopes",
 ]
 
@@ -56,23 +52,10 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """The residual stream of ``N`` query tokens at one point of a layer, decomposed: ``total = sum_j vectors + bias``.
+class Path:
+    """The tokens' paths through the activation of a network: ``z`` and its start ``base`` ``[S, N, F]``, ``bias`` too.
 
-    ``vectors`` ``[N, T, d]``, one per input token (the engine leaves them out: ``T`` = 0), ``bias`` and ``total``
-    ``[N, d]``. ``total`` is what the model computes, not the sum, so that each is a check on the other.
-    """
-
-    vectors: Tensor
-    bias: Tensor
-    total: Tensor
-
-
-@dataclass(frozen=True)
-class FeedForward:
-    """One token's path through the feed-forward activation: ``z`` and its start ``base`` ``[S, N, F]``, ``bias`` too.
-
-    ``S`` = 1 for a dense block, 2 for a gated one (gate, up). ``bias`` is the bias stream's share of ``z``.
+    ``S`` = 1 in a dense network, 2 in a gated one (gate, up). ``bias`` is the bias stream's share of ``z``.
     """
 
     z: Tensor
@@ -86,11 +69,6 @@ class Encoder:
 
     states: Tensor
     attention: Attention
-
-
-def attention_rows(attention: Attention, rows: Tensor) -> Tensor:
-    """Attention weights ``alpha`` ``[H, N, T]`` of the query tokens ``rows`` ``[N]``."""
-    return attention.weights(rows)
 
 
 def own_values(weights: LayerWeights | CrossWeights, x: Tensor, value_bias: str) -> tuple[Tensor, Tensor]:
@@ -142,81 +120,84 @@ def attention_stream(
     return Stream(vectors, bias, total)
 
 
-def residual_stream(stream: Stream, other: Stream) -> Stream:
-    """The sum of two streams: what a residual connection does."""
-    return Stream(stream.vectors + other.vectors, stream.bias + other.bias, stream.total + other.total)
-
-
-def norm_stream(norm: Norm, stream: Stream) -> tuple[Stream, Tensor]:
-    """After a norm whose statistics are frozen (2021, section 3.3), and its scale ``1 / s_i`` ``[N]``."""
-    scale = norm.scale(stream.total)
-    vectors = norm.linear(stream.vectors) * scale[:, None, None]
-    return Stream(vectors, norm.affine(stream.bias, scale), norm.affine(stream.total, scale)), scale
-
-
-def feed_forward(weights: LayerWeights, t: Tensor) -> Tensor:
-    """The feed-forward block itself: ``[N, d]`` to ``[N, d]``."""
-    return weights.down(_activated(weights, torch.stack([projection(t) for projection in weights.projections])))
-
-
-def preactivations(weights: LayerWeights, stream: Stream, baseline: Baseline) -> FeedForward:
+def preactivations(branch: Branch, stream: Stream, baseline: Baseline) -> Path:
     """The path of Integrated Gradients: from ``base`` to ``z = t W1 + b1`` (gated: ``t Wg``, ``t Wu``)."""
-    z = torch.stack([projection(stream.total) for projection in weights.projections])
-    bias = torch.stack([projection(stream.bias) for projection in weights.projections])
+    z = torch.stack([projection(stream.total) for projection in branch.projections])
+    bias = torch.stack([projection(stream.bias) for projection in branch.projections])
     if isinstance(baseline, Tensor):
         base: Tensor | None = baseline.to(z).view(-1, 1, z.shape[-1])
-        if weights.gate is not None and base is not None and base.shape[0] == 1:
+        if branch.gate is not None and base is not None and base.shape[0] == 1:
             base = torch.cat([base, torch.zeros_like(base)])  # a gate's baseline alone: up starts at zero
     else:
         base = bias if baseline == "bias" else None
-    return FeedForward(z, bias, base)
+    return Path(z, bias, base)
 
 
-def slopes(weights: LayerWeights, path: FeedForward, rule: Rule) -> Tensor:
+def slopes(branch: Branch, path: Path, rule: Rule) -> Tensor:
     """The factors ``S`` ``[S, N, F]`` that Integrated Gradients multiply every input's pre-activation by (2024)."""
-    if weights.clamp is not None:
-        return weights.clamp.slopes(path.z, weights.activation, rule.name, rule.steps, path.base)
-    return ig.slopes(path.z, weights.activation, rule.name, rule.steps, path.base)
+    if branch.clamp is not None:
+        return branch.clamp.slopes(path.z, branch.activation, rule.name, rule.steps, path.base)
+    return ig.slopes(path.z, branch.activation, rule.name, rule.steps, path.base)
 
 
-def feed_forward_stream(weights: LayerWeights, stream: Stream, path: FeedForward, slope: Tensor) -> Stream:
-    """After the feed-forward block: vectors ``(sum_s S_i * (t_ij W_s)) W2``.
+def branch_stream(branch: Branch, stream: Stream, path: Path, slope: Tensor) -> Stream:
+    """After a feed-forward network: vectors ``(sum_s S_i * (t_ij W_s)) W2``.
 
     The bias takes its own share of the path, the value where the path starts, and ``b2``.
     """
-    vectors = stream.vectors.new_zeros((*stream.vectors.shape[:2], weights.ff_width))
-    for projection, factor in zip(weights.projections, slope, strict=True):
+    vectors = stream.vectors.new_zeros((*stream.vectors.shape[:2], branch.width))
+    for projection, factor in zip(branch.projections, slope, strict=True):
         vectors = vectors + (stream.vectors @ projection.weight) * factor[:, None]
     away = path.bias if path.base is None else path.bias - path.base
-    start = _activated(weights, torch.zeros_like(path.z) if path.base is None else path.base)
-    bias = weights.down((slope * away).sum(0) + start)
-    return Stream(vectors @ weights.down.weight, bias, weights.down(_activated(weights, path.z)))
+    start = _activated(branch, torch.zeros_like(path.z) if path.base is None else path.base)
+    bias = branch.down((slope * away).sum(0) + start)
+    return Stream(vectors @ branch.down.weight, bias, branch.down(_activated(branch, path.z)))
 
 
-def mixture_stream(weights: LayerWeights, stream: Stream, rule: Rule, routing: Routing) -> Iterator[tuple[int, Stream]]:
-    """After the feed-forward block of each expert that any token goes to: ``(expert, w_ie FF_e)``, zero for tokens that
-    do not go to it. The block returns their sum; ``routing`` is that of the stream's tokens."""
-    for number, tokens, slots in routing.by_expert():
-        one = weights.expert(number)
-        of_tokens = Stream(stream.vectors[tokens], stream.bias[tokens], stream.total[tokens])
-        path = preactivations(one, of_tokens, rule.baseline)
-        ff = feed_forward_stream(one, of_tokens, path, slopes(one, path, rule))
-        shares = routing.weight[tokens, slots].to(ff.total)[:, None]
-        yield (
-            number,
-            Stream(
-                torch.zeros_like(stream.vectors).index_copy(0, tokens, ff.vectors * shares[..., None]),
-                torch.zeros_like(stream.bias).index_copy(0, tokens, ff.bias * shares),
-                torch.zeros_like(stream.total).index_copy(0, tokens, ff.total * shares),
-            ),
-        )
+def branch_streams(
+    weights: LayerWeights, stream: Stream, rule: Rule, routing: Routing | None
+) -> Iterator[tuple[int | None, Stream]]:
+    """After each network of the feed-forward block, which returns their sum: ``(expert, w_ie FF_e)``, zero at tokens
+    that do not go to the expert; None stands for a network that all tokens go through.
+
+    ``routing`` is that of the stream's tokens.
+    """
+    for block in weights.blocks(routing):
+        tokens, share = block.tokens, block.share
+        of_tokens = stream
+        if tokens is not None:
+            of_tokens = Stream(stream.vectors[tokens], stream.bias[tokens], stream.total[tokens])
+        path = preactivations(block.branch, of_tokens, rule.baseline)
+        ff = branch_stream(block.branch, of_tokens, path, slopes(block.branch, path, rule))
+        if tokens is not None and share is not None:
+            ff = Stream(
+                torch.zeros_like(stream.vectors).index_copy(0, tokens, ff.vectors * share[:, None, None]),
+                torch.zeros_like(stream.bias).index_copy(0, tokens, ff.bias * share[:, None]),
+                torch.zeros_like(stream.total).index_copy(0, tokens, ff.total * share[:, None]),
+            )
+        yield block.number, ff
 
 
-def _activated(weights: LayerWeights, z: Tensor) -> Tensor:
-    if weights.clamp is not None:
-        return weights.clamp.value(z, weights.activation)
-    hidden = weights.activation.value(z[0])
-    return hidden if weights.gate is None else hidden * z[1]
+def feed_forward(weights: LayerWeights, t: Tensor, routing: Routing | None) -> Tensor:
+    """The feed-forward block itself: ``[N, d]`` to ``[N, d]``."""
+    total: Tensor | None = None
+    for block in weights.blocks(routing):
+        branch = block.branch
+        read = t if block.tokens is None else t[block.tokens]
+        returned = branch.down(_activated(branch, torch.stack([projection(read) for projection in branch.projections])))
+        if block.tokens is not None and block.share is not None:
+            total = torch.zeros_like(t) if total is None else total
+            total = total.index_add(0, block.tokens, returned * block.share[:, None])
+        else:
+            total = returned if total is None else total + returned
+    return torch.zeros_like(t) if total is None else total
+
+
+def _activated(branch: Branch, z: Tensor) -> Tensor:
+    if branch.clamp is not None:
+        return branch.clamp.value(z, branch.activation)
+    hidden = branch.activation.value(z[0])
+    return hidden if branch.gate is None else hidden * z[1]
 
 
 def decompose(
@@ -228,83 +209,64 @@ def decompose(
     value_bias: str = "token",
     routing: Routing | None = None,
     encoder: Encoder | None = None,
-) -> Iterator[tuple[str, Stream]]:
+) -> Iterator[tuple[Scope, Stream]]:
     """Every scope of one layer in order, with its stream: ``x`` ``[T, d]`` one sequence, ``rows`` ``[N]`` queries.
 
-    ``attn_heads`` comes with vectors ``[H, N, T, d]`` and a bias and total of zero size. With an ``encoder`` of ``T'``
-    tokens, vectors from ``atb`` on are ``[N, T + T', d]``, its tokens last; its other scopes are prefixed `CROSS`.
+    Per-head scopes come with vectors ``[H, N, T, d]`` and a bias and total of zero size. With an ``encoder`` of ``T'``
+    tokens, vectors from ``atb`` on are ``[N, T + T', d]``, its tokens last; before, they are those of one source.
     A mixture of experts needs the ``routing`` of all ``T`` tokens; its `expert_scope` has vectors ``[k, N, T, d]``, one
     for each of the ``k`` experts in a token's row of ``routing``.
     """
-    stream = yield from _attended(weights, x, attention, rows, value_bias, "")
+    chosen = None if routing is None or not weights.mixture else routing.of(rows)
+    apart: dict[Scope, Tensor] = {}  # what is summed at the station of the same point
+
+    def attend(source: Source) -> Stream:
+        part: LayerWeights | CrossWeights = weights
+        keys, to_keys = x, attention
+        if source == "cross":
+            assert weights.cross is not None
+            assert encoder is not None
+            part, keys, to_keys = weights.cross, encoder.states, encoder.attention
+        alpha = to_keys.weights(rows)
+        values, constant = own_values(part, keys, value_bias)
+        per_head = alpha[..., None] * head_vectors(part, values).transpose(0, 1)[:, None]
+        apart[weights.own_scopes[0].seen_from(source)] = per_head
+        return attention_stream(part, alpha, context(alpha, values), constant, per_head.sum(0))
+
+    def sum_branches(ff_input: Stream) -> Stream:
+        total: Stream | None = None
+        by_expert = None if chosen is None else ff_input.vectors.new_zeros(len(chosen.index.T), *ff_input.vectors.shape)
+        for number, ff in branch_streams(weights, ff_input, rule, chosen):
+            total = ff if total is None else add_streams(total, ff)
+            if chosen is not None and number is not None and by_expert is not None:
+                by_expert += (chosen.index == number).T[..., None, None] * ff.vectors
+        if by_expert is not None:
+            apart[weights.expert_scope] = by_expert
+        if total is None:  # not one token
+            return Stream(*(torch.zeros_like(part) for part in (ff_input.vectors, ff_input.bias, ff_input.total)))
+        return total
+
     itself = torch.zeros(len(rows), len(x), weights.width).to(x)
     itself[torch.arange(len(rows), device=rows.device), rows] = x[rows]
-    own = Stream(itself, torch.zeros_like(stream.bias), x[rows])
-    stream = residual_stream(stream, own)
-    if weights.norm_after_attn is not None:
-        yield "attn_res", stream
-        stream, _ = norm_stream(weights.norm_after_attn, stream)
-
-    if weights.cross is not None:
-        assert encoder is not None
-        attended = yield from _attended(weights.cross, encoder.states, encoder.attention, rows, value_bias, CROSS)
-        both = torch.cat([stream.vectors, attended.vectors], 1)
-        stream = Stream(both, stream.bias + attended.bias, stream.total + attended.total)
-        if weights.cross.norm_after_attn is not None:
-            yield f"{CROSS}attn_res", Stream(attended.vectors, stream.bias, stream.total)
-            stream, _ = norm_stream(weights.cross.norm_after_attn, stream)
-    yield "atb", stream
-
-    names = iter(weights.own_scopes[weights.own_scopes.index("atb") + 1 :])
-    ff_input = own if weights.parallel else stream
-    if weights.norm_before_ff is not None:
-        ff_input, _ = norm_stream(weights.norm_before_ff, ff_input)
-        yield next(names), ff_input
-
-    if weights.mixture:
-        assert routing is not None
-        chosen = routing.of(rows)
-        ff = Stream(*(torch.zeros_like(part) for part in (ff_input.vectors, stream.bias, stream.total)))
-        by_expert = ff.vectors.new_zeros(chosen.index.shape[1], *ff.vectors.shape)
-        for number, part in mixture_stream(weights, ff_input, rule, chosen):
-            ff = residual_stream(ff, part)
-            by_expert += (chosen.index == number).T[..., None, None] * part.vectors
-    else:
-        by_expert = None
-        path = preactivations(weights, ff_input, rule.baseline)
-        ff = feed_forward_stream(weights, ff_input, path, slopes(weights, path, rule))
-    if weights.norm_of_ff is not None:
-        ff, scale = norm_stream(weights.norm_of_ff, ff)
-        by_expert = None if by_expert is None else weights.norm_of_ff.linear(by_expert) * scale[:, None, None]
-    if by_expert is not None:
-        yield weights.expert_scope, Stream(by_expert, by_expert.new_empty(0), by_expert.new_empty(0))
-    yield next(names), ff
-
-    stream = residual_stream(stream, ff)
-    yield next(names), stream
-
-    if weights.norm_after_ff is not None:
-        stream, _ = norm_stream(weights.norm_after_ff, stream)
-        yield next(names), stream
+    own = Stream(itself, torch.zeros_like(x[rows]), x[rows])
+    for station in walk(weights, own, attend, sum_branches):
+        if station.scope is not None:
+            yield from _parts_first(weights, station, station.scope, apart)
+            stream = station.stream
+            if (
+                station.scope.point == "attn_res" and station.scope.source == "cross"
+            ):  # the vectors of the encoder's tokens alone
+                stream = replace(stream, vectors=stream.vectors[:, len(x) :])
+            yield station.scope, stream
 
 
-def _attended(
-    weights: LayerWeights | CrossWeights,
-    keys: Tensor,
-    attention: Attention,
-    rows: Tensor,
-    value_bias: str,
-    prefix: str,
-) -> Generator[tuple[str, Stream], None, Stream]:
-    """The scopes ``attn_heads`` and ``attn`` of one attention to the tokens ``keys`` ``[T, d]``; returns the latter."""
-    alpha = attention_rows(attention, rows)
-    values, constant = own_values(weights, keys, value_bias)
-    per_head = alpha[..., None] * head_vectors(weights, values).transpose(0, 1)[:, None]
-    stream = attention_stream(weights, alpha, context(alpha, values), constant, per_head.sum(0))
-    norm = weights.norm_of_attn if isinstance(weights, LayerWeights) else None
-    if norm is not None:
-        stream, scale = norm_stream(norm, stream)
-        per_head = norm.linear(per_head) * scale[:, None, None]
-    yield f"{prefix}attn_heads", Stream(per_head, per_head.new_empty(0), per_head.new_empty(0))
-    yield f"{prefix}attn", stream
-    return stream
+def _parts_first(
+    weights: LayerWeights, station: Station, scope: Scope, apart: dict[Scope, Tensor]
+) -> Iterator[tuple[Scope, Stream]]:
+    """What is summed at a station, per head or per expert."""
+    norm = weights.norm_of_ff if scope.point == "ff" else weights.norm_of_attn if scope.source == "own" else None
+    for other in [name for name in apart if name.point == scope.point]:
+        vectors = apart.pop(other)
+        if norm is not None and station.norm_scale is not None:
+            vectors = norm.linear(vectors) * station.norm_scale[:, None, None]
+        yield other, Stream(vectors, vectors.new_empty(0), vectors.new_empty(0))

@@ -21,7 +21,7 @@ class Routing:
     weight: Tensor
 
     def of(self, tokens: Tensor) -> Routing:
-        """Of the tokens ``tokens`` ``[N]`` alone."""
+        """The routing of the tokens ``tokens`` ``[N]`` alone."""
         return Routing(self.index.index_select(0, tokens), self.weight.index_select(0, tokens))
 
     def by_expert(self) -> list[tuple[int, Tensor, Tensor]]:

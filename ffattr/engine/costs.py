@@ -13,25 +13,29 @@ import torch
 
 from ..decomposition.layer import LayerWeights
 from ..decomposition.precision import operand_dtype, result_dtype
-from ..decomposition.scopes import CROSS
+from ..decomposition.scopes import Scope
 
 __all__ = ["Blocks", "LayerShape", "Method"]
 
 Method = Literal["direct", "operator", "pairs", "attention", "reference"]
 """``pairs``: each vector on its own, of so few pairs that what the others prepare for many would cost more.
-``attention``: nothing d-wide is done for a pair: no feed-forward scope is asked for, or layers are parallel."""
+``attention``: no feed-forward work is done for a pair: no feed-forward scope is asked for, or layers are parallel."""
+
+
+_UNNORMED = ("attn", "attn_res", "atb")
+"""Points of a parallel layer at which its vectors have passed no norm."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """How many query tokens are worked on at a time, and how many key tokens for attention-level and wide maps.
+    """How many query tokens are worked on at a time, and how many key tokens for attention-level and for feed-forward maps.
 
     ``grams``: whether the matrices of attention-level maps are kept for all queries, not made for each block of them.
     """
 
     queries: int
     keys: int
-    wide_keys: int
+    ff_keys: int
     grams: bool = False
 
 
@@ -40,11 +44,11 @@ class LayerShape:
     """All that a layer's cost depends on.
 
     ``tokens`` are those of all ``sources`` of keys and all sequences, of which the longest has ``longest``; ``pairs``
-    the (query, key) pairs that are not masked, ``products`` those of a query and a group of keys. In a mixture
-    of experts ``ff_width`` is that of a token's experts together, ``sets`` how many different ones the queries go to,
-    each of which is prepared on its own; ``by_expert`` is whether a map is told apart by expert as well. ``sketched``:
-    for every scope that is, what the width is narrowed to. ``maps`` are the numbers kept of a pair, ``forms`` how many
-    scopes are attention-level, at ``levels`` different points of the layer.
+    the (query, key) pairs that are not masked, ``group_pairs`` those of a query and a group of keys. In a mixture
+    of experts ``ff_width`` is that of a token's experts together, ``expert_sets`` how many different ones the queries
+    go to, each of which is prepared on its own; ``by_expert`` is whether there is a map per expert as well.
+    ``sketched``: for every scope that is, what the width is narrowed to. ``maps_per_pair`` are the numbers kept of a
+    pair, ``attention_scopes`` how many scopes are attention-level, at ``stages`` different points of the layer.
     """
 
     queries: int
@@ -56,87 +60,80 @@ class LayerShape:
     head_dim: int
     streams: int
     sources: int = 1
-    sets: int = 1
+    expert_sets: int = 1
     by_expert: bool = False
     longest: int = 0
-    products: int = 0
+    group_pairs: int = 0
     sequences: int = 1
     sketched: tuple[int, ...] = ()
-    maps: int = 1
-    forms: int = 0
-    levels: int = 0
+    maps_per_pair: int = 1
+    attention_scopes: int = 0
+    stages: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("longest", self.tokens), ("products", self.pairs)):  # one sequence, no groups
+        for name, value in (("longest", self.tokens), ("group_pairs", self.pairs)):  # one sequence, no groups
             object.__setattr__(self, name, getattr(self, name) or value)
 
     @classmethod
-    def of(
+    def from_weights(
         cls,
         weights: LayerWeights,
         queries: int,
         tokens: int,
         pairs: int,
-        active: int = 1,
-        sets: int = 1,
-        scopes: Collection[str] = (),
+        experts: int = 1,
+        expert_sets: int = 1,
+        scopes: Collection[Scope] = (),
     ) -> LayerShape:
-        """One sequence; ``active`` experts for each token, in ``sets`` different sets."""
-        streams, heads, neurons = len(weights.projections), weights.heads, active * weights.ff_width
-        sources = 1 if weights.cross is None else 2
-        wide = {*weights.wide_scopes, weights.expert_scope}
-        own = {name.removeprefix(CROSS) for name in scopes}
-        # Before the norm after attention, behind it, and behind the one before the feed-forward block.
-        unnormed = {"attn_heads", "attn", "atb" if weights.norm_after_attn is None else "attn_res"}
-        levels = (
-            not own.isdisjoint(unnormed),
-            "atb" in own - unnormed,
-            not weights.parallel and "atb_ln" in own,
-        )
+        """One sequence; ``experts`` of each token, in ``expert_sets`` different sets."""
+        own = {scope.seen_from("own") for scope in scopes}
+        attention_level = own - {*weights.pairwise_scopes, weights.expert_scope}
+        # A parallel layer's own norm is passed by no vector but the query's.
+        points = {scope.point for scope in attention_level if not weights.parallel or scope.point in _UNNORMED}
         return cls(
             queries,
             tokens,
             pairs,
             weights.width,
-            neurons,
-            heads,
+            weights.count_neurons(experts),
+            weights.heads,
             weights.head_dim,
-            streams,
-            sources,
-            max(1, sets),
-            maps=max(1, sum(_maps(name, heads, active) for name in scopes)),
-            forms=len(own - wide),
-            levels=sum(levels),
+            weights.streams,
+            len(weights.attentions),
+            max(1, expert_sets),
+            maps_per_pair=max(1, sum(_count_maps(scope, weights.heads, experts) for scope in scopes)),
+            attention_scopes=len(attention_level),
+            stages=len({len(weights.norms_before(point)) for point in points}),
         )
 
     @property
     def grouped(self) -> bool:
         """Whether keys are groups of tokens."""
-        return self.products < self.pairs
+        return self.group_pairs < self.pairs
 
     @property
     def inner(self) -> int:
         return self.heads * self.head_dim
 
     @property
-    def calls(self) -> int:
-        """How many passes over all pairs the wide maps take."""
+    def passes(self) -> int:
+        """How many passes over all pairs the feed-forward maps take."""
         return len(self.sketched) if self.sketched else 2 if self.by_expert else 1
 
     @property
-    def columns(self) -> int:
+    def vector_width(self) -> int:
         """What the vectors' width is in each of them."""
         return sum(self.sketched) // len(self.sketched) if self.sketched else self.width
 
     @property
-    def size(self) -> float:
+    def mean_group_size(self) -> float:
         """Tokens of a group, on average."""
-        return self.pairs / max(1, self.products)
+        return self.pairs / max(1, self.group_pairs)
 
     @classmethod
-    def joined(cls, shapes: Sequence[LayerShape]) -> LayerShape:
-        """Of sequences side by side."""
-        added = ("queries", "tokens", "pairs", "products", "sequences")
+    def join(cls, shapes: Sequence[LayerShape]) -> LayerShape:
+        """The shape of sequences side by side."""
+        added = ("queries", "tokens", "pairs", "group_pairs", "sequences")
         sums = {name: sum(getattr(shape, name) for shape in shapes) for name in added}
         return replace(shapes[0], **sums, longest=max(shape.longest for shape in shapes))
 
@@ -159,33 +156,33 @@ class LayerShape:
             "attention": 4.0 * n * self.longest * self.inner,
             "weights": 1.0 * n * self.longest * self.heads,
             "blocks": float(repeats * self.sequences),
-            "calls": float(repeats * -(-t // blocks.keys) * self.maps * (self.forms > 0)),
+            "calls": float(repeats * -(-t // blocks.keys) * self.maps_per_pair * (self.attention_scopes > 0)),
         }
         made = 1 if blocks.grams else repeats
-        found["features"] = 2.0 * made * t * self.inner * d * self.levels
-        found["gram"] = 2.0 * made * t * self.size * mixed * mixed * d * self.levels
-        found["form"] = 2.0 * mixed * mixed * pairs * self.size * self.forms
+        found["features"] = 2.0 * made * t * self.inner * d * self.stages
+        found["gram"] = 2.0 * made * t * self.mean_group_size * mixed * mixed * d * self.stages
+        found["form"] = 2.0 * mixed * mixed * pairs * self.mean_group_size * self.attention_scopes
         if method == "attention":  # no bias through the FF block
             found["product"] += 2.0 * n * (streams + 1) * f * d
             return found
-        found["blocks"] += repeats * -(-t // blocks.wide_keys) * self.calls
+        found["blocks"] += repeats * -(-t // blocks.ff_keys) * self.passes
         found["slope" if streams == 1 else "gated_slope"] = 1.0 * streams * n * f
         found["product"] += 4.0 * n * (streams + 1) * f * d
         if method == "pairs":
             found["product"] += pairs * (4.0 * self.inner * d + 2.0 * (streams + 1) * f * d)
             return found
-        found["product"] += 2.0 * streams * self.inner * d * f * self.sources * self.sets
-        found["features"] += 2.0 * repeats * t * self.inner * self.calls * self.columns
-        found["mixing"] = 2.0 * pairs * mixed * self.calls * self.columns
+        found["product"] += 2.0 * streams * self.inner * d * f * self.sources * self.expert_sets
+        found["features"] += 2.0 * repeats * t * self.inner * self.passes * self.vector_width
+        found["mixing"] = 2.0 * pairs * mixed * self.passes * self.vector_width
         if method == "operator":
-            found["product"] += 2.0 * n * streams * d * f * self.calls
-            operators = 2.0 * n * f * self.columns * (self.inner + 1) * self.sources
-            found["operator"] = self.calls * (operators + 2.0 * pairs * self.inner * self.columns)
+            found["product"] += 2.0 * n * streams * d * f * self.passes
+            operators = 2.0 * n * f * self.vector_width * (self.inner + 1) * self.sources
+            found["operator"] = self.passes * (operators + 2.0 * pairs * self.inner * self.vector_width)
             return found
-        found["product"] += 2.0 * repeats * streams * t * d * f * self.sets
-        found["features"] += 2.0 * repeats * streams * t * self.inner * f * self.sets
-        found["mixing"] += 2.0 * self.calls * f * pairs * streams * mixed
-        found["direct"] = 2.0 * self.calls * f * self.products * self.columns
+        found["product"] += 2.0 * repeats * streams * t * d * f * self.expert_sets
+        found["features"] += 2.0 * repeats * streams * t * self.inner * f * self.expert_sets
+        found["mixing"] += 2.0 * self.passes * f * pairs * streams * mixed
+        found["direct"] = 2.0 * self.passes * f * self.group_pairs * self.vector_width
         return found
 
     def flops(self, method: Method) -> float:
@@ -196,16 +193,16 @@ class LayerShape:
     # ---- bytes
 
     def key_bytes(self, method: Method, dtype: torch.dtype) -> int:
-        """Working memory for one key token of a block: features for the wide map, or what a Gram matrix is made of."""
+        """Working memory for one key token of a block: features for the feed-forward map, or what a Gram matrix is made of."""
         mixed = self.heads + 1
         if method == "attention":
-            grams = 3 * round(mixed * mixed * self.size) * 8
+            grams = 3 * round(mixed * mixed * self.mean_group_size) * 8
             return mixed * self.width * (result_dtype(dtype).itemsize + 8) + grams
         if method == "pairs":
             return 0
         neurons = self.streams * self.ff_width if method == "direct" else 0
         own = self.ff_width if method == "direct" else 0  # of one stream at a time
-        return (mixed * (self.calls * self.columns + neurons) + own) * operand_dtype(dtype).itemsize
+        return (mixed * (self.passes * self.vector_width + neurons) + own) * operand_dtype(dtype).itemsize
 
     def pair_bytes(self, method: Method, dtype: torch.dtype, cut: bool = True) -> int:
         """Working memory for one pair of a block: a tile of every scope of a pass and, unless its keys are all that
@@ -221,11 +218,11 @@ class LayerShape:
     @property
     def gram_bytes(self) -> int:
         """The matrices of attention-level maps of all keys: not of groups, which differ in size."""
-        return 0 if self.grouped else self.levels * self.tokens * 8 * (self.heads + 1) ** 2
+        return 0 if self.grouped else self.stages * self.tokens * 8 * (self.heads + 1) ** 2
 
     def query_bytes(self, method: Method, dtype: torch.dtype) -> tuple[int, int]:
         """Working memory for one query token: at most, on its own way through the layer, and kept for all keys."""
-        weights, size = (self.heads + self.maps) * self.longest, result_dtype(dtype).itemsize
+        weights, size = (self.heads + self.maps_per_pair) * self.longest, result_dtype(dtype).itemsize
         neurons = 0 if method == "attention" else 2 * self.streams * self.ff_width  # slopes, scaled and not
         passed = (2 * self.streams + 1 if method == "attention" else 4 * self.streams + 3) * self.ff_width
         kept = weights + neurons + 8 * self.width
@@ -242,7 +239,7 @@ class LayerShape:
         if method in ("attention", "pairs"):
             return tokens + routes
         matrices = self.sources * self.streams * self.inner * self.ff_width + 2 * self.ff_width * self.width
-        if dtype != result_dtype(dtype):  # the projections once more, in the dtype of the wide products
+        if dtype != result_dtype(dtype):  # the projections once more, in the dtype of the feed-forward products
             matrices += self.streams * self.width * self.ff_width
         if method == "operator":
             matrices += 4 * self.inner * self.width
@@ -254,19 +251,19 @@ class LayerShape:
             return blocks.queries * 4 * self.tokens * self.ff_width * result_dtype(dtype).itemsize
         n, longest, (passing, kept) = blocks.queries, self.longest, self.query_bytes(method, dtype)
 
-        def of_keys(kind: Method, count: int) -> int:
+        def count_key_bytes(kind: Method, count: int) -> int:
             cut = min(count, longest)  # of a pack all keys are there, and all weights as they are
             return count * self.key_bytes(kind, dtype) + n * cut * self.pair_bytes(kind, dtype, cut < longest)
 
-        wide = 0 if method == "attention" else of_keys(method, blocks.wide_keys)
-        narrow = of_keys("attention", blocks.keys) if self.forms else 0
+        of_ff = 0 if method == "attention" else count_key_bytes(method, blocks.ff_keys)
+        of_attention = count_key_bytes("attention", blocks.keys) if self.attention_scopes else 0
         grams = self.gram_bytes if blocks.grams else 0
-        most = max(n * passing, n * kept + max(wide, narrow))
+        most = max(n * passing, n * kept + max(of_ff, of_attention))
         return self.fixed_bytes(method, dtype) + grams + most
 
 
 FLOPS = ("product", "attention", "features", "gram", "form", "mixing", "operator", "direct")
 
 
-def _maps(scope: str, heads: int, active: int) -> int:
-    return heads if scope.endswith("attn_heads") else active if scope.endswith("_experts") else 1
+def _count_maps(scope: Scope, heads: int, experts: int) -> int:
+    return heads if scope.axis == "head" else experts if scope.axis == "expert" else 1

@@ -1,10 +1,11 @@
-"""The key tokens of an attention: what they bring to the stations of a layer before its feed-forward block.
+"""The key tokens of an attention: what they bring to the points of a layer before its feed-forward block.
 
-A layer has one source, its own tokens; with cross-attention a second one, the tokens of the encoder.
+A layer has one source of keys, its own tokens; with cross-attention a second one, the tokens of the encoder.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,14 +16,14 @@ from ..decomposition import reference
 from ..decomposition.affine import Norm
 from ..decomposition.attention import Attention
 from ..decomposition.layer import CrossWeights, LayerWeights
-from ..decomposition.scopes import CROSS
-from .pack import Pack, Part, concatenated, starts_of
+from ..decomposition.scopes import Point, Source
+from .pack import Pack, QueryBlock, concatenate, list_starts
 
-__all__ = ["Level", "Route", "Source", "features", "routes"]
+__all__ = ["AttentionPath", "KeyTokens", "StreamMap", "attention_paths", "write_head_vectors"]
 
 
 @dataclass(frozen=True)
-class Level:
+class StreamMap:
     """The residual stream at one point before the feed-forward block, as linear functions of what a token brings.
 
     ``matrix`` ``[H * dh, d]`` takes head values there, ``norms`` what a token's residual passes on its way there: both
@@ -32,102 +33,101 @@ class Level:
     matrix: Tensor
     norms: tuple[Norm, ...] = ()
 
-    def after(self, norm: Norm | None) -> Level:
-        return self if norm is None else Level(norm.linear(self.matrix), (*self.norms, norm))
-
-    def own(self, x: Tensor) -> Tensor:
-        """Of tokens ``x`` ``[m, d]``, their residual there."""
+    def carry_residual(self, x: Tensor) -> Tensor:
+        """The residual there of tokens ``x`` ``[m, d]``."""
         for norm in self.norms:
             x = norm.linear(x)
         return x
 
 
 @dataclass(frozen=True)
-class Route:
-    """What the layer does with all that one attention reads: its levels are after attention, with its residual and
-    norms, and before the feed-forward block."""
+class AttentionPath:
+    """What the layer does with all that one attention reads: `StreamMap`s after attention (``raw``), in the residual
+    stream behind its norms, and before the feed-forward block."""
 
-    prefix: str
+    source: Source
     weights: LayerWeights | CrossWeights
-    raw: Level
-    residual: Level
-    ff_input: Level
+    raw: StreamMap
+    residual: StreamMap
+    ff_input: StreamMap
 
     @property
-    def own(self) -> bool:
-        """Whether the tokens are the layer's own, so that a query is one of them."""
-        return not self.prefix
+    def reads_own_tokens(self) -> bool:
+        """Whether the keys are the layer's own tokens, so that a query is one of them."""
+        return self.source == "own"
 
-    def source(self, pack: Pack, value_bias: str) -> Source:
-        """The tokens of ``pack`` on this route."""
-        if self.own:
+    def key_tokens(self, pack: Pack, value_bias: str) -> KeyTokens:
+        """The tokens of ``pack`` on this path."""
+        if self.reads_own_tokens:
             tokens, attention = pack.x, [one.attention for one in pack.sequences]
             starts, x = pack.starts, tokens
         else:
             encoders = [one.encoder for one in pack.sequences if one.encoder is not None]
-            tokens, attention = concatenated([one.states for one in encoders]), [one.attention for one in encoders]
+            tokens, attention = concatenate([one.states for one in encoders]), [one.attention for one in encoders]
             # An encoder's token is no query: it has no residual.
-            starts, x = starts_of([len(one.states) for one in encoders]), tokens.new_zeros(1, self.raw.matrix.shape[1])
+            starts = list_starts([len(one.states) for one in encoders])
+            x = tokens.new_zeros(1, self.raw.matrix.shape[1])
         values, constant = reference.own_values(self.weights, tokens, value_bias)
-        return Source(self, tuple(attention), starts, values, constant, x)
+        return KeyTokens(self, tuple(attention), starts, values, constant, x)
 
 
-def routes(weights: LayerWeights) -> Iterator[Route]:
-    """Of the layer's own tokens, then of those of an encoder."""
-    matrix = weights.out.weight if weights.norm_of_attn is None else weights.norm_of_attn.linear(weights.out.weight)
-    raw = Level(matrix)
-    residual = raw.after(weights.norm_after_attn)
-    if weights.cross is not None:  # whose norm the layer's own tokens pass as well
-        residual = residual.after(weights.cross.norm_after_attn)
-    yield Route("", weights, raw, residual, residual.after(weights.norm_before_ff))
-    if weights.cross is not None:
-        raw = Level(weights.cross.out.weight)
-        residual = raw.after(weights.cross.norm_after_attn)
-        yield Route(CROSS, weights.cross, raw, residual, residual.after(weights.norm_before_ff))
+def attention_paths(weights: LayerWeights) -> Iterator[AttentionPath]:
+    """The path of the layer's own tokens, then that of an encoder's."""
+    points: tuple[Point, ...] = ("attn", "atb", "ff_input")
+    for source, attention in weights.attentions:
+        matrix, of_attn = attention.out.weight, attention.norm_of_attn
+        raw = StreamMap(matrix if of_attn is None else of_attn.linear(matrix))
+        maps = [raw]
+        for before, point in itertools.pairwise(points):
+            passed = len(weights.norms_before(before, source))
+            for norm in weights.norms_before(point, source)[passed:]:
+                raw = StreamMap(norm.linear(raw.matrix), (*raw.norms, norm))
+            maps.append(raw)
+        yield AttentionPath(source, attention, *maps)
 
 
 @dataclass(frozen=True)
-class Source:
-    """The ``K`` key tokens of a pack on their route; those of sequence ``b`` begin at ``starts[b]``.
+class KeyTokens:
+    """The ``K`` key tokens of a pack on their path; those of sequence ``b`` begin at ``starts[b]``.
 
-    ``values`` ``[K, H, dh]`` and ``constant`` ``[H, dh]`` are those of `ffattr.decomposition.reference.own_values`, ``x`` ``[K, d]``
-    is what reaches a query of the token beside attention (of an encoder ``[1, d]``: zero for all).
+    ``values`` ``[K, H, dh]`` and ``constant`` ``[H, dh]`` are those of `reference.own_values`, ``x`` ``[K, d]`` is what
+    reaches a query of the token beside attention (of an encoder ``[1, d]``: zero for all).
     """
 
-    route: Route
+    path: AttentionPath
     attention: tuple[Attention, ...]
     starts: tuple[int, ...]
     values: Tensor
     constant: Tensor
     x: Tensor
 
-    def own(self, level: Level, tokens: slice | Tensor = slice(None)) -> Tensor:
-        """``[m, d]``: what tokens bring to a level beside attention."""
-        if self.route.own:
-            return level.own(self.x[tokens])
-        return level.own(self.x).expand(len(self.values), -1)[tokens]
+    def residual_at(self, point: StreamMap, tokens: slice | Tensor = slice(None)) -> Tensor:
+        """What tokens bring to a point beside attention, ``[m, d]``."""
+        if self.path.reads_own_tokens:
+            return point.carry_residual(self.x[tokens])
+        return point.carry_residual(self.x).expand(len(self.values), -1)[tokens]
 
-    def alpha(self, queries: Part) -> Tensor:
+    def alpha(self, queries: QueryBlock) -> Tensor:
         """Attention weights ``[H, n, M]``: column ``j`` is the ``j``-th key of the query's own sequence, of which the
         longest has ``M``."""
-        found = [self.attention[b].weights(queries.local[rows]) for b, rows in queries.sequences()]
-        if queries.single:
+        found = [self.attention[b].weights(queries.token_in_sequence[some]) for b, some in queries.sequences()]
+        if queries.one_sequence:
             return found[0]
         longest = max(alpha.shape[-1] for alpha in found)
         return torch.cat([torch.nn.functional.pad(alpha, (0, longest - alpha.shape[-1])) for alpha in found], 1)
 
-    def read(self, alpha: Tensor, queries: Part) -> Tensor:
+    def read_context(self, alpha: Tensor, queries: QueryBlock) -> Tensor:
         """What the heads read, ``[n, H, dh]``."""
-        if queries.single:
-            return reference.context(alpha, self.values[queries.tokens(self.starts)])
+        if queries.one_sequence:
+            return reference.context(alpha, self.values[queries.key_range(self.starts)])
         parts = []
-        for b, rows in queries.sequences():
+        for b, some in queries.sequences():
             keys = slice(self.starts[b], self.starts[b + 1])
-            parts.append(reference.context(alpha[:, rows, : keys.stop - keys.start], self.values[keys]))
+            parts.append(reference.context(alpha[:, some, : keys.stop - keys.start], self.values[keys]))
         return torch.cat(parts)
 
 
-def features(values: Tensor, matrix: Tensor, own: Tensor, to: Tensor) -> Tensor:
+def write_head_vectors(values: Tensor, matrix: Tensor, own: Tensor, to: Tensor) -> Tensor:
     """What every head, and as one more head the residual, of a block of keys brings: ``to`` ``[m, H + 1, width]``.
 
     ``values`` ``[m, H, dh]``, ``matrix`` ``[H * dh, width]``, ``own`` ``[m, width]``.

@@ -1,6 +1,7 @@
 """Sequences side by side, without padding, and blocks of their query tokens: what the engine works on at a time.
 
-Short sequences share products, operators and all set-up; a long one is a pack by itself.
+Short sequences share products, operators and all set-up; a long one is a pack by itself. A query has four numbers: its
+place among the queries of the pack, that of its sequence, its token in the pack, and its token in its own sequence.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from ..decomposition.attention import Attention
 from ..decomposition.reference import Encoder
 from ..decomposition.routing import Routing
 
-__all__ = ["OneSequence", "Pack", "Part", "concatenated", "starts_of"]
+__all__ = ["OneSequence", "Pack", "QueryBlock", "concatenate", "list_starts"]
 
 
 @dataclass(frozen=True)
 class OneSequence:
-    """One sequence at the input of a layer: its real tokens ``x`` ``[T, d]`` and query tokens ``rows`` ``[N]``,
-    ascending or not.
+    """One sequence at the input of a layer: its real tokens ``x`` ``[T, d]`` and which of them are queries,
+    ``query_tokens`` ``[N]``, ascending or not.
 
     A mixture of experts has the ``routing`` of the ``T`` tokens, cross-attention its ``encoder``. ``groups`` ``[T]`` is
     the column that a token's vectors are added up in, -1 for none; None: every token has its own.
@@ -31,7 +32,7 @@ class OneSequence:
 
     x: Tensor
     attention: Attention
-    rows: Tensor
+    query_tokens: Tensor
     routing: Routing | None = None
     encoder: Encoder | None = None
     groups: Tensor | None = None
@@ -44,8 +45,8 @@ class OneSequence:
     @property
     def pairs(self) -> int:
         """How many (query, key) pairs are not masked."""
-        across = 0 if self.encoder is None else self.encoder.attention.pairs(self.rows)
-        return self.attention.pairs(self.rows) + across
+        across = 0 if self.encoder is None else self.encoder.attention.pairs(self.query_tokens)
+        return self.attention.pairs(self.query_tokens) + across
 
 
 @dataclass(frozen=True)
@@ -56,124 +57,127 @@ class Pack:
 
     @cached_property
     def x(self) -> Tensor:
-        """``[K, d]``"""
-        return concatenated([one.x for one in self.sequences])
+        """The layer's input ``[K, d]``."""
+        return concatenate([one.x for one in self.sequences])
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
         """The first token of each sequence, and ``K``."""
-        return starts_of([len(one.x) for one in self.sequences])
+        return list_starts([len(one.x) for one in self.sequences])
 
     @cached_property
     def query_starts(self) -> tuple[int, ...]:
         """The first query of each sequence, and ``N``."""
-        return starts_of([len(one.rows) for one in self.sequences])
+        return list_starts([len(one.query_tokens) for one in self.sequences])
 
     @cached_property
-    def rows(self) -> Tensor:
-        """``[N]``: which of the ``K`` tokens the queries are."""
-        return concatenated([one.rows + start for one, start in zip(self.sequences, self.starts, strict=False)])
+    def query_tokens(self) -> Tensor:
+        """Which of the ``K`` tokens the queries are, ``[N]``."""
+        return concatenate([one.query_tokens + start for one, start in zip(self.sequences, self.starts, strict=False)])
 
     @cached_property
     def routing(self) -> Routing | None:
-        """Of the ``K`` tokens."""
+        """The routing of the ``K`` tokens."""
         parts = [one.routing for one in self.sequences if one.routing is not None]
         if not parts:
             return None
-        return Routing(concatenated([part.index for part in parts]), concatenated([part.weight for part in parts]))
+        return Routing(concatenate([part.index for part in parts]), concatenate([part.weight for part in parts]))
 
     @cached_property
-    def _by_set(self) -> list[Tensor]:
+    def _queries_by_set(self) -> list[Tensor]:
         """The queries of each set of experts."""
-        return [] if self.routing is None else [tokens for _, tokens, _ in self.routing.of(self.rows).by_set()]
+        return [] if self.routing is None else [tokens for _, tokens, _ in self.routing.of(self.query_tokens).by_set()]
 
     @cached_property
     def order(self) -> Tensor:
-        """All queries in the order in which they are best worked on: of a mixture, those together that go to the same
+        """All queries in the order in which they are best worked on: in a mixture, those together that go to the same
         experts, which then are prepared once."""
-        return concatenated(self._by_set or [torch.arange(len(self.rows), device=self.rows.device)])
+        return concatenate(self._queries_by_set or [torch.arange(len(self.query_tokens), device=self.x.device)])
 
     @property
-    def sets(self) -> int:
+    def expert_sets(self) -> int:
         """How many different sets of experts the queries go to."""
-        return max(1, len(self._by_set))
+        return max(1, len(self._queries_by_set))
 
-    def part(self, start: int, queries: int) -> Part:
-        """``queries`` of them, from place ``start`` of `order` on, or as many as there are."""
-        return self.chosen(self.order[start : start + queries].sort().values)
+    def query_block(self, start: int, queries: int) -> QueryBlock:
+        """The next ``queries`` queries from ``start`` of `order` on, or as many as there are."""
+        return self.choose_queries(self.order[start : start + queries].sort().values)
 
-    def chosen(self, places: Tensor) -> Part:
-        """The queries ``places`` ``[n]``, ascending."""
+    def choose_queries(self, index_in_pack: Tensor) -> QueryBlock:
+        """The queries ``index_in_pack`` ``[n]``, ascending."""
         if len(self.sequences) == 1:
-            return Part(self, places, 0, (len(places),))
-        counts = _counts(places, self.query_starts)
+            return QueryBlock(self, index_in_pack, 0, (len(index_in_pack),))
+        counts = _count_by_sequence(index_in_pack, self.query_starts)
         used = [number for number, count in enumerate(counts) if count] or [0]
-        return Part(self, places, used[0], tuple(counts[used[0] : used[-1] + 1]))
+        return QueryBlock(self, index_in_pack, used[0], tuple(counts[used[0] : used[-1] + 1]))
 
 
 @dataclass(frozen=True)
-class Part:
-    """A block of ``n`` queries of a pack, in its order; ``counts`` of them belong to each of the sequences from
-    ``first`` on, the last of which has some."""
+class QueryBlock:
+    """A block of ``n`` queries of a pack, in its order: ``index_in_pack`` ``[n]`` among its queries.
+
+    ``counts`` of them belong to each of the sequences from ``first`` on, the last of which has some.
+    """
 
     pack: Pack
-    places: Tensor
+    index_in_pack: Tensor
     first: int
     counts: tuple[int, ...]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.index_in_pack)
 
     @property
-    def single(self) -> bool:
+    def one_sequence(self) -> bool:
         """Whether all queries belong to one sequence."""
         return len(self.counts) == 1
 
     @cached_property
-    def rows(self) -> Tensor:
-        """``[n]``: which of the pack's tokens."""
-        return self.pack.rows[self.places]
+    def token_in_pack(self) -> Tensor:
+        """Which of the pack's tokens each query is, ``[n]``."""
+        return self.pack.query_tokens[self.index_in_pack]
 
     @cached_property
-    def local(self) -> Tensor:
-        """``[n]``: which tokens of their own sequences."""
-        return concatenated([self.rows[rows] - self.pack.starts[number] for number, rows in self.sequences()])
+    def token_in_sequence(self) -> Tensor:
+        """Which token of its own sequence each query is, ``[n]``."""
+        parts = [self.token_in_pack[queries] - self.pack.starts[number] for number, queries in self.sequences()]
+        return concatenate(parts)
 
     def sequences(self) -> Iterator[tuple[int, slice]]:
-        """Each sequence, by its number in the pack, and which of the part's queries are its."""
-        for number, (start, stop) in enumerate(itertools.pairwise(starts_of(self.counts)), self.first):
+        """Each sequence, by its number in the pack, and which of the block's queries are its."""
+        for number, (start, stop) in enumerate(itertools.pairwise(list_starts(self.counts)), self.first):
             yield number, slice(start, stop)
 
-    def tokens(self, starts: tuple[int, ...]) -> slice:
+    def key_range(self, starts: tuple[int, ...]) -> slice:
         """The keys of these sequences, which begin at ``starts`` among those of all."""
         return slice(starts[self.first], starts[self.first + len(self.counts)])
 
-    def bounds(self, keys: list[int]) -> Tensor | None:
+    def sequence_bounds(self, keys: list[int]) -> Tensor | None:
         """The argument ``sequences`` of the operators, where each sequence has so many ``keys``."""
-        if self.single:
+        if self.one_sequence:
             return None
-        return torch.tensor(list(zip(starts_of(self.counts), starts_of(keys), strict=True)))
+        return torch.tensor(list(zip(list_starts(self.counts), list_starts(keys), strict=True)))
 
-    def only(self, index: Tensor) -> Part:
-        """The queries ``index`` ``[m]``, ascending, of the part; with all of its sequences."""
-        if self.single:
-            return Part(self.pack, self.places[index], self.first, (len(index),))
-        counts = _counts(index, starts_of(self.counts))
-        return Part(self.pack, self.places[index], self.first, tuple(counts))
+    def select(self, index: Tensor) -> QueryBlock:
+        """The queries ``index`` ``[m]``, ascending, of the block; with all of its sequences."""
+        if self.one_sequence:
+            return QueryBlock(self.pack, self.index_in_pack[index], self.first, (len(index),))
+        counts = _count_by_sequence(index, list_starts(self.counts))
+        return QueryBlock(self.pack, self.index_in_pack[index], self.first, tuple(counts))
 
 
-def starts_of(lengths: Sequence[int]) -> tuple[int, ...]:
+def list_starts(lengths: Sequence[int]) -> tuple[int, ...]:
     """Where each begins of what lies one after the other, and where the last one ends."""
     return (0, *itertools.accumulate(lengths))
 
 
-def _counts(places: Tensor, starts: tuple[int, ...]) -> list[int]:
-    """How many of ``places`` are in each of the sequences that begin at ``starts``."""
-    number = torch.searchsorted(torch.tensor(starts[1:], device=places.device), places, right=True)
+def _count_by_sequence(index: Tensor, starts: tuple[int, ...]) -> list[int]:
+    """How many of ``index`` are in each of the sequences that begin at ``starts``."""
+    number = torch.searchsorted(torch.tensor(starts[1:], device=index.device), index, right=True)
     found: list[int] = number.bincount(minlength=len(starts) - 1).tolist()
     return found
 
 
-def concatenated(parts: list[Tensor], axis: int = 0) -> Tensor:
-    """Along one axis; of a single one no copy is made."""
+def concatenate(parts: list[Tensor], axis: int = 0) -> Tensor:
+    """All parts along one axis; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)

@@ -3,122 +3,161 @@ prepared that many would share, and for the sample that a sketch is fitted to an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..decomposition.layer import LayerWeights
-from ..decomposition.reference import Stream
+from ..decomposition.layer import Block, LayerWeights
 from ..decomposition.routing import Routing
-from .key_tokens import Level, Source
-from .pack import Pack
-from .query_pass import Arrived, Fed, Slopes, arrive, feed
+from ..decomposition.scopes import Scope
+from ..decomposition.walk import Stream
+from .costs import Blocks
+from .key_tokens import KeyTokens, StreamMap
+from .pack import Pack, QueryBlock
+from .query_pass import QueryPass, Slopes, pass_queries
 
-__all__ = ["reach", "sampled", "vectors"]
+__all__ = ["fill_pairs", "pair_vectors", "sample_pair_vectors"]
 
 _QUERIES = 512
 """Pairs are those of so many queries, if there are so many: few with many keys each are not like the rest of a map."""
 
 
-def sampled(
+def fill_pairs(
+    weights: LayerWeights,
+    sources: Sequence[KeyTokens],
+    passed: QueryPass,
+    routing: Routing | None,
+    within: Blocks,
+    to: Mapping[Scope, Tensor],
+) -> None:
+    """Write the rows ``to[scope]`` ``[n, C]`` of feed-forward maps, with a vector for every pair."""
+    for number, source in enumerate(sources):
+        columns = _column_of_keys(passed.queries, passed.alpha[number].shape[-1])
+        query, key = (nonzero_pairs(source, number, passed) & (columns >= 0)).nonzero(as_tuple=True)
+        step = within.queries * within.ff_keys
+        for some, keys in zip(query.split(step), key.split(step), strict=True):
+            for scope, found in pair_vectors(weights, source, number, passed, routing, some, keys).items():
+                rows = to.get(scope.seen_from(source.path.source))
+                if rows is not None:
+                    rows[some, columns[some, keys]] = found.norm(dim=-1)
+
+
+def sample_pair_vectors(
     weights: LayerWeights,
     pack: Pack,
-    sources: Sequence[Source],
+    sources: Sequence[KeyTokens],
     slopes: Slopes,
     pairs: int,
     generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """Of every feed-forward scope ``[p, d]``: what the keys of random pairs bring to their queries, which are as likely
-    as each other among all with any weight; of each source ``pairs``. A pair may come twice."""
+) -> dict[Scope, Tensor]:
+    """The vectors ``[p, d]`` of random pairs by feed-forward scope, which are as likely as each other among all with
+    any weight; ``pairs`` of each source. A pair may come twice."""
 
-    def keep(name: str, stream: Stream) -> None:
+    def keep(scope: Scope, stream: Stream) -> None:
         """Nothing is kept of the queries' own streams."""
 
-    places = torch.randperm(len(pack.rows), generator=generator)[:_QUERIES].sort().values
-    part = pack.chosen(places.to(pack.rows.device))
-    arrived = arrive(weights, sources, part, keep)
-    routing = None if pack.routing is None else pack.routing.of(part.rows)
-    fed = feed(weights, sources, arrived, routing, slopes, keep)
+    index = torch.randperm(len(pack.query_tokens), generator=generator)[:_QUERIES].sort().values
+    queries = pack.choose_queries(index.to(pack.query_tokens.device))
+    routing = None if pack.routing is None else pack.routing.of(queries.token_in_pack)
+    passed = pass_queries(weights, sources, queries, routing, slopes, keep)
     found = []
     for number, source in enumerate(sources):
-        query, column = _drawn(reach(source, number, arrived), pairs, generator)
-        found.append(vectors(weights, source, number, arrived, fed, routing, query, column))
-    return {name: torch.cat([one[name] for one in found]) for name in weights.wide_scopes}
+        query, key = _draw_pairs(nonzero_pairs(source, number, passed), pairs, generator)
+        found.append(pair_vectors(weights, source, number, passed, routing, query, key))
+    return {scope: torch.cat([one[scope] for one in found]) for scope in weights.pairwise_scopes}
 
 
-def vectors(
+def pair_vectors(
     weights: LayerWeights,
-    source: Source,
+    source: KeyTokens,
     number: int,
-    arrived: Arrived,
-    fed: Fed,
+    passed: QueryPass,
     routing: Routing | None,
     query: Tensor,
-    column: Tensor,
-) -> dict[str, Tensor]:
-    """Of every feed-forward scope ``[p, d]``: what key ``column[i]`` of its sequence, on route ``number``, brings to
-    query ``query[i]`` of the block that has ``arrived``."""
-    part, alpha = arrived.queries, arrived.alpha[number]
-    first = torch.cat([torch.full_like(part.local[rows], source.starts[b]) for b, rows in part.sequences()])
-    token = first[query] + column
-    weight = alpha[:, query, column].T  # [p, H]
+    key: Tensor,
+) -> dict[Scope, Tensor]:
+    """The vectors ``[p, d]`` by feed-forward scope: what key ``key[i]`` of its sequence, of source ``number``, brings
+    to query ``query[i]`` of the block that has ``passed``."""
+    queries, alpha = passed.queries, passed.alpha[number]
+    first = torch.cat([torch.full_like(queries.token_in_sequence[q], source.starts[b]) for b, q in queries.sequences()])
+    token = first[query] + key
+    weight = alpha[:, query, key].T  # [p, H]
     values = (weight[..., None] * source.values[token]).flatten(1)
-    itself = (column == part.local[query]).to(values)[:, None]  # an encoder's token has no residual, even if it were
+    # An encoder's token has no residual, even if it were the query.
+    itself = (key == queries.token_in_sequence[query]).to(values)[:, None]
 
-    def at(level: Level, scale: Tensor | None) -> Tensor:
-        brought = values @ level.matrix + itself * source.own(level, token)
+    def carry(point: StreamMap, scale: Tensor | None) -> Tensor:
+        brought = values @ point.matrix + itself * source.residual_at(point, token)
         return brought if scale is None else brought * scale[query, None]
 
-    residual = at(source.route.residual, arrived.residual_scale[number])
-    ff = _feed_forward(weights, at(source.route.ff_input, arrived.ff_scale[number]), fed.slope, query, routing)
+    residual = carry(source.path.residual, passed.residual_scale[number])
+    ff_input = carry(source.path.ff_input, passed.ff_scale[number])
+    ff = _feed_forward(weights, ff_input, passed.slopes, query, routing)
     found = [ff, ff + residual]
     if weights.norm_after_ff is not None:
-        assert fed.norm_scale is not None
-        found.append(weights.norm_after_ff.linear(ff + residual) * fed.norm_scale[query, None])
-    return dict(zip(weights.wide_scopes, found, strict=True))
+        assert passed.norm_scale is not None
+        found.append(weights.norm_after_ff.linear(ff + residual) * passed.norm_scale[query, None])
+    return dict(zip(weights.pairwise_scopes, found, strict=True))
 
 
-def reach(source: Source, number: int, arrived: Arrived) -> Tensor:
-    """``[n, M]``: which keys bring anything to which queries, by attention or as themselves."""
-    alpha = arrived.alpha[number]
+def nonzero_pairs(source: KeyTokens, number: int, passed: QueryPass) -> Tensor:
+    """Which keys bring anything to which queries, by attention or as themselves: ``[n, M]``."""
+    alpha = passed.alpha[number]
     seen = (alpha != 0).any(0)
-    if not source.route.own:
+    if not source.path.reads_own_tokens:
         return seen
-    return seen | (torch.arange(alpha.shape[-1], device=alpha.device) == arrived.queries.local[:, None])
+    keys = torch.arange(alpha.shape[-1], device=alpha.device)
+    return seen | (keys == passed.queries.token_in_sequence[:, None])
 
 
-def _drawn(reach: Tensor, pairs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Row and column of ``pairs`` random entries of ``reach`` ``[n, M]`` that are True, in the order of the rows."""
-    upto = reach.cumsum(1).cpu()
+def _column_of_keys(queries: QueryBlock, keys: int) -> Tensor:
+    """The column of every key of a query's sequence, ``[n, M]``, where each has its own; -1 for none."""
+    whole = torch.arange(keys, device=queries.index_in_pack.device)
+    columns = whole.repeat(len(queries), 1)
+    for b, some in queries.sequences():
+        groups = queries.pack.sequences[b].groups
+        if groups is not None:
+            columns[some, : len(groups)] = groups
+    return columns
+
+
+def _draw_pairs(nonzero: Tensor, pairs: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Row and column of ``pairs`` random entries of ``nonzero`` ``[n, M]`` that are True, in the order of the rows."""
+    upto = nonzero.cumsum(1).cpu()
     count = upto[:, -1]
     if not bool(count.any()):  # no query sees any of an encoder's tokens
-        return (torch.empty(0, dtype=torch.int64, device=reach.device),) * 2
+        return (torch.empty(0, dtype=torch.int64, device=nonzero.device),) * 2
     rows = count.double().multinomial(pairs, replacement=True, generator=generator).bincount(minlength=len(count))
     which = torch.rand(len(count), int(rows.max()), generator=generator, dtype=torch.float64)
     column = torch.searchsorted(upto, (which * count[:, None]).long() + 1)
     row, place = (torch.arange(int(rows.max())) < rows[:, None]).nonzero(as_tuple=True)
-    return row.to(reach.device), column[row, place].to(reach.device)
+    return row.to(nonzero.device), column[row, place].to(nonzero.device)
 
 
 def _feed_forward(
-    weights: LayerWeights, ff_input: Tensor, slope: Tensor, query: Tensor, routing: Routing | None
+    weights: LayerWeights, ff_input: Tensor, slopes: Sequence[Tensor], query: Tensor, routing: Routing | None
 ) -> Tensor:
-    """What the feed-forward block makes of vectors ``[p, d]`` of the queries ``query`` ``[p]``, by the slopes
-    ``[S, n, k, F]`` of these."""
+    """What the feed-forward block makes of vectors ``[p, d]`` of the queries ``query`` ``[p]``, by the ``slopes``
+    ``[S, n, k, F]`` that these have in every branch."""
     out = torch.zeros_like(ff_input)
     norm = weights.norm_of_ff
-    everything = torch.arange(len(slope[0]), device=query.device)
-    shares = [(None, everything, torch.zeros_like(everything))] if routing is None else routing.by_expert()
-    for number, tokens, slots in shares:
-        block = weights if number is None else weights.expert(number)
-        of_query = torch.full_like(everything, -1)
-        of_query[tokens] = slots
-        pairs = (of_query[query] >= 0).nonzero()[:, 0]
-        factors = slope[:, query[pairs], of_query[query[pairs]]]
+    for block in weights.blocks(routing):
+        slope = slopes[block.place]
+        pairs, slot = _pairs_through(block, query, slope.shape[1])
+        factors = slope[:, query[pairs], slot]
         neurons = sum(
             ff_input[pairs] @ projection.weight * factor
-            for projection, factor in zip(block.projections, factors, strict=True)
+            for projection, factor in zip(block.branch.projections, factors, strict=True)
         )
-        out.index_add_(0, pairs, neurons @ block.down.weight)
+        out.index_add_(0, pairs, neurons @ block.branch.down.weight)
     return out if norm is None else norm.linear(out)
+
+
+def _pairs_through(block: Block, query: Tensor, queries: int) -> tuple[Tensor, Tensor]:
+    """Which pairs ``[q]`` go through a dense block, by their queries ``query`` ``[p]``, and which choice it is."""
+    slots = torch.zeros(queries, dtype=torch.int64, device=query.device)
+    if block.tokens is not None and block.slots is not None:
+        slots.fill_(-1)[block.tokens] = block.slots
+    pairs = (slots[query] >= 0).nonzero()[:, 0]
+    return pairs, slots[query[pairs]]

@@ -18,7 +18,18 @@ from ..ops.backends import Backend
 from .costs import Blocks, LayerShape, Method
 from .machine_rates import Rates, calibrated, measured
 
-__all__ = ["Blocks", "LayerPlan", "LayerShape", "Method", "Plan", "default_budget", "free_bytes", "packs", "plan_layer"]
+__all__ = [
+    "Blocks",
+    "EngineOptions",
+    "LayerPlan",
+    "LayerShape",
+    "Method",
+    "Plan",
+    "default_budget",
+    "free_bytes",
+    "group_into_packs",
+    "plan_layer",
+]
 
 _MiB = 1 << 20
 _DEFAULT_BUDGET = 24 * _MiB
@@ -31,11 +42,32 @@ _NEAR = 2.0  # counts further apart than this decide by themselves: no machine's
 
 
 @dataclass(frozen=True)
+class EngineOptions:
+    """How a user wants maps to be computed.
+
+    ``matmul_dtype`` is the precision of the feed-forward products: the matrices of the feed-forward block and what is
+    multiplied by them. ``memory_budget`` in bytes bounds what blocks take (None: a share of what is free); the maps and
+    the layer's own matrices come on top.
+    """
+
+    backend: Backend
+    method: str | Sketch
+    matmul_dtype: torch.dtype
+    device: torch.device
+    memory_budget: int | None = None
+
+    @property
+    def budget(self) -> tuple[int, int]:
+        """Bytes of working memory that are of use, and that there are at most."""
+        return default_budget(self.device) if self.memory_budget is None else (self.memory_budget, self.memory_budget)
+
+
+@dataclass(frozen=True)
 class LayerPlan:
     """One layer of a pack of sequences: what runs, in which blocks, and what it costs. ``stack``: "encoder", "decoder"
     or "".
 
-    ``dtype`` is that of the wide products, ``choice`` why it is this method, ``halvings`` how often the blocks were
+    ``dtype`` is that of the feed-forward products, ``choice`` why it is this method, ``halvings`` how often the blocks were
     halved because memory ran out, ``rates`` those of this machine, if they are known.
     """
 
@@ -84,13 +116,13 @@ class LayerPlan:
             reason += f", halved {self.halvings} time{'s' * (self.halvings > 1)} after running out of memory"
         return reason
 
-    def halved(self) -> LayerPlan | None:
+    def halve_blocks(self) -> LayerPlan | None:
         """The same layer in blocks of half the queries or, of one query, half the keys. None: nothing is left."""
-        queries, keys, wide_keys = self.blocks.queries, self.blocks.keys, self.blocks.wide_keys
+        queries, keys, ff_keys = self.blocks.queries, self.blocks.keys, self.blocks.ff_keys
         if queries > 1:
-            smaller = Blocks(queries // 2, keys, wide_keys, self.blocks.grams)
-        elif self.method != "reference" and max(keys, wide_keys) > 1:
-            smaller = Blocks(1, max(1, keys // 2), max(1, wide_keys // 2))
+            smaller = Blocks(queries // 2, keys, ff_keys, self.blocks.grams)
+        elif self.method != "reference" and max(keys, ff_keys) > 1:
+            smaller = Blocks(1, max(1, keys // 2), max(1, ff_keys // 2))
         else:
             return None
         return replace(self, blocks=smaller, halvings=self.halvings + 1)
@@ -98,9 +130,9 @@ class LayerPlan:
 
 @dataclass
 class Plan:
-    """What ran, or would run: backend, dtype of the wide products, operations and memory of every layer. Printable.
+    """What ran, or would run: backend, dtype of the feed-forward products, operations and memory of every layer. Printable.
 
-    >>> plan = ffattr.explain(model, "The cat sat.", tokenizer=tokenizer, backend="torch", layers=[0, 2])
+    >>> plan = ffattr.plan(model, "The cat sat.", tokenizer=tokenizer, backend="torch", layers=[0, 2])
     >>> plan.backend, plan.dtype, [layer.layer for layer in plan.layers]
     ('torch', torch.float64, [0, 2])
     >>> plan.flops == sum(layer.flops for layer in plan.layers) > 0
@@ -132,9 +164,9 @@ class Plan:
         lines = [f"{self.backend} backend, {str(self.dtype).removeprefix('torch.')} on {self.device}"]
         for _, group in itertools.groupby(self.layers, key=lambda layer: replace(layer, layer=0)):
             same = list(group)
-            first, numbers = same[0], _ranges([layer.layer for layer in same])
+            first, numbers = same[0], _format_ranges([layer.layer for layer in same])
             layers = f"{first.stack} layer {numbers}".strip()
-            keys = first.blocks.keys if first.method == "attention" else first.blocks.wide_keys
+            keys = first.blocks.keys if first.method == "attention" else first.blocks.ff_keys
             lines.append(
                 f"{len(same)} x {layers}: {first.method}, {first.shape.queries} queries x {first.shape.tokens} "
                 f"tokens in blocks of {first.blocks.queries} x {keys}, {first.flops / 1e9:.2f} GFLOP and "
@@ -147,7 +179,7 @@ class Plan:
         return "\n".join(lines)
 
 
-def _ranges(numbers: list[int]) -> str:
+def _format_ranges(numbers: list[int]) -> str:
     """``[0, 1, 2, 5, 5]`` as ``0-2, 5``."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
@@ -172,80 +204,62 @@ def default_budget(device: torch.device) -> tuple[int, int]:
     return (most if device.type == "cuda" else min(_DEFAULT_BUDGET, most)), most
 
 
-def plan_layer(
-    layer: int,
-    shape: LayerShape,
-    wide: int,
-    backend: Backend,
-    method: str | Sketch,
-    dtype: torch.dtype,
-    device: torch.device,
-    budget: int | None,
-) -> LayerPlan:
-    """Choose the method and the blocks of one layer, of which ``wide`` scopes take d-wide work for every pair.
-
-    ``dtype`` is that of the wide products: the matrices of the feed-forward block and what is multiplied by them.
-    ``budget`` bounds what blocks take; the maps and the layer's own matrices come on top. Raises ValueError where it
-    cannot hold a single pair.
+def plan_layer(layer: int, shape: LayerShape, ff_scopes: int, options: EngineOptions) -> LayerPlan:
+    """Chooses the method and the blocks of one layer, of which ``ff_scopes`` scopes take feed-forward work for every
+    pair. Raises ValueError where the memory cannot hold a single pair.
     """
-    useful, most = default_budget(device) if budget is None else (budget, budget)
+    useful, most = options.budget
+    backend, dtype, method = options.backend, options.matmul_dtype, options.method
     sketch, why = None, ""
     if isinstance(method, Sketch):
-        sketch, why = _sketched(shape, wide, backend, method)
+        sketch, why = _choose_sketch(shape, ff_scopes, backend, method)
         method = "auto"
         if sketch is not None:
-            shape = replace(shape, sketched=(sketch.width,) * wide)
-    chosen, choice = _choose(shape, wide, backend, method, dtype, device)
+            shape = replace(shape, sketched=(sketch.width,) * ff_scopes)
+    chosen, choice = _choose_method(shape, ff_scopes, method, options)
     choice += why
-    if budget is None and chosen != "reference":
-        useful = min(most, max(useful, _worthwhile(shape, chosen, dtype)))
+    if options.memory_budget is None and chosen != "reference":
+        useful = min(most, max(useful, _worthwhile_bytes(shape, chosen, dtype)))
     if chosen == "reference":
         per_query = shape.bytes(chosen, Blocks(1, shape.tokens, shape.tokens), dtype)
         blocks = Blocks(max(1, min(shape.queries, useful // per_query)), shape.tokens, shape.tokens)
         return LayerPlan(layer, shape, chosen, blocks, dtype, choice)
-    rates = calibrated(backend.name, dtype, device, torch.get_num_threads())
-    if chosen == "operator" and _least(shape, "operator", dtype) > most and method == "auto":
+    rates = calibrated(backend.name, dtype, options.device, torch.get_num_threads())
+    if chosen == "operator" and _least_bytes(shape, "operator", dtype) > most and method == "auto":
         chosen, choice = "direct", "operator would not fit the memory"
-    least = _least(shape, chosen, dtype)
+    least = _least_bytes(shape, chosen, dtype)
     if least > most:
         raise ValueError(
-            f"memory_budget={budget} bytes is too small for layer {layer} ({chosen}, {shape.tokens} tokens): "
-            f"expected at least {least}"
+            f"memory_budget={options.memory_budget} bytes is too small for layer {layer} ({chosen}, {shape.tokens} "
+            f"tokens): expected at least {least}"
         )
-    blocks = _blocks(shape, chosen, max(useful, least), dtype)
+    blocks = _fit_blocks(shape, chosen, max(useful, least), dtype)
     return LayerPlan(layer, shape, chosen, blocks, dtype, choice, sketch=sketch, rates=rates)
 
 
-def _sketched(shape: LayerShape, wide: int, backend: Backend, sketch: Sketch) -> tuple[Sketch | None, str]:
+def _choose_sketch(shape: LayerShape, ff_scopes: int, backend: Backend, sketch: Sketch) -> tuple[Sketch | None, str]:
     """The sketch, if it saves anything, and a word on it."""
-    if not wide or backend.is_reference or shape.by_expert:
-        return None, "; exact: no sketch of this" * bool(wide)
-    if sketch.tolerance is None and wide * sketch.width >= shape.width:
-        return None, f"; exact: {wide} sketches of {sketch.width} are no narrower than {shape.width}"
+    if not ff_scopes or backend.is_reference or shape.by_expert:
+        return None, "; exact: no sketch of this" * bool(ff_scopes)
+    if sketch.tolerance is None and ff_scopes * sketch.width >= shape.width:
+        return None, f"; exact: {ff_scopes} sketches of {sketch.width} are no narrower than {shape.width}"
     if shape.pairs < 4 * SAMPLED:  # each is twice the work of a pair of the map
         return None, f"; exact: a sketch needs {SAMPLED} of the {shape.pairs} pairs to begin with"
     return sketch, f"; sketched to {sketch.width} of {shape.width}"
 
 
-def packs(
-    shapes: Sequence[LayerShape],
-    wide: int,
-    backend: Backend,
-    method: str | Sketch,
-    dtype: torch.dtype,
-    device: torch.device,
-    budget: int | None,
-) -> list[list[int]]:
+def group_into_packs(shapes: Sequence[LayerShape], ff_scopes: int, options: EngineOptions) -> list[list[int]]:
     """Which sequences, by their places in ``shapes``, are worked on together: short ones of about the same length, as
     many as fit into the working memory at once. A long one, and each for the reference, is alone."""
-    useful, _ = default_budget(device) if budget is None else (budget, budget)
-    kind: Method = "attention" if not wide else "operator" if method == "operator" else "direct"
+    useful, _ = options.budget
+    dtype = options.matmul_dtype
+    kind: Method = "attention" if not ff_scopes else "operator" if options.method == "operator" else "direct"
     found: list[list[int]] = []
     for place in sorted(range(len(shapes)), key=lambda place: -shapes[place].tokens):
         together = [*found[-1], place] if found else [place]
-        joined = LayerShape.joined([shapes[one] for one in together])
+        joined = LayerShape.join([shapes[one] for one in together])
         whole = Blocks(joined.queries, joined.tokens, joined.tokens)
-        short = joined.longest < joined.width and not backend.is_reference
+        short = joined.longest < joined.width and not options.backend.is_reference
         if found and short and joined.bytes(kind, whole, dtype) - joined.fixed_bytes(kind, dtype) <= useful:
             found[-1].append(place)
         else:
@@ -253,7 +267,7 @@ def packs(
     return found
 
 
-def _worthwhile(shape: LayerShape, chosen: Method, dtype: torch.dtype) -> int:
+def _worthwhile_bytes(shape: LayerShape, chosen: Method, dtype: torch.dtype) -> int:
     """Bytes without which long sequences would be cut into such short blocks of queries that what is made of the keys
     for every block costs as much as the maps."""
     passing, kept = shape.query_bytes(chosen, dtype)
@@ -262,28 +276,30 @@ def _worthwhile(shape: LayerShape, chosen: Method, dtype: torch.dtype) -> int:
     return keys * shape.key_bytes(chosen, dtype) + queries * max(passing, 2 * (kept + pairs))
 
 
-def _blocks(shape: LayerShape, chosen: Method, useful: int, dtype: torch.dtype) -> Blocks:
+def _fit_blocks(shape: LayerShape, chosen: Method, useful: int, dtype: torch.dtype) -> Blocks:
     """The longest blocks that ``useful`` bytes hold."""
     if shape.sequences > 1:
         return Blocks(max(1, shape.queries), shape.tokens, shape.tokens)
     passing, kept = shape.query_bytes(chosen, dtype)
     pair = shape.pair_bytes(chosen, dtype, cut=chosen != "operator")
-    wide_keys = shape.tokens if chosen == "operator" else 1
-    spare = useful - wide_keys * shape.key_bytes(chosen, dtype)
-    queries = max(1, min(shape.queries, useful // passing, spare // 2 // (kept + wide_keys * pair)))
+    ff_keys = shape.tokens if chosen == "operator" else 1
+    spare = useful - ff_keys * shape.key_bytes(chosen, dtype)
+    queries = max(1, min(shape.queries, useful // passing, spare // 2 // (kept + ff_keys * pair)))
     left = useful - queries * kept
     grams = shape.gram_bytes
     keep = bool(grams) and queries < shape.queries and grams < left // 2
     left -= grams * keep
 
-    def keys(method: Method) -> int:
+    def count_keys(method: Method) -> int:
         per_pair = shape.pair_bytes(method, dtype)
         return max(1, min(shape.tokens, left // (shape.key_bytes(method, dtype) + queries * per_pair)))
 
-    return Blocks(queries, keys("attention"), keys(chosen) if chosen in ("direct", "pairs") else wide_keys, keep)
+    return Blocks(
+        queries, count_keys("attention"), count_keys(chosen) if chosen in ("direct", "pairs") else ff_keys, keep
+    )
 
 
-def _least(shape: LayerShape, method: Method, dtype: torch.dtype) -> int:
+def _least_bytes(shape: LayerShape, method: Method, dtype: torch.dtype) -> int:
     """Bytes that the smallest blocks need: one query with one key, or with all keys where the method needs them all."""
     passing, kept = shape.query_bytes(method, dtype)
     keys = shape.tokens if method == "operator" else 1
@@ -292,16 +308,16 @@ def _least(shape: LayerShape, method: Method, dtype: torch.dtype) -> int:
     return max(passing, kept + block + keys * pair)
 
 
-def _choose(
-    shape: LayerShape, wide: int, backend: Backend, method: str, dtype: torch.dtype, device: torch.device
-) -> tuple[Method, str]:
+def _choose_method(shape: LayerShape, ff_scopes: int, method: str, options: EngineOptions) -> tuple[Method, str]:
+    """The method, and why it is this one."""
+    backend, dtype, device = options.backend, options.matmul_dtype, options.device
     if method != "auto" and method not in _METHODS:
         raise ValueError(
             f"unknown method {method!r}, expected 'auto', 'direct', 'operator', 'pairs' or ffattr.Sketch(...)"
         )
     if backend.is_reference:
         return "reference", "the definition"
-    if not wide:
+    if not ff_scopes:
         return "attention", "no scope takes d-wide work for a pair"
     if shape.grouped:
         return "direct", "the one method for groups of keys"

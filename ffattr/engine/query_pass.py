@@ -1,6 +1,6 @@
-"""A block of query tokens on their own way through a layer, by the formulas of `reference` without any vectors.
+"""A block of query tokens on their own way through a layer: the walk of `decomposition`, without any vectors.
 
-It yields what tiles need of a query: attention weights, the norms' scales, slopes; the bias of every scope; and the
+It yields what maps need of a query: attention weights, the norms' scales, slopes; the bias of every scope; and the
 layer's output, which is compared with the model's.
 """
 
@@ -15,176 +15,166 @@ from torch import Tensor
 
 from ..decomposition import integrated_gradients as ig
 from ..decomposition import reference
-from ..decomposition.layer import LayerWeights
-from ..decomposition.reference import FeedForward, Rule, Stream
+from ..decomposition.layer import Branch, LayerWeights
+from ..decomposition.reference import Path, Rule
 from ..decomposition.routing import Routing
-from .key_tokens import Source
-from .pack import Part
+from ..decomposition.scopes import Scope, Source
+from ..decomposition.walk import Stream, add_streams, walk
+from .key_tokens import KeyTokens
+from .pack import QueryBlock
 
-__all__ = ["Arrived", "Fed", "Slopes", "arrive", "feed", "output"]
+__all__ = ["QueryPass", "Slopes", "pass_queries"]
 
-Keep = Callable[[str, Stream], None]
+KeepBias = Callable[[Scope, Stream], None]
 """Takes the stream at a scope for its bias."""
 
 
 @dataclass(frozen=True)
 class Slopes:
-    """Integrated-Gradients factors ``[S, n, F]`` of a path, by the backend's operator where it knows the activation."""
+    """Integrated-Gradients factors by the backend's operator, where that knows the activation."""
 
     rule: Rule
     operators: Any
 
-    def __call__(self, weights: LayerWeights, path: FeedForward) -> Tensor:
-        name = weights.activation.name
-        if weights.clamp is not None or name not in ig.ACTIVATIONS:  # operators know names
-            return reference.slopes(weights, path, self.rule)
+    def compute(self, branch: Branch, path: Path) -> Tensor:
+        """The factors ``[S, n, F]`` of a path."""
+        name = branch.activation.name
+        if branch.clamp is not None or name not in ig.ACTIVATIONS:  # operators know names
+            return reference.slopes(branch, path, self.rule)
         out: Tensor = self.operators.ig_slope(path.z, path.base, None, name, self.rule.name, self.rule.steps)
         return out
 
 
 @dataclass(frozen=True)
-class Arrived:
-    """``n`` query tokens before the feed-forward block.
+class QueryPass:
+    """What ``n`` query tokens leave on their way through a layer.
 
-    For each source: attention weights ``alpha`` ``[H, n, M]`` (see `ffattr.engine.key_tokens.Source.alpha`), with the scale of a
-    norm on what attention returns, and the scales ``1 / s_i`` ``[n]`` of the norms that its vectors have passed, before
-    the residual stream and before the feed-forward block (None: no norm). ``stream`` is what the block's output is
-    added to, ``ff_input`` what it reads.
+    For each source of keys: attention weights ``alpha`` ``[H, n, M]`` (see `KeyTokens.alpha`), with the scale of a norm
+    on what attention returns, and the scales ``1 / s_i`` ``[n]`` of the norms that its vectors have passed, before the
+    residual stream and before the feed-forward block (None: no norm). ``ff_input`` is what that block reads, ``ff``
+    what it returns.
+
+    ``slopes``: for each branch of the block ``[S, n, k, F]``, of each token's ``k`` experts (1: a dense branch), with
+    their shares and the scale of a norm on what the block returns; none where no feed-forward scope is wanted.
+    ``norm_scale`` ``[n]`` is that of the norm after the block, ``output`` ``[n, d]`` that of the layer.
     """
 
-    queries: Part
+    queries: QueryBlock
     alpha: list[Tensor]
     residual_scale: list[Tensor | None]
     ff_scale: list[Tensor | None]
-    stream: Stream
     ff_input: Stream
-
-    def only(self, index: Tensor) -> Arrived:
-        """The queries ``index`` ``[m]`` alone, without their streams."""
-
-        def some(scales: list[Tensor | None]) -> list[Tensor | None]:
-            return [None if scale is None else scale[index] for scale in scales]
-
-        alpha = [part[:, index] for part in self.alpha]
-        return replace(self, alpha=alpha, residual_scale=some(self.residual_scale), ff_scale=some(self.ff_scale))
-
-
-@dataclass(frozen=True)
-class Fed:
-    """The block's query tokens after the feed-forward block: what it returned; the slopes ``[S, n, k, F]`` of each
-    token's ``k`` experts (1: a dense block), with the scale of a norm on what it returns; the scale of the norm after
-    it; the layer's ``output`` ``[n, d]``."""
-
     ff: Stream
-    slope: Tensor
+    slopes: tuple[Tensor, ...]
     norm_scale: Tensor | None
     output: Tensor
 
+    def select(self, index: Tensor) -> QueryPass:
+        """The queries ``index`` ``[m]`` alone, without their streams."""
 
-def arrive(weights: LayerWeights, sources: Sequence[Source], queries: Part, keep: Keep) -> Arrived:
-    """From the layer's input to the feed-forward block."""
-    x = queries.pack.x[queries.rows]
-    none = x.new_empty(len(x), 0, weights.width)
-    own = Stream(none, torch.zeros_like(x), x)
-    stream = own
-    alphas: list[Tensor] = []
-    scales: list[Tensor | None] = []
-    for source in sources:
-        part = source.route.weights
-        alpha = source.alpha(queries)
-        added = reference.attention_stream(part, alpha, source.read(alpha, queries), source.constant, none)
-        if source.route.own and weights.norm_of_attn is not None:  # its scale is one of the query's weights
-            added, scale = reference.norm_stream(weights.norm_of_attn, added)
-            alpha = alpha * scale[:, None]
-        keep(f"{source.route.prefix}attn", added)
-        stream = reference.residual_stream(stream, added)
-        passed: Tensor | None = None
-        if part.norm_after_attn is not None:
-            keep(f"{source.route.prefix}attn_res", stream)
-            stream, passed = reference.norm_stream(part.norm_after_attn, stream)
-        alphas.append(alpha)
-        # What came before passes this norm as well.
-        scales = [_times(scale, passed) for scale in [*scales, None]]
-    ff_input, ff_scales = stream, scales
-    if weights.parallel:  # the query's own vector is all there is: it takes the way that the others are spared
-        ff_input, ff_scales = Stream(x[:, None], own.bias, own.total), [None]
-    _keep_all(keep, sources, "atb", stream)
-    if weights.norm_before_ff is not None:
-        ff_input, passed = reference.norm_stream(weights.norm_before_ff, ff_input)
-        ff_scales = [_times(scale, passed) for scale in ff_scales]
-        _keep_all(keep, sources, weights.own_scopes[weights.own_scopes.index("atb") + 1], ff_input)
-    return Arrived(queries, alphas, scales, ff_scales, stream, ff_input)
+        def select_scales(scales: list[Tensor | None]) -> list[Tensor | None]:
+            return [None if scale is None else scale[index] for scale in scales]
+
+        return replace(
+            self,
+            queries=self.queries.select(index),
+            alpha=[part[:, index] for part in self.alpha],
+            residual_scale=select_scales(self.residual_scale),
+            ff_scale=select_scales(self.ff_scale),
+            slopes=tuple(slope[:, index] for slope in self.slopes),
+            norm_scale=None if self.norm_scale is None else self.norm_scale[index],
+        )
 
 
-def feed(
+def pass_queries(
     weights: LayerWeights,
-    sources: Sequence[Source],
-    arrived: Arrived,
+    sources: Sequence[KeyTokens],
+    queries: QueryBlock,
     routing: Routing | None,
-    slopes: Slopes,
-    keep: Keep,
-) -> Fed:
-    """Through the feed-forward block and what follows it. ``routing`` is that of the block's tokens."""
-    ff, slope = _by_expert(weights, arrived.ff_input, routing, slopes)
-    names = iter(weights.ff_scopes)
-    if weights.norm_of_ff is not None:
-        ff, scale = reference.norm_stream(weights.norm_of_ff, ff)
-        slope *= scale[:, None, None]
-    _keep_all(keep, sources, next(names), ff)
-    stream = reference.residual_stream(arrived.stream, Stream(arrived.stream.vectors, ff.bias, ff.total))
-    _keep_all(keep, sources, next(names), stream)
-    norm_scale = None
-    if weights.norm_after_ff is not None:
-        stream, norm_scale = reference.norm_stream(weights.norm_after_ff, stream)
-        _keep_all(keep, sources, next(names), stream)
-    return Fed(ff, slope, norm_scale, stream.total)
+    slopes: Slopes | None,
+    keep: KeepBias,
+) -> QueryPass:
+    """Through the whole layer. ``routing`` is that of the block's tokens; ``slopes`` None: no feed-forward scope is
+    wanted, so that of its block only the output is computed."""
+    x = queries.pack.x[queries.token_in_pack]
+    none = x.new_empty(len(x), 0, weights.width)
+    # A parallel layer's block reads the query's own vector alone, which takes the way that all others are spared.
+    own = Stream(x[:, None] if weights.parallel else none, torch.zeros_like(x), x)
+    by_source = {source.path.source: source for source in sources}
+    alpha: dict[Source, Tensor] = {}
+    passed: list[Tensor | None] = []
+    ff_scale: list[Tensor | None] | None = None
+    factors: tuple[Tensor, ...] = ()
+    norm_scale: Tensor | None = None
+    ff_input = ff = own
+
+    def attend(source: Source) -> Stream:
+        keys = by_source[source]
+        alpha[source] = keys.alpha(queries)
+        read = keys.read_context(alpha[source], queries)
+        return reference.attention_stream(keys.path.weights, alpha[source], read, keys.constant, none)
+
+    def feed_forward(read: Stream) -> Stream:
+        nonlocal ff_input, factors
+        ff_input = read
+        if slopes is None:
+            return Stream.of_total(reference.feed_forward(weights, read.total, routing))
+        returned, factors = _through_branches(weights, read, routing, slopes)
+        return returned
+
+    for station in walk(weights, own, attend, feed_forward):
+        scope, scale = station.scope, station.norm_scale
+        if scope is None or scope.point == "atb":  # what came before passes a norm behind attention as well
+            passed = [_multiply_scales(one, scale) for one in [*passed, None]]
+            ff_scale = [None] if weights.parallel else passed
+        elif scope.point == "attn" and scale is not None:  # the scale is one of the query's weights
+            alpha[scope.source] = alpha[scope.source] * scale[:, None]
+        elif scope.point == "ff_input" and ff_scale is not None:
+            ff_scale = [_multiply_scales(one, scale) for one in ff_scale]
+        elif scope.point == "ff" and scale is not None:
+            factors = tuple(slope * scale[:, None, None] for slope in factors)
+        elif scope.point == "ff_res_ln":
+            norm_scale = scale
+        if scope is not None:
+            if scope.point == "ff":
+                ff = station.stream
+            # Behind all attentions, the tokens of every source have reached the point.
+            everywhere = scope.point not in ("attn", "attn_res")
+            for source in by_source if everywhere else (scope.source,):
+                keep(scope.seen_from(source), station.stream)
+    assert ff_scale is not None
+    weighted = [alpha[source] for source in by_source]
+    return QueryPass(queries, weighted, passed, ff_scale, ff_input, ff, factors, norm_scale, station.stream.total)
 
 
-def output(weights: LayerWeights, arrived: Arrived, routing: Routing | None) -> Tensor:
-    """The layer's output ``[n, d]`` alone, where no feed-forward scope is wanted."""
-    t = arrived.ff_input.total
-    if weights.mixture:
-        assert routing is not None
-        added = torch.zeros_like(t)
-        for number, tokens, slots in routing.by_expert():
-            share = routing.weight[tokens, slots].to(t)[:, None]
-            added.index_add_(0, tokens, reference.feed_forward(weights.expert(number), t[tokens]) * share)
-    else:
-        added = reference.feed_forward(weights, t)
-    total = arrived.stream.total + (added if weights.norm_of_ff is None else weights.norm_of_ff(added))
-    return total if weights.norm_after_ff is None else weights.norm_after_ff(total)
+def _through_branches(
+    weights: LayerWeights, read: Stream, routing: Routing | None, slopes: Slopes
+) -> tuple[Stream, tuple[Tensor, ...]]:
+    """What the feed-forward block returns, and its slopes with the experts' shares."""
+    returned: Stream | None = None
+    factors: list[Tensor] = [read.total.new_empty(0)] * len(weights.branches)
+    for place, branch in enumerate(weights.branches):
+        if branch.routed:
+            assert routing is not None
+            factors[place] = read.total.new_zeros(len(branch.projections), *routing.index.shape, branch.width)
+            returned = Stream(*map(torch.zeros_like, (read.vectors, read.bias, read.total)))
+    for block in weights.blocks(routing):
+        branch, tokens, share = block.branch, block.tokens, block.share
+        part = read if tokens is None else Stream(read.vectors[tokens], read.bias[tokens], read.total[tokens])
+        path = reference.preactivations(branch, part, slopes.rule.baseline)
+        slope = slopes.compute(branch, path)
+        part = reference.branch_stream(branch, part, path, slope)
+        if tokens is None or share is None:
+            factors[block.place] = slope[:, :, None]
+            returned = part if returned is None else add_streams(returned, part)
+        elif returned is not None:
+            returned.vectors.index_add_(0, tokens, part.vectors * share[:, None, None])
+            returned.bias.index_add_(0, tokens, part.bias * share[:, None])
+            returned.total.index_add_(0, tokens, part.total * share[:, None])
+            factors[block.place][:, tokens, block.slots] = slope * share[:, None]
+    assert returned is not None
+    return returned, tuple(factors)
 
 
-def _by_expert(
-    weights: LayerWeights, ff_input: Stream, routing: Routing | None, slopes: Slopes
-) -> tuple[Stream, Tensor]:
-    """What the feed-forward block returns, and its slopes ``[S, n, k, F]`` with the experts' weights."""
-    if not weights.mixture:
-        path = reference.preactivations(weights, ff_input, slopes.rule.baseline)
-        slope = slopes(weights, path)
-        return reference.feed_forward_stream(weights, ff_input, path, slope), slope[:, :, None]
-    assert routing is not None
-    bias, total = torch.zeros_like(ff_input.bias), torch.zeros_like(ff_input.total)
-    shape = (len(weights.projections), *routing.index.shape, weights.ff_width)
-    every = total.new_zeros(shape)
-    for number, tokens, slots in routing.by_expert():
-        one = weights.expert(number)
-        part = Stream(ff_input.vectors[tokens], ff_input.bias[tokens], ff_input.total[tokens])
-        path = reference.preactivations(one, part, slopes.rule.baseline)
-        slope = slopes(one, path)
-        part = reference.feed_forward_stream(one, part, path, slope)
-        share = routing.weight[tokens, slots].to(total)[:, None]
-        bias.index_add_(0, tokens, part.bias * share)
-        total.index_add_(0, tokens, part.total * share)
-        every[:, tokens, slots] = slope * share
-    return Stream(ff_input.vectors, bias, total), every
-
-
-def _times(scale: Tensor | None, passed: Tensor | None) -> Tensor | None:
-    return passed if scale is None else scale if passed is None else scale * passed
-
-
-def _keep_all(keep: Keep, sources: Sequence[Source], name: str, stream: Stream) -> None:
-    """Of a point of the layer that the tokens of all sources have reached."""
-    for source in sources:
-        keep(source.route.prefix + name, stream)
+def _multiply_scales(scale: Tensor | None, other: Tensor | None) -> Tensor | None:
+    return other if scale is None else scale if other is None else scale * other

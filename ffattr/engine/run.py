@@ -14,93 +14,93 @@ import torch
 from torch import Tensor
 
 from ..decomposition import reference
-from ..decomposition.reference import Stream
-from ..decomposition.scopes import CROSS
+from ..decomposition.scopes import Scope
+from ..decomposition.walk import Stream
 from ..errors import NonFiniteError, OutOfMemory
 from ..ops.out_of_memory import Refusals
-from .layer_maps import Layer, Rows, Tiled
-from .pack import OneSequence, Pack, Part
+from .layer_maps import LayerMaps, LayerTask, MapRows
+from .pack import OneSequence, Pack, QueryBlock
 from .plan import LayerPlan, free_bytes
 
-__all__ = ["Done", "Emit", "run"]
+__all__ = ["LayerResult", "TakeRows", "group_vectors", "run_layer"]
 
 _log = logging.getLogger("ffattr")
 
-Emit = Callable[[int, Tensor, dict[str, Tensor]], None]
+TakeRows = Callable[[int, Tensor, dict[Scope, Tensor]], None]
 """Takes complete rows: the number of their sequence in the pack, which of its queries they are ``[n]``, and by scope
 the rows ``[..., n, C]``, in as many columns as the sequence has."""
 
 
 @dataclass(frozen=True)
-class Done:
-    """What is left of a pack's ``N`` queries beside the rows of their maps: ``bias[scope]`` ``[N]`` (zero where a scope
-    is told apart by head or expert), the layer's ``output`` ``[N, d]``, recomputed, and the plan that ran; by scope,
-    how far a sketch is expected to be off."""
+class LayerResult:
+    """What is left of a pack's ``N`` queries beside the rows of their maps: ``bias[scope]`` ``[N]`` (zero in a scope per
+    head or expert), the layer's ``output`` ``[N, d]``, recomputed, and the plan that ran; by scope, how far a sketch is
+    expected to be off."""
 
-    bias: dict[str, Tensor]
+    bias: dict[Scope, Tensor]
     output: Tensor
     plan: LayerPlan
-    sketch_error: dict[str, float]
+    sketch_error: dict[Scope, float]
 
 
-def run(layer: Layer, pack: Pack, plan: LayerPlan, emit: Emit) -> Done:
+def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> LayerResult:
     """All maps of the queries of ``pack`` at a layer, in the blocks of ``plan``.
 
     Where memory runs out, it goes on in halves of them, quarters and so on. Raises `OutOfMemory` where the smallest do
     not fit, and `NonFiniteError` where the range of float16 does not do.
     """
-    total = len(pack.rows)
-    output = pack.x.new_empty(total, layer.weights.width)
-    done = Done({name: pack.x.new_zeros(total) for name in layer.scopes}, output, plan, {})
-    tiled: Tiled | None = None
+    total = len(pack.query_tokens)
+    output = pack.x.new_empty(total, task.weights.width)
+    result = LayerResult({scope: pack.x.new_zeros(total) for scope in task.scopes}, output, plan, {})
+    maps: LayerMaps | None = None
     start = 0
     while start < total:
         refusals, found = Refusals(pack.x.device), None
         try:
-            if tiled is None and not layer.backend.is_reference:
-                tiled = Tiled(layer, pack, plan)
-            part = pack.part(start, plan.blocks.queries)
-            found = list(_defined(layer, part)) if tiled is None else [tiled.rows(part, plan)]
+            if maps is None and not task.backend.is_reference:
+                maps = LayerMaps(task, pack, plan)
+            queries = pack.query_block(start, plan.blocks.queries)
+            found = list(_define_rows(task, queries)) if maps is None else [maps.compute_rows(queries, plan)]
         except RuntimeError as error:
             if not refusals.caused(error):
                 raise
             _log.debug("layer %d ran out of memory in blocks %s: %s", plan.layer, plan.blocks, str(error))
         if found is None:
             # Out of the handler, where the error's traceback still holds the tensors of the run that failed.
-            tiled = None
-            layer.release()
+            maps = None
+            task.release()
             if pack.x.is_cuda:
                 torch.cuda.empty_cache()
-            smaller = plan.halved()
+            smaller = plan.halve_blocks()
             if smaller is None:
-                raise OutOfMemory(_too_large(plan, pack.x.device))
+                raise OutOfMemory(_explain_shortage(plan, pack.x.device))
             plan = smaller
             continue
         for rows in found:
-            _hand_on(rows, plan, emit)
-            for name, bias in rows.bias.items():
-                done.bias[name][rows.part.places] = bias
-            done.output[rows.part.places] = rows.output
-        start += sum(len(rows.part) for rows in found)
-    if tiled is not None:
-        done.sketch_error.update(tiled.sketch_error)
-    return replace(done, plan=plan)
+            _hand_on(rows, plan, take)
+            for scope, bias in rows.bias.items():
+                result.bias[scope][rows.queries.index_in_pack] = bias
+            result.output[rows.queries.index_in_pack] = rows.output
+        start += sum(len(rows.queries) for rows in found)
+    if maps is not None:
+        result.sketch_error.update(maps.sketch_error)
+    return replace(result, plan=plan)
 
 
-def _hand_on(found: Rows, plan: LayerPlan, emit: Emit) -> None:
+def _hand_on(found: MapRows, plan: LayerPlan, take: TakeRows) -> None:
     if plan.dtype == torch.float16 and not all(bool(rows.isfinite().all()) for rows in found.maps.values()):
         raise NonFiniteError(
             f"layer {plan.layer}: its wide products exceed the range of float16; pass dtype=torch.bfloat16 or "
             "dtype=torch.float32"
         )
-    pack = found.part.pack
-    for number, rows in found.part.sequences():
-        if rows.start < rows.stop:
-            places = found.part.places[rows] - pack.query_starts[number]
-            emit(number, places, {name: found.of(name, number, rows) for name in found.maps})
+    pack = found.queries.pack
+    for number, queries in found.queries.sequences():
+        if queries.start < queries.stop:
+            index = found.queries.index_in_pack[queries] - pack.query_starts[number]
+            take(number, index, {scope: found.of_sequence(scope, number, queries) for scope in found.maps})
 
 
-def _too_large(plan: LayerPlan, device: torch.device) -> str:
+def _explain_shortage(plan: LayerPlan, device: torch.device) -> str:
     narrower = {torch.float64: "torch.float32", torch.float32: "torch.bfloat16"}.get(plan.dtype)
     return (
         f"layer {plan.layer} ran out of memory: the smallest blocks need {plan.bytes} bytes by the plan, "
@@ -110,37 +110,37 @@ def _too_large(plan: LayerPlan, device: torch.device) -> str:
     )
 
 
-def _defined(layer: Layer, part: Part) -> Iterator[Rows]:
-    """By the definition, one sequence after the other."""
-    for number, rows in part.sequences():
-        one = part.pack.sequences[number]
-        single = Part(part.pack, part.places[rows], number, (rows.stop - rows.start,))
-        given = (one.x, one.attention, single.local, layer.rule, layer.value_bias, one.routing, one.encoder)
-        found = Rows(single, {}, {}, one.x.new_empty(len(single), layer.weights.width))
-        for name, stream in reference.decompose(layer.weights, *given):
-            for scope, vectors in _by_source(name, stream, one):
-                if scope in layer.scopes:
+def _define_rows(task: LayerTask, queries: QueryBlock) -> Iterator[MapRows]:
+    """Rows by the definition, one sequence after the other."""
+    for number, some in queries.sequences():
+        one = queries.pack.sequences[number]
+        single = QueryBlock(queries.pack, queries.index_in_pack[some], number, (some.stop - some.start,))
+        found = MapRows(single, {}, {}, one.x.new_empty(len(single), task.weights.width))
+        given = (one.x, one.attention, single.token_in_sequence, task.rule, task.value_bias, one.routing, one.encoder)
+        for point, stream in reference.decompose(task.weights, *given):
+            for scope, vectors in _split_sources(point, stream, one):
+                if scope in task.scopes:
                     found.maps[scope] = vectors.norm(dim=-1)
-                    if stream.bias.numel():  # told apart by head or expert, there is none
+                    if stream.bias.numel():  # per head or per expert there is none
                         found.bias[scope] = stream.bias.norm(dim=-1)
             found.output[:] = stream.total if stream.total.numel() else found.output
         yield found
 
 
-def _by_source(name: str, stream: Stream, one: OneSequence) -> Iterator[tuple[str, Tensor]]:
+def _split_sources(scope: Scope, stream: Stream, one: OneSequence) -> Iterator[tuple[Scope, Tensor]]:
     """A scope's vectors ``[..., n, C, d]`` of the sequence's own keys and of its encoder's, which come last; before
     both attentions are through, they are on their own."""
     own, tokens = stream.vectors, len(one.x)
-    if name.startswith(CROSS):
-        yield name, own
+    if scope.source == "cross":
+        yield scope, own
         return
     if own.shape[-2] != tokens:
-        yield CROSS + name, own[..., tokens:, :]
+        yield scope.seen_from("cross"), own[..., tokens:, :]
         own = own[..., :tokens, :]
-    yield name, own if one.groups is None else grouped(own, one.groups)
+    yield scope, own if one.groups is None else group_vectors(own, one.groups)
 
 
-def grouped(vectors: Tensor, groups: Tensor) -> Tensor:
+def group_vectors(vectors: Tensor, groups: Tensor) -> Tensor:
     """Sums ``[..., C, d]`` of the vectors ``[..., T, d]`` of groups of tokens (-1: in none)."""
     kept = groups >= 0
     summed = vectors.new_zeros(*vectors.shape[:-2], int(groups.max()) + 1, vectors.shape[-1])

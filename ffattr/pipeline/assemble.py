@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,92 +13,98 @@ from ..decomposition.attention import LayerRecord
 from ..decomposition.precision import output_tolerance
 from ..decomposition.reference import Encoder
 from ..decomposition.routing import Routing
-from ..decomposition.scopes import CROSS
+from ..decomposition.scopes import Scope, Source
 from ..decomposition.sketch import Sketch
-from ..engine import run as engine
-from ..engine.layer_maps import Layer
+from ..engine.costs import LayerShape
+from ..engine.layer_maps import LayerTask
 from ..engine.pack import OneSequence, Pack
-from ..engine.plan import LayerShape, Plan
+from ..engine.plan import Plan
+from ..engine.run import LayerResult, run_layer
 from ..errors import ArchitectureMismatch
 from ..results import Attribution
 from ..results.keep import Keep, Store
 from ..results.serialise import parts
-from .request import Request, Stack
+from .request import Request
+from .stack import Stack
 
-__all__ = ["Collector", "Placed", "shape_of", "tolerance"]
+__all__ = ["CapturedSequence", "ResultBuilder", "layer_tolerance"]
 
 
-class Collector:
+class ResultBuilder:
     """The results of one stack of layers, filled layer by layer."""
 
     def __init__(self, request: Request, stack: Stack, keep: Keep, arguments: dict[str, Any], check: bool) -> None:
         self.request, self.stack, self.check = request, stack, check
-        self.plan = Plan(request.backend.name, request.wide_dtype, request.device)
+        engine = request.engine
+        self.plan = Plan(engine.backend.name, engine.matmul_dtype, engine.device)
         rows = (len(stack.layers), len(stack.mask), len(stack.queries))
-        self.bias = {name: _empty(request, rows) for name in stack.scopes}
-        self.error = _empty(request, rows[:2])
-        self.sketch_error: dict[str, Tensor] = {}
-        if isinstance(request.method, Sketch):
-            wide = stack.specs[0].wide_scopes
-            sketched = [name for name in stack.scopes if _bare(name) in wide]
-            self.sketch_error = {name: _empty(request, rows[:2]) for name in sketched}
+        self.bias = {scope: self._zeros(rows) for scope in stack.scopes}
+        self.error = self._zeros(rows[:2])
+        self.sketch_error: dict[Scope, Tensor] = {}
+        if isinstance(engine.method, Sketch):
+            pairwise = stack.specs[0].pairwise_scopes
+            sketched = [scope for scope in stack.scopes if scope.seen_from("own") in pairwise]
+            self.sketch_error = {scope: self._zeros(rows[:2]) for scope in sketched}
         self.arguments = arguments
         active = max(spec.active for spec in stack.specs)
         mixture = any(spec.experts is not None for spec in stack.specs)
         self.experts = torch.full((*rows, active), -1, device=stack.mask.device) if mixture else None
-        self.shares = _empty(request, (*rows, active)) if mixture else None
-        own = tuple(name for name in stack.scopes if not name.startswith(CROSS))
-        cross = tuple(name for name in stack.scopes if name.startswith(CROSS))
-        self.stores: dict[tuple[str, ...], Store] = {}  # those of a kind of keys together
-        for scopes in (own, cross):
+        self.shares = self._zeros((*rows, active)) if mixture else None
+        self.scopes: dict[Source, tuple[Scope, ...]] = {}
+        self.stores: dict[Source, Store] = {}
+        sources: tuple[Source, ...] = ("own", "cross")
+        for source in sources:
+            scopes = tuple(scope for scope in stack.scopes if scope.source == source)
             if scopes:
-                shapes = {_bare(name): shape_of(stack, name) for name in scopes}
-                device = request.inputs.mask.device
+                shapes = {scope.name: stack.map_shape(scope) for scope in scopes}
                 numbers = [stack.first + layer for layer in stack.layers]
-                self.stores[scopes] = keep.open(shapes, request.dtype, device, numbers, stack.queries)
+                self.scopes[source] = scopes
+                self.stores[source] = keep.open(shapes, request.dtype, stack.mask.device, numbers, stack.queries)
 
-    def add(self, captured: LayerRecord, batch: Sequence[int]) -> None:
+    def add_layer(self, captured: LayerRecord, batch: Sequence[int]) -> None:
         """Compute and keep the maps of a layer that has just run on the sequences ``batch``."""
-        request, stack = self.request, self.stack
+        request, stack, engine = self.request, self.stack, self.request.engine
         layer = captured.index - stack.first
         weights = stack.specs[layer].weights(request.dtype)
-        # A dense layer among mixtures has no scope told apart by expert.
-        scopes = [name for name in stack.scopes if weights.mixture or not name.endswith(weights.expert_scope)]
-        wanted = Layer(weights, scopes, request.rule, request.value_bias, request.backend, request.wide_dtype)
-        for together in request.packs(stack, layer, weights, batch):
-            placed = [Placed.of(request, stack, captured, place, batch[place]) for place in together]
-            pack = Pack(tuple(one.sequence for one in placed))
-            shapes = [request.shape(stack, layer, weights, one.batch, one.sequence.pairs) for one in placed]
-            plan = request.plan(stack, layer, weights, replace(LayerShape.joined(shapes), sets=pack.sets))
+        # A dense layer among mixtures has no scope per expert.
+        scopes = [scope for scope in stack.scopes if weights.mixture or scope.axis != "expert"]
+        task = LayerTask(weights, scopes, request.rule, request.options.value_bias, engine.backend, engine.matmul_dtype)
+        for together in request.group_into_packs(stack, layer, weights, batch):
+            captives = [CapturedSequence.from_record(request, stack, captured, row, batch[row]) for row in together]
+            pack = Pack(tuple(one.sequence for one in captives))
+            shapes = [request.shape_of_layer(stack, layer, weights, one.batch, one.sequence.pairs) for one in captives]
+            joined = replace(LayerShape.join(shapes), expert_sets=pack.expert_sets)
 
-            def emit(number: int, rows: Tensor, found: dict[str, Tensor], placed: list[Placed] = placed) -> None:
-                for at in stack.places(layer):
-                    self._keep(placed[number], at, rows, found)
+            def take(
+                number: int, queries: Tensor, found: dict[Scope, Tensor], captives: list[CapturedSequence] = captives
+            ) -> None:
+                for place in stack.result_layers(layer):
+                    self._keep_rows(captives[number], place, queries, found)
 
-            done = engine.run(wanted, pack, plan, emit)
-            self.plan.layers.append(done.plan)
-            for number, one in enumerate(placed):
-                self._finish(captured, one, done, slice(*pack.query_starts[number : number + 2]))
-            self._check_errors(captured, [one.batch for one in placed])
+            result = run_layer(task, pack, request.plan_layer(stack, layer, weights, joined), take)
+            self.plan.layers.append(result.plan)
+            for number, one in enumerate(captives):
+                self._finish_sequence(captured, one, result, slice(*pack.query_starts[number : number + 2]))
+            self._check_errors(captured, [one.batch for one in captives])
 
     def results(self) -> dict[str, Attribution]:
-        """By the name of the stack, and "cross" for the maps whose keys are the encoder's tokens."""
+        """The results by the name of the stack, and "cross" for the maps whose keys are the encoder's tokens."""
         stack = self.stack
         found = {}
-        for scopes, store in self.stores.items():
-            cross = scopes[0].startswith(CROSS)
+        for source, store in self.stores.items():
+            cross, scopes = source == "cross", self.scopes[source]
             kept = store.finish()
             result = Attribution(
                 maps=kept.maps,
                 largest=kept.largest,
                 reduced=kept.reduced,
                 block=kept.block,
-                bias={_bare(scope): self.bias[scope] for scope in scopes},
-                sketch_error={_bare(s): self.sketch_error[s] for s in scopes if s in self.sketch_error},
+                bias={scope.name: self.bias[scope] for scope in scopes},
+                sketch_error={s.name: self.sketch_error[s] for s in scopes if s in self.sketch_error},
                 tokens=stack.tokens,
                 layers=stack.layers,
                 queries=stack.queries,
-                scopes=tuple(map(_bare, scopes)),
+                scopes=tuple(scope.name for scope in scopes),
                 mask=stack.mask,
                 error=self.error,
                 plan=self.plan,
@@ -113,7 +119,7 @@ class Collector:
                     result, key_tokens=stack.groups.texts, key_mask=stack.groups.mask, groups=stack.groups.index
                 )
             result.maps = store.seal(*parts(result))
-            found[CROSS.rstrip(".") if cross else stack.name] = result
+            found["cross" if cross else stack.name] = result
         return found
 
     def discard(self) -> None:
@@ -121,39 +127,44 @@ class Collector:
         for store in self.stores.values():
             store.discard()
 
-    def _keep(self, one: Placed, at: int, rows: Tensor, found: dict[str, Tensor]) -> None:
-        for scopes, store in self.stores.items():
-            keys = one.encoder_places if scopes[0].startswith(CROSS) else one.columns
-            tiles = {_bare(name): found[name] for name in scopes if name in found}
-            if tiles:
-                store.add(at, one.batch, one.filled[rows.to(one.filled.device)], keys, tiles)
+    def _zeros(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape, dtype=self.request.dtype, device=self.stack.mask.device)
 
-    def _finish(self, captured: LayerRecord, one: Placed, done: engine.Done, queries: slice) -> None:
+    def _keep_rows(self, one: CapturedSequence, place: int, queries: Tensor, found: Mapping[Scope, Tensor]) -> None:
+        for source, store in self.stores.items():
+            keys = one.encoder_positions if source == "cross" else one.columns
+            tiles = {scope.name: found[scope] for scope in self.scopes[source] if scope in found}
+            if tiles:
+                store.add(place, one.batch, one.result_rows[queries.to(one.result_rows.device)], keys, tiles)
+
+    def _finish_sequence(
+        self, captured: LayerRecord, one: CapturedSequence, result: LayerResult, queries: slice
+    ) -> None:
         """What does not go by pairs, of one sequence: ``queries`` of the pack's."""
-        layer = captured.index - self.stack.first
-        error = one.error(done.output[queries])
+        layer, rows = captured.index - self.stack.first, one.result_rows
+        error = one.relative_error(result.output[queries])
         routing = one.sequence.routing
-        for at in self.stack.places(layer):
-            for name, bias in done.bias.items():
-                self.bias[name][at, one.batch, one.filled] = bias[queries].to(self.error.device)
-            self.error[at, one.batch] = error
-            for name, estimates in self.sketch_error.items():
-                estimates[at, one.batch] = done.sketch_error.get(_bare(name), 0.0)
+        for place in self.stack.result_layers(layer):
+            for scope, bias in result.bias.items():
+                self.bias[scope][place, one.batch, rows] = bias[queries].to(self.error.device)
+            self.error[place, one.batch] = error
+            for scope, estimates in self.sketch_error.items():
+                estimates[place, one.batch] = result.sketch_error.get(scope.seen_from("own"), 0.0)
             if routing is not None and self.experts is not None and self.shares is not None:
-                chosen = routing.of(one.sequence.rows)
-                self.experts[at, one.batch, one.filled] = chosen.index.to(self.experts.device)
-                self.shares[at, one.batch, one.filled] = chosen.weight.to(self.shares)
+                chosen = routing.of(one.sequence.query_tokens)
+                self.experts[place, one.batch, rows] = chosen.index.to(self.experts.device)
+                self.shares[place, one.batch, rows] = chosen.weight.to(self.shares)
         # Of the sequence alone: rows of padding may look anywhere.
         self.arguments["causal"] = self.arguments.get("causal", True) and not one.sequence.attention.looks_ahead
 
     def _check_errors(self, captured: LayerRecord, batch: list[int]) -> None:
         request, stack = self.request, self.stack
         layer = captured.index - stack.first
-        errors = self.error[stack.places(layer)[0]].tolist()
+        errors = self.error[stack.result_layers(layer)[0]].tolist()
         for row in batch if self.check else ():
-            if not errors[row] <= tolerance(stack, captured, request.dtype):
+            if not errors[row] <= layer_tolerance(stack, captured, request.dtype):
                 raise ArchitectureMismatch(
-                    f"{stack.label(layer)}, batch row {row}: the recomputed output differs from the model's by "
+                    f"{stack.label_layer(layer)}, batch row {row}: the recomputed output differs from the model's by "
                     f"{errors[row]:.1e} (relative), more than rounding explains. The {request.adapted.family!r} "
                     "adapter does not describe this layer; see ffattr.register_adapter. (check=False goes on at your "
                     "own risk.)"
@@ -161,50 +172,54 @@ class Collector:
 
 
 @dataclass(frozen=True)
-class Placed:
+class CapturedSequence:
     """One batch row of one captured layer without its padding, in the dtype of the result, and its place there.
 
-    ``places`` are the tokens, ``filled`` the queries, ``columns`` the keys or groups of them and ``encoder_places`` the
-    encoder's tokens of sequence ``batch`` of the padded input. These are on the device of the result and all else where
-    the layer is: a model may lie on several. ``output`` ``[n, d]`` is the model's own.
+    ``token_positions`` are those of the tokens in the padded input, ``result_rows`` the rows of the maps that the
+    queries fill, ``columns`` those of the keys or groups of them and ``encoder_positions`` those of the encoder's
+    tokens of sequence ``batch``. These are on the device of the result and all else where the layer is: a model may lie
+    on several. ``output`` ``[n, d]`` is the model's own.
     """
 
     batch: int
-    places: Tensor
-    filled: Tensor
+    token_positions: Tensor
+    result_rows: Tensor
     columns: Tensor
-    encoder_places: Tensor
+    encoder_positions: Tensor
     sequence: OneSequence
     output: Tensor
 
     @classmethod
-    def of(cls, request: Request, stack: Stack, captured: LayerRecord, row: int, batch: int) -> Placed:
+    def from_record(
+        cls, request: Request, stack: Stack, captured: LayerRecord, row: int, batch: int
+    ) -> CapturedSequence:
         """Row ``row`` of what was captured, which is sequence ``batch`` of the input."""
         device = captured.output.device  # its input may have come from the device of the layer before
-        places, rows, filled = stack.sequence(batch)
-        tokens, rows = places.to(device), rows.to(device)
+        positions, query_tokens, result_rows = stack.index_sequence(batch)
+        tokens, query_tokens = positions.to(device), query_tokens.to(device)
         x = captured.input[row].to(device).index_select(0, tokens).to(request.dtype)
-        output = captured.output[row].index_select(0, tokens[rows]).to(request.dtype)
+        output = captured.output[row].index_select(0, tokens[query_tokens]).to(request.dtype)
         attention = captured.attention.sequence(row, tokens, request.dtype)
         routing = encoder = groups = None
         if captured.routing is not None:
             first = row * captured.input.shape[1]  # of all sequences one after the other
             whole = Routing(captured.routing.index.to(device), captured.routing.weight.to(device, request.dtype))
             routing = whole.of(tokens + first)
-        keys = stack.keys(batch)
-        if captured.cross is not None and captured.states is not None and keys is not None:
-            at = keys.to(device)
-            states = captured.states[row].to(device).index_select(0, at).to(request.dtype)
-            encoder = Encoder(states, captured.cross.sequence(row, tokens, request.dtype, at))
-        columns = places
+        encoder_positions = stack.encoder_positions(batch)
+        if captured.cross is not None and captured.states is not None and encoder_positions is not None:
+            keys = encoder_positions.to(device)
+            states = captured.states[row].to(device).index_select(0, keys).to(request.dtype)
+            encoder = Encoder(states, captured.cross.sequence(row, tokens, request.dtype, keys))
+        columns = positions
         if stack.groups is not None:
-            asked = stack.groups.index[batch][places]
+            asked = stack.groups.index[batch][positions]
             columns = asked[asked >= 0].unique()  # sorted
             groups = torch.where(asked >= 0, torch.searchsorted(columns, asked), -1).to(device)
-        sequence = OneSequence(x, attention, rows, routing, encoder, groups)
-        return cls(batch, places, filled, columns, places if keys is None else keys, sequence, output)
+        sequence = OneSequence(x, attention, query_tokens, routing, encoder, groups)
+        across = positions if encoder_positions is None else encoder_positions
+        return cls(batch, positions, result_rows, columns, across, sequence, output)
 
-    def error(self, recomputed: Tensor) -> Tensor:
+    def relative_error(self, recomputed: Tensor) -> Tensor:
         """Largest relative difference of a token's recomputed and recorded layer output."""
         if len(self.output) == 0:
             return self.output.new_zeros(())
@@ -213,29 +228,8 @@ class Placed:
         return difference.max()
 
 
-def tolerance(stack: Stack, captured: LayerRecord, dtype: torch.dtype) -> float:
+def layer_tolerance(stack: Stack, captured: LayerRecord, dtype: torch.dtype) -> float:
     """The largest relative error of a layer's output, recomputed in ``dtype``, that rounding explains."""
     attentions = [part for part in (captured.attention, captured.cross) if part is not None]
     single = stack.specs[captured.index - stack.first].single or any(part.single for part in attentions)
     return output_tolerance(captured.output.dtype, dtype, single)
-
-
-def shape_of(stack: Stack, scope: str) -> tuple[int, ...]:
-    """Of the maps of a scope, ``[L, B, N, T]``, with an axis before the last two for heads or experts."""
-    keys = stack.encoder_mask if scope.startswith(CROSS) else stack.mask if stack.groups is None else stack.groups.mask
-    assert keys is not None
-    shape = [len(stack.layers), len(stack.mask), len(stack.queries), keys.shape[1]]
-    spec = stack.specs[0]
-    if scope.endswith("attn_heads"):
-        shape.insert(2, spec.cross.heads if scope.startswith(CROSS) and spec.cross is not None else spec.heads)
-    elif scope.removeprefix(CROSS) == spec.expert_scope:
-        shape.insert(2, max(spec.active for spec in stack.specs))
-    return tuple(shape)
-
-
-def _bare(scope: str) -> str:
-    return scope.removeprefix(CROSS)
-
-
-def _empty(request: Request, shape: tuple[int, ...]) -> Tensor:
-    return torch.zeros(shape, dtype=request.dtype, device=request.inputs.mask.device)

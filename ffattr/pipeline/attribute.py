@@ -1,11 +1,9 @@
-"""`attribute` and `explain`: from a loaded model and its inputs to maps, or to the plan of how they are made."""
+"""`attribute`: from a loaded model and its inputs to maps. The story of the package, in one function."""
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,16 +11,16 @@ from torch import Tensor, nn
 
 from .._version import __version__
 from ..decomposition.attention import LayerRecord
-from ..decomposition.layer import LayerWeights
 from ..decomposition.sketch import Sketch
-from ..engine.plan import LayerShape, Plan
 from ..results import Attribution, StackedAttribution
 from ..results.keep import Dense, Keep
 from ..results.keep import of as keeping
-from .assemble import Collector
-from .request import IG, Indices, Request, Stack
+from ..selection import Indices
+from .assemble import ResultBuilder
+from .options import IG, Options
+from .request import Request
 
-__all__ = ["attribute", "explain"]
+__all__ = ["attribute"]
 
 
 def attribute(
@@ -60,12 +58,12 @@ def attribute(
     baseline: start of its path: ``"zero"``, ``"bias"``, or pre-activations ``[F]`` (gated: ``[F]`` or ``[2, F]``), in a
         mixture those of every expert.
     value_bias: ``"token"`` (b_V stays with its token, as in the papers) or ``"separate"`` (goes to the bias).
-    dtype: precision of the wide products, those with the feed-forward matrices: ``torch.float64``, ``float32``,
+    dtype: precision of the feed-forward products, those with the matrices of that block: ``torch.float64``, ``float32``,
         ``bfloat16``, ``float16`` or ``float8_e4m3fn``; None: float64 for a float64 model, a half model's own on a GPU,
         else float32. Everything else, the maps included, is float64 with float64 and float32 otherwise.
     backend: ``"auto"``, ``"cpu"`` (C++), ``"triton"`` or ``"cuda"`` (GPU), ``"torch"`` or ``"reference"``; ``ffattr
         info`` says which run here and in which dtypes. ``"auto"`` never picks ``"cuda"``.
-    method: ``"auto"``, ``"direct"``, ``"operator"`` or ``"pairs"``, all exact; `explain` says which one is chosen, and
+    method: ``"auto"``, ``"direct"``, ``"operator"`` or ``"pairs"``, all exact; `ffattr.plan` says which one is chosen, and
         why. `ffattr.Sketch` is approximate, and cheaper where a layer is wide; ``attr.sketch_error[scope]`` says by how
         much it is wrong.
     memory_budget: bytes of working memory besides the maps. Where memory runs out all the same, a layer is computed
@@ -93,23 +91,10 @@ def attribute(
     >>> bool(attr.error.max() < 1e-12)  # the recomputed layer outputs are the model's own
     True
     """
-    request = Request.of(
-        model,
-        inputs,
-        tokenizer,
-        scopes,
-        layers,
-        queries,
-        ig,
-        baseline,
-        value_bias,
-        dtype,
-        backend,
-        method,
-        memory_budget,
-        keys,
-        groups,
+    options = Options(
+        scopes, layers, queries, keys, groups, ig, baseline, value_bias, dtype, backend, method, memory_budget
     )
+    request = Request.from_options(model, inputs, tokenizer, options)
     kept = keeping(keep)
     if isinstance(kept, Dense) and kept.path is not None and request.adapted.stacks:
         raise ValueError("keep=Dense(path=...) holds one stack of layers, not an encoder and a decoder; use save()")
@@ -118,103 +103,32 @@ def attribute(
         "ig": str(ig),
         "baseline": baseline if isinstance(baseline, str) else f"tensor {list(baseline.shape)}",
         "value_bias": value_bias,
-        "dtype": str(request.wide_dtype).removeprefix("torch."),
-        "backend": request.backend.name,
+        "dtype": str(request.engine.matmul_dtype).removeprefix("torch."),
+        "backend": request.engine.backend.name,
         "method": str(method),
         "keep": str(keep),
         "ffattr": __version__,
         "torch": str(torch.__version__),
     }
     batches = request.batches()
-    collectors: list[Collector] = []  # one after the other, so that those before one that fails can be discarded
+    builders: list[ResultBuilder] = []  # one after the other, so that those before one that fails can be discarded
     reached = 0
 
     def on_layer(captured: LayerRecord, batch: Sequence[int]) -> None:
         nonlocal reached
-        stack = request.stack_of(captured.index)
-        collectors[request.stacks.index(stack)].add(captured, batch)
-        reached += len(stack.places(captured.index - stack.first))
+        stack = request.stack_of_layer(captured.index)
+        builders[request.stacks.index(stack)].add_layer(captured, batch)
+        reached += len(stack.result_layers(captured.index - stack.first))
         if progress is not None:
             progress(reached, len(batches) * len(request.recorded))
 
     try:
-        collectors.extend(Collector(request, stack, kept, dict(arguments), check) for stack in request.stacks)
+        builders.extend(ResultBuilder(request, stack, kept, dict(arguments), check) for stack in request.stacks)
         for batch, of_batch in batches:
-            request.run(of_batch, functools.partial(on_layer, batch=batch), check)
-        found = {name: result for collector in collectors for name, result in collector.results().items()}
+            request.run_model(of_batch, functools.partial(on_layer, batch=batch), check)
+        found = {name: result for builder in builders for name, result in builder.results().items()}
     except BaseException:  # an interrupt as well: no half a file stays
-        for collector in collectors:
-            collector.discard()
+        for builder in builders:
+            builder.discard()
         raise
     return found[""] if "" in found else StackedAttribution.of(found)
-
-
-def explain(
-    model: nn.Module,
-    inputs: Any,
-    *,
-    tokenizer: Any = None,
-    scopes: str | Sequence[str] = "layer",
-    layers: Indices = None,
-    queries: Indices = None,
-    ig: IG = "exact",
-    baseline: str | Tensor = "zero",
-    value_bias: str = "token",
-    dtype: torch.dtype | None = None,
-    backend: str = "auto",
-    method: str | Sketch = "auto",
-    memory_budget: int | None = None,
-    keys: Indices = None,
-    groups: Any = None,
-) -> Plan:
-    """The plan that `attribute` would follow for the same arguments, without running the model.
-
-    >>> options = {"tokenizer": tokenizer, "scopes": ["attn", "atb"], "backend": "torch"}
-    >>> print(ffattr.explain(model, "The cat sat.", **options))
-    torch backend, float64 on cpu
-    3 x layer 0-2: attention, 6 queries x 6 tokens ... (no scope takes d-wide work for a pair)
-    total: ... GFLOP, working memory ... MiB
-    """
-    request = Request.of(
-        model,
-        inputs,
-        tokenizer,
-        scopes,
-        layers,
-        queries,
-        ig,
-        baseline,
-        value_bias,
-        dtype,
-        backend,
-        method,
-        memory_budget,
-        keys,
-        groups,
-    )
-    plan = Plan(request.backend.name, request.wide_dtype, request.device)
-    for stack in request.stacks:
-        for layer in stack.layers:
-            spec = stack.specs[layer]
-            weights = spec.weights(None)
-            causal = stack.name == "decoder" or bool(getattr(spec.attention, "is_causal", False))
-            for batch, _ in request.batches():
-                for together in request.packs(stack, layer, weights, batch):
-                    shapes = [_expected(request, stack, layer, weights, batch[place], causal) for place in together]
-                    joined = LayerShape.joined(shapes)
-                    experts = math.comb(len(weights.down.weight), spec.active) if weights.mixture else 1
-                    joined = replace(joined, sets=max(1, min(joined.queries, experts)))
-                    plan.layers.append(request.plan(stack, layer, weights, joined))
-    return plan
-
-
-def _expected(
-    request: Request, stack: Stack, layer: int, weights: LayerWeights, batch: int, causal: bool
-) -> LayerShape:
-    """What is known of one sequence's cost before the model has run."""
-    shape = request.shape(stack, layer, weights, batch)
-    if not causal:
-        return shape
-    tokens, rows, _ = stack.sequence(batch)
-    masked = len(rows) * len(tokens) - int((rows + 1).sum())
-    return request.shape(stack, layer, weights, batch, len(rows) * shape.longest - masked)

@@ -10,8 +10,10 @@ from torch import nn
 from ..decomposition.attention import LayerRecord
 from ..models.capture.recorder import record
 from ..results.keep import Dense
-from .assemble import Collector, tolerance
-from .request import Request, Stack
+from .assemble import ResultBuilder, layer_tolerance
+from .options import Options
+from .request import Request
+from .stack import Stack
 
 __all__ = ["Reproduced", "Reproduction", "reproduce"]
 
@@ -58,16 +60,15 @@ def reproduce(model: nn.Module, inputs: Any, tokenizer: Any = None) -> Reproduct
     Raises as `ffattr.attribute` does, but for `ArchitectureMismatch`.
     """
     # The output of a layer is the same whichever scopes are asked for: the first ones cost least.
-    request = Request.of(
-        model, inputs, tokenizer, "attn", None, None, "exact", "zero", "token", dtype=None, backend="torch"
-    )
-    collectors = {stack.name: Collector(request, stack, Dense(), {}, check=False) for stack in request.stacks}
+    options = Options("attn", backend="torch")
+    request = Request.from_options(model, inputs, tokenizer, options)
+    builders = {stack.name: ResultBuilder(request, stack, Dense(), {}, check=False) for stack in request.stacks}
     allowed: dict[tuple[str, int], float] = {}
 
     def on_layer(captured: LayerRecord) -> None:
-        stack = request.stack_of(captured.index)
-        collectors[stack.name].add(captured, range(len(stack.mask)))
-        allowed[stack.name, captured.index - stack.first] = tolerance(stack, captured, request.dtype)
+        stack = request.stack_of_layer(captured.index)
+        builders[stack.name].add_layer(captured, range(len(stack.mask)))
+        allowed[stack.name, captured.index - stack.first] = layer_tolerance(stack, captured, request.dtype)
 
     encoder = request.inputs.encoder
     record(
@@ -78,13 +79,13 @@ def reproduce(model: nn.Module, inputs: Any, tokenizer: Any = None) -> Reproduct
         encoder_mask=None if encoder is None else encoder.mask,
     )
     layers = [
-        Reproduced(stack.name, layer, _scopes(stack, layer), error, allowed[stack.name, layer])
+        Reproduced(stack.name, layer, _list_scopes(stack, layer), error, allowed[stack.name, layer])
         for stack in request.stacks
-        for layer, error in zip(stack.layers, collectors[stack.name].error.amax(1).tolist(), strict=True)
+        for layer, error in zip(stack.layers, builders[stack.name].error.amax(1).tolist(), strict=True)
     ]
     return Reproduction(request, tuple(layers))
 
 
-def _scopes(stack: Stack, layer: int) -> tuple[str, ...]:
+def _list_scopes(stack: Stack, layer: int) -> tuple[str, ...]:
     spec = stack.specs[layer]
-    return spec.scopes if spec.experts is None else (*spec.scopes, spec.expert_scope)
+    return spec.scopes if spec.experts is None else (*spec.scopes, str(spec.expert_scope))

@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from ..decomposition import reference
 from ..decomposition.attention import LayerRecord
-from ..decomposition.reference import Stream
-from ..decomposition.scopes import CROSS
-from .assemble import Placed, shape_of
-from .request import IG, Indices, Request, Stack
+from ..decomposition.scopes import Scope
+from ..decomposition.walk import Stream
+from ..selection import Indices
+from .assemble import CapturedSequence
+from .options import IG, Options
+from .request import Request
+from .stack import Stack
 
 __all__ = ["Vectors", "vectors"]
 
@@ -106,90 +109,96 @@ def vectors(
     >>> list(ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, scope=["atb", "layer"]))
     ['atb', 'atb_ff_res_ln']
     """
-    request = Request.of(model, inputs, tokenizer, scope, layers, queries, ig, baseline, value_bias, dtype, "reference")
-    names = [name for stack in request.stacks for name in stack.scopes]
+    options = Options(scope, layers, queries, None, None, ig, baseline, value_bias, dtype, "reference")
+    request = Request.from_options(model, inputs, tokenizer, options)
+    names = [str(name) for stack in request.stacks for name in stack.scopes]
     if isinstance(scope, str) and len(names) != 1:
         raise ValueError(f"scope={scope!r} names {len(names)} scopes, expected one of them, or a list of names")
     _check_room(request)
-    filled = {(stack.name, name): _Filled.of(request, stack, name) for stack in request.stacks for name in stack.scopes}
+    filled = {
+        (stack.name, name): _VectorSink.for_scope(request, stack, name)
+        for stack in request.stacks
+        for name in stack.scopes
+    }
 
     def on_layer(captured: LayerRecord) -> None:
-        stack = request.stack_of(captured.index)
-        weights = stack.specs[captured.index - stack.first].weights(request.dtype)
+        stack = request.stack_of_layer(captured.index)
+        layer = captured.index - stack.first
+        weights = stack.specs[layer].weights(request.dtype)
         for row in range(len(stack.mask)):
-            placed = Placed.of(request, stack, captured, row, row)
-            one = placed.sequence
-            given = (request.rule, value_bias, one.routing, one.encoder)
+            one = CapturedSequence.from_record(request, stack, captured, row, row)
+            of_one, given = one.sequence, (request.rule, value_bias, one.sequence.routing, one.sequence.encoder)
             # A dense layer among mixtures has no experts.
-            wanted = [n for n in stack.scopes if weights.mixture or not n.endswith(weights.expert_scope)]
-            keys = len(one.x) + (0 if one.encoder is None else len(one.encoder.states))
-            at_once = max(1, _AT_ONCE // (keys * max(weights.heads * weights.width, 2 * weights.down.weight.shape[-2])))
-            for rows, queries in zip(placed.filled.split(at_once), one.rows.split(at_once), strict=True):
-                streams = reference.decompose(weights, one.x, one.attention, queries, *given)
-                for name, stream in _wanted(streams, wanted):
-                    filled[stack.name, name].take(stream, placed, stack.places(captured.index - stack.first), rows)
+            wanted = [name for name in stack.scopes if weights.mixture or name.axis != "expert"]
+            neurons = max(branch.width for branch in weights.branches)
+            at_once = max(1, _AT_ONCE // (of_one.keys * max(weights.heads * weights.width, 2 * neurons)))
+            for rows, tokens in zip(one.result_rows.split(at_once), of_one.query_tokens.split(at_once), strict=True):
+                streams = reference.decompose(weights, of_one.x, of_one.attention, tokens, *given)
+                for name, stream in _pick_scopes(streams, wanted):
+                    filled[stack.name, name].add(stream, one, stack.result_layers(layer), rows)
 
-    request.run(request.inputs, on_layer)
-    found = {name: filled[stack.name, name].vectors() for stack in request.stacks for name in stack.scopes}
+    request.run_model(request.inputs, on_layer)
+    found = {str(name): filled[stack.name, name].vectors() for stack in request.stacks for name in stack.scopes}
     return found[names[0]] if isinstance(scope, str) else found
 
 
 @dataclass(frozen=True)
-class _Filled:
+class _VectorSink:
     """Vectors of one scope while they come in."""
 
     stack: Stack
-    name: str
+    scope: Scope
     values: Tensor
     bias: Tensor
     total: Tensor
 
     @classmethod
-    def of(cls, request: Request, stack: Stack, name: str) -> _Filled:
-        values = torch.zeros(_shape(request, stack, name), dtype=request.dtype, device=request.inputs.mask.device)
+    def for_scope(cls, request: Request, stack: Stack, scope: Scope) -> _VectorSink:
+        values = torch.zeros(_shape_vectors(request, stack, scope), dtype=request.dtype, device=stack.mask.device)
         shape = (len(stack.layers), len(stack.mask), len(stack.queries), values.shape[-1])
-        return cls(stack, name, values, values.new_zeros(shape), values.new_zeros(shape))
+        return cls(stack, scope, values, values.new_zeros(shape), values.new_zeros(shape))
 
-    def take(self, stream: Stream, placed: Placed, layers: Sequence[int], rows: Tensor) -> None:
-        """Of the queries ``rows`` of a sequence, at the places ``layers`` on the layer axis."""
-        own = len(placed.sequence.x)
-        if not self.name.startswith(CROSS):
-            keys, of_keys = placed.places, stream.vectors[..., :own, :]
+    def add(self, stream: Stream, one: CapturedSequence, layers: Sequence[int], rows: Tensor) -> None:
+        """Take the vectors of the queries ``rows`` of a sequence, at the places ``layers`` on the layer axis."""
+        own = len(one.sequence.x)
+        if self.scope.source == "own":
+            keys, of_keys = one.token_positions, stream.vectors[..., :own, :]
         else:  # alone, or the last of those of a stream
-            keys = placed.encoder_places
+            keys = one.encoder_positions
             of_keys = stream.vectors[..., stream.vectors.shape[-2] - len(keys) :, :]
-        for at in layers:
-            self.values[at, placed.batch][..., rows[:, None], keys, :] = of_keys.to(self.values.device)
+        for place in layers:
+            self.values[place, one.batch][..., rows[:, None], keys, :] = of_keys.to(self.values.device)
             if stream.bias.numel():
-                self.bias[at, placed.batch, rows] = stream.bias.to(self.bias.device)
-                self.total[at, placed.batch, rows] = stream.total.to(self.total.device)
+                self.bias[place, one.batch, rows] = stream.bias.to(self.bias.device)
+                self.total[place, one.batch, rows] = stream.total.to(self.total.device)
 
     def vectors(self) -> Vectors:
-        stack, across = self.stack, self.name.startswith(CROSS)
+        stack, across = self.stack, self.scope.source == "cross"
         key_tokens, key_mask = (stack.encoder_tokens, stack.encoder_mask) if across else (None, None)
-        numbers = (self.values, self.bias, self.total)
-        return Vectors(*numbers, stack.tokens, stack.layers, stack.queries, self.name, stack.mask, key_tokens, key_mask)
+        numbers, scope = (self.values, self.bias, self.total), str(self.scope)
+        return Vectors(*numbers, stack.tokens, stack.layers, stack.queries, scope, stack.mask, key_tokens, key_mask)
 
 
-def _wanted(streams: Iterator[tuple[str, Stream]], names: Sequence[str]) -> Iterator[tuple[str, Stream]]:
-    """The streams called ``names``, and no further: those after the last of them are not computed."""
-    missing = set(names)
-    for name, stream in streams:
+def _pick_scopes(streams: Iterator[tuple[Scope, Stream]], scopes: Sequence[Scope]) -> Iterator[tuple[Scope, Stream]]:
+    """The streams at ``scopes``, and no further: those after the last of them are not computed."""
+    missing = set(scopes)
+    for scope, stream in streams:
         # From atb on, those of the encoder's tokens are in the same stream.
-        found = missing & ({name, f"{CROSS}{name}"} if name.startswith("atb") else {name})
+        joined = scope.point not in ("attn", "attn_res")
+        found = missing & ({scope, scope.seen_from("cross")} if joined else {scope})
         yield from ((one, stream) for one in found)
         missing -= found
         if not missing:
             return
 
 
-def _shape(request: Request, stack: Stack, name: str) -> tuple[int, ...]:
-    return (*shape_of(stack, name), stack.specs[0].weights(request.dtype).width)
+def _shape_vectors(request: Request, stack: Stack, scope: Scope) -> tuple[int, ...]:
+    return (*stack.map_shape(scope), stack.specs[0].weights(request.dtype).width)
 
 
 def _check_room(request: Request) -> None:
     """Raises ValueError where there is not enough for the vectors ``[..., T, d]`` of all scopes."""
-    numbers = sum(math.prod(_shape(request, stack, name)) for stack in request.stacks for name in stack.scopes)
+    numbers = sum(math.prod(_shape_vectors(request, stack, name)) for stack in request.stacks for name in stack.scopes)
     needed = numbers * request.dtype.itemsize
     if needed > psutil.virtual_memory().available:
         raise ValueError(

@@ -128,10 +128,10 @@ def of_model(
         raise ValueError("the corpus has no text")
     _check_lengths(name, texts, tokenizer, adapted.max_positions)
     categories = Categories() if categories is None else categories
-    scopes = [scope for scope in adapted.layers[0].own_scopes if scope != "attn_heads"]
+    scopes = [scope for scope in adapted.layers[0].own_scopes if scope.axis is None]
     changes, pairs, tokens = ChangeSample(), AmplifiedPairs(k), TokenSummary()
     collected = Reduce(Several(changes, pairs, tokens))
-    options = {"tokenizer": tokenizer, "scopes": scopes, **options}
+    options = {"tokenizer": tokenizer, "scopes": [scope.name for scope in scopes], **options}
     attribution = attribute(model, list(texts), keep=collected, progress=progress, **options)
     shown = min(range(min(len(texts), 20)), key=lambda number: abs(len(texts[number]) - 100))
     example = attribute(model, [texts[shown]], **options)
@@ -142,11 +142,11 @@ def of_model(
     study.add("token_summary", lambda: tokens.frame(attribution))
     _add_rollout(study, example, shown)
     if detailed:
-        wide = [scope for scope in scopes if scope.startswith("atb")]
+        behind_attention = [scope.name for scope in scopes if scope.point not in ("attn", "attn_res")]
         given = {option: options[option] for option in ("tokenizer", *_OF_VECTORS) if option in options}
 
         def of_layer(layer: int) -> dict[str, Vectors]:
-            return vectors(model, list(texts[:detailed]), scope=wide, layers=layer, **given)
+            return vectors(model, list(texts[:detailed]), scope=behind_attention, layers=layer, **given)
 
         _add_detailed(study, adapted, attribution.layers, of_layer)
     return study

@@ -20,6 +20,8 @@ from ...decomposition.activations import Activation
 from ...decomposition.attention import Attention
 from ...decomposition.layer import LayerWeights
 from ...decomposition.precision import output_tolerance
+from ...decomposition.scopes import Source
+from ...decomposition.walk import Stream, walk
 from ...errors import UnsupportedModel
 from ..spec.described import Adapted
 from ..spec.layer import LayerSpec
@@ -140,16 +142,15 @@ def _verify(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> None:
 
 def _output(weights: LayerWeights, x: Tensor, attention: Attention, rows: Tensor) -> Tensor:
     """The layer's output ``[T, d]`` for its input ``x`` ``[T, d]``, without any decomposition."""
-    none = x.new_empty(len(rows), 0, weights.width)
-    values, constant = reference.own_values(weights, x, "token")
-    alpha = reference.attention_rows(attention, rows)
-    added = reference.attention_stream(weights, alpha, reference.context(alpha, values), constant, none).total
-    if weights.norm_of_attn is not None:
-        added = weights.norm_of_attn(added)
-    stream = x + added
-    if weights.norm_after_attn is not None:
-        stream = weights.norm_after_attn(stream)
-    t = x if weights.parallel else stream
-    returned = reference.feed_forward(weights, t if weights.norm_before_ff is None else weights.norm_before_ff(t))
-    stream = stream + (returned if weights.norm_of_ff is None else weights.norm_of_ff(returned))
-    return stream if weights.norm_after_ff is None else weights.norm_after_ff(stream)
+
+    def attend(source: Source) -> Stream:
+        alpha = attention.weights(rows)
+        values, constant = reference.own_values(weights, x, "token")
+        none = x.new_empty(len(rows), 0, weights.width)
+        return reference.attention_stream(weights, alpha, reference.context(alpha, values), constant, none)
+
+    def feed_forward(read: Stream) -> Stream:
+        return Stream.of_total(reference.feed_forward(weights, read.total, None))
+
+    *_, last = walk(weights, Stream.of_total(x), attend, feed_forward)
+    return last.stream.total

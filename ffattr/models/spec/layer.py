@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...decomposition.affine import Linear
 from ...decomposition.clamp import Clamp
-from ...decomposition.layer import CrossWeights, LayerWeights
+from ...decomposition.layer import Branch, CrossWeights, LayerWeights
 from ...decomposition.scopes import Scoped
 from .activation import identify
 from .experts import Stacked, read_stacked
@@ -108,10 +108,15 @@ class LayerSpec(Scoped):
             kv_heads=self.kv_heads,
             value=read_linear(self.value, dtype),
             out=read_linear(self.out, dtype),
-            up=_projection(self.up, dtype),
-            gate=None if self.gate is None else _projection(self.gate, dtype),
-            down=_projection(self.down, dtype),
-            activation=identify(self.activation),
+            branches=(
+                Branch(
+                    up=_read_projection(self.up, dtype),
+                    gate=None if self.gate is None else _read_projection(self.gate, dtype),
+                    down=_read_projection(self.down, dtype),
+                    activation=identify(self.activation),
+                    clamp=self.clamp,
+                ),
+            ),
             norm_before_attn=read_norm(self.norm_before_attn, dtype),
             norm_of_attn=read_norm(self.norm_of_attn, dtype),
             norm_after_attn=read_norm(self.norm_after_attn, dtype),
@@ -119,10 +124,9 @@ class LayerSpec(Scoped):
             norm_of_ff=read_norm(self.norm_of_ff, dtype),
             norm_after_ff=read_norm(self.norm_after_ff, dtype),
             parallel=self.parallel,
-            clamp=self.clamp,
             cross=None if self.cross is None else self.cross.weights(dtype),
         )
 
 
-def _projection(part: nn.Module | Columns | Scaled | Stacked, dtype: torch.dtype | None) -> Linear:
+def _read_projection(part: nn.Module | Columns | Scaled | Stacked, dtype: torch.dtype | None) -> Linear:
     return read_stacked(part) if isinstance(part, Stacked) else read_linear(part, dtype)

@@ -1,0 +1,47 @@
+"""What a user asks for beside the model and its inputs, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..decomposition.integrated_gradients import GaussLegendre, Riemann
+from ..decomposition.sketch import Sketch
+from ..selection import Indices
+
+__all__ = ["IG", "Options"]
+
+IG = Literal["exact"] | Riemann | GaussLegendre
+
+
+@dataclass(frozen=True)
+class Options:
+    """The arguments that `ffattr.attribute`, `ffattr.plan` and `ffattr.vectors` share; they say what each means."""
+
+    scopes: str | Sequence[str] = "layer"
+    layers: Indices = None
+    queries: Indices = None
+    keys: Indices = None
+    groups: Any = None
+    ig: IG = "exact"
+    baseline: str | Tensor = "zero"
+    value_bias: str = "token"
+    dtype: torch.dtype | None = None
+    backend: str = "auto"
+    method: str | Sketch = "auto"
+    memory_budget: int | None = None
+
+    def check(self) -> None:
+        """Raises TypeError or ValueError naming a value that no model could be asked for."""
+        if self.dtype is not None and not isinstance(self.dtype, torch.dtype):
+            raise TypeError(f"dtype is {self.dtype!r}, expected a torch.dtype such as torch.float32, or None")
+        if self.memory_budget is not None and (not isinstance(self.memory_budget, int) or self.memory_budget <= 0):
+            raise TypeError(f"memory_budget is {self.memory_budget!r}, expected a positive number of bytes, or None")
+        if self.value_bias not in ("token", "separate"):
+            raise ValueError(f"unknown value_bias {self.value_bias!r}, expected 'token' or 'separate'")
+        if self.dtype == torch.float8_e4m3fn and self.method == "operator":
+            raise ValueError(f"method='operator' does not run in {self.dtype}; 'direct' is the only one that does")
