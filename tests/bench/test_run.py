@@ -21,6 +21,7 @@ from ffattr.bench.run import maps, materialise, operands
 from ffattr.bench.truth import TOLERANCE, Truth, WrongResult
 from ffattr.cli import bench as bench_command
 from ffattr.errors import OutOfMemory
+from ffattr.machine import processor
 from ffattr.ops import backends, torch_kernels
 
 CPU = torch.device("cpu")
@@ -146,7 +147,7 @@ def test_what_the_machine_reaches() -> None:
     run, flops = timing.product(CPU, torch.float32)
     assert flops == 2 * 4096 * 3072 * 768
     assert run().shape == (4096, 768)
-    assert timing.processor(CPU)
+    assert processor(CPU)
 
 
 def test_matrix_rate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +200,7 @@ def run(*arguments: str) -> Any:
 def test_bench_prints_a_table_and_why_not() -> None:
     result = run("--shape", "gpt2", "--tokens", "5", "--rounds", "1")
     assert result.exit_code == 0, result.output
-    assert f"{timing.processor(CPU)}: gpt2, 5 tokens, float32" in result.stdout
+    assert f"{processor(CPU)}: gpt2, 5 tokens, float32" in result.stdout
     assert "its own float32 matrix product: 0.001 TFLOP/s" in result.stdout
     assert "no triton: " in result.stdout
     for name in ("torch", "reference"):

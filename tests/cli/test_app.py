@@ -18,6 +18,7 @@ from ffattr.errors import ArchitectureMismatch, BackendUnavailable, OutOfMemory,
 from ffattr.models import pretrained
 from ffattr.ops import backends
 from ffattr.pipeline import attribute as attribute_module
+from ffattr.pipeline import plan as plan_module
 from ffattr.results import files
 
 TOKENIZER = make_tokenizer(pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
@@ -33,13 +34,13 @@ def calls(monkeypatch):
         progress(1, 2)
         return attribution()
 
-    def explain(model, inputs, **options):
+    def plan(model, inputs, **options):
         seen.append((model, inputs, options))
         return "direct on torch [3 layers]"
 
     monkeypatch.setattr(pretrained, "load", lambda name: (f"model {name}", TOKENIZER))
     monkeypatch.setattr(attribute_module, "attribute", attribute)
-    monkeypatch.setattr(attribute_module, "explain", explain)
+    monkeypatch.setattr(plan_module, "plan", plan)
     return seen
 
 

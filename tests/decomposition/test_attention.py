@@ -15,7 +15,6 @@ from tiny_models import build
 from torch import Tensor, nn
 
 from ffattr.decomposition.attention import Attention, QueryKey, Weights
-from ffattr.decomposition.reference import attention_rows
 from ffattr.models.capture.attention_hooks import attention_interface, calls_interface, own_attention
 from ffattr.models.capture.run import configs
 
@@ -155,9 +154,9 @@ def assert_rows(name: str, implementation: str, padding: str | None, dtype: torc
             valid_keys = given["attention_mask"][batch].bool() if kind == "cross_attentions" else valid
             tokens, keys = valid.nonzero()[:, 0], valid_keys.nonzero()[:, 0]
             sequence, rows = attention.sequence(batch, tokens, torch.float64, keys), torch.arange(len(tokens))
-            alpha, own = attention_rows(sequence, rows), expected[batch][:, valid][..., valid_keys]
+            alpha, own = sequence.weights(rows), expected[batch][:, valid][..., valid_keys]
             torch.testing.assert_close(alpha, own, rtol=0, atol=1e-6)
-            torch.testing.assert_close(attention_rows(sequence, rows[2:3]), alpha[:, 2:3], rtol=0, atol=1e-15)
+            torch.testing.assert_close(sequence.weights(rows[2:3]), alpha[:, 2:3], rtol=0, atol=1e-15)
             attends = own != 0
             assert torch.equal(alpha != 0, attends)
             assert (expected[batch][:, valid][..., ~valid_keys] == 0).all()
@@ -187,7 +186,7 @@ def test_windows(name: str, layer: int, pairs: int) -> None:
 
 def test_sinks_take_their_share() -> None:
     found = recorded("gpt-oss", model_of("gpt-oss", "eager", torch.float32), given_to("gpt-oss", None))
-    rows = attention_rows(found["attentions", 1].sequence(0, torch.arange(LENGTH), torch.float32), torch.arange(LENGTH))
+    rows = found["attentions", 1].sequence(0, torch.arange(LENGTH), torch.float32).weights(torch.arange(LENGTH))
     assert (rows.sum(-1) < 0.99).any()
     assert (rows.sum(-1) < 1).all()
 
@@ -204,7 +203,7 @@ def test_position_bias_is_no_mask() -> None:
     without = replace(attention, bias=None).sequence(0, torch.arange(LENGTH), torch.float32)
     rows = torch.arange(LENGTH)
     with_bias = attention.sequence(0, rows, torch.float32)
-    assert (attention_rows(without, rows) - attention_rows(with_bias, rows)).abs().max() > 0.01
+    assert (without.weights(rows) - with_bias.weights(rows)).abs().max() > 0.01
 
 
 def test_weights_are_held_as_they_are() -> None:

@@ -18,14 +18,13 @@ from ffattr.decomposition.layer import LayerWeights
 from ffattr.decomposition.reference import (
     Baseline,
     Rule,
-    Stream,
-    attention_rows,
     attention_stream,
     context,
     decompose,
     head_vectors,
     own_values,
 )
+from ffattr.decomposition.walk import Stream
 from ffattr.models.spec.layer import LayerSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,7 +49,8 @@ class Sequence:
         self, rule: Rule | None = None, value_bias: str = "token", rows: Tensor | None = None
     ) -> dict[str, Stream]:
         rows = torch.arange(len(self.x)) if rows is None else rows
-        return dict(decompose(self.weights, self.x, self.attention, rows, rule or Rule(), value_bias))
+        found = decompose(self.weights, self.x, self.attention, rows, rule or Rule(), value_bias)
+        return {str(scope): stream for scope, stream in found}
 
 
 def sequences(name: str, padding: str | None = None, **overrides: object) -> list[Sequence]:
@@ -117,7 +117,7 @@ def test_rows_of_attention_may_sum_to_less_than_one() -> None:
     for sequence in sequences("gpt2"):
         weights = sequence.weights
         values, constant = own_values(weights, sequence.x, "separate")
-        alpha = attention_rows(sequence.attention, torch.arange(7)) * 0.3
+        alpha = sequence.attention.weights(torch.arange(7)) * 0.3
         vectors = torch.einsum("hij,jhd->ijd", alpha, head_vectors(weights, values))
         stream = attention_stream(weights, alpha, context(alpha, values), constant, vectors)
         torch.testing.assert_close(stream.vectors.sum(1) + stream.bias, stream.total)
@@ -182,7 +182,7 @@ def test_captum_finds_the_same_vectors(name: str, baseline: str) -> None:
     names = sequence.weights.scopes
     scope = next(s for s in names if s.endswith("_ff"))
     before = found[names[names.index(scope) - 1]]
-    linear = [p for p in (sequence.weights.gate, sequence.weights.up) if p is not None]
+    linear = [p for p in (sequence.weights.branches[0].gate, sequence.weights.branches[0].up) if p is not None]
     bias = [projection(before.bias[query, None]) for projection in linear]
     token_vectors = list(before.vectors[query].split(1))
     from_ = bias if baseline == "bias" else [torch.zeros_like(b) for b in bias]
@@ -199,7 +199,7 @@ def test_captum_finds_the_same_vectors(name: str, baseline: str) -> None:
     torch.testing.assert_close(found[scope].vectors[query], expected[:4], rtol=0, atol=1e-5)
     with torch.no_grad():
         nothing = feed_forward(sequence.spec, len(token_vectors), *origin)[0]
-    shift = 0 if sequence.weights.down.bias is None else sequence.weights.down.bias
+    shift = 0 if sequence.weights.branches[0].down.bias is None else sequence.weights.branches[0].down.bias
     torch.testing.assert_close(found[scope].bias[query], expected[4:].sum(0) + nothing + shift, rtol=0, atol=1e-5)
 
 
@@ -214,7 +214,7 @@ def heads_by_hand(sequence: Sequence, x: Tensor) -> tuple[Tensor, Tensor]:
     for h in range(weights.heads):
         kv = h // share
         scores = attention.scale * attention.query[h] @ attention.key[kv].T
-        if weights.gate is not None:  # the only decoder of these tests
+        if weights.branches[0].gate is not None:  # the only decoder of these tests
             scores = scores + torch.full_like(scores, -torch.inf).triu(1)
         exponentials = (scores - scores.max(1, keepdim=True).values).exp()
         alpha.append(exponentials / exponentials.sum(1, keepdim=True))
@@ -232,7 +232,7 @@ def test_attention_of_2020(name: str) -> None:
         norm = sequence.weights.norm_before_attn
         alpha, f = heads_by_hand(sequence, sequence.x if norm is None else norm(sequence.x))
         rows = torch.arange(len(sequence.x))
-        torch.testing.assert_close(attention_rows(sequence.attention, rows), alpha)
+        torch.testing.assert_close(sequence.attention.weights(rows), alpha)
         found = sequence.scopes()
         maps = found["attn_heads"].vectors.norm(dim=-1)
         torch.testing.assert_close(maps, alpha * f.norm(dim=-1)[:, None])
@@ -267,7 +267,9 @@ def test_slope_is_the_quotient_of_the_activation(name: str) -> None:
         names = weights.scopes
         scope = next(s for s in names if s.endswith("_ff"))
         before = found[names[names.index(scope) - 1]]
-        z = weights.up(before.total)
+        z = weights.branches[0].up(before.total)
         assert z.abs().min() > 1e-5
-        expected = (before.vectors @ weights.up.weight * (gelu(z) / z)[:, None]) @ weights.down.weight
+        expected = (before.vectors @ weights.branches[0].up.weight * (gelu(z) / z)[:, None]) @ weights.branches[
+            0
+        ].down.weight
         torch.testing.assert_close(found[scope].vectors, expected, rtol=1e-9, atol=1e-9)

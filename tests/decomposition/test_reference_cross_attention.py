@@ -18,7 +18,7 @@ MASKED = 4  # a token of the encoder that is padding
 def test_completeness_over_both_sets_of_keys(norms: str, value_bias: str) -> None:
     given = layer(norms=norms, decoder=True)
     streams = given.streams(ROWS, Rule(), value_bias)
-    own = given.weights.own_scopes
+    own = [scope.name for scope in given.weights.own_scopes]
     apart = {"attn_heads", "attn", "attn_res"}
     names = {*own, *(CROSS + name for name in own if name in apart and (name != "attn_res" or norms == "post"))}
     assert set(streams) == names
@@ -57,9 +57,9 @@ def test_the_stream_is_the_layers(norms: str) -> None:
     streams = given.streams(ROWS, Rule())
     torch.testing.assert_close(streams["atb"].total, x, rtol=0, atol=1e-12)
     t = (weights.norm_before_ff or identity)(x)
-    hidden = torch.nn.functional.silu(weights.gate(t)) * weights.up(t)
-    x = (weights.norm_after_ff or identity)(x + weights.down(hidden))
-    torch.testing.assert_close(streams[weights.own_scopes[-1]].total, x, rtol=0, atol=1e-12)
+    hidden = torch.nn.functional.silu(weights.branches[0].gate(t)) * weights.branches[0].up(t)
+    x = (weights.norm_after_ff or identity)(x + weights.branches[0].down(hidden))
+    torch.testing.assert_close(streams[str(weights.own_scopes[-1])].total, x, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("experts", [0, 4])
@@ -71,7 +71,8 @@ def test_maps(norms: str, backend: str, method: str, experts: int) -> None:
     given = layer(norms=norms, decoder=True, experts=experts)
     scopes = given.weights.scopes
     if experts:
-        scopes += (given.weights.expert_scope, CROSS + given.weights.expert_scope)
+        by_expert = str(given.weights.expert_scope)
+        scopes += (by_expert, CROSS + by_expert)
     for rule in (Rule(), Rule("midpoint", 5, "bias")):
         expected = given.maps(scopes, "reference", rule=rule)
         assert expected.maps[f"{CROSS}atb"].shape == (TOKENS, TOKENS + 2)

@@ -13,7 +13,9 @@ from random_layers import NEURONS, TOKENS, RandomLayer, layer
 from ffattr import GaussLegendre, Riemann
 from ffattr.decomposition import integrated_gradients as ig
 from ffattr.decomposition.activations import ACTIVATIONS
+from ffattr.decomposition.affine import Linear
 from ffattr.decomposition.clamp import Clamp
+from ffattr.decomposition.layer import Branch
 from ffattr.decomposition.reference import Rule
 from ffattr.decomposition.routing import Routing
 from ffattr.engine.plan import LayerShape
@@ -55,18 +57,18 @@ def test_the_block_is_the_weighted_sum_of_its_experts(kind: str) -> None:
     for token in range(TOKENS):
         added = torch.zeros(random_layers.WIDTH, dtype=torch.float64)
         for number, share in zip(routing.index[token].tolist(), routing.weight[token], strict=True):
-            up = read[token] @ weights.up.weight[number] + weights.up.bias[number]
+            up = read[token] @ weights.branches[0].up.weight[number] + weights.branches[0].up.bias[number]
             hidden = up
-            if weights.gate is not None:
-                gate = read[token] @ weights.gate.weight[number] + weights.gate.bias[number]
-                if weights.clamp is not None:
+            if weights.branches[0].gate is not None:
+                gate = read[token] @ weights.branches[0].gate.weight[number] + weights.branches[0].gate.bias[number]
+                if weights.branches[0].clamp is not None:
                     gate, up = gate.clamp(max=0.6), up.clamp(-0.6, 0.6) + 1
                 hidden = torch.nn.functional.silu(gate) * up
             else:
                 hidden = torch.nn.functional.silu(up)
-            added += share * (hidden @ weights.down.weight[number] + weights.down.bias[number])
+            added += share * (hidden @ weights.branches[0].down.weight[number] + weights.branches[0].down.bias[number])
         expected = added if weights.norm_of_ff is None else weights.norm_of_ff(added)
-        torch.testing.assert_close(streams[weights.ff_scopes[0]].total[token], expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(streams[str(weights.scope_at("ff"))].total[token], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_the_block_is_the_weighted_sum_of_its_experts(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_maps(kind: str, backend: str, method: str) -> None:
     given = mixture(kind)
-    scopes = (*given.weights.scopes, given.weights.expert_scope)
+    scopes = (*given.weights.scopes, str(given.weights.expert_scope))
     for rule in RULES[:3]:
         expected = given.maps(scopes, "reference", rule=rule)
         for small in (False, True):
@@ -90,7 +92,7 @@ def test_maps(kind: str, backend: str, method: str) -> None:
 def test_one_scope_alone_and_some_queries(backend: str) -> None:
     given = mixture("gated")
     rows = torch.tensor([7, 2, 2])
-    every = given.maps((*given.weights.scopes, given.weights.expert_scope), "reference")
+    every = given.maps((*given.weights.scopes, str(given.weights.expert_scope)), "reference")
     for scope in every.maps:
         found = given.maps((scope,), backend, rows=rows)
         torch.testing.assert_close(found.maps[scope], every.maps[scope][..., rows, :], rtol=0, atol=1e-10)
@@ -102,7 +104,7 @@ def test_maps_by_expert_are_in_the_order_of_the_routing() -> None:
     given = mixture("gated", active=3)
     assert given.routing is not None
     given.routing.weight[2, 1] = 0
-    scope = given.weights.expert_scope
+    scope = str(given.weights.expert_scope)
     found = given.maps((scope,)).maps[scope]
     silent = (found == 0).all(-1)
     assert silent.nonzero().tolist() == [[1, 2]]
@@ -112,7 +114,9 @@ def test_one_expert_of_weight_one_is_a_dense_layer() -> None:
     given = mixture("gated", experts=1, active=1)
     assert given.routing is not None
     given.routing.weight.fill_(1)
-    dense = RandomLayer(given.weights.expert(0), given.x, given.attention, None, None)
+    branch = given.weights.branches[0].expert(0, torch.float64)
+    single = replace(given.weights, branches=(branch,))
+    dense = RandomLayer(single, given.x, given.attention, None, None)
     scopes = given.weights.scopes
     for scope, tile in dense.maps(scopes).maps.items():
         torch.testing.assert_close(given.maps(scopes).maps[scope], tile, rtol=0, atol=1e-12)
@@ -169,7 +173,7 @@ def test_clamped_rules(rule: Any) -> None:
 def test_each_set_of_experts_is_prepared_for_every_source(method: Any) -> None:
     """The features of all keys, and the maps from values to pre-activations."""
     weights = layer(decoder=True, experts=4).weights
-    one, three = (LayerShape.of(weights, 9, 20, 100, active=2, sets=sets) for sets in (1, 3))
+    one, three = (LayerShape.from_weights(weights, 9, 20, 100, experts=2, expert_sets=sets) for sets in (1, 3))
     wide = 2 * NEURONS
     maps = 2.0 * 2 * one.inner * one.width * wide * 2  # gate and up, own tokens and the encoder's
     features = 2.0 * 2 * 20 * (one.inner + one.width) * wide
@@ -177,3 +181,81 @@ def test_each_set_of_experts_is_prepared_for_every_source(method: Any) -> None:
     assert three.flops(method) - one.flops(method) == pytest.approx(2 * expected)
     alone = replace(one, sources=1)
     assert one.flops("direct") - alone.flops("direct") == pytest.approx(maps / 2)
+
+
+# ---- several branches: a network that all tokens go through beside the experts
+
+
+def shared_expert(kind: str, seed: int = 3, **more: Any) -> RandomLayer:
+    """A mixture with a dense network beside it, wider than an expert."""
+    given = mixture(kind, **more)
+    generator = torch.Generator().manual_seed(seed)
+
+    def linear(inputs: int, outputs: int) -> Linear:
+        weight = torch.randn(inputs, outputs, generator=generator, dtype=torch.float64) / inputs**0.5
+        return Linear(weight, torch.randn(outputs, generator=generator, dtype=torch.float64))
+
+    (experts,) = given.weights.branches
+    width, neurons = random_layers.WIDTH, NEURONS + 4
+    gate = None if experts.gate is None else linear(width, neurons)
+    beside = Branch(linear(width, neurons), gate, linear(neurons, width), ACTIVATIONS["gelu"])
+    return replace(given, weights=replace(given.weights, branches=(beside, experts)))
+
+
+@pytest.mark.parametrize("kind", ["gated", "post"])
+def test_a_shared_expert_is_added_to_the_mixture(kind: str) -> None:
+    """Vectors add up, and are those of the two networks alone, whose sum is normed as one."""
+    given = shared_expert(kind)
+    streams, ff = given.streams(ROWS, Rule()), str(given.weights.scope_at("ff"))
+    parts = [
+        replace(given, weights=replace(given.weights, branches=(branch,))).streams(ROWS, Rule())[ff]
+        for branch in given.weights.branches
+    ]
+    torch.testing.assert_close(streams[ff].vectors, parts[0].vectors + parts[1].vectors, rtol=0, atol=1e-12)
+    torch.testing.assert_close(streams[ff].total, parts[0].total + parts[1].total, rtol=0, atol=1e-12)
+    for stream in streams.values():
+        if stream.bias.numel():
+            torch.testing.assert_close(stream.vectors.sum(1) + stream.bias, stream.total, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("backend", "method"), [("torch", "direct"), ("torch", "operator"), ("torch", "pairs"), ("cpu", "direct")]
+)
+@pytest.mark.parametrize("kind", ["gated", "post"])
+def test_maps_with_a_shared_expert(kind: str, backend: str, method: str) -> None:
+    given = shared_expert(kind)
+    by_expert = () if method == "pairs" else (str(given.weights.expert_scope),)
+    scopes = (*given.weights.scopes, *by_expert)
+    expected = given.maps(scopes, "reference")
+    for small in (False, True):
+        found = given.maps(scopes, backend, method, small=small)
+        for scope in scopes:
+            torch.testing.assert_close(found.maps[scope], expected.maps[scope], rtol=0, atol=1e-10, msg=scope)
+            torch.testing.assert_close(found.bias[scope], expected.bias[scope], rtol=0, atol=1e-10, msg=scope)
+        torch.testing.assert_close(found.output, expected.output, rtol=0, atol=1e-12)
+
+
+def test_two_dense_branches_are_one_wider_network() -> None:
+    given = shared_expert("gated", experts=1, active=1)
+    dense, experts = given.weights.branches
+    second = experts.expert(0, torch.float64)
+    both = replace(given.weights, branches=(dense, replace(second, activation=dense.activation)))
+    assert second.gate is not None
+    assert dense.gate is not None
+
+    def side_by_side(one: Linear, other: Linear) -> Linear:
+        assert one.bias is not None
+        assert other.bias is not None
+        return Linear(torch.cat([one.weight, other.weight], 1), torch.cat([one.bias, other.bias]))
+
+    assert dense.down.bias is not None
+    assert second.down.bias is not None
+    down = Linear(torch.cat([dense.down.weight, second.down.weight]), dense.down.bias + second.down.bias)
+    wide = Branch(side_by_side(dense.up, second.up), side_by_side(dense.gate, second.gate), down, dense.activation)
+    given = replace(given, routing=None)
+    scopes = given.weights.scopes
+    for backend in ("reference", "torch", "cpu"):
+        found = replace(given, weights=both).maps(scopes, backend).maps
+        expected = replace(given, weights=replace(both, branches=(wide,))).maps(scopes, backend).maps
+        for scope in scopes:
+            torch.testing.assert_close(found[scope], expected[scope], rtol=0, atol=1e-10, msg=scope)

@@ -11,11 +11,11 @@ from torch import Tensor
 from ffattr.decomposition.attention import QueryKey
 from ffattr.decomposition.reference import Encoder, Rule
 from ffattr.decomposition.routing import Routing
-from ffattr.decomposition.scopes import CROSS
-from ffattr.engine import run as engine
-from ffattr.engine.layer_maps import Layer
+from ffattr.decomposition.scopes import Scope
+from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence, Pack
 from ffattr.engine.plan import Blocks, LayerPlan, LayerShape, Method
+from ffattr.engine.run import LayerResult, run_layer
 from ffattr.ops.backends import BACKENDS
 
 KINDS = {
@@ -60,31 +60,32 @@ def sequences(layer: RandomLayer) -> list[OneSequence]:
 
 def run(
     layer: RandomLayer, pack: list[OneSequence], backend: str, method: Method = "direct", blocks: Blocks | None = None
-) -> tuple[list[dict[str, Tensor]], engine.Done]:
+) -> tuple[list[dict[str, Tensor]], LayerResult]:
     """The rows of every sequence by scope."""
     weights = layer.weights
-    scopes = [*weights.scopes]
+    scopes = [*weights.all_scopes]
     if weights.mixture and method != "pairs":
-        scopes += [weights.expert_scope, *([CROSS + weights.expert_scope] if weights.cross is not None else [])]
-    wanted = Layer(weights, scopes, Rule(), "token", BACKENDS[backend], torch.float64)
+        by_expert = weights.expert_scope
+        scopes += [by_expert, *([by_expert.seen_from("cross")] if weights.cross is not None else [])]
+    wanted = LayerTask(weights, scopes, Rule(), "token", BACKENDS[backend], torch.float64)
     together = Pack(tuple(pack))
-    shape = LayerShape.of(weights, len(together.rows), len(together.x), 1)
+    shape = LayerShape.from_weights(weights, len(together.query_tokens), len(together.x), 1)
     plan = LayerPlan(0, shape, method, blocks or Blocks(100, 100, 100), torch.float64, "")
     found: list[dict[str, Tensor]] = [{} for _ in pack]
     times: list[dict[int, int]] = [{} for _ in pack]
 
-    def emit(number: int, rows: Tensor, tiles: dict[str, Tensor]) -> None:
+    def take(number: int, rows: Tensor, tiles: dict[Scope, Tensor]) -> None:
         for row in rows.tolist():
             times[number][row] = times[number].get(row, 0) + 1
-        for name, tile in tiles.items():
-            whole = found[number].setdefault(
-                name, tile.new_zeros(*tile.shape[:-2], len(pack[number].rows), tile.shape[-1])
-            )
+        for scope, tile in tiles.items():
+            count = len(pack[number].query_tokens)
+            empty = tile.new_zeros(*tile.shape[:-2], count, tile.shape[-1])
+            whole = found[number].setdefault(str(scope), empty)
             whole[..., rows, :] = tile
 
-    done = engine.run(wanted, together, plan, emit)
+    done = run_layer(wanted, together, plan, take)
     for one, rows in zip(pack, times, strict=True):
-        assert rows == dict.fromkeys(range(len(one.rows)), 1)  # every row once
+        assert rows == dict.fromkeys(range(len(one.query_tokens)), 1)  # every row once
     return found, done
 
 
@@ -126,7 +127,7 @@ GROUPS = {
 def test_groups_are_sums_of_vectors(kind: str, backend: str, blocks: Blocks) -> None:
     layer = random_layers.layer(**KINDS[kind])
     pack = [
-        OneSequence(one.x, one.attention, one.rows, one.routing, None, torch.tensor(GROUPS[len(one.x)]))
+        OneSequence(one.x, one.attention, one.query_tokens, one.routing, None, torch.tensor(GROUPS[len(one.x)]))
         for one in (*sequences(layer), cut(layer, list(range(9)), [3, 8, 1]))
     ]
     expected, _ = run(layer, pack, "reference")
@@ -148,7 +149,8 @@ def test_selected_keys_are_columns_of_the_whole(kind: str, backend: str, method:
     whole, _ = run(layer, pack, "reference")
     picked = {5: [-1, 1, 0, -1, -1], 1: [0], 9: [-1] * 8 + [0], 3: [-1, 0, -1]}
     some = [
-        OneSequence(one.x, one.attention, one.rows, one.routing, None, torch.tensor(picked[len(one.x)])) for one in pack
+        OneSequence(one.x, one.attention, one.query_tokens, one.routing, None, torch.tensor(picked[len(one.x)]))
+        for one in pack
     ]
     found, _ = run(layer, some, backend, method)
     for one, other, sequence in zip(found, whole, some, strict=True):
@@ -163,6 +165,9 @@ def test_a_mixture_keeps_sequences_apart() -> None:
     layer = random_layers.layer(**KINDS["mixture"])
     assert layer.routing is not None
     same = Routing(torch.zeros_like(layer.routing.index) + torch.tensor([1, 3]), layer.routing.weight)
-    pack = [OneSequence(one.x, one.attention, one.rows, same.of(torch.arange(len(one.x)))) for one in sequences(layer)]
-    assert Pack(tuple(pack)).sets == 1
+    pack = [
+        OneSequence(one.x, one.attention, one.query_tokens, same.of(torch.arange(len(one.x))))
+        for one in sequences(layer)
+    ]
+    assert Pack(tuple(pack)).expert_sets == 1
     assert_same(run(layer, pack, "torch")[0], run(layer, pack, "reference")[0])

@@ -17,13 +17,13 @@ from ffattr.bench.run import dense
 from ffattr.decomposition.affine import Linear, Norm
 from ffattr.decomposition.attention import QueryKey
 from ffattr.decomposition.integrated_gradients import ACTIVATIONS
-from ffattr.decomposition.layer import LayerWeights
+from ffattr.decomposition.layer import Branch, LayerWeights
 from ffattr.decomposition.reference import Rule
 from ffattr.engine import plan as planning
-from ffattr.engine.layer_maps import Layer
+from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.machine_rates import Rates, keep, key_of
 from ffattr.engine.pack import OneSequence
-from ffattr.engine.plan import Blocks, LayerPlan, LayerShape, Plan, plan_layer
+from ffattr.engine.plan import Blocks, EngineOptions, LayerPlan, LayerShape, Plan, plan_layer
 from ffattr.ops.backends import BACKENDS
 
 CPU = torch.device("cpu")
@@ -49,7 +49,17 @@ def shape(
     pairs = tokens * (tokens + 1) // 2 if causal else queries * tokens
     levels = min(forms, 2)
     return LayerShape(
-        queries, tokens, pairs, width, 4 * width, 8, width // 8, streams, maps=forms or 1, forms=forms, levels=levels
+        queries,
+        tokens,
+        pairs,
+        width,
+        4 * width,
+        8,
+        width // 8,
+        streams,
+        maps_per_pair=forms or 1,
+        attention_scopes=forms,
+        stages=levels,
     )
 
 
@@ -62,7 +72,7 @@ def planned(
     wide: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> LayerPlan:
-    return plan_layer(layer, given, wide, BACKENDS[backend], method, dtype, CPU, budget)
+    return plan_layer(layer, given, wide, EngineOptions(BACKENDS[backend], method, dtype, CPU, budget))
 
 
 # ---- counts
@@ -80,10 +90,14 @@ def layer(given: LayerShape) -> tuple[LayerWeights, Tensor, QueryKey]:
         kv_heads=given.heads,
         value=Linear(random(d, inner)),
         out=Linear(random(inner, d)),
-        up=Linear(random(d, f)),
-        gate=Linear(random(d, f)) if given.streams == 2 else None,
-        down=Linear(random(f, d)),
-        activation=ACTIVATIONS["gelu"],
+        branches=(
+            Branch(
+                up=Linear(random(d, f)),
+                gate=Linear(random(d, f)) if given.streams == 2 else None,
+                down=Linear(random(f, d)),
+                activation=ACTIVATIONS["gelu"],
+            ),
+        ),
         norm_before_ff=Norm("rms", random(d), None, 1e-6),
     )
     query, key = random(2, given.heads, given.tokens, given.head_dim)
@@ -98,10 +112,10 @@ def test_operations_are_those_of_the_matrix_products(tokens: int, queries: int, 
     given = shape(tokens, 256, queries=queries, streams=streams, forms=0 if wide else 3)
     weights, x, attention = layer(given)
     chosen = planned(given, method if wide else "auto", wide=wide)
-    scopes = weights.wide_scopes if wide else weights.scopes[:-2]
+    scopes = weights.pairwise_scopes if wide else weights.all_scopes[:-2]
     rows = torch.arange(queries)
     with FlopCounterMode(display=False) as counter:
-        wanted = Layer(weights, scopes, Rule(), "token", BACKENDS["torch"], torch.float32)
+        wanted = LayerTask(weights, scopes, Rule(), "token", BACKENDS["torch"], torch.float32)
         dense(wanted, OneSequence(x, attention, rows), chosen)
     assert (chosen.blocks.queries, chosen.blocks.keys) == (queries, tokens)
     assert chosen.flops == given.flops(method)
@@ -165,7 +179,7 @@ def test_without_feed_forward_scopes_there_is_nothing_to_choose(method: str) -> 
     chosen, direct = planned(shape(500), method, 3 * MiB, wide=False), planned(shape(500), "direct", 3 * MiB)
     assert chosen.method == "attention"
     assert chosen.flops < direct.flops / 10
-    assert chosen.blocks.keys >= direct.blocks.wide_keys
+    assert chosen.blocks.keys >= direct.blocks.ff_keys
     assert planned(shape(9), wide=False, backend="reference").method == "reference"
 
 
@@ -187,8 +201,8 @@ def test_blocks_grow_with_the_budget(tokens: int, queries: int, method: Any, str
     given = shape(tokens, queries=queries, streams=streams)
     asked, wide = ("auto", False) if method == "attention" else (method, True)
     whole = planned(given, asked, wide=wide)
-    assert whole.blocks == Blocks(queries, tokens, whole.blocks.wide_keys)
-    assert whole.blocks.wide_keys == tokens or method == "attention"
+    assert whole.blocks == Blocks(queries, tokens, whole.blocks.ff_keys)
+    assert whole.blocks.ff_keys == tokens or method == "attention"
     before = 0
     for budget in (200_000, MiB, 3 * MiB, 10 * MiB, 100 * MiB):
         try:
@@ -196,7 +210,7 @@ def test_blocks_grow_with_the_budget(tokens: int, queries: int, method: Any, str
         except ValueError:
             assert before == 0  # what fits once fits from there on
             continue
-        n, m, k = chosen.blocks.queries, chosen.blocks.keys, chosen.blocks.wide_keys
+        n, m, k = chosen.blocks.queries, chosen.blocks.keys, chosen.blocks.ff_keys
         assert 1 <= n <= queries
         assert 1 <= m <= tokens
         assert 1 <= k <= tokens
@@ -255,8 +269,8 @@ def test_narrow_operands_take_less_memory(method: Any) -> None:
         assert given.pair_bytes(method, dtype) == given.pair_bytes(method, torch.float32)
         assert given.query_bytes(method, dtype) == given.query_bytes(method, torch.float32)
     assert (
-        planned(given, "direct", 3 * MiB, dtype=torch.bfloat16).blocks.wide_keys
-        >= planned(given, "direct", 3 * MiB).blocks.wide_keys
+        planned(given, "direct", 3 * MiB, dtype=torch.bfloat16).blocks.ff_keys
+        >= planned(given, "direct", 3 * MiB).blocks.ff_keys
     )
 
 
@@ -282,7 +296,7 @@ def test_halving(method: str, backend: str, wide: bool) -> None:
     given = shape(37, queries=11, forms=0 if wide else 3)
     first = step = planned(given, method, backend=backend, wide=wide)
     seen = [first]
-    while (smaller := step.halved()) is not None:
+    while (smaller := step.halve_blocks()) is not None:
         one, other = smaller.blocks, step.blocks
         assert (one.queries, one.keys) in ((other.queries // 2, other.keys), (1, max(1, other.keys // 2)))
         assert smaller.bytes < step.bytes or (one.queries == other.queries and smaller.bytes == step.bytes)
@@ -382,9 +396,9 @@ def test_rates_kept_here_decide_near_break_even(rates_of: dict[str, float], meth
 
 
 def test_pairs_of_a_pack_are_within_its_sequences() -> None:
-    joined = LayerShape.joined([shape(20)] * 8)
+    joined = LayerShape.join([shape(20)] * 8)
     whole = Blocks(160, 160, 160)
-    alone = replace(joined, longest=160, sequences=1, pairs=160 * 160, products=160 * 160)
+    alone = replace(joined, longest=160, sequences=1, pairs=160 * 160, group_pairs=160 * 160)
     assert joined.bytes("operator", whole, torch.float32) < alone.bytes("operator", whole, torch.float32)
 
 

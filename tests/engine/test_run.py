@@ -180,13 +180,13 @@ def test_blocks_do_not_show(name: str, backend: str, method: str, padding: str |
     whole = ffattr.attribute(model, given, memory_budget=1 << 30, **options)
     assert whole.plan.layers[0].blocks.queries == whole.mask.sum()  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="memory_budget") as caught:
-        ffattr.explain(model, given, memory_budget=1, **options)
+        ffattr.plan(model, given, memory_budget=1, **options)
     least = int(re.findall(r"\d+", str(caught.value))[-1])
     seen = set()
     for budget in (least, 3 * least):
         blocked = ffattr.attribute(model, given, memory_budget=budget, **options)
         blocks = blocked.plan.layers[0].blocks  # type: ignore[attr-defined]
-        seen.add((blocks.queries, blocks.keys, blocks.wide_keys))
+        seen.add((blocks.queries, blocks.keys, blocks.ff_keys))
         assert_same(blocked, whole)
         assert (blocked.error < 1e-12).all()
     assert min(seen)[0] == 1

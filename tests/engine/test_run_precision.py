@@ -16,8 +16,10 @@ from torch import Tensor
 
 import ffattr
 from ffattr import Attribution, NonFiniteError
+from ffattr.engine import plan as planning
 from ffattr.ops import availability, backends, torch_kernels
-from ffattr.pipeline.request import _precision
+from ffattr.pipeline.options import Options
+from ffattr.pipeline.request import _choose_engine
 
 FLOAT8 = torch.float8_e4m3fn
 # Of a scope's largest entry. A sum of rounded products is off by about one rounding of its largest terms, 2^-9 in
@@ -109,12 +111,12 @@ def test_the_operators_get_the_dtypes_of_their_contract(
 
 
 def test_float8_has_only_the_direct_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ffattr.plan, "measured", lambda *key: (1e9, 1e9))
+    monkeypatch.setattr(planning, "measured", lambda *key: (1e9, 1e9))
     model, given = build("bert", max_position_embeddings=128), tiny_models.inputs("bert", batch=1, length=120)
-    assert ffattr.explain(model, given, backend="torch").layers[0].method == "operator"
-    (first, _) = ffattr.explain(model, given, backend="torch", dtype=FLOAT8).layers
+    assert ffattr.plan(model, given, backend="torch").layers[0].method == "operator"
+    (first, _) = ffattr.plan(model, given, backend="torch", dtype=FLOAT8).layers
     assert (first.method, first.reason) == ("direct", "the only method in float8")
-    for call in (ffattr.attribute, ffattr.explain):
+    for call in (ffattr.attribute, ffattr.plan):
         with pytest.raises(ValueError, match=r"method='operator' does not run in torch.float8_e4m3fn; 'direct' is the"):
             call(model, given, backend="torch", dtype=FLOAT8, method="operator")
 
@@ -160,6 +162,6 @@ def adapted(device: str, dtype: torch.dtype, heads: int = 4) -> Any:
 def test_precision(
     device: str, model: torch.dtype, asked: torch.dtype | None, backend: str, expected: torch.dtype
 ) -> None:
-    dtype, chosen = _precision(adapted(device, model), asked, backend)
-    assert dtype == expected
-    assert backend in ("auto", chosen.name)
+    chosen = _choose_engine(adapted(device, model), Options(dtype=asked, backend=backend))
+    assert chosen.matmul_dtype == expected
+    assert backend in ("auto", chosen.backend.name)

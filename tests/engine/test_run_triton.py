@@ -16,6 +16,7 @@ from triton_cases import (
 )
 
 from ffattr import ops
+from ffattr.ops import contract
 
 # A lane that is not selected may well divide by zero: the interpreter's NumPy warns.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -35,6 +36,6 @@ class TestTriton(Engine):
         for name, schema in ops.SCHEMAS.items():
             library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
             library.impl(name, function(name), DEVICE.type.upper())
-            torch.library.register_fake(f"ffattr_triton_test::{name}", ops._FAKES[name], lib=library)
+            torch.library.register_fake(f"ffattr_triton_test::{name}", contract._FAKES[name], lib=library)
         yield torch.ops.ffattr_triton_test
         library._destroy()

@@ -12,12 +12,14 @@ from ffattr.bench.run import dense
 from ffattr.decomposition.activations import ACTIVATIONS
 from ffattr.decomposition.affine import Linear, Norm
 from ffattr.decomposition.attention import QueryKey
-from ffattr.decomposition.layer import CrossWeights, LayerWeights
-from ffattr.decomposition.reference import Encoder, Rule, Stream, decompose
+from ffattr.decomposition.clamp import Clamp
+from ffattr.decomposition.layer import Branch, CrossWeights, LayerWeights
+from ffattr.decomposition.reference import Encoder, Rule, decompose
 from ffattr.decomposition.routing import Routing
-from ffattr.engine.layer_maps import Layer
+from ffattr.decomposition.walk import Stream
+from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence
-from ffattr.engine.plan import Blocks, LayerPlan, LayerShape, plan_layer
+from ffattr.engine.plan import Blocks, EngineOptions, LayerPlan, LayerShape, plan_layer
 from ffattr.ops.backends import BACKENDS
 
 WIDTH, HEADS, HEAD_DIM, NEURONS, TOKENS = 12, 3, 5, 7, 9
@@ -44,7 +46,8 @@ class RandomLayer:
     encoder: Encoder | None
 
     def streams(self, rows: Tensor, rule: Rule, value_bias: str = "token") -> dict[str, Stream]:
-        return dict(decompose(self.weights, self.x, self.attention, rows, rule, value_bias, self.routing, self.encoder))
+        given = (self.weights, self.x, self.attention, rows, rule, value_bias, self.routing, self.encoder)
+        return {str(scope): stream for scope, stream in decompose(*given)}
 
     def maps(
         self,
@@ -59,16 +62,17 @@ class RandomLayer:
         rows = torch.arange(len(self.x)) if rows is None else rows
         keys = len(self.x) + (0 if self.encoder is None else len(self.encoder.states))
         active = 1 if self.routing is None else self.routing.index.shape[1]
-        shape = LayerShape.of(self.weights, len(rows), keys, len(rows) * keys, active)
-        wide = any("_ff" in scope for scope in scopes)
+        shape = LayerShape.from_weights(self.weights, len(rows), keys, len(rows) * keys, active)
+        picked = self.weights.pick_scopes(scopes)
         chosen = BACKENDS[backend]
-        plan = plan_layer(0, shape, wide, chosen, method, torch.float64, torch.device("cpu"), None)
+        options = EngineOptions(chosen, method, torch.float64, torch.device("cpu"))
+        plan = plan_layer(0, shape, any(scope.needs_ff for scope in picked), options)
         if small:  # blocks of a few queries and keys
-            plan = replace(plan, blocks=Blocks(2, 4, plan.blocks.wide_keys if method == "operator" else 4))
-        wanted = Layer(self.weights, scopes, rule or Rule(), value_bias, chosen, torch.float64)
+            plan = replace(plan, blocks=Blocks(2, 4, plan.blocks.ff_keys if method == "operator" else 4))
+        wanted = LayerTask(self.weights, picked, rule or Rule(), value_bias, chosen, torch.float64)
         sequence = OneSequence(self.x, self.attention, rows, self.routing, self.encoder)
         maps, done = dense(wanted, sequence, plan)
-        return Computed(maps, done.bias, done.output, done.plan)
+        return Computed(maps, {str(scope): bias for scope, bias in done.bias.items()}, done.output, done.plan)
 
 
 def layer(
@@ -78,6 +82,7 @@ def layer(
     experts: int = 0,
     active: int = 2,
     decoder: bool = False,
+    clamp: Clamp | None = None,
     seed: int = 0,
     **more: Any,
 ) -> RandomLayer:
@@ -117,10 +122,15 @@ def layer(
         kv_heads=HEADS,
         value=linear(WIDTH, HEADS * HEAD_DIM),
         out=linear(HEADS * HEAD_DIM, WIDTH),
-        up=linear(WIDTH, NEURONS, stack=True),
-        gate=linear(WIDTH, NEURONS, stack=True) if gated else None,
-        down=linear(NEURONS, WIDTH, stack=True),
-        activation=ACTIVATIONS["silu"],
+        branches=(
+            Branch(
+                up=linear(WIDTH, NEURONS, stack=True),
+                gate=linear(WIDTH, NEURONS, stack=True) if gated else None,
+                down=linear(NEURONS, WIDTH, stack=True),
+                activation=ACTIVATIONS["silu"],
+                clamp=clamp,
+            ),
+        ),
         cross=cross,
         **{place: norm() for place in places},
         **more,

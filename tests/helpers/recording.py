@@ -47,10 +47,11 @@ def layer_output(spec: LayerSpec, recorded: LayerRecord) -> Tensor:
     attended = norm(x + added, weights.norm_after_attn)
     t = norm(x if weights.parallel else attended, weights.norm_before_ff)
     activation = spec.activation.value if isinstance(spec.activation, Activation) else spec.activation
-    hidden = activation(weights.up(t) if weights.gate is None else weights.gate(t))
-    if weights.gate is not None:
-        hidden = hidden * weights.up(t)
-    return norm(attended + norm(weights.down(hidden), weights.norm_of_ff), weights.norm_after_ff)
+    (branch,) = weights.branches
+    hidden = activation(branch.up(t) if branch.gate is None else branch.gate(t))
+    if branch.gate is not None:
+        hidden = hidden * branch.up(t)
+    return norm(attended + norm(branch.down(hidden), weights.norm_of_ff), weights.norm_after_ff)
 
 
 def attention_weights(attention: Attention) -> Tensor:

@@ -54,11 +54,11 @@ def test_description(name: str) -> None:
         weights = spec.weights(torch.float64)
         assert weights.scopes == (PRE if pre else POST)
         assert weights.value.weight.shape[1] * weights.heads == weights.kv_heads * weights.out.weight.shape[0]
-        assert (weights.gate is not None) == name.startswith(("llama", "mistral", "qwen2"))
+        assert (weights.branches[0].gate is not None) == name.startswith(("llama", "mistral", "qwen2"))
         assert callable(spec.activation)
-        assert callable(weights.activation.value)
+        assert callable(weights.branches[0].activation.value)
         if name in ("opt-no-affine", "torch-no-bias"):
-            assert weights.up.bias is None
+            assert weights.branches[0].up.bias is None
             assert weights.norm_before_ff is not None
             assert (weights.norm_before_ff.weight is None) == (name == "opt-no-affine")
 

@@ -59,7 +59,7 @@ def test_why_triton_does_not_run(
 
 def test_a_triton_that_does_not_load(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ffattr.ops.triton", None)
-    with pytest.raises(BackendUnavailable, match=r"do not load under the triton installed \(.*triton_ops.*--upgrade"):
+    with pytest.raises(BackendUnavailable, match=r"do not load under the triton installed \(.*ops.triton.*--upgrade"):
         backends.select("triton", CUDA, torch.float32)
     assert backends.select("auto", CUDA, torch.float32).name == "torch"
 

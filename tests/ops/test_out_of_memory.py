@@ -74,7 +74,7 @@ def test_smaller_blocks_give_the_same_result(
     assert len(found.plan.layers) == 2  # two layers of two sequences together
     first = found.plan.layers[0]
     assert (first.halvings, first.shape.sequences, first.shape.tokens) == (halvings, 2, 9 + 7)
-    assert first.blocks.queries * min(9, max(first.blocks.keys, first.blocks.wide_keys)) <= pairs
+    assert first.blocks.queries * min(9, max(first.blocks.keys, first.blocks.ff_keys)) <= pairs
     assert first.bytes < whole.plan.layers[0].bytes
     assert f"halved {halvings} time" in str(found.plan)
 
@@ -97,8 +97,8 @@ def test_no_room_for_a_single_pair(dtype: torch.dtype, remedy: str, monkeypatch:
     assert isinstance(caught.value, FfattrError)
     assert isinstance(caught.value, MemoryError)
     given = tiny_models.inputs("bert", length=TOKENS, padding="right")
-    plan = ffattr.explain(model, given, layers=1, dtype=dtype, backend="torch", scopes="all").layers[0]
-    while (smaller := plan.halved()) is not None:
+    plan = ffattr.plan(model, given, layers=1, dtype=dtype, backend="torch", scopes="all").layers[0]
+    while (smaller := plan.halve_blocks()) is not None:
         plan = smaller
     message = str(caught.value)
     assert message.startswith(f"layer 1 ran out of memory: the smallest blocks need {plan.bytes} bytes by the plan, ")

@@ -88,7 +88,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 @pytest.mark.parametrize(("options", "error", "words"), WRONG, ids=[str(options)[:40] for options, *_ in WRONG])
 def test_a_wrong_argument_is_named(options: dict[str, Any], error: type[Exception], words: str) -> None:
-    for call in (ffattr.attribute, ffattr.explain):
+    for call in (ffattr.attribute, ffattr.plan):
         with pytest.raises(error, match=words):
             call(build("bert"), tiny_models.inputs("bert"), **options)
 
@@ -118,7 +118,7 @@ def test_a_backend_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_weights_that_are_no_numbers_are_named(path: str, part: str, value: float) -> None:
     model = build("bert")
     model.get_parameter(f"encoder.layer.1.{path}").data.view(-1)[3] = value
-    for call in (ffattr.explain, ffattr.attribute, ffattr.vectors):
+    for call in (ffattr.plan, ffattr.attribute, ffattr.vectors):
         with pytest.raises(NonFiniteError, match=rf"layer 1: {part} has entries that are NaN or infinite"):
             call(model, tiny_models.inputs("bert"))
 
@@ -232,7 +232,7 @@ def test_explain_is_the_plan_and_runs_nothing(name: str, options: dict[str, Any]
     for module in model.modules():
         if next(module.parameters(), None) is not None:  # an activation is asked for its values
             module.register_forward_pre_hook(lambda module, args: calls.append(module))
-    plan = ffattr.explain(model, given, **options)
+    plan = ffattr.plan(model, given, **options)
     assert not calls
     assert (plan.backend, plan.dtype, plan.device) == (ran.backend, ran.dtype, ran.device)  # type: ignore[attr-defined]
     assert plan.layers == ran.layers  # type: ignore[attr-defined]

@@ -66,7 +66,7 @@ class LayerSpec(Scoped):
     ... )
     >>> spec.scopes  # follow from where the norms are
     ('attn_heads', 'attn', 'attn_res', 'atb', 'atb_ff', 'atb_ff_res', 'atb_ff_res_ln')
-    >>> spec.weights(torch.float32).up.weight.shape  # [d, F]
+    >>> spec.weights(torch.float32).branches[0].up.weight.shape  # [d, F]
     torch.Size([40, 52])
     """
 

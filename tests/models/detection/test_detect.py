@@ -119,7 +119,7 @@ def test_a_module_of_no_library(own_softmax: bool) -> None:
     assert spec.value == Columns(block.attention.qkv, 36, 48)
     assert spec.gate == Columns(block.ff.both, 0, 1, groups=30)
     assert spec.up == Columns(block.ff.both, 1, 2, groups=30)
-    assert spec.weights(torch.float64).activation.name == "gelu"
+    assert spec.weights(torch.float64).branches[0].activation.name == "gelu"
     assert (spec.norm_before_attn, spec.norm_before_ff) == (block.norm1, block.norm2)
 
 

@@ -73,7 +73,7 @@ def test_families_of_the_same_layers(name: str) -> None:
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_vectors_of_both_sets_of_keys_add_up(name: str) -> None:
     model, given = build(name), tiny_models.inputs(name, length=LENGTH, padding="right")
-    scopes = resolve(model).layers[-1].own_scopes
+    scopes = [scope.name for scope in resolve(model).layers[-1].own_scopes]
     for scope in scopes[scopes.index("atb") :]:
         own, across = (ffattr.vectors(model, given, scope=f"{place}.{scope}") for place in ("decoder", "cross"))
         assert across.values.shape[-2] == 9
@@ -135,7 +135,7 @@ def test_explained_is_what_runs(name: str) -> None:
     model, given = build(name), tiny_models.inputs(name, length=LENGTH)
     ran = ffattr.attribute(model, given)
     shapes = [layer.shape for stack in ("encoder", "decoder") for layer in stacks(ran)[stack].plan.layers]
-    assert [layer.shape for layer in ffattr.explain(model, given).layers] == shapes
+    assert [layer.shape for layer in ffattr.plan(model, given).layers] == shapes
     assert (shapes[-1].sequences, shapes[-1].tokens, shapes[-1].pairs) == (2, 2 * (6 + 9), 2 * (21 + 6 * 9))
 
 

@@ -48,11 +48,11 @@ def test_description(name: str) -> None:
         spec = resolve(model).layers[index]
         weights = spec.weights(torch.float64)
         assert weights.mixture
-        assert weights.gate is not None
+        assert weights.branches[0].gate is not None
         assert spec.active == 2
         assert weights.scopes == ("attn_heads", "attn", "atb", "atb_ln", "atb_ln_ff", "atb_ln_ff_res")
-        assert (weights.clamp is not None) == (name == "gpt-oss")
-        assert weights.up.weight.shape[0] == (4 if name in ("mixtral", "gpt-oss") else 5)
+        assert (weights.branches[0].clamp is not None) == (name == "gpt-oss")
+        assert weights.branches[0].up.weight.shape[0] == (4 if name in ("mixtral", "gpt-oss") else 5)
 
 
 @pytest.mark.parametrize("padding", [None, "left", "right"])
@@ -129,8 +129,8 @@ def test_plan_counts_what_every_set_of_experts_costs() -> None:
     model, given = build("mixtral"), tiny_models.inputs("mixtral")
     ran = ffattr.attribute(model, given).plan.layers[0].shape
     assert ran.ff_width == 2 * 76
-    assert 1 < ran.sets <= 6
-    assert ffattr.explain(model, given).layers[0].shape.sets == 6
+    assert 1 < ran.expert_sets <= 6
+    assert ffattr.plan(model, given).layers[0].shape.expert_sets == 6
     apart = ffattr.attribute(model, given, scopes=["layer", SCOPE]).plan
     assert apart.flops > ffattr.attribute(model, given).plan.flops
 

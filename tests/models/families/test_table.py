@@ -65,7 +65,7 @@ def test_description(name: str) -> None:
         expected = POST if name in POST_LN else BETWEEN if name.startswith("olmo") else PRE
         assert weights.scopes == expected
         dense = name in (*DENSE, *IMAGE_FAMILIES, *SOUND_FAMILIES) and name != "dinov2-swiglu"
-        assert (weights.gate is None) == dense
+        assert (weights.branches[0].gate is None) == dense
         assert weights.parallel == (name in PARALLEL)
         assert (weights.norm_of_attn is not None) == name.startswith(("gemma2", "gemma3", "olmo", "glm4"))
         assert (weights.norm_of_ff is not None) == (weights.norm_of_attn is not None)
@@ -99,7 +99,8 @@ def test_vectors_and_bias_add_up(name: str, value_bias: str) -> None:
         attention = recorded.attention.sequence(1, rows, torch.float64)
         for baseline in ("zero", "bias"):
             rule = Rule(baseline=baseline)
-            scopes = dict(decompose(weights, recorded.input[1], attention, rows, rule, value_bias))
+            found = decompose(weights, recorded.input[1], attention, rows, rule, value_bias)
+            scopes = {str(scope): stream for scope, stream in found}
             assert tuple(scopes) == weights.scopes
             heads, attn = scopes.pop("attn_heads").vectors, scopes["attn"].vectors
             torch.testing.assert_close(heads.sum(0), attn, rtol=0, atol=1e-12)

@@ -38,6 +38,11 @@ def encoder() -> nn.Module:
     return build("torch-pre")
 
 
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return make_tokenizer(pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
+
+
 def test_ids(bert: nn.Module) -> None:
     prepared = ready(bert, ids())
     assert list(prepared.kwargs) == ["input_ids"]

@@ -135,7 +135,7 @@ def test_a_tensor_is_as_good_as_a_mapping(name: str) -> None:
 
 def test_vectors_and_plans(vit: nn.Module) -> None:
     pixels = images(1, 3, 12, 12)
-    plan = ffattr.explain(vit, pixels, scopes="all", backend="torch")
+    plan = ffattr.plan(vit, pixels, scopes="all", backend="torch")
     found = ffattr.attribute(vit, pixels, scopes="all", backend="torch")
     assert [layer.method for layer in plan.layers] == [layer.method for layer in found.plan.layers]
     vectors = ffattr.vectors(vit, pixels, queries=[0, 9])

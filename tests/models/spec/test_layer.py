@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from ffattr.decomposition.affine import Norm
 from ffattr.decomposition.attention import QueryKey
-from ffattr.decomposition.reference import attention_rows
 from ffattr.errors import UnsupportedModel
 from ffattr.models.registry import resolve
 from ffattr.models.spec.layer import LayerSpec
@@ -49,7 +48,7 @@ def spec(**parts: Any) -> LayerSpec:
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_is_the_module_in_row_vectors(bias: bool) -> None:
     module = nn.Linear(WIDTH, FF, bias=bias)
-    linear = spec(up=module).weights(torch.float64).up
+    linear = spec(up=module).weights(torch.float64).branches[0].up
     assert linear.weight.shape == (WIDTH, FF)
     assert (linear.bias is None) != bias
     x = random(5, WIDTH)
@@ -59,7 +58,7 @@ def test_linear_is_the_module_in_row_vectors(bias: bool) -> None:
 def test_conv1d_keeps_its_orientation() -> None:
     conv = pytest.importorskip("transformers.pytorch_utils").Conv1D(FF, WIDTH)
     nn.init.normal_(conv.bias)
-    linear = spec(up=conv).weights(torch.float64).up
+    linear = spec(up=conv).weights(torch.float64).branches[0].up
     assert linear.weight.shape == (WIDTH, FF)
     x = random(5, WIDTH)
     torch.testing.assert_close(linear(x), conv.double()(x))
@@ -113,7 +112,7 @@ def test_sinks_take_attention_that_no_token_gets() -> None:
     rows = torch.tensor([2, 0])
     logits = (0.5 * query @ key.mT)[:, rows].masked_fill(torch.arange(4) > rows[:, None], -torch.inf).exp()
     expected = logits / (logits.sum(-1, keepdim=True) + sinks.exp()[:, None, None])
-    torch.testing.assert_close(attention_rows(attention, rows), expected)
+    torch.testing.assert_close(attention.weights(rows), expected)
 
 
 class Scaled(nn.Linear):
@@ -178,10 +177,10 @@ def test_weights_take_the_dtype_and_carry_no_gradient() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_sizes(name: str) -> None:
     weights = resolve(build(name)).layers[0].weights(torch.float32)
-    llama = weights.gate is not None
+    llama = weights.branches[0].gate is not None
     heads = 6 if llama else 4 if name in ("torch-even-heads", "torch-layer") else 5
     head_dim = 10 if name == "llama-bias" else (48 if llama else 40) // heads
-    assert (weights.width, weights.ff_width) == ((48, 76) if llama else (40, 52))
+    assert (weights.width, weights.branches[0].width) == ((48, 76) if llama else (40, 52))
     assert (weights.heads, weights.head_dim) == (heads, head_dim)
 
 

@@ -64,7 +64,7 @@ def test_offloaded(name: str, where: str, tmp_path: Path) -> None:
     asked = {"scope": "attn", "queries": [-1]}
     assert torch.equal(ffattr.vectors(model, given, **asked).values, ffattr.vectors(plain, given, **asked).values)
     baseline = torch.full((76 if name == "llama" else 52,), 0.1)
-    assert ffattr.explain(model, given, baseline=baseline).device == torch.device("cpu")
+    assert ffattr.plan(model, given, baseline=baseline).device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["gemma", "dinov2", "qwen3-moe"])
@@ -152,7 +152,7 @@ def test_a_layer_on_two_devices_is_refused() -> None:
         out=SimpleNamespace(weight=out), tensors=lambda: iter([("out.weight", out), ("up.weight", up)])
     )
     spec = SimpleNamespace(weights=lambda dtype: weights)
-    stack: Any = SimpleNamespace(layers=[0], specs=[spec], label=lambda layer: f"layer {layer}")
+    stack: Any = SimpleNamespace(layers=[0], specs=[spec], label_layer=lambda layer: f"layer {layer}")
     with pytest.raises(UnsupportedModel, match=r"layer 0: up.weight is on meta, but out.weight on cpu; expected each"):
         _check_weights(stack)
 
