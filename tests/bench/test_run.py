@@ -204,7 +204,7 @@ def test_bench_prints_a_table_and_why_not() -> None:
     assert "its own float32 matrix product: 0.001 TFLOP/s" in result.stdout
     assert "no triton: " in result.stdout
     for name in ("torch", "reference"):
-        (line,) = (line for line in result.stdout.splitlines() if f" {name} " in line)
+        (line,) = (line for line in result.stdout.splitlines() if line.startswith(f"│ {name} "))
         assert "%" in line
         assert "e-0" in line
 
