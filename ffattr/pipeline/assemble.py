@@ -21,8 +21,9 @@ from ..engine.pack import OneSequence, Pack
 from ..engine.plan import LayerShape, Plan
 from ..errors import ArchitectureMismatch
 from ..results import Attribution
-from ..results.keep import Keep, Store
-from ..results.serialise import parts
+from ..results.keep import Keep
+from ..results.kept.policy import Sink
+from ..results.serialise import to_parts
 from .request import Request, Stack
 
 __all__ = ["Collector", "Placed", "shape_of", "tolerance"]
@@ -49,13 +50,13 @@ class Collector:
         self.shares = _empty(request, (*rows, active)) if mixture else None
         own = tuple(name for name in stack.scopes if not name.startswith(CROSS))
         cross = tuple(name for name in stack.scopes if name.startswith(CROSS))
-        self.stores: dict[tuple[str, ...], Store] = {}  # those of a kind of keys together
+        self.sinks: dict[tuple[str, ...], Sink] = {}  # those of a kind of keys together
         for scopes in (own, cross):
             if scopes:
                 shapes = {_bare(name): shape_of(stack, name) for name in scopes}
                 device = request.inputs.mask.device
                 numbers = [stack.first + layer for layer in stack.layers]
-                self.stores[scopes] = keep.open(shapes, request.dtype, device, numbers, stack.queries)
+                self.sinks[scopes] = keep.open(shapes, request.dtype, device, numbers, stack.queries)
 
     def add(self, captured: LayerRecord, batch: Sequence[int]) -> None:
         """Compute and keep the maps of a layer that has just run on the sequences ``batch``."""
@@ -85,14 +86,10 @@ class Collector:
         """By the name of the stack, and "cross" for the maps whose keys are the encoder's tokens."""
         stack = self.stack
         found = {}
-        for scopes, store in self.stores.items():
+        for scopes, sink in self.sinks.items():
             cross = scopes[0].startswith(CROSS)
-            kept = store.finish()
             result = Attribution(
-                maps=kept.maps,
-                largest=kept.largest,
-                reduced=kept.reduced,
-                block=kept.block,
+                kept=sink.finish(),
                 bias={_bare(scope): self.bias[scope] for scope in scopes},
                 sketch_error={_bare(s): self.sketch_error[s] for s in scopes if s in self.sketch_error},
                 tokens=stack.tokens,
@@ -112,21 +109,21 @@ class Collector:
                 result = replace(
                     result, key_tokens=stack.groups.texts, key_mask=stack.groups.mask, groups=stack.groups.index
                 )
-            result.maps = store.seal(*parts(result))
+            sink.seal(*to_parts(result))
             found[CROSS.rstrip(".") if cross else stack.name] = result
         return found
 
     def discard(self) -> None:
         """Leave nothing behind of a run that ended early."""
-        for store in self.stores.values():
-            store.discard()
+        for sink in self.sinks.values():
+            sink.discard()
 
     def _keep(self, one: Placed, at: int, rows: Tensor, found: dict[str, Tensor]) -> None:
-        for scopes, store in self.stores.items():
+        for scopes, sink in self.sinks.items():
             keys = one.encoder_places if scopes[0].startswith(CROSS) else one.columns
             tiles = {_bare(name): found[name] for name in scopes if name in found}
             if tiles:
-                store.add(at, one.batch, one.filled[rows.to(one.filled.device)], keys, tiles)
+                sink.add(at, one.batch, one.filled[rows.to(one.filled.device)], keys, tiles)
 
     def _finish(self, captured: LayerRecord, one: Placed, done: engine.Done, queries: slice) -> None:
         """What does not go by pairs, of one sequence: ``queries`` of the pack's."""

@@ -17,8 +17,7 @@ from ..decomposition.layer import LayerWeights
 from ..decomposition.sketch import Sketch
 from ..engine.plan import LayerShape, Plan
 from ..results import Attribution, StackedAttribution
-from ..results.keep import Dense, Keep
-from ..results.keep import of as keeping
+from ..results.keep import Keep, parse_keep
 from .assemble import Collector
 from .request import IG, Indices, Request, Stack
 
@@ -110,9 +109,9 @@ def attribute(
         keys,
         groups,
     )
-    kept = keeping(keep)
-    if isinstance(kept, Dense) and kept.path is not None and request.adapted.stacks:
-        raise ValueError("keep=Dense(path=...) holds one stack of layers, not an encoder and a decoder; use save()")
+    policy = parse_keep(keep)
+    if request.adapted.stacks:
+        policy.check_stacks()
     arguments = {
         "model": request.adapted.family,
         "ig": str(ig),
@@ -138,7 +137,7 @@ def attribute(
             progress(reached, len(batches) * len(request.recorded))
 
     try:
-        collectors.extend(Collector(request, stack, kept, dict(arguments), check) for stack in request.stacks)
+        collectors.extend(Collector(request, stack, policy, dict(arguments), check) for stack in request.stacks)
         for batch, of_batch in batches:
             request.run(of_batch, functools.partial(on_layer, batch=batch), check)
         found = {name: result for collector in collectors for name, result in collector.results().items()}

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from . import serialise, tables
-from .contents import Contents, apart
+from .contents import Contents
 from .files import write, write_text
+from .scope_names import extra_axis
 
 if TYPE_CHECKING:
     import pandas
@@ -49,6 +50,7 @@ class Attribution(Contents):
     What `attribute` was told to keep of the maps (``keep=``) decides what there is: with `ffattr.TopK` ``maps`` is
     empty and ``largest[scope]`` holds the largest entries of every row; with `ffattr.Pool` ``maps`` are those of blocks
     of ``block`` tokens; with `ffattr.Reduce` there are no maps, and ``reduced`` lists what the function returned.
+    These four are read from ``kept``, which a policy leaves, and is what knows how to read, name and save them.
     ``sketch_error[scope]`` ``[L, B]`` is there with ``method=ffattr.Sketch(...)``: the median relative error of the
     map's entries as pairs computed exactly tell it; 0 where the sketch would have saved nothing and was left out.
 
@@ -66,15 +68,8 @@ class Attribution(Contents):
         sequences, tokens = self.mask.shape
         return (
             f"Attribution({len(self.layers)} layers, {sequences} x {tokens} tokens, {len(self.queries)} queries, "
-            f"scopes: {', '.join(self.scopes)}{self._kept()})"
+            f"scopes: {', '.join(self.scopes)}{self.kept.describe()})"
         )
-
-    def _kept(self) -> str:
-        if self.block is not None:
-            return f"; in blocks of {self.block} tokens"
-        if self.largest:
-            return f"; the {next(iter(self.largest.values())).values.shape[-1]} largest entries of each row"
-        return "" if self.maps else f"; no maps kept, {len(self.reduced)} values reduced"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file that `ffattr.load` reads: whole or not at all, never over half of an old one.
@@ -85,8 +80,8 @@ class Attribution(Contents):
         >>> torch.equal(ffattr.load("maps.safetensors")["atb"], attr["atb"])
         True
         """
-        serialise.check_kept(self)
-        write(path, *serialise.parts(self))
+        serialise.check_saved(self)
+        write(path, *serialise.to_parts(self))
 
     def to_pandas(self, scopes: str | Sequence[str] | None = None) -> pandas.DataFrame:
         """One row per scope, layer, sequence, query token and key token (real tokens only): its norm.
@@ -237,7 +232,7 @@ class Attribution(Contents):
         >>> torch.allclose(sum(parts), attr["atb_ln_ff_experts"].sum(2))
         True
         """
-        by_expert = [name for name in self.scopes if apart(name) == "expert"]
+        by_expert = [name for name in self.scopes if extra_axis(name) == "expert"]
         name = scope if scope is not None else by_expert[0] if by_expert else None
         if self.experts is None or name not in by_expert:
             raise ValueError(
@@ -246,7 +241,7 @@ class Attribution(Contents):
                 'Ask attribute for scopes=["..._ff_experts"].'
             )
         chosen = (self.experts == number).movedim(-1, 2)[..., None]  # [L, B, k, N, 1]
-        return (self._map(name) * chosen).sum(2)
+        return (self.kept.whole_map(name) * chosen).sum(2)
 
     def plot(
         self,

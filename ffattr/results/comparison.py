@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..analysis.ranks import spearman
 from ..analysis.rows import key_mask
-from .contents import Contents, apart, key_tokens, own, real, ticks
+from .contents import Contents, key_tokens, own, real, ticks
+from .scope_names import extra_axis
 
 if TYPE_CHECKING:
     import pandas
@@ -29,7 +30,7 @@ def compare(first: Contents, second: Contents, scopes: Sequence[tuple[str, str]]
     causal = bool(first.arguments.get("causal")) and bool(second.arguments.get("causal"))
     found = []
     for scope, other in scopes:
-        if apart(scope) != apart(other):
+        if extra_axis(scope) != extra_axis(other):
             raise ValueError(f"maps of {scope} and of {other} have different axes: one is told apart by head or expert")
         for place, other_place in _layers(first, second):
             for batch in range(len(first.mask)):

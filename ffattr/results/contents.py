@@ -7,7 +7,7 @@ tokens, or selected ones, or groups of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,18 +15,17 @@ from torch import Tensor
 
 from ..analysis.rows import key_mask
 from ..selection import scope_named, sequence
-from .keep import Top
+from .kept.policy import Kept
+from .kept.top import Top
 
-__all__ = ["OF_TOP", "Contents", "Ticks", "apart", "key_tokens", "one", "own", "real", "ticks"]
-
-OF_TOP = tuple(part.name for part in fields(Top))
+__all__ = ["Contents", "Ticks", "key_tokens", "one", "own", "real", "ticks"]
 
 
 @dataclass(eq=False, repr=False)
 class Contents:
     """The fields of an `Attribution`, which says what they are, and its maps by name."""
 
-    maps: dict[str, Tensor]
+    kept: Kept
     bias: dict[str, Tensor]
     tokens: list[list[str]]
     layers: tuple[int, ...]
@@ -41,10 +40,27 @@ class Contents:
     groups: Tensor | None = None
     experts: Tensor | None = None
     shares: Tensor | None = None
-    largest: dict[str, Top] = field(default_factory=dict)
-    reduced: list[Any] = field(default_factory=list)
-    block: int | None = None
     sketch_error: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def maps(self) -> dict[str, Tensor]:
+        return self.kept.maps
+
+    @maps.setter
+    def maps(self, maps: dict[str, Tensor]) -> None:
+        self.kept = replace(self.kept, maps=maps)  # anew: another result may hold the same one
+
+    @property
+    def largest(self) -> dict[str, Top]:
+        return self.kept.largest
+
+    @property
+    def reduced(self) -> list[Any]:
+        return self.kept.reduced
+
+    @property
+    def block(self) -> int | None:
+        return self.kept.block
 
     def scope(self, name: str) -> str:
         """The name of a computed scope: ``"layer"`` stands for the last one. Raises `KeyError` listing the others."""
@@ -55,21 +71,7 @@ class Contents:
 
         Raises KeyError for a scope that was not computed, ValueError for one whose maps were not kept.
         """
-        return self._map(self.scope(scope))
-
-    def _map(self, scope: str) -> Tensor:
-        if scope in self.maps:
-            return self.maps[scope]
-        if scope in self.largest:
-            raise ValueError(
-                f"of {scope} only the largest entries of each row were kept (keep=TopK): they are in "
-                f"attr.largest[{scope!r}], whose dense(tokens) fills them into a map. For all entries compute it with "
-                "keep='dense'"
-            )
-        raise ValueError(
-            f"no map of {scope} was kept (keep=Reduce): attr.reduced lists what the function returned. For maps "
-            "compute it with keep='dense'"
-        )
+        return self.kept.whole_map(self.scope(scope))
 
 
 @dataclass(frozen=True)
@@ -116,12 +118,8 @@ def one(contents: Contents, scope: str, place: int, batch: int) -> Tensor:
 
     Raises IndexError for a sequence that is not there.
     """
-    batch = sequence(batch, len(contents.mask))
-    if scope not in contents.largest:
-        return contents[scope][place, batch]
-    top = contents.largest[scope]
-    cut = Top(*(getattr(top, part)[place : place + 1, batch : batch + 1] for part in OF_TOP))
-    return cut.dense(key_mask(contents).shape[1])[0, 0]
+    columns = key_mask(contents).shape[1]
+    return contents.kept.read_map(scope, place, sequence(batch, len(contents.mask)), columns)
 
 
 def own(contents: Contents, batch: int, rows: Ticks, keys: Ticks) -> Tensor:
@@ -139,8 +137,3 @@ def own(contents: Contents, batch: int, rows: Ticks, keys: Ticks) -> Tensor:
 def real(values: Tensor, rows: Ticks, keys: Ticks) -> Tensor:
     """Maps ``[..., N, C]`` without padding: ``[..., n, m]``."""
     return values[..., rows.places, :][..., keys.places]
-
-
-def apart(scope: str) -> str | None:
-    """What a scope is told apart by, which its maps have as one more axis before the last two."""
-    return "head" if scope == "attn_heads" else "expert" if scope.endswith("_experts") else None

@@ -12,7 +12,8 @@ from .. import plot
 from ..analysis import ff_amp_maps
 from ..analysis.rows import check_one_stack
 from ..selection import layer_place
-from .contents import Contents, apart, one, own, real, ticks
+from .contents import Contents, one, own, real, ticks
+from .scope_names import extra_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +34,7 @@ def one_map(
     place = layer_place(layer, contents.layers)
     values = one(contents, scope, place, batch)
     title = f"{scope}, layer {contents.layers[place]}"
-    if apart(scope) == "expert":
+    if extra_axis(scope) == "expert":
         if expert is None:
             raise ValueError(f"scope {scope} is told apart by expert: name one of them with expert=")
         assert contents.experts is not None
@@ -41,7 +42,7 @@ def one_map(
         values, title = (values * chosen).sum(0), f"{title}, expert {expert}"
     elif expert is not None:
         raise ValueError(f"expert={expert} is for scopes told apart by expert; {scope} is summed over experts")
-    if apart(scope) == "head":
+    if extra_axis(scope) == "head":
         if head is None or not -values.shape[0] <= head < values.shape[0]:
             raise ValueError(f"scope {scope} has {values.shape[0]} heads; got head={head}: name one of them")
         values, title = values[head], f"{title}, head {head % values.shape[0]}"
@@ -57,7 +58,9 @@ def scopes(contents: Contents, layer: int, batch: int, options: Mapping[str, Any
     place = layer_place(layer, contents.layers)
     rows, keys = ticks(contents, batch)
     maps = {
-        scope: real(one(contents, scope, place, batch), rows, keys) for scope in contents.scopes if apart(scope) is None
+        scope: real(one(contents, scope, place, batch), rows, keys)
+        for scope in contents.scopes
+        if extra_axis(scope) is None
     }
     title = f"layer {contents.layers[place]}"
     return plot.scope_strip(maps, rows.labels, keys.labels, **{"title": title, **options})
@@ -85,8 +88,8 @@ def arcs(
     row = rows.positions.tolist().index(at)
     drawn = {}
     for name in (scope, other) if other else (scope,):
-        if apart(name):
-            raise ValueError(f"scope {name} is told apart by {apart(name)}: arcs are of a scope that is summed")
+        if extra_axis(name):
+            raise ValueError(f"scope {name} is told apart by {extra_axis(name)}: arcs are of a scope that is summed")
         drawn[name] = real(one(contents, name, place, batch), rows, keys)[row]
     itself = own(contents, batch, rows, keys)[row].nonzero().flatten().tolist()
     given: dict[str, Any] = {

@@ -6,7 +6,7 @@ Shapes: ``T`` tokens and ``W`` words of the sequence that has most of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..analysis.rows import key_mask
 from ..analysis.words import Words, mark_of
-from .contents import Contents, apart, key_tokens
+from .contents import Contents, key_tokens
+from .scope_names import extra_axis
 
 __all__ = ["by_words"]
 
@@ -29,8 +30,7 @@ def by_words(
     for name, value, known in (("keys", keys, _KEYS), ("queries", queries, _QUERIES)):
         if value not in known:
             raise ValueError(f"{name}={value!r}, expected one of {', '.join(known)}")
-    if contents.block is not None:
-        raise ValueError("maps of blocks of tokens (keep=Pool) have no words; compute them with keep='dense'")
+    contents.kept.check_tokens()
     if contents.queries != tuple(range(contents.mask.shape[1])):
         raise ValueError(
             f"words are made of all their tokens, but only {len(contents.queries)} of {contents.mask.shape[1]} queries "
@@ -47,13 +47,14 @@ def by_words(
     else:
         columns = _Merged.of(key_tokens(contents), key_mask(contents), None)
         changed |= {"key_tokens": columns.texts, "key_mask": columns.mask}
-    scopes = tuple(scope for scope in contents.scopes if apart(scope) != "expert")
+    scopes = tuple(scope for scope in contents.scopes if extra_axis(scope) != "expert")
     maps = {scope: contents[scope] for scope in scopes}
     if columns is not None:
         maps = {scope: columns(values, -1, keys) for scope, values in maps.items()}
     maps = {scope: rows(values, -2, queries) for scope, values in maps.items()}
     bias = {scope: rows(contents.bias[scope], -1, queries) for scope in scopes}
-    return {**changed, "maps": maps, "bias": bias, "scopes": scopes, "experts": None, "shares": None}
+    kept = replace(contents.kept, maps=maps)
+    return {**changed, "kept": kept, "bias": bias, "scopes": scopes, "experts": None, "shares": None}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch import Tensor
 from ..analysis import contextualization_change
 from ..analysis.words import Words, mark_of
 from ..report import Panel, render
-from .contents import Contents, apart, one, real, ticks
+from .contents import Contents, one, real, ticks
+from .scope_names import extra_axis
 
 __all__ = ["page", "panels", "summary"]
 
@@ -56,13 +57,13 @@ def panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> list[P
 
         def read(scope: str, place: int, batch: int = batch, rows: Any = rows, keys: Any = keys) -> Tensor:
             values = one(contents, scope, place, batch).detach().cpu()
-            if apart(scope) == "expert":  # by its place among a token's experts; on a page, all of them together
+            if extra_axis(scope) == "expert":  # by its place among a token's experts; on a page, all of them together
                 values = values.sum(0)
             return real(values, rows, keys)
 
         words = _running(rows.labels)
         name = f"{batch + 1}: {words if len(words) <= _NAMED else words[: _NAMED - 1] + '…'}"
-        by_head = (scope for scope in scopes if apart(scope) == "head" and contents.layers)
+        by_head = (scope for scope in scopes if extra_axis(scope) == "head" and contents.layers)
         parts = {s: [f"head {h}" for h in range(len(one(contents, s, 0, batch)))] for s in by_head}
         found.append(
             Panel(
@@ -118,7 +119,7 @@ def summary(contents: Contents, line: str) -> str:
     """What a notebook shows: ``line``, and the last map of the first sequence, of its first tokens where it is large.
     No script, and no request; every token is escaped."""
     text = f"<div><code>{html.escape(line)}</code>"
-    if not contents.layers or not len(contents.mask) or contents.scopes[-1] not in {*contents.maps, *contents.largest}:
+    if not contents.layers or not len(contents.mask) or not contents.kept.has_rows(contents.scopes[-1]):
         return text + "</div>"
     scope = contents.scopes[-1]
     rows, keys = ticks(contents, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -13,7 +13,8 @@ from ..selection import layer_place
 from . import serialise
 from .attribution import Attribution
 from .files import FileFormatError, read, write
-from .keep import Top
+from .kept.policy import Kept
+from .scope_names import join_stack, split_stack
 
 if TYPE_CHECKING:
     import pandas
@@ -24,6 +25,35 @@ if TYPE_CHECKING:
 __all__ = ["STACKS", "StackedAttribution", "load"]
 
 STACKS = ("encoder", "decoder", "cross")
+V = TypeVar("V")
+
+
+@dataclass(eq=False)
+class StackedKept(Kept):
+    """What is kept of several stacks of layers, by full names of scopes; each of ``parts`` is that of a stack."""
+
+    parts: Mapping[str, Kept] = field(default_factory=dict)
+
+    @classmethod
+    def join(cls, parts: Mapping[str, Kept], block: int | None) -> StackedKept:
+        """Puts together what was kept of each stack. ``block`` is that of all."""
+        return cls(
+            maps=_join_scopes({name: kept.maps for name, kept in parts.items()}),
+            largest=_join_scopes({name: kept.largest for name, kept in parts.items()}),
+            reduced=[value for kept in parts.values() for value in kept.reduced],
+            block=block,
+            parts=parts,
+        )
+
+    def has_rows(self, scope: str) -> bool:
+        stack, of_stack = split_stack(scope)
+        return self.parts[stack].has_rows(of_stack)
+
+    def explain_no_map(self, scope: str) -> str:
+        return self.parts[split_stack(scope)[0]].explain_no_map(scope)
+
+    def explain_unsaved(self, scope: str) -> str:
+        return self.parts[split_stack(scope)[0]].explain_unsaved(scope)
 
 
 @dataclass(eq=False, repr=False)
@@ -57,39 +87,29 @@ class StackedAttribution(Attribution):
     def of(cls, stacks: Mapping[str, Attribution]) -> StackedAttribution:
         """From one `Attribution` for each stack that was asked for."""
         main = next(stacks[name] for name in ("decoder", "cross", "encoder") if name in stacks)
-        maps: dict[str, Tensor] = {}
-        largest: dict[str, Top] = {}
-        bias: dict[str, Tensor] = {}
-        for name, stack in stacks.items():
-            maps |= {f"{name}.{scope}": tensor for scope, tensor in stack.maps.items()}
-            largest |= {f"{name}.{scope}": cut for scope, cut in stack.largest.items()}
-            bias |= {f"{name}.{scope}": tensor for scope, tensor in stack.bias.items()}
         return cls(
-            maps=maps,
-            bias=bias,
+            kept=StackedKept.join({name: stack.kept for name, stack in stacks.items()}, main.block),
+            bias=_join_scopes({name: stack.bias for name, stack in stacks.items()}),
             tokens=main.tokens,
             layers=main.layers,
             queries=main.queries,
-            scopes=tuple(f"{name}.{scope}" for name, stack in stacks.items() for scope in stack.scopes),
+            scopes=tuple(join_stack(name, scope) for name, stack in stacks.items() for scope in stack.scopes),
             mask=main.mask,
             error=main.error,
             plan=main.plan,
             arguments=main.arguments,
-            largest=largest,
-            reduced=[value for stack in stacks.values() for value in stack.reduced],
-            block=main.block,
             stacks=dict(stacks),
         )
 
     def scope(self, name: str) -> str:
         """The full name of a computed scope, ``"decoder.atb"``; ``"cross.layer"`` stands for the last of its stack."""
-        stack, _, scope = name.rpartition(".")
+        stack, scope = split_stack(name)
         if stack not in self.stacks:
             raise KeyError(
                 f"no scope {name!r} here: begin it with one of {', '.join(f'{stack}.' for stack in self.stacks)} "
                 f"Computed: {', '.join(self.scopes)}"
             )
-        return f"{stack}.{self.stacks[stack].scope(scope)}"
+        return join_stack(stack, self.stacks[stack].scope(scope))
 
     def __repr__(self) -> str:
         return f"StackedAttribution({', '.join(f'{name}: {stack!r}' for name, stack in self.stacks.items())})"
@@ -99,11 +119,11 @@ class StackedAttribution(Attribution):
 
         Raises ValueError where there are no maps (keep=Reduce).
         """
-        serialise.check_kept(self)
+        serialise.check_saved(self)
         tensors: dict[str, Tensor] = {}
         contents: dict[str, Any] = {}
         for name, stack in self.stacks.items():
-            of_stack, contents[name] = serialise.parts(stack)
+            of_stack, contents[name] = serialise.to_parts(stack)
             tensors |= {f"{name}.{key}": tensor for key, tensor in of_stack.items()}
         write(path, tensors, {"stacks": contents})
 
@@ -120,7 +140,7 @@ class StackedAttribution(Attribution):
 
     def plot(self, scope: str = "decoder.layer", layer: int = -1, batch: int = 0, **options: Any) -> Figure:
         """As `Attribution.plot`, of a scope by its full name."""
-        stack, _, of_stack = self.scope(scope).rpartition(".")
+        stack, of_stack = split_stack(self.scope(scope))
         layers = self.stacks[stack].layers
         title = f"{stack}: {of_stack}, layer {layers[layer_place(layer, layers)]}"
         return self.stacks[stack].plot(of_stack, layer, batch, **{"title": title, **options})
@@ -134,14 +154,14 @@ class StackedAttribution(Attribution):
 
     def top(self, k: int = 10, scope: str = "decoder.layer", *, own: bool = False) -> pandas.DataFrame:
         """As `Attribution.top`, of a scope by its full name."""
-        stack, _, of_stack = self.scope(scope).rpartition(".")
+        stack, of_stack = split_stack(self.scope(scope))
         return self.stacks[stack].top(k, of_stack, own=own)
 
     def _by_stack(self, scopes: str | Sequence[str] | None) -> dict[str, list[str]]:
         """The scopes of every stack, without its name."""
         found: dict[str, list[str]] = {}
         for name in self._named(scopes):
-            stack, _, scope = name.rpartition(".")
+            stack, scope = split_stack(name)
             found.setdefault(stack, []).append(scope)
         return found
 
@@ -155,7 +175,7 @@ class StackedAttribution(Attribution):
             raise TypeError(f"these are maps of an encoder and a decoder, the others an {type(other).__name__}")
         frames = []
         for mine, theirs in self._paired(other, scopes):
-            (stack, _, scope), (across, _, other_scope) = mine.rpartition("."), theirs.rpartition(".")
+            (stack, scope), (across, other_scope) = split_stack(mine), split_stack(theirs)
             if stack != across:
                 raise ValueError(f"{mine} and {theirs} are maps of different tokens: compare scopes of one stack")
             found = self.stacks[stack].compare(other.stacks[stack], [(scope, other_scope)])
@@ -182,7 +202,7 @@ class StackedAttribution(Attribution):
 
     def of_expert(self, number: int, scope: str | None = None) -> Tensor:
         """As `Attribution.of_expert`, of a scope by its full name."""
-        stack, _, of_stack = self.scope(scope or "").rpartition(".")
+        stack, of_stack = split_stack(self.scope(scope or ""))
         return self.stacks[stack].of_expert(number, of_stack)
 
 
@@ -211,5 +231,10 @@ def load(path: str | os.PathLike[str]) -> Attribution:
     return StackedAttribution.of(stacks)
 
 
+def _join_scopes(stacks: Mapping[str, Mapping[str, V]]) -> dict[str, V]:
+    """Returns what there is of the scopes of every stack, by full names."""
+    return {join_stack(stack, scope): value for stack, scopes in stacks.items() for scope, value in scopes.items()}
+
+
 def _of(tensors: Mapping[str, Tensor], content: Any, name: str) -> Attribution:
-    return Attribution(**vars(serialise.contents_of(tensors, content, name)))
+    return Attribution(**vars(serialise.from_parts(tensors, content, name)))

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..analysis.rows import key_mask
-from .contents import Contents, Ticks, apart, key_tokens, one, own, real, ticks
+from .contents import Contents, Ticks, key_tokens, one, own, real, ticks
+from .scope_names import extra_axis
 
 if TYPE_CHECKING:
     import pandas
@@ -46,7 +47,7 @@ def strongest(contents: Contents, k: int, scope: str, own_too: bool) -> pandas.D
         itself = None if own_too else own(contents, batch, rows, keys)
         for place, layer in enumerate(contents.layers):
             values = real(one(contents, scope, place, batch).cpu(), rows, keys).double()
-            total = _totals(contents, scope, place, batch)[..., rows.places]
+            total = contents.kept.read_totals(scope, place, batch)[..., rows.places]
             norms = values if itself is None else values.masked_fill(itself, 0)
             found = norms.flatten().topk(min(k, norms.numel()))
             at = found.indices[found.values > 0]  # of few tokens there are no more pairs
@@ -62,9 +63,9 @@ def strongest(contents: Contents, k: int, scope: str, own_too: bool) -> pandas.D
                 "norm": values.flatten()[at],
                 "share": (values / total[..., None].clamp_min(torch.finfo(total.dtype).tiny)).flatten()[at],
             }
-            if apart(scope) == "head":
+            if extra_axis(scope) == "head":
                 columns["head"] = before[0]
-            elif apart(scope) == "expert":
+            elif extra_axis(scope) == "expert":
                 assert contents.experts is not None
                 columns["expert"] = contents.experts[place, batch].cpu()[rows.places[row], before[0]]
             frames.append(pd.DataFrame(columns))
@@ -93,7 +94,7 @@ def dataset(contents: Contents, scopes: Sequence[str]) -> Any:
     for scope in scopes:
         values = contents[scope].detach().cpu()
         values = values.float() if values.dtype == torch.bfloat16 else values
-        by = apart(scope)
+        by = extra_axis(scope)
         variables[scope] = (("layer", "batch", *([by] if by else []), "query", "key"), values.numpy())
         if block == 1:
             variables[f"{scope}_bias"] = (("layer", "batch", "query"), contents.bias[scope].detach().cpu().numpy())
@@ -108,29 +109,18 @@ def dataset(contents: Contents, scopes: Sequence[str]) -> Any:
 def _of_one(contents: Contents, scope: str, batch: int) -> pandas.DataFrame:
     """The rows of `frame` of one scope and sequence."""
     rows, keys = ticks(contents, batch)
-    if scope in contents.largest:
-        top = contents.largest[scope]
-        values, key = (part[:, batch].cpu()[..., rows.places, :] for part in (top.values, top.keys))
-    else:
-        values, key = real(contents[scope][:, batch].cpu(), rows, keys), keys.positions
+    values, key = contents.kept.read_entries(scope, batch, rows.places, keys.places, keys.positions)
     by = None
-    if apart(scope) == "expert":
+    if extra_axis(scope) == "expert":
         assert contents.experts is not None
         numbers = contents.experts[:, batch].cpu()[:, rows.places].transpose(1, 2)[..., None]  # [L, k, N', 1]
         by = "expert", numbers
-    elif apart(scope) == "head":
+    elif extra_axis(scope) == "head":
         by = "head", torch.arange(values.shape[1])[:, None, None]
     found = _table(values, key, contents.layers, rows, keys, by)
     found.insert(0, "scope", scope)
     found.insert(2, "batch", batch)
     return found
-
-
-def _totals(contents: Contents, scope: str, place: int, batch: int) -> Tensor:
-    """The sum ``[..., N]`` of every row of a map, whatever is kept of it."""
-    if scope in contents.largest:
-        return contents.largest[scope].total[place, batch].cpu().double()
-    return contents[scope][place, batch].cpu().double().sum(-1)
 
 
 def _table(

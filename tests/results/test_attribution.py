@@ -318,7 +318,7 @@ def test_loading_what_does_not_fit(tmp_path, change):
     path = tmp_path / "a.safetensors"
     attr = kept(Pool(2) if change == "block" else TopK(2), some(("atb",)))
     if change == "block":
-        attr.block = 3
+        attr.kept.block = 3
     else:
         tensor = getattr(attr.largest["atb"], change)
         object.__setattr__(attr.largest["atb"], change, tensor[:, :, 1:])

@@ -19,7 +19,7 @@ from ffattr import Dense, Pool, Reduce, TopK, load
 from ffattr.errors import NonFiniteError
 from ffattr.results import files, keep
 from ffattr.results.files import FileFormatError
-from ffattr.results.serialise import parts
+from ffattr.results.serialise import to_parts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,9 +86,9 @@ def test_equal_entries_give_the_lowest_positions():
     top = kept(TopK(4), attr).largest["atb"]
     assert top.keys[0, 0, 1].tolist() == [1, 3, 6, 0]
     long = torch.ones(1, 1, 2, 5000)  # as long as where topk changes its algorithm
-    store = TopK(40).open({"atb": (1, 1, 2, 5000)}, torch.float32, torch.device("cpu"), [0], [0, 1])
-    store.add(0, 0, torch.arange(2), torch.arange(5000), {"atb": long[0, 0]})
-    assert store.finish().largest["atb"].keys[0, 0].tolist() == [list(range(40))] * 2
+    sink = TopK(40).open({"atb": (1, 1, 2, 5000)}, torch.float32, torch.device("cpu"), [0], [0, 1])
+    sink.add(0, 0, torch.arange(2), torch.arange(5000), {"atb": long[0, 0]})
+    assert sink.finish().largest["atb"].keys[0, 0].tolist() == [list(range(40))] * 2
 
 
 def test_top_says_what_is_wrong():
@@ -167,10 +167,10 @@ def test_an_error_of_the_function_passes_through():
 @pytest.mark.parametrize("asked", [Dense(), TopK(2), Pool(2), Reduce(lambda rows: rows.layer)])
 def test_no_rows_at_all(asked):
     attr = some(queries=())
-    store = opened(asked, attr)
+    sink = opened(asked, attr)
     none = torch.empty(0, dtype=torch.int64)
-    store.add(0, 0, none, none, {scope: maps[0, 0][..., :0] for scope, maps in attr.maps.items()})
-    found = store.finish()
+    sink.add(0, 0, none, none, {scope: maps[0, 0][..., :0] for scope, maps in attr.maps.items()})
+    found = sink.finish()
     assert found.reduced == []
     assert all(maps.shape[-2] == 0 for maps in found.maps.values())
 
@@ -178,12 +178,12 @@ def test_no_rows_at_all(asked):
 @pytest.mark.parametrize("asked", [Dense(), TopK(2), Pool(2), Reduce(lambda rows: rows.keys.tolist())])
 def test_no_keys_at_all(asked):
     attr = some()
-    store = opened(asked, attr)
+    sink = opened(asked, attr)
     none = torch.empty(0, dtype=torch.int64)
-    store.add(
+    sink.add(
         1, 0, torch.tensor([3, 5]), none, {scope: maps[1, 0][..., [3, 5], :0] for scope, maps in attr.maps.items()}
     )
-    found = store.finish()
+    found = sink.finish()
     assert not any(maps.any() for maps in found.maps.values())
     assert not any(top.values.any() or top.rest.any() or (top.keys >= 0).any() for top in found.largest.values())
     assert found.reduced == ([[]] if isinstance(asked, Reduce) else [])
@@ -192,9 +192,9 @@ def test_no_keys_at_all(asked):
 @pytest.mark.parametrize("asked", [Dense(), TopK(2), Pool(2)])
 def test_a_scope_that_a_layer_lacks_stays_empty(asked):
     attr = some(("atb", "atb_ff"))
-    store = opened(asked, attr)
-    store.add(0, 0, torch.tensor([1]), torch.arange(7), {"atb": attr.maps["atb"][0, 0, 1:2]})
-    found = store.finish()
+    sink = opened(asked, attr)
+    sink.add(0, 0, torch.tensor([1]), torch.arange(7), {"atb": attr.maps["atb"][0, 0, 1:2]})
+    found = sink.finish()
     values = found.maps or {scope: top.values for scope, top in found.largest.items()}
     assert values["atb"].any()
     assert not values["atb_ff"].any()
@@ -203,7 +203,7 @@ def test_a_scope_that_a_layer_lacks_stays_empty(asked):
 @pytest.mark.parametrize("asked", [Dense(), Dense(torch.float16), TopK(2), Pool(2)])
 @pytest.mark.parametrize("queries", [None, (5, 0, 2)])
 def test_tiles_from_another_device(asked, queries):
-    """The store is on one device and the layer on another."""
+    """The sink is on one device and the layer on another."""
     attr = some(queries=queries)
     expected = kept(asked, attr)
     with TwoDevices():
@@ -217,15 +217,15 @@ def test_tiles_from_another_device(asked, queries):
 
 
 def test_what_keep_may_be():
-    assert keep.of("dense") == Dense() == ffattr.Dense(None, None)
-    assert keep.of(TopK(3)) == TopK(3)
+    assert keep.parse_keep("dense") == Dense() == ffattr.Dense(None, None)
+    assert keep.parse_keep(TopK(3)) == TopK(3)
     for asked, error, message in (
         ("sparse", ValueError, r"unknown keep 'sparse', expected 'dense', or ffattr.Dense"),
         (None, TypeError, "keep is None, expected 'dense'"),
         (TopK, TypeError, "keep is <class"),
     ):
         with pytest.raises(error, match=message):
-            keep.of(asked)
+            keep.parse_keep(asked)
 
 
 @pytest.mark.parametrize(
@@ -332,25 +332,25 @@ def test_an_unfinished_file_is_none(tmp_path):
     attr = some()
     path = tmp_path / "a.safetensors"
     path.write_bytes(b"old")
-    store = feed(_open(path, attr), attr)
+    sink = feed(_open(path, attr), attr)
     (temporary,) = (file for file in tmp_path.iterdir() if file != path)
     assert temporary.suffix == ".safetensors"
     assert path.read_bytes() == b"old"
     with pytest.raises(FileFormatError, match="cut off or damaged"):
         load(temporary)
-    store.finish()
+    sink.finish()
     with pytest.raises(FileFormatError, match="cut off or damaged"):
         load(temporary)
-    store.discard()
+    sink.discard()
     assert list(tmp_path.iterdir()) == [path]
-    store.discard()
+    sink.discard()
 
 
 def test_discarding_a_finished_file_leaves_it(tmp_path):
     attr = some(("atb",))
-    store = feed(_open(tmp_path / "a.safetensors", attr), attr)
-    result_of(store, attr, store.finish())
-    store.discard()
+    sink = feed(_open(tmp_path / "a.safetensors", attr), attr)
+    result_of(sink, attr, sink.finish())
+    sink.discard()
     assert load(tmp_path / "a.safetensors").scopes == ("atb",)
 
 
@@ -360,10 +360,10 @@ def test_a_file_that_cannot_be_finished_vanishes(tmp_path, monkeypatch, function
         raise OSError(errno.EIO, "broken")
 
     attr = some(("atb",))
-    store = feed(_open(tmp_path / "a.safetensors", attr), attr)
+    sink = feed(_open(tmp_path / "a.safetensors", attr), attr)
     monkeypatch.setattr(os, function, fail)
     with pytest.raises(OSError, match="broken"):
-        result_of(store, attr, store.finish())
+        result_of(sink, attr, sink.finish())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -394,11 +394,11 @@ def test_a_full_disk_is_an_error_before_the_work(tmp_path, monkeypatch):
 def test_room_is_taken_at_the_start_also_where_there_is_no_fallocate(tmp_path, monkeypatch):
     monkeypatch.delattr(os, "posix_fallocate", raising=False)
     attr = some(("atb",), tokens=200, real=(tuple(range(200)),))
-    store = _open(tmp_path / "a.safetensors", attr)
+    sink = _open(tmp_path / "a.safetensors", attr)
     (temporary,) = tmp_path.iterdir()
     assert temporary.stat().st_blocks * 512 >= attr.maps["atb"].nbytes
-    feed(store, attr, cut=200)
-    result_of(store, attr, store.finish())
+    feed(sink, attr, cut=200)
+    result_of(sink, attr, sink.finish())
     assert torch.equal(load(tmp_path / "a.safetensors").maps["atb"], attr.maps["atb"])
 
 
@@ -412,20 +412,20 @@ def test_where_a_file_cannot_be(tmp_path):
 def test_the_folder_of_the_start_counts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     attr = some(("atb",))
-    store = feed(_open("a.safetensors", attr), attr)
+    sink = feed(_open("a.safetensors", attr), attr)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    found = result_of(store, attr, store.finish())
+    found = result_of(sink, attr, sink.finish())
     assert torch.equal(found.maps["atb"], attr.maps["atb"])
     assert (tmp_path / "a.safetensors").is_file()
 
 
 def test_more_scopes_than_the_header_has_room_for(tmp_path):
     attr = some(("atb",))
-    store = feed(_open(tmp_path / "a.safetensors", attr), attr)
-    store.finish()
+    sink = feed(_open(tmp_path / "a.safetensors", attr), attr)
+    sink.finish()
     with pytest.raises(ValueError, match=r"1002 tensors do not fit the header of .*: ask for fewer scopes"):
-        store.seal({f"bias.{n}": torch.zeros(1) for n in range(1000)}, {})
+        sink.seal({f"bias.{n}": torch.zeros(1) for n in range(1000)}, {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -434,7 +434,7 @@ import os, sys
 from keeping import feed, opened, some
 from ffattr import Dense
 attr = some(("atb",))
-store = feed(opened(Dense(path=sys.argv[1]), attr), attr)
+sink = feed(opened(Dense(path=sys.argv[1]), attr), attr)
 os._exit(7)
 """
 
@@ -453,7 +453,7 @@ def test_a_killed_run_leaves_nothing_that_loads(tmp_path):
 def test_an_older_file_is_read(tmp_path):
     """Of the first version of the format, without what came later."""
     attr = attribution(("atb",))
-    tensors, content = parts(attr)
+    tensors, content = to_parts(attr)
     del content["block"]
     files.write(tmp_path / "a.safetensors", tensors, content)
     with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:

@@ -66,7 +66,11 @@ def test_top_of_groups_leaves_out_a_tokens_own_group():
     groups = torch.tensor([[0, 1, 1, 2, 3, -1], [0, 0, 1, 2, 3, 3]])
     maps = torch.rand(3, 2, 6, 4, generator=torch.Generator().manual_seed(1))
     grouped = replace(
-        attr, maps={"atb": maps}, groups=groups, key_tokens=[list("abcd")] * 2, key_mask=torch.ones(2, 4).bool()
+        attr,
+        kept=replace(attr.kept, maps={"atb": maps}),
+        groups=groups,
+        key_tokens=[list("abcd")] * 2,
+        key_mask=torch.ones(2, 4).bool(),
     )
     found = grouped.top(100)
     for pair in found.itertuples():
@@ -136,7 +140,7 @@ def test_comparison_of_scopes_layers_and_causal_maps():
 
 def test_a_map_of_zeros_compares_to_nothing():
     a = attribution(("atb",))
-    b = replace(a, maps={"atb": a.maps["atb"] * 0})
+    b = replace(a, kept=replace(a.kept, maps={"atb": a.maps["atb"] * 0}))
     found = b.compare(a)
     assert found[["rho", "difference"]].isna().to_numpy().all()
 
