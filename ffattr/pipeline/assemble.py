@@ -109,21 +109,21 @@ class Collector:
                 result = replace(
                     result, key_tokens=stack.groups.texts, key_mask=stack.groups.mask, groups=stack.groups.index
                 )
-            sink.seal(*to_parts(result))
+            sink.seal_file(*to_parts(result))
             found[CROSS.rstrip(".") if cross else stack.name] = result
         return found
 
     def discard(self) -> None:
         """Leave nothing behind of a run that ended early."""
         for sink in self.sinks.values():
-            sink.discard()
+            sink.discard_file()
 
     def _keep(self, one: Placed, at: int, rows: Tensor, found: dict[str, Tensor]) -> None:
         for scopes, sink in self.sinks.items():
             keys = one.encoder_places if scopes[0].startswith(CROSS) else one.columns
             tiles = {_bare(name): found[name] for name in scopes if name in found}
             if tiles:
-                sink.add(at, one.batch, one.filled[rows.to(one.filled.device)], keys, tiles)
+                sink.add_rows(at, one.batch, one.filled[rows.to(one.filled.device)], keys, tiles)
 
     def _finish(self, captured: LayerRecord, one: Placed, done: engine.Done, queries: slice) -> None:
         """What does not go by pairs, of one sequence: ``queries`` of the pack's."""

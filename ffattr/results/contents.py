@@ -18,7 +18,7 @@ from ..selection import scope_named, sequence
 from .kept.policy import Kept
 from .kept.top import Top
 
-__all__ = ["Contents", "Ticks", "key_tokens", "one", "own", "real", "ticks"]
+__all__ = ["Contents", "Ticks", "drop_padding", "key_tokens", "label_axes", "mark_own_tokens", "read_map"]
 
 
 @dataclass(eq=False, repr=False)
@@ -63,11 +63,11 @@ class Contents:
         return self.kept.block
 
     def scope(self, name: str) -> str:
-        """The name of a computed scope: ``"layer"`` stands for the last one. Raises `KeyError` listing the others."""
+        """Returns the name of a computed scope: ``"layer"`` is the last one. Raises `KeyError` listing the others."""
         return scope_named(name, self.scopes)
 
     def __getitem__(self, scope: str) -> Tensor:
-        """``attr["atb_ff"]``, or ``attr["layer"]`` for the last scope.
+        """Returns the maps of a scope: ``attr["atb_ff"]``, or ``attr["layer"]`` for the last one.
 
         Raises KeyError for a scope that was not computed, ValueError for one whose maps were not kept.
         """
@@ -76,17 +76,20 @@ class Contents:
 
 @dataclass(frozen=True)
 class Ticks:
-    """The rows or the columns of a map that are not padding: their ``places`` ``[n]`` on its axis, the ``positions``
+    """The rows or the columns of a map that are not padding: their ``indices`` ``[n]`` on its axis, the ``positions``
     ``[n]`` of their tokens (of a block of tokens, of its first), and how they are called."""
 
-    places: Tensor
+    indices: Tensor
     positions: Tensor
     labels: list[str]
 
     @classmethod
-    def of(cls, positions: Tensor, real: Tensor, tokens: Sequence[str], block: int | None) -> Ticks:
-        """``positions`` ``[N]`` are those of an axis, ``real`` ``[N]`` False where they are padding, ``tokens`` the
-        texts of all positions (none: their numbers). ``block`` tokens side by side are one row or column."""
+    def from_positions(cls, positions: Tensor, real: Tensor, tokens: Sequence[str], block: int | None) -> Ticks:
+        """Names the rows or columns of an axis.
+
+        ``positions`` ``[N]`` are those of the axis, ``real`` ``[N]`` False where they are padding, ``tokens`` the texts
+        of all positions (none: their numbers). ``block`` tokens side by side are one row or column.
+        """
         places = real.nonzero().flatten()
         names = [tokens[position] if tokens else str(position) for position in positions[places].tolist()]
         if block is None:
@@ -98,23 +101,24 @@ class Ticks:
         return cls(blocks, positions[places][ends - counts], labels)
 
 
-def ticks(contents: Contents, batch: int) -> tuple[Ticks, Ticks]:
-    """Of the rows and columns of the maps of sequence ``batch`` that are not padding."""
+def label_axes(contents: Contents, batch: int) -> tuple[Ticks, Ticks]:
+    """Names the rows and the columns of the maps of sequence ``batch`` that are not padding."""
     real, keys = contents.mask[batch].cpu(), key_mask(contents)[batch].cpu()
     queries = torch.tensor(contents.queries, dtype=torch.int64)
     names = key_tokens(contents)
     return (
-        Ticks.of(queries, real[queries], contents.tokens[batch] if contents.tokens else [], contents.block),
-        Ticks.of(torch.arange(len(keys)), keys, names[batch] if names else [], contents.block),
+        Ticks.from_positions(queries, real[queries], contents.tokens[batch] if contents.tokens else [], contents.block),
+        Ticks.from_positions(torch.arange(len(keys)), keys, names[batch] if names else [], contents.block),
     )
 
 
 def key_tokens(contents: Contents) -> list[list[str]]:
+    """Returns the texts of the columns: those of the queries' own tokens where there are no others."""
     return contents.tokens if contents.key_tokens is None else contents.key_tokens
 
 
-def one(contents: Contents, scope: str, place: int, batch: int) -> Tensor:
-    """A map ``[..., N, C]`` of one layer and sequence; of the kept entries where these are all.
+def read_map(contents: Contents, scope: str, place: int, batch: int) -> Tensor:
+    """Returns the map ``[..., N, C]`` of one layer and sequence; of the kept entries where these are all.
 
     Raises IndexError for a sequence that is not there.
     """
@@ -122,8 +126,8 @@ def one(contents: Contents, scope: str, place: int, batch: int) -> Tensor:
     return contents.kept.read_map(scope, place, sequence(batch, len(contents.mask)), columns)
 
 
-def own(contents: Contents, batch: int, rows: Ticks, keys: Ticks) -> Tensor:
-    """``[n, m]``: True where a column is a query's own token (of blocks of queries, its own block), or has it."""
+def mark_own_tokens(contents: Contents, batch: int, rows: Ticks, keys: Ticks) -> Tensor:
+    """Returns ``[n, m]``: True where a column is a query's own token (of a block, its own block), or has it."""
     columns = torch.tensor(contents.queries, dtype=torch.int64)
     if contents.groups is not None:
         columns = contents.groups[batch].cpu()[columns]
@@ -131,9 +135,9 @@ def own(contents: Contents, batch: int, rows: Ticks, keys: Ticks) -> Tensor:
         columns = torch.full_like(columns, -1)
     if contents.block is not None:
         columns = torch.div(columns[:: contents.block], contents.block, rounding_mode="floor")
-    return columns[rows.places, None] == keys.places
+    return columns[rows.indices, None] == keys.indices
 
 
-def real(values: Tensor, rows: Ticks, keys: Ticks) -> Tensor:
-    """Maps ``[..., N, C]`` without padding: ``[..., n, m]``."""
-    return values[..., rows.places, :][..., keys.places]
+def drop_padding(values: Tensor, rows: Ticks, keys: Ticks) -> Tensor:
+    """Returns maps ``[..., N, C]`` without padding: ``[..., n, m]``."""
+    return values[..., rows.indices, :][..., keys.indices]

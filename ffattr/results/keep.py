@@ -37,5 +37,5 @@ def parse_keep(asked: object) -> Keep:
 
 def restore_kept(scopes: Sequence[str], tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Kept:
     """Returns what a file holds of the maps of ``scopes``. Raises KeyError where it lacks a tensor."""
-    found = (policy.kept.restore(scopes, tensors, content) for policy in _POLICIES)
+    found = (policy.kept.from_tensors(scopes, tensors, content) for policy in _POLICIES)
     return next(kept for kept in found if kept is not None)

@@ -20,7 +20,7 @@ _OPTIONAL = ("key_mask", "groups", "experts", "shares")  # tensors that not ever
 
 def to_parts(contents: Contents) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns all tensors by name, and what else there is as JSON takes it."""
-    tensors = {"mask": contents.mask, "error": contents.error, **contents.kept.tensors(contents.scopes)}
+    tensors = {"mask": contents.mask, "error": contents.error, **contents.kept.list_tensors(contents.scopes)}
     for scope in contents.scopes:
         tensors[f"bias.{scope}"] = contents.bias[scope]
         if scope in contents.sketch_error:
@@ -37,7 +37,7 @@ def to_parts(contents: Contents) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "key_tokens": contents.key_tokens,
         "plan": None if contents.plan is None else str(contents.plan),
         "arguments": contents.arguments,
-        **contents.kept.description(),
+        **contents.kept.file_description(),
     }
     return tensors, described
 

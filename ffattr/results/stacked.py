@@ -35,7 +35,7 @@ class StackedKept(Kept):
     parts: Mapping[str, Kept] = field(default_factory=dict)
 
     @classmethod
-    def join(cls, parts: Mapping[str, Kept], block: int | None) -> StackedKept:
+    def from_parts(cls, parts: Mapping[str, Kept], block: int | None) -> StackedKept:
         """Puts together what was kept of each stack. ``block`` is that of all."""
         return cls(
             maps=_join_scopes({name: kept.maps for name, kept in parts.items()}),
@@ -85,10 +85,10 @@ class StackedAttribution(Attribution):
 
     @classmethod
     def of(cls, stacks: Mapping[str, Attribution]) -> StackedAttribution:
-        """From one `Attribution` for each stack that was asked for."""
+        """Puts together one `Attribution` for each stack that was asked for."""
         main = next(stacks[name] for name in ("decoder", "cross", "encoder") if name in stacks)
         return cls(
-            kept=StackedKept.join({name: stack.kept for name, stack in stacks.items()}, main.block),
+            kept=StackedKept.from_parts({name: stack.kept for name, stack in stacks.items()}, main.block),
             bias=_join_scopes({name: stack.bias for name, stack in stacks.items()}),
             tokens=main.tokens,
             layers=main.layers,
@@ -102,7 +102,7 @@ class StackedAttribution(Attribution):
         )
 
     def scope(self, name: str) -> str:
-        """The full name of a computed scope, ``"decoder.atb"``; ``"cross.layer"`` stands for the last of its stack."""
+        """Returns the full name of a computed scope, ``"decoder.atb"``; ``"cross.layer"`` is the last of its stack."""
         stack, scope = split_stack(name)
         if stack not in self.stacks:
             raise KeyError(
@@ -128,10 +128,10 @@ class StackedAttribution(Attribution):
         write(path, tensors, {"stacks": contents})
 
     def to_pandas(self, scopes: str | Sequence[str] | None = None) -> pandas.DataFrame:
-        """As `Attribution.to_pandas`, with a column ``stack``; ``scopes`` are full names."""
+        """Lists rows like `Attribution.to_pandas`, with a column ``stack``; ``scopes`` are full names."""
         import pandas as pd
 
-        by_stack = self._by_stack(scopes).items()
+        by_stack = self._group_by_stack(scopes).items()
         frames = [self.stacks[stack].to_pandas(of).assign(stack=stack) for stack, of in by_stack]
         frame = pd.concat(frames, ignore_index=True)
         for column in ("stack", "scope", "query_token", "key_token"):
@@ -139,28 +139,28 @@ class StackedAttribution(Attribution):
         return frame
 
     def plot(self, scope: str = "decoder.layer", layer: int = -1, batch: int = 0, **options: Any) -> Figure:
-        """As `Attribution.plot`, of a scope by its full name."""
+        """Draws like `Attribution.plot` a scope given by its full name."""
         stack, of_stack = split_stack(self.scope(scope))
         layers = self.stacks[stack].layers
         title = f"{stack}: {of_stack}, layer {layers[layer_place(layer, layers)]}"
         return self.stacks[stack].plot(of_stack, layer, batch, **{"title": title, **options})
 
     def to_xarray(self, scopes: str | Sequence[str] | None = None) -> Any:
-        """As `Attribution.to_xarray`: an `xarray.DataTree` with a dataset for each stack."""
+        """Makes an `xarray.DataTree` with a dataset for each stack, see `Attribution.to_xarray`."""
         import xarray
 
-        by_stack = self._by_stack(scopes)
+        by_stack = self._group_by_stack(scopes)
         return xarray.DataTree.from_dict({stack: self.stacks[stack].to_xarray(of) for stack, of in by_stack.items()})
 
     def top(self, k: int = 10, scope: str = "decoder.layer", *, own: bool = False) -> pandas.DataFrame:
-        """As `Attribution.top`, of a scope by its full name."""
+        """Lists pairs like `Attribution.top`, of a scope by its full name."""
         stack, of_stack = split_stack(self.scope(scope))
         return self.stacks[stack].top(k, of_stack, own=own)
 
-    def _by_stack(self, scopes: str | Sequence[str] | None) -> dict[str, list[str]]:
-        """The scopes of every stack, without its name."""
+    def _group_by_stack(self, scopes: str | Sequence[str] | None) -> dict[str, list[str]]:
+        """Returns the asked scopes of every stack, without its name."""
         found: dict[str, list[str]] = {}
-        for name in self._named(scopes):
+        for name in self._resolve_scopes(scopes):
             stack, scope = split_stack(name)
             found.setdefault(stack, []).append(scope)
         return found
@@ -168,13 +168,13 @@ class StackedAttribution(Attribution):
     def compare(
         self, other: Attribution, scopes: str | Sequence[str | tuple[str, str]] | None = None
     ) -> pandas.DataFrame:
-        """As `Attribution.compare`, with a column ``stack``; ``scopes`` are full names, pairs of them of one stack."""
+        """Compares like `Attribution.compare`, with a column ``stack``; ``scopes`` are full names, or pairs of them."""
         import pandas as pd
 
         if not isinstance(other, StackedAttribution):
             raise TypeError(f"these are maps of an encoder and a decoder, the others an {type(other).__name__}")
         frames = []
-        for mine, theirs in self._paired(other, scopes):
+        for mine, theirs in self._pair_scopes(other, scopes):
             (stack, scope), (across, other_scope) = split_stack(mine), split_stack(theirs)
             if stack != across:
                 raise ValueError(f"{mine} and {theirs} are maps of different tokens: compare scopes of one stack")
@@ -185,23 +185,27 @@ class StackedAttribution(Attribution):
     def to_words(
         self, *, keys: str = "sum", queries: str = "mean", words: Sequence[Sequence[int | None]] | None = None
     ) -> StackedAttribution:
-        """As `Attribution.to_words`, of every stack; without ``words``, which differ between them."""
+        """Merges every stack like `Attribution.to_words`; without ``words``, which differ between them."""
         if words is not None:
             raise ValueError("words= is for one stack: attr.stacks[name].to_words(words=...)")
         return StackedAttribution.of(
             {n: stack.to_words(keys=keys, queries=queries) for n, stack in self.stacks.items()}
         )
 
-    def _panels(self, scopes: Sequence[str]) -> list[Panel]:
+    def _make_panels(self, scopes: Sequence[str]) -> list[Panel]:
         from . import pages
 
-        return [p for stack, of in self._by_stack(scopes).items() for p in pages.panels(self.stacks[stack], of, stack)]
+        return [
+            p
+            for stack, of in self._group_by_stack(scopes).items()
+            for p in pages.make_panels(self.stacks[stack], of, stack)
+        ]
 
     def _repr_html_(self) -> str:
         return "".join(f"<p>{name}</p>{stack._repr_html_()}" for name, stack in self.stacks.items())
 
     def of_expert(self, number: int, scope: str | None = None) -> Tensor:
-        """As `Attribution.of_expert`, of a scope by its full name."""
+        """Returns what `Attribution.of_expert` does, of a scope by its full name."""
         stack, of_stack = split_stack(self.scope(scope or ""))
         return self.stacks[stack].of_expert(number, of_stack)
 
@@ -220,14 +224,14 @@ def load(path: str | os.PathLike[str]) -> Attribution:
     name = os.fspath(path)
     tensors, content = read(path)
     if not isinstance(content, dict) or "stacks" not in content:
-        return _of(tensors, content, name)
+        return _restore_attribution(tensors, content, name)
     if not isinstance(content["stacks"], dict) or not content["stacks"].keys() & set(STACKS):
         raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles 'stacks'")
     stacks = {}
     for stack, part in content["stacks"].items():
         prefix = f"{stack}."
         of_stack = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        stacks[stack] = _of(of_stack, part, name)
+        stacks[stack] = _restore_attribution(of_stack, part, name)
     return StackedAttribution.of(stacks)
 
 
@@ -236,5 +240,5 @@ def _join_scopes(stacks: Mapping[str, Mapping[str, V]]) -> dict[str, V]:
     return {join_stack(stack, scope): value for stack, scopes in stacks.items() for scope, value in scopes.items()}
 
 
-def _of(tensors: Mapping[str, Tensor], content: Any, name: str) -> Attribution:
+def _restore_attribution(tensors: Mapping[str, Tensor], content: Any, name: str) -> Attribution:
     return Attribution(**vars(serialise.from_parts(tensors, content, name)))

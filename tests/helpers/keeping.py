@@ -38,7 +38,7 @@ def feed(sink: Sink, attr: Attribution, cut: int = 3, backwards: bool = False, d
         blocks = list(rows.split(cut))
         for block in blocks[::-1] if backwards else blocks:
             tiles = {scope: maps[place, batch][..., block, :][..., keys] for scope, maps in attr.maps.items()}
-            sink.add(place, batch, block, keys, {scope: tile.to(device) for scope, tile in tiles.items()})
+            sink.add_rows(place, batch, block, keys, {scope: tile.to(device) for scope, tile in tiles.items()})
     return sink
 
 
@@ -56,7 +56,7 @@ def kept(keep: Any, attr: Attribution, **how: Any) -> Attribution:
 
 def result_of(sink: Sink, attr: Attribution, found: Kept) -> Attribution:
     result = replace(attr, kept=found)
-    sink.seal(*to_parts(result))
+    sink.seal_file(*to_parts(result))
     return result
 
 

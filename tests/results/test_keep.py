@@ -87,7 +87,7 @@ def test_equal_entries_give_the_lowest_positions():
     assert top.keys[0, 0, 1].tolist() == [1, 3, 6, 0]
     long = torch.ones(1, 1, 2, 5000)  # as long as where topk changes its algorithm
     sink = TopK(40).open({"atb": (1, 1, 2, 5000)}, torch.float32, torch.device("cpu"), [0], [0, 1])
-    sink.add(0, 0, torch.arange(2), torch.arange(5000), {"atb": long[0, 0]})
+    sink.add_rows(0, 0, torch.arange(2), torch.arange(5000), {"atb": long[0, 0]})
     assert sink.finish().largest["atb"].keys[0, 0].tolist() == [list(range(40))] * 2
 
 
@@ -169,7 +169,7 @@ def test_no_rows_at_all(asked):
     attr = some(queries=())
     sink = opened(asked, attr)
     none = torch.empty(0, dtype=torch.int64)
-    sink.add(0, 0, none, none, {scope: maps[0, 0][..., :0] for scope, maps in attr.maps.items()})
+    sink.add_rows(0, 0, none, none, {scope: maps[0, 0][..., :0] for scope, maps in attr.maps.items()})
     found = sink.finish()
     assert found.reduced == []
     assert all(maps.shape[-2] == 0 for maps in found.maps.values())
@@ -180,7 +180,7 @@ def test_no_keys_at_all(asked):
     attr = some()
     sink = opened(asked, attr)
     none = torch.empty(0, dtype=torch.int64)
-    sink.add(
+    sink.add_rows(
         1, 0, torch.tensor([3, 5]), none, {scope: maps[1, 0][..., [3, 5], :0] for scope, maps in attr.maps.items()}
     )
     found = sink.finish()
@@ -193,7 +193,7 @@ def test_no_keys_at_all(asked):
 def test_a_scope_that_a_layer_lacks_stays_empty(asked):
     attr = some(("atb", "atb_ff"))
     sink = opened(asked, attr)
-    sink.add(0, 0, torch.tensor([1]), torch.arange(7), {"atb": attr.maps["atb"][0, 0, 1:2]})
+    sink.add_rows(0, 0, torch.tensor([1]), torch.arange(7), {"atb": attr.maps["atb"][0, 0, 1:2]})
     found = sink.finish()
     values = found.maps or {scope: top.values for scope, top in found.largest.items()}
     assert values["atb"].any()
@@ -341,16 +341,16 @@ def test_an_unfinished_file_is_none(tmp_path):
     sink.finish()
     with pytest.raises(FileFormatError, match="cut off or damaged"):
         load(temporary)
-    sink.discard()
+    sink.discard_file()
     assert list(tmp_path.iterdir()) == [path]
-    sink.discard()
+    sink.discard_file()
 
 
 def test_discarding_a_finished_file_leaves_it(tmp_path):
     attr = some(("atb",))
     sink = feed(_open(tmp_path / "a.safetensors", attr), attr)
     result_of(sink, attr, sink.finish())
-    sink.discard()
+    sink.discard_file()
     assert load(tmp_path / "a.safetensors").scopes == ("atb",)
 
 
@@ -425,7 +425,7 @@ def test_more_scopes_than_the_header_has_room_for(tmp_path):
     sink = feed(_open(tmp_path / "a.safetensors", attr), attr)
     sink.finish()
     with pytest.raises(ValueError, match=r"1002 tensors do not fit the header of .*: ask for fewer scopes"):
-        sink.seal({f"bias.{n}": torch.zeros(1) for n in range(1000)}, {})
+        sink.seal_file({f"bias.{n}": torch.zeros(1) for n in range(1000)}, {})
     assert list(tmp_path.iterdir()) == []
 
 

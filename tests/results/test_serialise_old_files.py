@@ -88,5 +88,5 @@ def test_an_old_mapped_file_is_written_as_it_was(tmp_path):
     sink = Dense(path=again).open(shapes, torch.float16, torch.device("cpu"), old.layers, old.queries)
     for scope, maps in sink.finish().maps.items():
         maps.copy_(old.maps[scope])
-    sink.seal(*to_parts(old))
+    sink.seal_file(*to_parts(old))
     assert read_parts(again) == read_parts(path)

@@ -240,7 +240,7 @@ def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         kept(Reduce(lambda rows: None), some(("atb",))).to_html(tmp_path / "none.html")
     with pytest.raises(KeyError, match="no scope 'atb_ln' here"):
         attr.to_html(tmp_path / "none.html", scopes="atb_ln")
-    monkeypatch.setattr("ffattr.results.pages.page", lambda *_: iter(["half", 1]))
+    monkeypatch.setattr("ffattr.results.pages.render_page", lambda *_: iter(["half", 1]))
     with pytest.raises(TypeError):
         attr.to_html(path)
     assert path.read_text() == text

@@ -23,7 +23,9 @@ class DenseMaps(Kept):
     """Whole maps ``[L, B, N, T]``."""
 
     @classmethod
-    def restore(cls, scopes: Sequence[str], tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> DenseMaps:
+    def from_tensors(
+        cls, scopes: Sequence[str], tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+    ) -> DenseMaps:
         return cls({scope: tensors[f"maps.{scope}"] for scope in scopes})
 
 
@@ -73,7 +75,7 @@ class DenseSink(Sink):
     def __init__(self, maps: dict[str, Tensor]) -> None:
         self.kept = DenseMaps(maps)
 
-    def add(self, place: int, batch: int, rows: Tensor, keys: Tensor, tiles: Mapping[str, Tensor]) -> None:
+    def add_rows(self, place: int, batch: int, rows: Tensor, keys: Tensor, tiles: Mapping[str, Tensor]) -> None:
         for scope, tile in tiles.items():
             maps = self.kept.maps[scope]
             if tile.numel() and torch.finfo(maps.dtype).max < torch.finfo(tile.dtype).max:
@@ -101,10 +103,10 @@ class FileSink(DenseSink):
         self.file = Reserved(self.path, dtype, named, spare + 2**20)
         super().__init__({scope: self.file.tensors[f"maps.{scope}"] for scope in shapes})
 
-    def seal(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+    def seal_file(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         self.file.seal(tensors, content)
         found, _ = read(self.path)  # mapped anew, so that changing the result does not change the file
         self.kept.maps = {scope: found[f"maps.{scope}"] for scope in self.kept.maps}
 
-    def discard(self) -> None:
+    def discard_file(self) -> None:
         self.file.discard()

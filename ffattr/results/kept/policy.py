@@ -2,11 +2,11 @@
 
     sink = keep.parse_keep(asked).open(shapes, dtype, device, layers, queries)
     try:
-        sink.add(place, batch, rows, keys, tiles)  # for each block of query tokens, in any cuts and order
+        sink.add_rows(place, batch, rows, keys, tiles)  # for each block of query tokens, in any cuts and order
         result = Attribution(kept=sink.finish(), ...)
-        sink.seal(*serialise.to_parts(result))  # names the file of Dense(path=...)
+        sink.seal_file(*serialise.to_parts(result))  # names the file of Dense(path=...)
     except BaseException:
-        sink.discard()
+        sink.discard_file()
         raise
 
 Shapes: ``L`` computed layers, ``B`` sequences, ``N`` selected query tokens, ``T`` tokens, ``n`` and ``t`` of them in a
@@ -48,17 +48,19 @@ class Kept:
         """Whether anything of the rows of ``scope`` can be shown and saved."""
         return scope in self.maps
 
-    def tensors(self, scopes: Collection[str]) -> dict[str, Tensor]:
+    def list_tensors(self, scopes: Collection[str]) -> dict[str, Tensor]:
         """Returns what a file holds of ``scopes``, by its name there."""
         return {f"maps.{scope}": self.maps[scope] for scope in scopes if scope in self.maps}
 
-    def description(self) -> dict[str, Any]:
+    def file_description(self) -> dict[str, Any]:
         """Returns what a file says of it besides tensors, as JSON takes it."""
         return {"block": self.block}
 
     @classmethod
-    def restore(cls, scopes: Sequence[str], tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Kept | None:
-        """Undoes `tensors` and `description`; None where the file is of another policy.
+    def from_tensors(
+        cls, scopes: Sequence[str], tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+    ) -> Kept | None:
+        """Undoes `list_tensors` and `file_description`; None where the file is of another policy.
 
         Raises KeyError where it lacks a tensor.
         """
@@ -118,7 +120,7 @@ class Kept:
 class Sink:
     """Takes the rows of one stack of layers."""
 
-    def add(self, place: int, batch: int, rows: Tensor, keys: Tensor, tiles: Mapping[str, Tensor]) -> None:
+    def add_rows(self, place: int, batch: int, rows: Tensor, keys: Tensor, tiles: Mapping[str, Tensor]) -> None:
         """Takes whole rows ``rows`` ``[n]`` of the maps at ``place`` on the layer axis, ``batch`` on that of sequences.
 
         ``tiles[scope]`` ``[..., n, t]`` has the columns ``keys`` ``[t]``: all real keys, ascending. Every row of a
@@ -130,14 +132,14 @@ class Sink:
         """Returns what is kept, after the last row."""
         raise NotImplementedError
 
-    def seal(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+    def seal_file(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         """Makes the file of what `finish` gave and of what else there is, where the policy has one.
 
         ``tensors`` and ``content`` are those of `ffattr.results.serialise.to_parts`.
         """
 
-    def discard(self) -> None:
-        """Leaves nothing on the disk; instead of `finish` or `seal`, when something failed."""
+    def discard_file(self) -> None:
+        """Leaves nothing on the disk; instead of `finish` or `seal_file`, when something failed."""
 
 
 class Policy:

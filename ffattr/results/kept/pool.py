@@ -19,7 +19,7 @@ class PooledMaps(Kept):
     """Maps of blocks of ``block`` by ``block`` tokens."""
 
     @classmethod
-    def restore(
+    def from_tensors(
         cls, scopes: Sequence[str], tensors: Mapping[str, Tensor], content: Mapping[str, Any]
     ) -> PooledMaps | None:
         if content.get("block") is None:
@@ -38,7 +38,7 @@ class Pool(Policy):
     """Maps of blocks of ``block`` query tokens by ``block`` key tokens, ``[L, B, ceil(N / block), ceil(T / block)]``.
 
     An entry is the mean over the pairs of real tokens in its block, those that are masked as 0; 0 where there are none.
-    Queries are counted as they were asked for. Maps told apart by expert have no mean and are a `ValueError`.
+    Queries are counted as they were asked for. Per-expert maps have no mean and are a `ValueError`.
 
     >>> text = "The cat sat on the mat."  # nine tokens, with [CLS] and [SEP]
     >>> whole = ffattr.attribute(model, text, tokenizer=tokenizer)["layer"]
@@ -84,7 +84,7 @@ class PoolSink(Sink):
             torch.zeros((*any_shape[:2], n), dtype=_sum_dtype(device), device=device) for n in any_shape[-2:]
         )
 
-    def add(self, place: int, batch: int, rows: Tensor, keys: Tensor, tiles: Mapping[str, Tensor]) -> None:
+    def add_rows(self, place: int, batch: int, rows: Tensor, keys: Tensor, tiles: Mapping[str, Tensor]) -> None:
         if len(rows) == 0:
             return
         device = self.rows.device

@@ -88,7 +88,7 @@ class ReduceSink(Sink):
         self.fn, self.layers = fn, tuple(layers)
         self.queries = torch.tensor(list(queries), dtype=torch.int64)
 
-    def add(self, place: int, batch: int, rows: Tensor, keys: Tensor, tiles: Mapping[str, Tensor]) -> None:
+    def add_rows(self, place: int, batch: int, rows: Tensor, keys: Tensor, tiles: Mapping[str, Tensor]) -> None:
         if len(rows) == 0:
             return
         queries = self.queries.to(rows.device)[rows]

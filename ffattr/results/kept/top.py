@@ -39,7 +39,7 @@ class Top:
     total: Tensor
 
     def dense(self, keys: int) -> Tensor:
-        """The maps ``[L, B, N, keys]`` of the kept entries, zero elsewhere. ``keys`` is the number of tokens.
+        """Fills the kept entries into maps ``[L, B, N, keys]``, zero elsewhere. ``keys`` is the number of tokens.
 
         >>> attr = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, keep=ffattr.TopK(2))
         >>> maps = attr.largest["atb_ff_res_ln"].dense(keys=6)
@@ -65,12 +65,12 @@ class TopEntries(Kept):
     def has_rows(self, scope: str) -> bool:
         return scope in self.largest
 
-    def tensors(self, scopes: Collection[str]) -> dict[str, Tensor]:
+    def list_tensors(self, scopes: Collection[str]) -> dict[str, Tensor]:
         cut = [scope for scope in scopes if scope in self.largest]
         return {f"top.{scope}.{part}": getattr(self.largest[scope], part) for scope in cut for part in _PARTS}
 
     @classmethod
-    def restore(
+    def from_tensors(
         cls, scopes: Sequence[str], tensors: Mapping[str, Tensor], content: Mapping[str, Any]
     ) -> TopEntries | None:
         if not any(f"top.{scope}.{_PARTS[0]}" in tensors for scope in scopes):
@@ -137,7 +137,7 @@ class TopSink(Sink):
     def __init__(self, k: int, largest: dict[str, Top]) -> None:
         self.k, self.kept = k, TopEntries(largest=largest)
 
-    def add(self, place: int, batch: int, rows: Tensor, keys: Tensor, tiles: Mapping[str, Tensor]) -> None:
+    def add_rows(self, place: int, batch: int, rows: Tensor, keys: Tensor, tiles: Mapping[str, Tensor]) -> None:
         for scope, tile in tiles.items():
             top, k = self.kept.largest[scope], min(self.k, tile.shape[-1])
             where = _find_largest(tile, k, scope)
@@ -163,8 +163,9 @@ def _empty_top(shape: tuple[int, ...], k: int, dtype: torch.dtype, device: torch
 
 
 def _find_largest(tile: Tensor, k: int, scope: str) -> Tensor:
-    """Returns the places ``[..., n, k]`` of every row's largest entries, falling; of equal ones the lower places, in
-    order. Zeros are in no order.
+    """Returns the places ``[..., n, k]`` of every row's largest entries, falling; of equal ones the lower, in order.
+
+    Zeros are in no order.
     """
     if tile.numel() == 0 or k == 0:
         return torch.zeros((*tile.shape[:-1], k), dtype=torch.int64, device=tile.device)
@@ -181,8 +182,7 @@ def _find_largest(tile: Tensor, k: int, scope: str) -> Tensor:
 
 
 def _find_lowest(rows: Tensor, least: Tensor, k: int) -> Tensor:
-    """Returns the places ``[n, k]`` in ``rows`` ``[n, t]`` of what is above ``least`` ``[n, 1]`` and the first equal
-    to it."""
+    """Returns the places ``[n, k]`` in ``rows`` ``[n, t]`` of what is above ``least`` ``[n, 1]`` and first equal."""
     above, equal = rows > least, rows == least
     missing = k - above.sum(-1, keepdim=True)
     taken = above | (equal & (equal.cumsum(-1, dtype=torch.int32) <= missing))
