@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
+from safetensors.torch import load_file, save_file
 from synthetic import attribution
 from torch import Tensor
 
@@ -14,6 +17,8 @@ from ffattr.results.kept.policy import Kept, Sink
 from ffattr.results.serialise import to_parts
 
 SCOPES = ("attn_heads", "atb", "atb_ff")
+CUTS = [{"cut": 1}, {"cut": 4}, {"cut": 9, "backwards": True}, {"cut": 2, "backwards": True}]
+"""Ways to cut rows into blocks, for `kept`."""
 
 
 def some(scopes=SCOPES, tokens=7, real=((0, 1, 3, 4, 5, 6), (2, 3, 4)), dtype=torch.float64, **options: Any):
@@ -65,3 +70,10 @@ def row(tile: Tensor, keys: Tensor, k: int) -> tuple[list[float], list[int]]:
     pairs = sorted((-value, key) for value, key in zip(tile.tolist(), keys.tolist(), strict=True) if value > 0)[:k]
     missing = k - len(pairs)
     return [-value for value, _ in pairs] + [0.0] * missing, [key for _, key in pairs] + [-1] * missing
+
+
+def rewrite_metadata(path: Path, **changes: str) -> None:
+    """Changes the metadata of a safetensors file."""
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata={**metadata, **changes})
