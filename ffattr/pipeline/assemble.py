@@ -22,8 +22,9 @@ from ..engine.plan import Plan
 from ..engine.run import LayerResult, run_layer
 from ..errors import ArchitectureMismatch
 from ..results import Attribution
-from ..results.keep import Keep, Store
-from ..results.serialise import parts
+from ..results.keep import Keep
+from ..results.kept.policy import Sink
+from ..results.serialise import to_parts
 from .request import Request
 from .stack import Stack
 
@@ -51,7 +52,7 @@ class ResultBuilder:
         self.experts = torch.full((*rows, active), -1, device=stack.mask.device) if mixture else None
         self.shares = self._zeros((*rows, active)) if mixture else None
         self.scopes: dict[Source, tuple[Scope, ...]] = {}
-        self.stores: dict[Source, Store] = {}
+        self.sinks: dict[Source, Sink] = {}
         sources: tuple[Source, ...] = ("own", "cross")
         for source in sources:
             scopes = tuple(scope for scope in stack.scopes if scope.source == source)
@@ -59,7 +60,7 @@ class ResultBuilder:
                 shapes = {scope.name: stack.map_shape(scope) for scope in scopes}
                 numbers = [stack.first + layer for layer in stack.layers]
                 self.scopes[source] = scopes
-                self.stores[source] = keep.open(shapes, request.dtype, stack.mask.device, numbers, stack.queries)
+                self.sinks[source] = keep.open(shapes, request.dtype, stack.mask.device, numbers, stack.queries)
 
     def add_layer(self, captured: LayerRecord, batch: Sequence[int]) -> None:
         """Compute and keep the maps of a layer that has just run on the sequences ``batch``."""
@@ -91,14 +92,10 @@ class ResultBuilder:
         """The results by the name of the stack, and "cross" for the maps whose keys are the encoder's tokens."""
         stack = self.stack
         found = {}
-        for source, store in self.stores.items():
+        for source, sink in self.sinks.items():
             cross, scopes = source == "cross", self.scopes[source]
-            kept = store.finish()
             result = Attribution(
-                maps=kept.maps,
-                largest=kept.largest,
-                reduced=kept.reduced,
-                block=kept.block,
+                kept=sink.finish(),
                 bias={scope.name: self.bias[scope] for scope in scopes},
                 sketch_error={s.name: self.sketch_error[s] for s in scopes if s in self.sketch_error},
                 tokens=stack.tokens,
@@ -118,24 +115,24 @@ class ResultBuilder:
                 result = replace(
                     result, key_tokens=stack.groups.texts, key_mask=stack.groups.mask, groups=stack.groups.index
                 )
-            result.maps = store.seal(*parts(result))
+            sink.seal_file(*to_parts(result))
             found["cross" if cross else stack.name] = result
         return found
 
     def discard(self) -> None:
         """Leave nothing behind of a run that ended early."""
-        for store in self.stores.values():
-            store.discard()
+        for sink in self.sinks.values():
+            sink.discard_file()
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape, dtype=self.request.dtype, device=self.stack.mask.device)
 
     def _keep_rows(self, one: CapturedSequence, place: int, queries: Tensor, found: Mapping[Scope, Tensor]) -> None:
-        for source, store in self.stores.items():
+        for source, sink in self.sinks.items():
             keys = one.encoder_positions if source == "cross" else one.columns
             tiles = {scope.name: found[scope] for scope in self.scopes[source] if scope in found}
             if tiles:
-                store.add(place, one.batch, one.result_rows[queries.to(one.result_rows.device)], keys, tiles)
+                sink.add_rows(place, one.batch, one.result_rows[queries.to(one.result_rows.device)], keys, tiles)
 
     def _finish_sequence(
         self, captured: LayerRecord, one: CapturedSequence, result: LayerResult, queries: slice

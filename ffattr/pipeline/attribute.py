@@ -13,8 +13,7 @@ from .._version import __version__
 from ..decomposition.attention import LayerRecord
 from ..decomposition.sketch import Sketch
 from ..results import Attribution, StackedAttribution
-from ..results.keep import Dense, Keep
-from ..results.keep import of as keeping
+from ..results.keep import Keep, parse_keep
 from ..selection import Indices
 from .assemble import ResultBuilder
 from .options import IG, Options
@@ -95,9 +94,9 @@ def attribute(
         scopes, layers, queries, keys, groups, ig, baseline, value_bias, dtype, backend, method, memory_budget
     )
     request = Request.from_options(model, inputs, tokenizer, options)
-    kept = keeping(keep)
-    if isinstance(kept, Dense) and kept.path is not None and request.adapted.stacks:
-        raise ValueError("keep=Dense(path=...) holds one stack of layers, not an encoder and a decoder; use save()")
+    policy = parse_keep(keep)
+    if request.adapted.stacks:
+        policy.check_stacks()
     arguments = {
         "model": request.adapted.family,
         "ig": str(ig),
@@ -123,7 +122,7 @@ def attribute(
             progress(reached, len(batches) * len(request.recorded))
 
     try:
-        builders.extend(ResultBuilder(request, stack, kept, dict(arguments), check) for stack in request.stacks)
+        builders.extend(ResultBuilder(request, stack, policy, dict(arguments), check) for stack in request.stacks)
         for batch, of_batch in batches:
             request.run_model(of_batch, functools.partial(on_layer, batch=batch), check)
         found = {name: result for builder in builders for name, result in builder.results().items()}

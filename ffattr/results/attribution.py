@@ -1,4 +1,4 @@
-"""`Attribution`: what `ffattr.attribute` returns, how it is saved, and the views of it.
+"""`Attribution`: what `ffattr.attribute` returns, how it is saved, and its views.
 
 Shapes: ``L`` computed layers, ``B`` sequences, ``N`` selected query tokens, ``T`` tokens, ``H`` heads.
 """
@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from . import serialise, tables
-from .contents import Contents, apart
+from .contents import Contents
 from .files import write, write_text
+from .scope_names import extra_axis
 
 if TYPE_CHECKING:
     import pandas
@@ -43,12 +44,13 @@ class Attribution(Contents):
     are then those of the encoder. Where ``keys`` or ``groups`` were asked for, they are those of the columns, and
     ``groups`` ``[B, T]`` is the column of each token (-1: none).
 
-    Of a mixture of ``k`` experts for each token, ``experts`` ``[L, B, N, k]`` says which ones (-1: none) and ``shares``
-    what their outputs were multiplied by; maps that are told apart by expert, ``[L, B, k, N, T]``, are in this order.
+    In a mixture of ``k`` experts for each token, ``experts`` ``[L, B, N, k]`` says which ones (-1: none) and ``shares``
+    what their outputs were multiplied by; per-expert maps, ``[L, B, k, N, T]``, are in this order.
 
     What `attribute` was told to keep of the maps (``keep=``) decides what there is: with `ffattr.TopK` ``maps`` is
     empty and ``largest[scope]`` holds the largest entries of every row; with `ffattr.Pool` ``maps`` are those of blocks
     of ``block`` tokens; with `ffattr.Reduce` there are no maps, and ``reduced`` lists what the function returned.
+    These four are read from ``kept``, which a policy leaves, and is what knows how to read, name and save them.
     ``sketch_error[scope]`` ``[L, B]`` is there with ``method=ffattr.Sketch(...)``: the median relative error of the
     map's entries as pairs computed exactly tell it; 0 where the sketch would have saved nothing and was left out.
 
@@ -66,15 +68,8 @@ class Attribution(Contents):
         sequences, tokens = self.mask.shape
         return (
             f"Attribution({len(self.layers)} layers, {sequences} x {tokens} tokens, {len(self.queries)} queries, "
-            f"scopes: {', '.join(self.scopes)}{self._kept()})"
+            f"scopes: {', '.join(self.scopes)}{self.kept.describe()})"
         )
-
-    def _kept(self) -> str:
-        if self.block is not None:
-            return f"; in blocks of {self.block} tokens"
-        if self.largest:
-            return f"; the {next(iter(self.largest.values())).values.shape[-1]} largest entries of each row"
-        return "" if self.maps else f"; no maps kept, {len(self.reduced)} values reduced"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file that `ffattr.load` reads: whole or not at all, never over half of an old one.
@@ -85,14 +80,14 @@ class Attribution(Contents):
         >>> torch.equal(ffattr.load("maps.safetensors")["atb"], attr["atb"])
         True
         """
-        serialise.check_kept(self)
-        write(path, *serialise.parts(self))
+        serialise.check_saved(self)
+        write(path, *serialise.to_parts(self))
 
     def to_pandas(self, scopes: str | Sequence[str] | None = None) -> pandas.DataFrame:
-        """One row per scope, layer, sequence, query token and key token (real tokens only): its norm.
+        """Lists one row per scope, layer, sequence, query token and key token (real tokens only): its norm.
 
         Columns ``scope``, ``layer``, ``batch``, ``query``, ``key`` (positions), ``query_token``, ``key_token``,
-        ``norm``, and where a scope is told apart by head or by expert, ``head`` or ``expert`` (missing elsewhere).
+        ``norm``, and where a scope is per-head or per-expert, ``head`` or ``expert`` (missing elsewhere).
         With keep=TopK only the kept pairs; with keep=Pool one row per pair of blocks, ``norm`` its mean, with the
         position of the first token of a block and the text of its first and last.
 
@@ -102,10 +97,10 @@ class Attribution(Contents):
         >>> len(frame)  # 3 layers, 9 and 7 tokens
         390
         """
-        return tables.frame(self, self._named(scopes))
+        return tables.make_frame(self, self._resolve_scopes(scopes))
 
     def to_xarray(self, scopes: str | Sequence[str] | None = None) -> xarray.Dataset:
-        """The maps as an `xarray.Dataset` with named dimensions: ``layer``, ``batch``, (``head``,) ``query``, ``key``.
+        """Makes an `xarray.Dataset` with named dimensions: ``layer``, ``batch``, (``head``,) ``query``, ``key``.
 
         One variable per scope, and ``<scope>_bias`` without keys. Coordinates are the model's numbers of layers, the
         positions of tokens, their texts ``query_token`` and ``key_token``, and ``query_real`` and ``key_real``, False
@@ -118,24 +113,24 @@ class Attribution(Contents):
         >>> data.query_token.values[0, :3].tolist()
         ['[CLS]', 'the', 'cat']
         """
-        return tables.dataset(self, self._named(scopes))
+        return tables.make_dataset(self, self._resolve_scopes(scopes))
 
     def top(self, k: int = 10, scope: str = "layer", *, own: bool = False) -> pandas.DataFrame:
-        """The ``k`` strongest pairs of every layer and sequence, strongest first.
+        """Lists the ``k`` strongest pairs of every layer and sequence, strongest first.
 
         Columns ``layer``, ``batch``, ``rank`` from 1, ``query``, ``key``, ``query_token``, ``key_token``, ``norm`` and
-        ``share``, the norm's part of the sum of its row; of scopes told apart, ``head`` or ``expert``. What a token
-        keeps of itself, mostly the strongest by far, counts only with ``own``.
+        ``share``, the norm's part of the sum of its row; of per-head or per-expert scopes, ``head`` or ``expert``. What
+        a token keeps of itself, mostly the strongest by far, counts only with ``own``.
 
         >>> attr.top(2)[["layer", "batch", "rank"]].head(4).values.tolist()
         [[0, 0, 1], [0, 0, 2], [1, 0, 1], [1, 0, 2]]
         """
-        return tables.strongest(self, k, self.scope(scope), own)
+        return tables.rank_pairs(self, k, self.scope(scope), own)
 
     def compare(
         self, other: Attribution, scopes: str | Sequence[str | tuple[str, str]] | None = None
     ) -> pandas.DataFrame:
-        """How alike the maps of two attributions of the same tokens are: one row per scope, layer and sequence.
+        """Says how alike the maps of two attributions of the same tokens are: a row per scope, layer and sequence.
 
         ``scopes`` are names, or pairs of a scope of this one and a scope of the other; None: all that both have.
         Layers of the same number belong together; where there are none, as many layers in their order.
@@ -155,9 +150,9 @@ class Attribution(Contents):
 
         if not isinstance(other, Attribution):
             raise TypeError(f"compare takes an Attribution, got a {type(other).__name__}")
-        return comparison.compare(self, other, self._paired(other, scopes))
+        return comparison.compare_maps(self, other, self._pair_scopes(other, scopes))
 
-    def _paired(
+    def _pair_scopes(
         self, other: Attribution, scopes: str | Sequence[str | tuple[str, str]] | None
     ) -> list[tuple[str, str]]:
         if scopes is None:
@@ -169,21 +164,21 @@ class Attribution(Contents):
     def to_words(
         self, *, keys: str = "sum", queries: str = "mean", words: Sequence[Sequence[int | None]] | None = None
     ) -> Attribution:
-        """Maps between words, of maps between their tokens.
+        """Merges maps between tokens to maps between words.
 
         The norms of a word's tokens are added up over its columns (``keys="sum"``; or ``"max"``) and averaged over its
         rows (``queries="mean"``; or ``"max"``, ``"first"``, ``"last"``). The sum is an upper bound of the norm of the
         word's summed vectors; `attribute` with ``groups="words"`` computes that norm itself, and this then merges the
         rows alone. Words are read off the marks of tokens (``##``, ``Ġ``, ``▁``); for tokens without marks give
-        ``words``, for every sequence a number for each token, None at special ones. Scopes told apart by expert are
+        ``words``, for every sequence a number for each token, None at special ones. Per-expert scopes are
         left out. Raises ValueError where whole maps of all queries were not kept.
 
         >>> attr.to_words().tokens[1]
         ['[CLS]', 'dogs', 'barking', '.', '[SEP]', '', '', '', '']
         """
-        from .merge_words import by_words
+        from .merge_words import merge_words
 
-        return replace(self, **by_words(self, keys, queries, words))
+        return replace(self, **merge_words(self, keys, queries, words))
 
     def to_html(
         self,
@@ -207,26 +202,26 @@ class Attribution(Contents):
         """
         from . import pages
 
-        write_text(path, pages.page(self, self._panels(self._named(scopes)), title, limit))
+        write_text(path, pages.render_page(self, self._make_panels(self._resolve_scopes(scopes)), title, limit))
 
-    def _panels(self, scopes: Sequence[str]) -> list[Panel]:
+    def _make_panels(self, scopes: Sequence[str]) -> list[Panel]:
         from . import pages
 
-        return pages.panels(self, scopes)
+        return pages.make_panels(self, scopes)
 
     def _repr_html_(self) -> str:
         from . import pages
 
-        return pages.summary(self, repr(self))
+        return pages.render_summary(self, repr(self))
 
-    def _named(self, scopes: str | Sequence[str] | None) -> tuple[str, ...]:
+    def _resolve_scopes(self, scopes: str | Sequence[str] | None) -> tuple[str, ...]:
         names = self.scopes if scopes is None else (scopes,) if isinstance(scopes, str) else scopes
         return tuple(self.scope(name) for name in names)
 
     def of_expert(self, number: int, scope: str | None = None) -> Tensor:
-        """What one expert carried, ``[L, B, N, T]``: zero for tokens that do not go to it.
+        """Returns what one expert carried, ``[L, B, N, T]``: zero for tokens that do not go to it.
 
-        ``scope`` names one that is told apart by expert (None: the only one). Raises ValueError where there is none.
+        ``scope`` names one that is per-expert (None: the only one). Raises ValueError where there is none.
 
         >>> import transformers
         >>> small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -237,7 +232,7 @@ class Attribution(Contents):
         >>> torch.allclose(sum(parts), attr["atb_ln_ff_experts"].sum(2))
         True
         """
-        by_expert = [name for name in self.scopes if apart(name) == "expert"]
+        by_expert = [name for name in self.scopes if extra_axis(name) == "expert"]
         name = scope if scope is not None else by_expert[0] if by_expert else None
         if self.experts is None or name not in by_expert:
             raise ValueError(
@@ -246,7 +241,7 @@ class Attribution(Contents):
                 'Ask attribute for scopes=["..._ff_experts"].'
             )
         chosen = (self.experts == number).movedim(-1, 2)[..., None]  # [L, B, k, N, 1]
-        return (self._map(name) * chosen).sum(2)
+        return (self.kept.whole_map(name) * chosen).sum(2)
 
     def plot(
         self,
@@ -258,7 +253,7 @@ class Attribution(Contents):
         expert: int | None = None,
         **options: Any,
     ) -> Figure:
-        """A matplotlib figure of one map, real tokens only; with keep=TopK of the kept entries, with Pool of blocks.
+        """Draws one map with matplotlib, real tokens only; with keep=TopK the kept entries, with Pool blocks.
 
         ``layer`` is the model's number of the layer, or negative: counted from the last computed one. ``head`` picks a
         head of ``attn_heads``, ``expert`` one of a mixture. ``options`` go to `ffattr.plot.map_figure`.
@@ -269,21 +264,21 @@ class Attribution(Contents):
         """
         from . import figures
 
-        return figures.one_map(self, self.scope(scope), layer, batch, head, expert, options)
+        return figures.draw_map(self, self.scope(scope), layer, batch, head, expert, options)
 
     def plot_scopes(self, layer: int = -1, batch: int = 0, **options: Any) -> Figure:
-        """The maps of all scopes of one layer side by side, from attention to the layer's output, with what lies
-        between them: Figure 1 of Kobayashi et al. 2024. ``options`` go to `ffattr.plot.scope_strip`.
+        """Draws the maps of all scopes of one layer side by side, from attention to the layer's output, with what
+        lies between them: Figure 1 of Kobayashi et al. 2024. ``options`` go to `ffattr.plot.scope_strip`.
 
         >>> len(attr.plot_scopes(layer=1).axes) > len(attr.scopes) - 1
         True
         """
         from . import figures
 
-        return figures.scopes(self, layer, batch, options)
+        return figures.draw_scopes(self, layer, batch, options)
 
     def plot_amplification(self, batch: int = 0, **options: Any) -> Figure:
-        """What the feed-forward network of every layer adds to each row's shares, and what it takes from them.
+        """Draws what the feed-forward network of every layer adds to each row's shares, and what it takes.
 
         See `ffattr.analysis.ff_amp_maps`; ``options`` go to `ffattr.plot.amp_strip`.
 
@@ -292,7 +287,7 @@ class Attribution(Contents):
         """
         from . import figures
 
-        return figures.amplification(self, batch, options)
+        return figures.draw_amplification(self, batch, options)
 
     def plot_arcs(
         self,
@@ -304,7 +299,7 @@ class Attribution(Contents):
         batch: int = 0,
         **options: Any,
     ) -> Figure:
-        """What one token reads, as arcs over the text; those of the scope ``other`` below it.
+        """Draws what one token reads, as arcs over the text; those of the scope ``other`` below it.
 
         ``query`` is its position (negative: from the end). ``options`` go to `ffattr.plot.arcs`. Raises IndexError for
         padding and for queries that were not computed.
@@ -314,4 +309,4 @@ class Attribution(Contents):
         from . import figures
 
         below = None if other is None else self.scope(other)
-        return figures.arcs(self, query, self.scope(scope), below, layer, batch, options)
+        return figures.draw_arcs(self, query, self.scope(scope), below, layer, batch, options)

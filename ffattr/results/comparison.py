@@ -10,32 +10,33 @@ from torch import Tensor
 
 from ..analysis.ranks import spearman
 from ..analysis.rows import key_mask
-from .contents import Contents, apart, key_tokens, own, real, ticks
+from .contents import Contents, drop_padding, key_tokens, label_axes, mark_own_tokens
+from .scope_names import extra_axis
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["compare"]
+__all__ = ["compare_maps"]
 
 _STRONGEST = 10
 _COLUMNS = ["scope", "other_scope", "layer", "other_layer", "batch", "rho", "difference", "largest", "overlap"]
 
 
-def compare(first: Contents, second: Contents, scopes: Sequence[tuple[str, str]]) -> pandas.DataFrame:
-    """See `Attribution.compare`; ``scopes`` are pairs of names, of the first and of the second."""
+def compare_maps(first: Contents, second: Contents, scopes: Sequence[tuple[str, str]]) -> pandas.DataFrame:
+    """Does `Attribution.compare`; ``scopes`` are pairs of names, of the first and of the second."""
     import pandas as pd
 
     _check_same_tokens(first, second)
     causal = bool(first.arguments.get("causal")) and bool(second.arguments.get("causal"))
     found = []
     for scope, other in scopes:
-        if apart(scope) != apart(other):
+        if extra_axis(scope) != extra_axis(other):
             raise ValueError(f"maps of {scope} and of {other} have different axes: one is told apart by head or expert")
-        for place, other_place in _layers(first, second):
+        for place, other_place in _match_layers(first, second):
             for batch in range(len(first.mask)):
-                rows, keys = ticks(first, batch)
+                rows, keys = label_axes(first, batch)
                 a, b = (
-                    real(of[name][at, batch].cpu(), rows, keys).double()
+                    drop_padding(of[name][at, batch].cpu(), rows, keys).double()
                     for of, name, at in ((first, scope, place), (second, other, other_place))
                 )
                 if a.shape != b.shape:
@@ -43,15 +44,16 @@ def compare(first: Contents, second: Contents, scopes: Sequence[tuple[str, str]]
                 seen = torch.ones(a.shape[-2:], dtype=torch.bool)
                 if causal:
                     seen = keys.positions <= rows.positions[:, None]
-                of_itself = own(first, batch, rows, keys)
-                numbers = _numbers(a, b, seen.expand(a.shape), (seen & ~of_itself).expand(a.shape))
+                of_itself = mark_own_tokens(first, batch, rows, keys)
+                numbers = _compare_pairs(a, b, seen.expand(a.shape), (seen & ~of_itself).expand(a.shape))
                 found.append((scope, other, first.layers[place], second.layers[other_place], batch, *numbers))
     return pd.DataFrame(found, columns=_COLUMNS)
 
 
-def _numbers(a: Tensor, b: Tensor, seen: Tensor, between: Tensor) -> tuple[float, float, float, float]:
-    """Rank correlation, relative difference, largest difference of pairs that are ``seen``, and what the strongest of
-    the pairs ``between`` different tokens have in common."""
+def _compare_pairs(a: Tensor, b: Tensor, seen: Tensor, between: Tensor) -> tuple[float, float, float, float]:
+    """Returns rank correlation, relative and largest difference of pairs that are ``seen``, and what the strongest of
+    the pairs ``between`` different tokens have in common. All are ``[..., n, m]``.
+    """
     one, other = a[seen], b[seen]
     if not len(one):
         return (float("nan"),) * 4
@@ -66,8 +68,8 @@ def _numbers(a: Tensor, b: Tensor, seen: Tensor, between: Tensor) -> tuple[float
     )
 
 
-def _layers(first: Contents, second: Contents) -> list[tuple[int, int]]:
-    """Places of the layers that belong together: of the same number, or, of two models, of the same place."""
+def _match_layers(first: Contents, second: Contents) -> list[tuple[int, int]]:
+    """Returns places of layers that belong together: of the same number or, in two models, at the same place."""
     if both := [layer for layer in first.layers if layer in second.layers]:
         return [(first.layers.index(layer), second.layers.index(layer)) for layer in both]
     if len(first.layers) == len(second.layers):
@@ -81,8 +83,8 @@ def _layers(first: Contents, second: Contents) -> list[tuple[int, int]]:
 def _check_same_tokens(first: Contents, second: Contents) -> None:
     if first.mask.shape != second.mask.shape or not torch.equal(first.mask.cpu(), second.mask.cpu()):
         raise ValueError(
-            f"the sequences differ: {_lengths(first.mask)} tokens here, {_lengths(second.mask)} there. Compare "
-            "attributions of the same texts with the same tokenizer"
+            f"the sequences differ: {_format_lengths(first.mask)} tokens here, {_format_lengths(second.mask)} there. "
+            "Compare attributions of the same texts with the same tokenizer"
         )
     for name, one, other in (
         ("queries", list(first.queries), list(second.queries)),
@@ -96,7 +98,7 @@ def _check_same_tokens(first: Contents, second: Contents) -> None:
         raise ValueError("the columns differ: their masks are not the same")
 
 
-def _lengths(mask: Tensor) -> str:
+def _format_lengths(mask: Tensor) -> str:
     return ", ".join(map(str, mask.sum(1).tolist()))
 
 

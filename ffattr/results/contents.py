@@ -7,7 +7,7 @@ tokens, or selected ones, or groups of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,18 +15,17 @@ from torch import Tensor
 
 from ..analysis.rows import key_mask
 from ..selection import scope_named, sequence
-from .keep import Top
+from .kept.policy import Kept
+from .kept.top import Top
 
-__all__ = ["OF_TOP", "Contents", "Ticks", "apart", "key_tokens", "one", "own", "real", "ticks"]
-
-OF_TOP = tuple(part.name for part in fields(Top))
+__all__ = ["Contents", "Ticks", "drop_padding", "key_tokens", "label_axes", "mark_own_tokens", "read_map"]
 
 
 @dataclass(eq=False, repr=False)
 class Contents:
     """The fields of an `Attribution`, which says what they are, and its maps by name."""
 
-    maps: dict[str, Tensor]
+    kept: Kept
     bias: dict[str, Tensor]
     tokens: list[list[str]]
     layers: tuple[int, ...]
@@ -41,50 +40,56 @@ class Contents:
     groups: Tensor | None = None
     experts: Tensor | None = None
     shares: Tensor | None = None
-    largest: dict[str, Top] = field(default_factory=dict)
-    reduced: list[Any] = field(default_factory=list)
-    block: int | None = None
     sketch_error: dict[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def maps(self) -> dict[str, Tensor]:
+        return self.kept.maps
+
+    @maps.setter
+    def maps(self, maps: dict[str, Tensor]) -> None:
+        self.kept = replace(self.kept, maps=maps)  # anew: another result may hold the same one
+
+    @property
+    def largest(self) -> dict[str, Top]:
+        return self.kept.largest
+
+    @property
+    def reduced(self) -> list[Any]:
+        return self.kept.reduced
+
+    @property
+    def block(self) -> int | None:
+        return self.kept.block
+
     def scope(self, name: str) -> str:
-        """The name of a computed scope: ``"layer"`` stands for the last one. Raises `KeyError` listing the others."""
+        """Returns the name of a computed scope: ``"layer"`` is the last one. Raises `KeyError` listing the others."""
         return scope_named(name, self.scopes)
 
     def __getitem__(self, scope: str) -> Tensor:
-        """``attr["atb_ff"]``, or ``attr["layer"]`` for the last scope.
+        """Returns the maps of a scope: ``attr["atb_ff"]``, or ``attr["layer"]`` for the last one.
 
         Raises KeyError for a scope that was not computed, ValueError for one whose maps were not kept.
         """
-        return self._map(self.scope(scope))
-
-    def _map(self, scope: str) -> Tensor:
-        if scope in self.maps:
-            return self.maps[scope]
-        if scope in self.largest:
-            raise ValueError(
-                f"of {scope} only the largest entries of each row were kept (keep=TopK): they are in "
-                f"attr.largest[{scope!r}], whose dense(tokens) fills them into a map. For all entries compute it with "
-                "keep='dense'"
-            )
-        raise ValueError(
-            f"no map of {scope} was kept (keep=Reduce): attr.reduced lists what the function returned. For maps "
-            "compute it with keep='dense'"
-        )
+        return self.kept.whole_map(self.scope(scope))
 
 
 @dataclass(frozen=True)
 class Ticks:
-    """The rows or the columns of a map that are not padding: their ``places`` ``[n]`` on its axis, the ``positions``
+    """The rows or the columns of a map that are not padding: their ``indices`` ``[n]`` on its axis, the ``positions``
     ``[n]`` of their tokens (of a block of tokens, of its first), and how they are called."""
 
-    places: Tensor
+    indices: Tensor
     positions: Tensor
     labels: list[str]
 
     @classmethod
-    def of(cls, positions: Tensor, real: Tensor, tokens: Sequence[str], block: int | None) -> Ticks:
-        """``positions`` ``[N]`` are those of an axis, ``real`` ``[N]`` False where they are padding, ``tokens`` the
-        texts of all positions (none: their numbers). ``block`` tokens side by side are one row or column."""
+    def from_positions(cls, positions: Tensor, real: Tensor, tokens: Sequence[str], block: int | None) -> Ticks:
+        """Names the rows or columns of an axis.
+
+        ``positions`` ``[N]`` are those of the axis, ``real`` ``[N]`` False where they are padding, ``tokens`` the texts
+        of all positions (none: their numbers). ``block`` tokens side by side are one row or column.
+        """
         places = real.nonzero().flatten()
         names = [tokens[position] if tokens else str(position) for position in positions[places].tolist()]
         if block is None:
@@ -96,36 +101,33 @@ class Ticks:
         return cls(blocks, positions[places][ends - counts], labels)
 
 
-def ticks(contents: Contents, batch: int) -> tuple[Ticks, Ticks]:
-    """Of the rows and columns of the maps of sequence ``batch`` that are not padding."""
+def label_axes(contents: Contents, batch: int) -> tuple[Ticks, Ticks]:
+    """Names the rows and the columns of the maps of sequence ``batch`` that are not padding."""
     real, keys = contents.mask[batch].cpu(), key_mask(contents)[batch].cpu()
     queries = torch.tensor(contents.queries, dtype=torch.int64)
     names = key_tokens(contents)
     return (
-        Ticks.of(queries, real[queries], contents.tokens[batch] if contents.tokens else [], contents.block),
-        Ticks.of(torch.arange(len(keys)), keys, names[batch] if names else [], contents.block),
+        Ticks.from_positions(queries, real[queries], contents.tokens[batch] if contents.tokens else [], contents.block),
+        Ticks.from_positions(torch.arange(len(keys)), keys, names[batch] if names else [], contents.block),
     )
 
 
 def key_tokens(contents: Contents) -> list[list[str]]:
+    """Returns the texts of the columns: those of the queries' own tokens where there are no others."""
     return contents.tokens if contents.key_tokens is None else contents.key_tokens
 
 
-def one(contents: Contents, scope: str, place: int, batch: int) -> Tensor:
-    """A map ``[..., N, C]`` of one layer and sequence; of the kept entries where these are all.
+def read_map(contents: Contents, scope: str, place: int, batch: int) -> Tensor:
+    """Returns the map ``[..., N, C]`` of one layer and sequence; of the kept entries where these are all.
 
     Raises IndexError for a sequence that is not there.
     """
-    batch = sequence(batch, len(contents.mask))
-    if scope not in contents.largest:
-        return contents[scope][place, batch]
-    top = contents.largest[scope]
-    cut = Top(*(getattr(top, part)[place : place + 1, batch : batch + 1] for part in OF_TOP))
-    return cut.dense(key_mask(contents).shape[1])[0, 0]
+    columns = key_mask(contents).shape[1]
+    return contents.kept.read_map(scope, place, sequence(batch, len(contents.mask)), columns)
 
 
-def own(contents: Contents, batch: int, rows: Ticks, keys: Ticks) -> Tensor:
-    """``[n, m]``: True where a column is a query's own token (of blocks of queries, its own block), or has it."""
+def mark_own_tokens(contents: Contents, batch: int, rows: Ticks, keys: Ticks) -> Tensor:
+    """Returns ``[n, m]``: True where a column is a query's own token (of a block, its own block), or has it."""
     columns = torch.tensor(contents.queries, dtype=torch.int64)
     if contents.groups is not None:
         columns = contents.groups[batch].cpu()[columns]
@@ -133,14 +135,9 @@ def own(contents: Contents, batch: int, rows: Ticks, keys: Ticks) -> Tensor:
         columns = torch.full_like(columns, -1)
     if contents.block is not None:
         columns = torch.div(columns[:: contents.block], contents.block, rounding_mode="floor")
-    return columns[rows.places, None] == keys.places
+    return columns[rows.indices, None] == keys.indices
 
 
-def real(values: Tensor, rows: Ticks, keys: Ticks) -> Tensor:
-    """Maps ``[..., N, C]`` without padding: ``[..., n, m]``."""
-    return values[..., rows.places, :][..., keys.places]
-
-
-def apart(scope: str) -> str | None:
-    """What a scope is told apart by, which its maps have as one more axis before the last two."""
-    return "head" if scope == "attn_heads" else "expert" if scope.endswith("_experts") else None
+def drop_padding(values: Tensor, rows: Ticks, keys: Ticks) -> Tensor:
+    """Returns maps ``[..., N, C]`` without padding: ``[..., n, m]``."""
+    return values[..., rows.indices, :][..., keys.indices]

@@ -12,15 +12,16 @@ from .. import plot
 from ..analysis import ff_amp_maps
 from ..analysis.rows import check_one_stack
 from ..selection import layer_place
-from .contents import Contents, apart, one, own, real, ticks
+from .contents import Contents, drop_padding, label_axes, mark_own_tokens, read_map
+from .scope_names import extra_axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["amplification", "arcs", "one_map", "scopes"]
+__all__ = ["draw_amplification", "draw_arcs", "draw_map", "draw_scopes"]
 
 
-def one_map(
+def draw_map(
     contents: Contents,
     scope: str,
     layer: int,
@@ -29,11 +30,11 @@ def one_map(
     expert: int | None,
     options: Mapping[str, Any],
 ) -> Figure:
-    """See `Attribution.plot`."""
+    """Does `Attribution.plot`."""
     place = layer_place(layer, contents.layers)
-    values = one(contents, scope, place, batch)
+    values = read_map(contents, scope, place, batch)
     title = f"{scope}, layer {contents.layers[place]}"
-    if apart(scope) == "expert":
+    if extra_axis(scope) == "expert":
         if expert is None:
             raise ValueError(f"scope {scope} is told apart by expert: name one of them with expert=")
         assert contents.experts is not None
@@ -41,54 +42,56 @@ def one_map(
         values, title = (values * chosen).sum(0), f"{title}, expert {expert}"
     elif expert is not None:
         raise ValueError(f"expert={expert} is for scopes told apart by expert; {scope} is summed over experts")
-    if apart(scope) == "head":
+    if extra_axis(scope) == "head":
         if head is None or not -values.shape[0] <= head < values.shape[0]:
             raise ValueError(f"scope {scope} has {values.shape[0]} heads; got head={head}: name one of them")
         values, title = values[head], f"{title}, head {head % values.shape[0]}"
     elif head is not None:
         raise ValueError(f"head={head} is for the scope attn_heads; {scope} is summed over heads")
-    rows, keys = ticks(contents, batch)
-    return plot.map_figure(real(values, rows, keys), rows.labels, keys.labels, **{"title": title, **options})
+    rows, keys = label_axes(contents, batch)
+    return plot.map_figure(drop_padding(values, rows, keys), rows.labels, keys.labels, **{"title": title, **options})
 
 
-def scopes(contents: Contents, layer: int, batch: int, options: Mapping[str, Any]) -> Figure:
-    """See `Attribution.plot_scopes`."""
+def draw_scopes(contents: Contents, layer: int, batch: int, options: Mapping[str, Any]) -> Figure:
+    """Does `Attribution.plot_scopes`."""
     check_one_stack(contents)
     place = layer_place(layer, contents.layers)
-    rows, keys = ticks(contents, batch)
+    rows, keys = label_axes(contents, batch)
     maps = {
-        scope: real(one(contents, scope, place, batch), rows, keys) for scope in contents.scopes if apart(scope) is None
+        scope: drop_padding(read_map(contents, scope, place, batch), rows, keys)
+        for scope in contents.scopes
+        if extra_axis(scope) is None
     }
     title = f"layer {contents.layers[place]}"
     return plot.scope_strip(maps, rows.labels, keys.labels, **{"title": title, **options})
 
 
-def amplification(contents: Contents, batch: int, options: Mapping[str, Any]) -> Figure:
-    """See `Attribution.plot_amplification`."""
-    rows, keys = ticks(contents, batch)
-    values = real(ff_amp_maps(contents)[:, batch], rows, keys)
-    unmarked = own(contents, batch, rows, keys)
+def draw_amplification(contents: Contents, batch: int, options: Mapping[str, Any]) -> Figure:
+    """Does `Attribution.plot_amplification`."""
+    rows, keys = label_axes(contents, batch)
+    values = drop_padding(ff_amp_maps(contents)[:, batch], rows, keys)
+    unmarked = mark_own_tokens(contents, batch, rows, keys)
     given = {"title": "what the feed-forward network amplifies", "unmarked": unmarked, **options}
     return plot.amp_strip(values, contents.layers, rows.labels, keys.labels, **given)
 
 
-def arcs(
+def draw_arcs(
     contents: Contents, query: int, scope: str, other: str | None, layer: int, batch: int, options: Mapping[str, Any]
 ) -> Figure:
-    """See `Attribution.plot_arcs`."""
+    """Does `Attribution.plot_arcs`."""
     check_one_stack(contents)  # with the tokens and layers of one of them, a picture of another would be false
     place = layer_place(layer, contents.layers)
-    rows, keys = ticks(contents, batch)
+    rows, keys = label_axes(contents, batch)
     at = query + contents.mask.shape[1] if query < 0 else query
     if at not in rows.positions.tolist():
         raise IndexError(f"query {query} is padding or was not computed; computed: {rows.positions.tolist()}")
     row = rows.positions.tolist().index(at)
     drawn = {}
     for name in (scope, other) if other else (scope,):
-        if apart(name):
-            raise ValueError(f"scope {name} is told apart by {apart(name)}: arcs are of a scope that is summed")
-        drawn[name] = real(one(contents, name, place, batch), rows, keys)[row]
-    itself = own(contents, batch, rows, keys)[row].nonzero().flatten().tolist()
+        if extra_axis(name):
+            raise ValueError(f"scope {name} is told apart by {extra_axis(name)}: arcs are of a scope that is summed")
+        drawn[name] = drop_padding(read_map(contents, name, place, batch), rows, keys)[row]
+    itself = mark_own_tokens(contents, batch, rows, keys)[row].nonzero().flatten().tolist()
     given: dict[str, Any] = {
         "title": f"what “{rows.labels[row]}” ({at}) reads in layer {contents.layers[place]}",
         "query_token": None if itself else rows.labels[row],

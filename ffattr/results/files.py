@@ -55,10 +55,10 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], content: 
 
     The file appears whole or not at all: it is written under another name beside ``path`` and then renamed.
     """
-    metadata = _metadata(1) | {"attribution": json.dumps(content, default=str)}
+    metadata = _make_metadata(1) | {"attribution": json.dumps(content, default=str)}
     with replacing(path) as temporary:
         try:
-            save_file(_storable(tensors), temporary, metadata=metadata)
+            save_file(_make_storable(tensors), temporary, metadata=metadata)
         except safetensors.SafetensorError as error:  # what a full disk arrives as
             raise OSError(f"could not write {os.fspath(path)!r}: {error}") from error
 
@@ -70,7 +70,7 @@ def write_text(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
 
 
 def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
-    """Tensors on the CPU, and the description, of a file that `write` or `Reserved` wrote.
+    """Reads tensors, on the CPU, and the description of a file that `write` or `Reserved` wrote.
 
     The tensors are mapped: what is not looked at is not read, and what is changed does not reach the file. Raises
     `FileNotFoundError`, or `FileFormatError` that says whether the file is damaged, foreign or too new.
@@ -130,7 +130,7 @@ class Reserved:
         self.tensors: dict[str, Tensor] = {}
         try:
             with open(self._replacement.temporary, "r+b") as file:
-                _take(file, self._end + spare, os.fspath(path))
+                _reserve_room(file, self._end + spare, os.fspath(path))
             storage = torch.UntypedStorage.from_file(str(self._replacement.temporary), shared=True, nbytes=self._end)
             at = _HEADER
             for name, shape in shapes.items():
@@ -147,34 +147,35 @@ class Reserved:
         A failure leaves neither the file nor the temporary one.
         """
         try:
-            added = _storable({name: tensor for name, tensor in tensors.items() if name not in self._shapes})
+            added = _make_storable({name: tensor for name, tensor in tensors.items() if name not in self._shapes})
             text = json.dumps(content, default=str).encode()
             added[_DESCRIPTION] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
             padding = -self._end % 8
             parts = [(_PADDING, torch.zeros(padding, dtype=torch.uint8))] if padding else []
             parts += sorted(added.items(), key=lambda part: -part[1].element_size())  # whatever follows is aligned
-            header = self._header(parts)
+            header = self._make_header(parts)
             with open(self._replacement.temporary, "r+b") as file:
                 file.seek(self._end)
                 file.writelines(tensor.flatten().view(torch.uint8).numpy().data for _, tensor in parts)
                 file.truncate()
                 file.seek(8)
                 file.write(header)
-                _flush(file)
+                _sync_file(file)
                 file.seek(0)
                 file.write(len(header).to_bytes(8, "little"))
-                _flush(file)
+                _sync_file(file)
             self._replacement.finish()
         except BaseException:
             self.discard()
             raise
 
     def discard(self) -> None:
-        """The temporary file vanishes, if there still is one."""
+        """Removes the temporary file, if there still is one."""
         self._replacement.discard()
 
-    def _header(self, parts: list[tuple[str, Tensor]]) -> bytes:
-        entries: dict[str, Any] = {"__metadata__": _metadata(FORMAT_VERSION)}
+    def _make_header(self, parts: list[tuple[str, Tensor]]) -> bytes:
+        """Returns the header of the tensors filled in place, then of ``parts``; ValueError where it is too long."""
+        entries: dict[str, Any] = {"__metadata__": _make_metadata(FORMAT_VERSION)}
         described = [(name, self._dtype, shape, self._sizes[name]) for name, shape in self._shapes.items()]
         described += [(name, part.dtype, tuple(part.shape), part.nbytes) for name, part in parts]
         at = 0
@@ -215,7 +216,7 @@ class _Replacement:
         self.temporary.unlink(missing_ok=True)
 
 
-def _take(file: BinaryIO, size: int, name: str) -> None:
+def _reserve_room(file: BinaryIO, size: int, name: str) -> None:
     """Makes ``file`` ``size`` bytes of zeros that the disk has room for."""
     try:
         if hasattr(os, "posix_fallocate"):
@@ -232,12 +233,13 @@ def _take(file: BinaryIO, size: int, name: str) -> None:
         ) from error
 
 
-def _flush(file: BinaryIO) -> None:
+def _sync_file(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
 
 
-def _metadata(version: int) -> dict[str, str]:
+def _make_metadata(version: int) -> dict[str, str]:
+    """Returns the metadata by which `read` knows its files."""
     return {"format": "ffattr", "format_version": str(version), "torch_version": str(torch.__version__)}
 
 
@@ -251,8 +253,8 @@ def _check_format(metadata: Mapping[str, str], name: str) -> None:
         )
 
 
-def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, and no two in one storage, which safetensors refuses."""
+def _make_storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors on the CPU, contiguous, and no two in one storage, which safetensors refuses."""
     result: dict[str, Tensor] = {}
     storages = set()
     for name, tensor in tensors.items():

@@ -6,7 +6,7 @@ Shapes: ``T`` tokens and ``W`` words of the sequence that has most of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,23 +14,23 @@ from torch import Tensor
 
 from ..analysis.rows import key_mask
 from ..analysis.words import Words, mark_of
-from .contents import Contents, apart, key_tokens
+from .contents import Contents, key_tokens
+from .scope_names import extra_axis
 
-__all__ = ["by_words"]
+__all__ = ["merge_words"]
 
 _KEYS = ("sum", "max")
 _QUERIES = ("mean", "max", "first", "last")
 
 
-def by_words(
+def merge_words(
     contents: Contents, keys: str, queries: str, words: Sequence[Sequence[int | None]] | None
 ) -> dict[str, Any]:
-    """The fields that `Attribution.to_words` changes."""
+    """Returns the fields that `Attribution.to_words` changes."""
     for name, value, known in (("keys", keys, _KEYS), ("queries", queries, _QUERIES)):
         if value not in known:
             raise ValueError(f"{name}={value!r}, expected one of {', '.join(known)}")
-    if contents.block is not None:
-        raise ValueError("maps of blocks of tokens (keep=Pool) have no words; compute them with keep='dense'")
+    contents.kept.check_tokens()
     if contents.queries != tuple(range(contents.mask.shape[1])):
         raise ValueError(
             f"words are made of all their tokens, but only {len(contents.queries)} of {contents.mask.shape[1]} queries "
@@ -38,27 +38,31 @@ def by_words(
         )
     if words is not None and contents.key_tokens is not None:
         raise ValueError("words= is for maps whose columns are the same tokens as their rows")
-    rows = _Merged.of(contents.tokens, contents.mask, words)
+    rows = _WordMerger.from_tokens(contents.tokens, contents.mask, words)
     changed: dict[str, Any] = {"queries": tuple(range(rows.mask.shape[1])), "tokens": rows.texts, "mask": rows.mask}
     if contents.groups is not None:  # columns are groups already
-        columns, changed["groups"] = None, rows(contents.groups[None], -1, "first")[0].masked_fill(~rows.mask, -1)
+        columns, changed["groups"] = (
+            None,
+            rows.merge_tokens(contents.groups[None], -1, "first")[0].masked_fill(~rows.mask, -1),
+        )
     elif contents.key_tokens is None:
         columns = rows
     else:
-        columns = _Merged.of(key_tokens(contents), key_mask(contents), None)
+        columns = _WordMerger.from_tokens(key_tokens(contents), key_mask(contents), None)
         changed |= {"key_tokens": columns.texts, "key_mask": columns.mask}
-    scopes = tuple(scope for scope in contents.scopes if apart(scope) != "expert")
+    scopes = tuple(scope for scope in contents.scopes if extra_axis(scope) != "expert")
     maps = {scope: contents[scope] for scope in scopes}
     if columns is not None:
-        maps = {scope: columns(values, -1, keys) for scope, values in maps.items()}
-    maps = {scope: rows(values, -2, queries) for scope, values in maps.items()}
-    bias = {scope: rows(contents.bias[scope], -1, queries) for scope in scopes}
-    return {**changed, "maps": maps, "bias": bias, "scopes": scopes, "experts": None, "shares": None}
+        maps = {scope: columns.merge_tokens(values, -1, keys) for scope, values in maps.items()}
+    maps = {scope: rows.merge_tokens(values, -2, queries) for scope, values in maps.items()}
+    bias = {scope: rows.merge_tokens(contents.bias[scope], -1, queries) for scope in scopes}
+    kept = replace(contents.kept, maps=maps)
+    return {**changed, "kept": kept, "bias": bias, "scopes": scopes, "experts": None, "shares": None}
 
 
 @dataclass(frozen=True)
-class _Merged:
-    """The ``places`` of the real tokens of each sequence and their words' ``numbers``; ``mask`` ``[B, W]``."""
+class _WordMerger:
+    """Knows the ``places`` of the real tokens of each sequence and their words' ``numbers``; ``mask`` ``[B, W]``."""
 
     places: list[Tensor]
     numbers: list[Tensor]
@@ -66,7 +70,9 @@ class _Merged:
     mask: Tensor
 
     @classmethod
-    def of(cls, tokens: Sequence[Sequence[str]], mask: Tensor, given: Sequence[Sequence[int | None]] | None) -> _Merged:
+    def from_tokens(
+        cls, tokens: Sequence[Sequence[str]], mask: Tensor, given: Sequence[Sequence[int | None]] | None
+    ) -> _WordMerger:
         if given is not None and len(given) != len(mask):
             raise ValueError(f"words has {len(given)} lists, expected one for each of the {len(mask)} sequences")
         places = [row.nonzero().flatten().cpu() for row in mask]
@@ -74,7 +80,9 @@ class _Merged:
         mark = mark_of(token for row in real for token in row)
         found = [
             Words.of(
-                row, mark, words=None if given is None else _real(given[batch], places[batch], batch, len(mask[0]))
+                row,
+                mark,
+                words=None if given is None else _select_words(given[batch], places[batch], batch, len(mask[0])),
             )
             for batch, row in enumerate(real)
         ]
@@ -83,8 +91,8 @@ class _Merged:
         texts = [[*one.texts, *[""] * (most - len(one.texts))] for one in found]
         return cls(places, [torch.tensor(one.number, dtype=torch.int64) for one in found], texts, there.to(mask.device))
 
-    def __call__(self, values: Tensor, dim: int, how: str) -> Tensor:
-        """``values`` ``[L, B, ..., T, ...]`` with words instead of tokens along ``dim``, which is negative."""
+    def merge_tokens(self, values: Tensor, dim: int, how: str) -> Tensor:
+        """Returns ``values`` ``[L, B, ..., T, ...]`` with words instead of tokens along ``dim``, which is negative."""
         shape = list(values.shape)
         shape[dim] = self.mask.shape[1]
         merged = values.new_zeros(shape)
@@ -94,41 +102,41 @@ class _Merged:
         return merged
 
 
-def _sum(to: Tensor, values: Tensor, dim: int, numbers: Tensor) -> None:
+def _add_tokens(to: Tensor, values: Tensor, dim: int, numbers: Tensor) -> None:
     to.index_add_(dim, numbers, values)
 
 
-def _mean(to: Tensor, values: Tensor, dim: int, numbers: Tensor) -> None:
-    _sum(to, values, dim, numbers)
+def _average_tokens(to: Tensor, values: Tensor, dim: int, numbers: Tensor) -> None:
+    _add_tokens(to, values, dim, numbers)
     counts = numbers.bincount(minlength=to.shape[dim]).clamp_min(1)
     to.div_(counts.view(-1, *[1] * (-dim - 1)))
 
 
-def _max(to: Tensor, values: Tensor, dim: int, numbers: Tensor) -> None:
+def _take_largest(to: Tensor, values: Tensor, dim: int, numbers: Tensor) -> None:
     at = numbers.view(-1, *[1] * (-dim - 1)).expand_as(values)
     to.scatter_reduce_(dim, at, values, "amax")  # of norms, which are no less than the zeros there
 
 
-def _first(to: Tensor, values: Tensor, dim: int, numbers: Tensor) -> None:
+def _take_first(to: Tensor, values: Tensor, dim: int, numbers: Tensor) -> None:
     begins = torch.diff(numbers, prepend=numbers.new_tensor([-1])).nonzero().flatten()
     to.narrow(dim, 0, len(begins)).copy_(values.index_select(dim, begins))
 
 
-def _last(to: Tensor, values: Tensor, dim: int, numbers: Tensor) -> None:
+def _take_last(to: Tensor, values: Tensor, dim: int, numbers: Tensor) -> None:
     ends = torch.diff(numbers, append=numbers.new_tensor([len(numbers)])).nonzero().flatten()
     to.narrow(dim, 0, len(ends)).copy_(values.index_select(dim, ends))
 
 
 _MERGE: Mapping[str, Callable[[Tensor, Tensor, int, Tensor], None]] = {
-    "sum": _sum,
-    "mean": _mean,
-    "max": _max,
-    "first": _first,
-    "last": _last,
+    "sum": _add_tokens,
+    "mean": _average_tokens,
+    "max": _take_largest,
+    "first": _take_first,
+    "last": _take_last,
 }
 
 
-def _real(words: Sequence[int | None], places: Tensor, batch: int, tokens: int) -> list[int | None]:
+def _select_words(words: Sequence[int | None], places: Tensor, batch: int, tokens: int) -> list[int | None]:
     if len(words) != tokens:
         raise ValueError(f"words[{batch}] has {len(words)} entries, expected one for each of {tokens} tokens")
     return [words[place] for place in places.tolist()]

@@ -14,16 +14,17 @@ from torch import Tensor
 from ..analysis import contextualization_change
 from ..analysis.words import Words, mark_of
 from ..report import Panel, render
-from .contents import Contents, apart, one, real, ticks
+from .contents import Contents, drop_padding, label_axes, read_map
+from .scope_names import extra_axis
 
-__all__ = ["page", "panels", "summary"]
+__all__ = ["make_panels", "render_page", "render_summary"]
 
 _NAMED = 40  # characters of a text by which a sequence is told from others
 _SHOWN = 24  # tokens of a map that fits a notebook
 
 
-def page(contents: Contents, shown: Sequence[Panel], title: str | None, limit: int) -> Iterator[str]:
-    """The pieces of a report of ``shown``, which are panels of ``contents``.
+def render_page(contents: Contents, shown: Sequence[Panel], title: str | None, limit: int) -> Iterator[str]:
+    """Yields the pieces of a report of ``shown``, which are panels of ``contents``.
 
     Raises ValueError for what cannot be shown, or not within ``limit`` bytes.
     """
@@ -41,29 +42,29 @@ def page(contents: Contents, shown: Sequence[Panel], title: str | None, limit: i
 
 
 def _sketch_error(contents: Contents) -> str:
-    """The largest of all maps; of exact ones nothing."""
+    """Returns the largest of all maps as text; of exact ones nothing."""
     errors = [float(errors.max()) for errors in contents.sketch_error.values() if errors.numel()]
     return f"at most {max(errors):.2%}" if errors else ""
 
 
-def panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> list[Panel]:
-    """One for every sequence; those without a real token or column are left out."""
+def make_panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> list[Panel]:
+    """Makes a panel of every sequence; those without a real token or column are left out."""
     found = []
     for batch in range(len(contents.mask)):
-        rows, keys = ticks(contents, batch)
+        rows, keys = label_axes(contents, batch)
         if not len(rows.labels) or not len(keys.labels):
             continue
 
-        def read(scope: str, place: int, batch: int = batch, rows: Any = rows, keys: Any = keys) -> Tensor:
-            values = one(contents, scope, place, batch).detach().cpu()
-            if apart(scope) == "expert":  # by its place among a token's experts; on a page, all of them together
+        def read_values(scope: str, place: int, batch: int = batch, rows: Any = rows, keys: Any = keys) -> Tensor:
+            values = read_map(contents, scope, place, batch).detach().cpu()
+            if extra_axis(scope) == "expert":  # by its place among a token's experts; on a page, all of them together
                 values = values.sum(0)
-            return real(values, rows, keys)
+            return drop_padding(values, rows, keys)
 
-        words = _running(rows.labels)
+        words = _join_tokens(rows.labels)
         name = f"{batch + 1}: {words if len(words) <= _NAMED else words[: _NAMED - 1] + '…'}"
-        by_head = (scope for scope in scopes if apart(scope) == "head" and contents.layers)
-        parts = {s: [f"head {h}" for h in range(len(one(contents, s, 0, batch)))] for s in by_head}
+        by_head = (scope for scope in scopes if extra_axis(scope) == "head" and contents.layers)
+        parts = {s: [f"head {h}" for h in range(len(read_map(contents, s, 0, batch)))] for s in by_head}
         found.append(
             Panel(
                 name=f"{stack}, {name}" if stack else name,
@@ -74,16 +75,16 @@ def panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> list[P
                 same_tokens=contents.key_tokens is None,
                 layers=contents.layers,
                 scopes=scopes,
-                read=read,
+                read=read_values,
                 parts=parts,
-                changes=_changes(contents, batch),
+                changes=_list_changes(contents, batch),
             )
         )
     return found
 
 
-def _running(tokens: Sequence[str]) -> str:
-    """The text of tokens, by which a reader tells sequences apart; of blocks, their names."""
+def _join_tokens(tokens: Sequence[str]) -> str:
+    """Returns the text of tokens, by which a reader tells sequences apart; of blocks, their names."""
     words = Words.of(tokens, mark_of(tokens))
     special = {number for number, apart in zip(words.number, words.special, strict=True) if apart}
     symbols = {number for number, symbol in zip(words.number, words.symbols, strict=True) if symbol}
@@ -91,10 +92,10 @@ def _running(tokens: Sequence[str]) -> str:
     return "".join(text if number in symbols else f" {text}" for number, text in texts).strip() or " ".join(tokens)
 
 
-def _changes(contents: Contents, batch: int) -> list[tuple[int, str, float]]:
-    """Of one sequence; none where its maps do not tell."""
+def _list_changes(contents: Contents, batch: int) -> list[tuple[int, str, float]]:
+    """Lists layer, component and contextualization change of one sequence; none where its maps do not tell."""
     try:
-        one_sequence = _Sequence(contents, batch)
+        one_sequence = _OneSequence(contents, batch)
         frame = contextualization_change(one_sequence)
     except ValueError:  # scopes without neighbours, or maps that were not kept whole
         return []
@@ -102,7 +103,7 @@ def _changes(contents: Contents, batch: int) -> list[tuple[int, str, float]]:
     return [(int(layer), str(component), float(value)) for layer, component, value in columns if value == value]
 
 
-class _Sequence:
+class _OneSequence:
     """One sequence of an attribution, as `contextualization_change` reads it."""
 
     def __init__(self, contents: Contents, batch: int) -> None:
@@ -114,26 +115,28 @@ class _Sequence:
         self.arguments = contents.arguments
 
 
-def summary(contents: Contents, line: str) -> str:
-    """What a notebook shows: ``line``, and the last map of the first sequence, of its first tokens where it is large.
-    No script, and no request; every token is escaped."""
+def render_summary(contents: Contents, line: str) -> str:
+    """Returns what a notebook shows: ``line``, and the last map of the first sequence, cut to its first tokens.
+
+    It has no script and makes no request; every token is escaped.
+    """
     text = f"<div><code>{html.escape(line)}</code>"
-    if not contents.layers or not len(contents.mask) or contents.scopes[-1] not in {*contents.maps, *contents.largest}:
+    if not contents.layers or not len(contents.mask) or not contents.kept.has_rows(contents.scopes[-1]):
         return text + "</div>"
     scope = contents.scopes[-1]
-    rows, keys = ticks(contents, 0)
-    values = one(contents, scope, len(contents.layers) - 1, 0).detach().cpu()
+    rows, keys = label_axes(contents, 0)
+    values = read_map(contents, scope, len(contents.layers) - 1, 0).detach().cpu()
     while values.dim() > 2:
         values = values.sum(0)
-    values = real(values, rows, keys).double()[:_SHOWN, :_SHOWN]
+    values = drop_padding(values, rows, keys).double()[:_SHOWN, :_SHOWN]
     if not values.numel():
         return text + "</div>"
     shares = values / values.sum(1, keepdim=True).clamp_min(1e-300)
     cut = values.shape != (len(rows.labels), len(keys.labels))
-    head = "".join(f'<th style="{_TURNED}">{_shown(token)}</th>' for token in keys.labels[:_SHOWN])
+    head = "".join(f'<th style="{_TURNED}">{_shorten_token(token)}</th>' for token in keys.labels[:_SHOWN])
     body = "".join(
-        f'<tr><th style="{_CELL}text-align:right">{_shown(token)}</th>'
-        + "".join(_cell(float(norm), float(share)) for norm, share in zip(*both, strict=True))
+        f'<tr><th style="{_CELL}text-align:right">{_shorten_token(token)}</th>'
+        + "".join(_render_cell(float(norm), float(share)) for norm, share in zip(*both, strict=True))
         + "</tr>"
         for token, *both in zip(rows.labels, values, shares, strict=False)
     )
@@ -149,10 +152,10 @@ _CELL = "font:11px system-ui,sans-serif;padding:1px 4px;white-space:nowrap;"
 _TURNED = f"{_CELL}writing-mode:vertical-rl;transform:rotate(180deg);text-align:left"
 
 
-def _cell(norm: float, share: float) -> str:
+def _render_cell(norm: float, share: float) -> str:
     colour = f"rgba(31,119,180,{share**0.5:.2f})"  # seen on white as on black
     return f'<td title="{norm:.3g} ({share:.1%})" style="background:{colour};min-width:14px"></td>'
 
 
-def _shown(token: str) -> str:
+def _shorten_token(token: str) -> str:
     return html.escape(token if len(token) <= 16 else token[:15] + "…")

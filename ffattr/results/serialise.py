@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from ..analysis.rows import key_mask
-from .contents import OF_TOP, Contents, apart
+from .contents import Contents
 from .files import FileFormatError
-from .keep import Top
+from .keep import restore_kept
+from .scope_names import extra_axis
 
-__all__ = ["check_kept", "contents_of", "parts"]
+__all__ = ["check_saved", "from_parts", "to_parts"]
 
 _OPTIONAL = ("key_mask", "groups", "experts", "shares")  # tensors that not every attribution has
 
 
-def parts(contents: Contents) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors by name, and what else there is as JSON takes it."""
-    tensors = {"mask": contents.mask, "error": contents.error}
+def to_parts(contents: Contents) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns all tensors by name, and what else there is as JSON takes it."""
+    tensors = {"mask": contents.mask, "error": contents.error, **contents.kept.list_tensors(contents.scopes)}
     for scope in contents.scopes:
-        if scope in contents.largest:
-            tensors |= {f"top.{scope}.{part}": getattr(contents.largest[scope], part) for part in OF_TOP}
-        elif scope in contents.maps:
-            tensors[f"maps.{scope}"] = contents.maps[scope]
         tensors[f"bias.{scope}"] = contents.bias[scope]
         if scope in contents.sketch_error:
             tensors[f"sketch_error.{scope}"] = contents.sketch_error[scope]
@@ -41,20 +37,17 @@ def parts(contents: Contents) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "key_tokens": contents.key_tokens,
         "plan": None if contents.plan is None else str(contents.plan),
         "arguments": contents.arguments,
-        "block": contents.block,
+        **contents.kept.file_description(),
     }
     return tensors, described
 
 
-def contents_of(tensors: Mapping[str, Tensor], content: Any, name: str) -> Contents:
-    """The inverse of `parts`; ``name`` is that of the file."""
+def from_parts(tensors: Mapping[str, Tensor], content: Any, name: str) -> Contents:
+    """Undoes `to_parts`; ``name`` is that of the file. Raises FileFormatError where they do not fit together."""
     try:
         scopes = tuple(content["scopes"])
-        cut = [scope for scope in scopes if f"top.{scope}.{OF_TOP[0]}" in tensors]
         found = Contents(
-            maps={scope: tensors[f"maps.{scope}"] for scope in scopes if scope not in cut},
-            largest={scope: Top(*(tensors[f"top.{scope}.{part}"] for part in OF_TOP)) for scope in cut},
-            block=content.get("block"),
+            kept=restore_kept(scopes, tensors, content),
             bias={scope: tensors[f"bias.{scope}"] for scope in scopes},
             sketch_error={s: tensors[f"sketch_error.{s}"] for s in scopes if f"sketch_error.{s}" in tensors},
             tokens=[list(sequence) for sequence in content["tokens"]],
@@ -77,32 +70,22 @@ def contents_of(tensors: Mapping[str, Tensor], content: Any, name: str) -> Conte
     return found
 
 
-def check_kept(contents: Contents) -> None:
-    """Raises ValueError where there are no maps to save."""
+def check_saved(contents: Contents) -> None:
+    """Raises ValueError where there is nothing to save of a scope."""
     for scope in contents.scopes:
-        if scope not in contents.maps and scope not in contents.largest:
-            raise ValueError(
-                f"nothing to save of {scope}: keep=Reduce keeps no maps. Save what the function returned, "
-                "attr.reduced, yourself, or compute with keep='dense', TopK or Pool"
-            )
+        if not contents.kept.has_rows(scope):
+            raise ValueError(contents.kept.explain_unsaved(scope))
 
 
 def _check_shapes(contents: Contents, name: str) -> None:
     keys = key_mask(contents)
     sequences, tokens = keys.shape if keys.dim() == 2 else (-1, -1)
-    rows, block = (len(contents.layers), sequences, len(contents.queries)), contents.block or 1
+    outer = (len(contents.layers), sequences)
     for scope in contents.scopes:
-        cut = contents.largest.get(scope)
-        if cut is None:
-            tensors = {"the map": contents.maps[scope]}
-            inner = (math.ceil(rows[2] / block), math.ceil(tokens / block))
-        else:
-            tensors = {"the top of": cut.values, "the keys of": cut.keys}
-            inner = (rows[2], cut.values.shape[-1])
-        for what, tensor in tensors.items():
+        for what, tensor, inner in contents.kept.list_sizes(scope, len(contents.queries), tokens):
             shape = tuple(tensor.shape)
-            if shape[:2] + shape[-2:] != rows[:2] + inner or len(shape) != (5 if apart(scope) else 4):
+            if shape[:2] + shape[-2:] != outer + inner or len(shape) != (5 if extra_axis(scope) else 4):
                 raise FileFormatError(
-                    f"{name!r}: {what} {scope} has shape {list(shape)}, expected {[*rows[:2], *inner]} (layers, "
+                    f"{name!r}: {what} {scope} has shape {list(shape)}, expected {[*outer, *inner]} (layers, "
                     "sequences, queries, tokens)"
                 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
@@ -13,7 +13,8 @@ from ..selection import layer_place
 from . import serialise
 from .attribution import Attribution
 from .files import FileFormatError, read, write
-from .keep import Top
+from .kept.policy import Kept
+from .scope_names import join_stack, split_stack
 
 if TYPE_CHECKING:
     import pandas
@@ -24,6 +25,35 @@ if TYPE_CHECKING:
 __all__ = ["STACKS", "StackedAttribution", "load"]
 
 STACKS = ("encoder", "decoder", "cross")
+V = TypeVar("V")
+
+
+@dataclass(eq=False)
+class StackedKept(Kept):
+    """What is kept of several stacks of layers, by full names of scopes; each of ``parts`` is that of a stack."""
+
+    parts: Mapping[str, Kept] = field(default_factory=dict)
+
+    @classmethod
+    def from_parts(cls, parts: Mapping[str, Kept], block: int | None) -> StackedKept:
+        """Puts together what was kept of each stack. ``block`` is that of all."""
+        return cls(
+            maps=_join_scopes({name: kept.maps for name, kept in parts.items()}),
+            largest=_join_scopes({name: kept.largest for name, kept in parts.items()}),
+            reduced=[value for kept in parts.values() for value in kept.reduced],
+            block=block,
+            parts=parts,
+        )
+
+    def has_rows(self, scope: str) -> bool:
+        stack, of_stack = split_stack(scope)
+        return self.parts[stack].has_rows(of_stack)
+
+    def explain_no_map(self, scope: str) -> str:
+        return self.parts[split_stack(scope)[0]].explain_no_map(scope)
+
+    def explain_unsaved(self, scope: str) -> str:
+        return self.parts[split_stack(scope)[0]].explain_unsaved(scope)
 
 
 @dataclass(eq=False, repr=False)
@@ -55,41 +85,31 @@ class StackedAttribution(Attribution):
 
     @classmethod
     def of(cls, stacks: Mapping[str, Attribution]) -> StackedAttribution:
-        """From one `Attribution` for each stack that was asked for."""
+        """Puts together one `Attribution` for each stack that was asked for."""
         main = next(stacks[name] for name in ("decoder", "cross", "encoder") if name in stacks)
-        maps: dict[str, Tensor] = {}
-        largest: dict[str, Top] = {}
-        bias: dict[str, Tensor] = {}
-        for name, stack in stacks.items():
-            maps |= {f"{name}.{scope}": tensor for scope, tensor in stack.maps.items()}
-            largest |= {f"{name}.{scope}": cut for scope, cut in stack.largest.items()}
-            bias |= {f"{name}.{scope}": tensor for scope, tensor in stack.bias.items()}
         return cls(
-            maps=maps,
-            bias=bias,
+            kept=StackedKept.from_parts({name: stack.kept for name, stack in stacks.items()}, main.block),
+            bias=_join_scopes({name: stack.bias for name, stack in stacks.items()}),
             tokens=main.tokens,
             layers=main.layers,
             queries=main.queries,
-            scopes=tuple(f"{name}.{scope}" for name, stack in stacks.items() for scope in stack.scopes),
+            scopes=tuple(join_stack(name, scope) for name, stack in stacks.items() for scope in stack.scopes),
             mask=main.mask,
             error=main.error,
             plan=main.plan,
             arguments=main.arguments,
-            largest=largest,
-            reduced=[value for stack in stacks.values() for value in stack.reduced],
-            block=main.block,
             stacks=dict(stacks),
         )
 
     def scope(self, name: str) -> str:
-        """The full name of a computed scope, ``"decoder.atb"``; ``"cross.layer"`` stands for the last of its stack."""
-        stack, _, scope = name.rpartition(".")
+        """Returns the full name of a computed scope, ``"decoder.atb"``; ``"cross.layer"`` is the last of its stack."""
+        stack, scope = split_stack(name)
         if stack not in self.stacks:
             raise KeyError(
                 f"no scope {name!r} here: begin it with one of {', '.join(f'{stack}.' for stack in self.stacks)} "
                 f"Computed: {', '.join(self.scopes)}"
             )
-        return f"{stack}.{self.stacks[stack].scope(scope)}"
+        return join_stack(stack, self.stacks[stack].scope(scope))
 
     def __repr__(self) -> str:
         return f"StackedAttribution({', '.join(f'{name}: {stack!r}' for name, stack in self.stacks.items())})"
@@ -99,19 +119,19 @@ class StackedAttribution(Attribution):
 
         Raises ValueError where there are no maps (keep=Reduce).
         """
-        serialise.check_kept(self)
+        serialise.check_saved(self)
         tensors: dict[str, Tensor] = {}
         contents: dict[str, Any] = {}
         for name, stack in self.stacks.items():
-            of_stack, contents[name] = serialise.parts(stack)
+            of_stack, contents[name] = serialise.to_parts(stack)
             tensors |= {f"{name}.{key}": tensor for key, tensor in of_stack.items()}
         write(path, tensors, {"stacks": contents})
 
     def to_pandas(self, scopes: str | Sequence[str] | None = None) -> pandas.DataFrame:
-        """As `Attribution.to_pandas`, with a column ``stack``; ``scopes`` are full names."""
+        """Lists rows like `Attribution.to_pandas`, with a column ``stack``; ``scopes`` are full names."""
         import pandas as pd
 
-        by_stack = self._by_stack(scopes).items()
+        by_stack = self._group_by_stack(scopes).items()
         frames = [self.stacks[stack].to_pandas(of).assign(stack=stack) for stack, of in by_stack]
         frame = pd.concat(frames, ignore_index=True)
         for column in ("stack", "scope", "query_token", "key_token"):
@@ -119,43 +139,43 @@ class StackedAttribution(Attribution):
         return frame
 
     def plot(self, scope: str = "decoder.layer", layer: int = -1, batch: int = 0, **options: Any) -> Figure:
-        """As `Attribution.plot`, of a scope by its full name."""
-        stack, _, of_stack = self.scope(scope).rpartition(".")
+        """Draws like `Attribution.plot` a scope given by its full name."""
+        stack, of_stack = split_stack(self.scope(scope))
         layers = self.stacks[stack].layers
         title = f"{stack}: {of_stack}, layer {layers[layer_place(layer, layers)]}"
         return self.stacks[stack].plot(of_stack, layer, batch, **{"title": title, **options})
 
     def to_xarray(self, scopes: str | Sequence[str] | None = None) -> Any:
-        """As `Attribution.to_xarray`: an `xarray.DataTree` with a dataset for each stack."""
+        """Makes an `xarray.DataTree` with a dataset for each stack, see `Attribution.to_xarray`."""
         import xarray
 
-        by_stack = self._by_stack(scopes)
+        by_stack = self._group_by_stack(scopes)
         return xarray.DataTree.from_dict({stack: self.stacks[stack].to_xarray(of) for stack, of in by_stack.items()})
 
     def top(self, k: int = 10, scope: str = "decoder.layer", *, own: bool = False) -> pandas.DataFrame:
-        """As `Attribution.top`, of a scope by its full name."""
-        stack, _, of_stack = self.scope(scope).rpartition(".")
+        """Lists pairs like `Attribution.top`, of a scope by its full name."""
+        stack, of_stack = split_stack(self.scope(scope))
         return self.stacks[stack].top(k, of_stack, own=own)
 
-    def _by_stack(self, scopes: str | Sequence[str] | None) -> dict[str, list[str]]:
-        """The scopes of every stack, without its name."""
+    def _group_by_stack(self, scopes: str | Sequence[str] | None) -> dict[str, list[str]]:
+        """Returns the asked scopes of every stack, without its name."""
         found: dict[str, list[str]] = {}
-        for name in self._named(scopes):
-            stack, _, scope = name.rpartition(".")
+        for name in self._resolve_scopes(scopes):
+            stack, scope = split_stack(name)
             found.setdefault(stack, []).append(scope)
         return found
 
     def compare(
         self, other: Attribution, scopes: str | Sequence[str | tuple[str, str]] | None = None
     ) -> pandas.DataFrame:
-        """As `Attribution.compare`, with a column ``stack``; ``scopes`` are full names, pairs of them of one stack."""
+        """Compares like `Attribution.compare`, with a column ``stack``; ``scopes`` are full names, or pairs of them."""
         import pandas as pd
 
         if not isinstance(other, StackedAttribution):
             raise TypeError(f"these are maps of an encoder and a decoder, the others an {type(other).__name__}")
         frames = []
-        for mine, theirs in self._paired(other, scopes):
-            (stack, _, scope), (across, _, other_scope) = mine.rpartition("."), theirs.rpartition(".")
+        for mine, theirs in self._pair_scopes(other, scopes):
+            (stack, scope), (across, other_scope) = split_stack(mine), split_stack(theirs)
             if stack != across:
                 raise ValueError(f"{mine} and {theirs} are maps of different tokens: compare scopes of one stack")
             found = self.stacks[stack].compare(other.stacks[stack], [(scope, other_scope)])
@@ -165,24 +185,28 @@ class StackedAttribution(Attribution):
     def to_words(
         self, *, keys: str = "sum", queries: str = "mean", words: Sequence[Sequence[int | None]] | None = None
     ) -> StackedAttribution:
-        """As `Attribution.to_words`, of every stack; without ``words``, which differ between them."""
+        """Merges every stack like `Attribution.to_words`; without ``words``, which differ between them."""
         if words is not None:
             raise ValueError("words= is for one stack: attr.stacks[name].to_words(words=...)")
         return StackedAttribution.of(
             {n: stack.to_words(keys=keys, queries=queries) for n, stack in self.stacks.items()}
         )
 
-    def _panels(self, scopes: Sequence[str]) -> list[Panel]:
+    def _make_panels(self, scopes: Sequence[str]) -> list[Panel]:
         from . import pages
 
-        return [p for stack, of in self._by_stack(scopes).items() for p in pages.panels(self.stacks[stack], of, stack)]
+        return [
+            p
+            for stack, of in self._group_by_stack(scopes).items()
+            for p in pages.make_panels(self.stacks[stack], of, stack)
+        ]
 
     def _repr_html_(self) -> str:
         return "".join(f"<p>{name}</p>{stack._repr_html_()}" for name, stack in self.stacks.items())
 
     def of_expert(self, number: int, scope: str | None = None) -> Tensor:
-        """As `Attribution.of_expert`, of a scope by its full name."""
-        stack, _, of_stack = self.scope(scope or "").rpartition(".")
+        """Returns what `Attribution.of_expert` does, of a scope by its full name."""
+        stack, of_stack = split_stack(self.scope(scope or ""))
         return self.stacks[stack].of_expert(number, of_stack)
 
 
@@ -200,16 +224,21 @@ def load(path: str | os.PathLike[str]) -> Attribution:
     name = os.fspath(path)
     tensors, content = read(path)
     if not isinstance(content, dict) or "stacks" not in content:
-        return _of(tensors, content, name)
+        return _restore_attribution(tensors, content, name)
     if not isinstance(content["stacks"], dict) or not content["stacks"].keys() & set(STACKS):
         raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles 'stacks'")
     stacks = {}
     for stack, part in content["stacks"].items():
         prefix = f"{stack}."
         of_stack = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
-        stacks[stack] = _of(of_stack, part, name)
+        stacks[stack] = _restore_attribution(of_stack, part, name)
     return StackedAttribution.of(stacks)
 
 
-def _of(tensors: Mapping[str, Tensor], content: Any, name: str) -> Attribution:
-    return Attribution(**vars(serialise.contents_of(tensors, content, name)))
+def _join_scopes(stacks: Mapping[str, Mapping[str, V]]) -> dict[str, V]:
+    """Returns what there is of the scopes of every stack, by full names."""
+    return {join_stack(stack, scope): value for stack, scopes in stacks.items() for scope, value in scopes.items()}
+
+
+def _restore_attribution(tensors: Mapping[str, Tensor], content: Any, name: str) -> Attribution:
+    return Attribution(**vars(serialise.from_parts(tensors, content, name)))

@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from ..analysis.rows import key_mask
-from .contents import Contents, Ticks, apart, key_tokens, one, own, real, ticks
+from .contents import Contents, Ticks, drop_padding, key_tokens, label_axes, mark_own_tokens, read_map
+from .scope_names import extra_axis
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["dataset", "frame", "strongest"]
+__all__ = ["make_dataset", "make_frame", "rank_pairs"]
 
 
-def frame(contents: Contents, scopes: Sequence[str]) -> pandas.DataFrame:
-    """See `Attribution.to_pandas`."""
+def make_frame(contents: Contents, scopes: Sequence[str]) -> pandas.DataFrame:
+    """Does `Attribution.to_pandas`."""
     import pandas as pd
 
-    frames = [_of_one(contents, scope, batch) for scope in scopes for batch in range(len(contents.mask))]
+    frames = [_make_sequence_frame(contents, scope, batch) for scope in scopes for batch in range(len(contents.mask))]
     found = pd.concat(frames, ignore_index=True)
     for column in ("scope", "query_token", "key_token"):
         found[column] = found[column].astype("category")
@@ -34,19 +35,19 @@ def frame(contents: Contents, scopes: Sequence[str]) -> pandas.DataFrame:
     return found
 
 
-def strongest(contents: Contents, k: int, scope: str, own_too: bool) -> pandas.DataFrame:
-    """See `Attribution.top`."""
+def rank_pairs(contents: Contents, k: int, scope: str, own_too: bool) -> pandas.DataFrame:
+    """Does `Attribution.top`."""
     import pandas as pd
 
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
         raise ValueError(f"top(k={k!r}), expected an integer of at least 1")
     frames = []
     for batch in range(len(contents.mask)):
-        rows, keys = ticks(contents, batch)
-        itself = None if own_too else own(contents, batch, rows, keys)
+        rows, keys = label_axes(contents, batch)
+        itself = None if own_too else mark_own_tokens(contents, batch, rows, keys)
         for place, layer in enumerate(contents.layers):
-            values = real(one(contents, scope, place, batch).cpu(), rows, keys).double()
-            total = _totals(contents, scope, place, batch)[..., rows.places]
+            values = drop_padding(read_map(contents, scope, place, batch).cpu(), rows, keys).double()
+            total = contents.kept.read_totals(scope, place, batch)[..., rows.indices]
             norms = values if itself is None else values.masked_fill(itself, 0)
             found = norms.flatten().topk(min(k, norms.numel()))
             at = found.indices[found.values > 0]  # of few tokens there are no more pairs
@@ -62,17 +63,17 @@ def strongest(contents: Contents, k: int, scope: str, own_too: bool) -> pandas.D
                 "norm": values.flatten()[at],
                 "share": (values / total[..., None].clamp_min(torch.finfo(total.dtype).tiny)).flatten()[at],
             }
-            if apart(scope) == "head":
+            if extra_axis(scope) == "head":
                 columns["head"] = before[0]
-            elif apart(scope) == "expert":
+            elif extra_axis(scope) == "expert":
                 assert contents.experts is not None
-                columns["expert"] = contents.experts[place, batch].cpu()[rows.places[row], before[0]]
+                columns["expert"] = contents.experts[place, batch].cpu()[rows.indices[row], before[0]]
             frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
 
 
-def dataset(contents: Contents, scopes: Sequence[str]) -> Any:
-    """See `Attribution.to_xarray`."""
+def make_dataset(contents: Contents, scopes: Sequence[str]) -> Any:
+    """Does `Attribution.to_xarray`."""
     import xarray
 
     block = contents.block or 1
@@ -93,7 +94,7 @@ def dataset(contents: Contents, scopes: Sequence[str]) -> Any:
     for scope in scopes:
         values = contents[scope].detach().cpu()
         values = values.float() if values.dtype == torch.bfloat16 else values
-        by = apart(scope)
+        by = extra_axis(scope)
         variables[scope] = (("layer", "batch", *([by] if by else []), "query", "key"), values.numpy())
         if block == 1:
             variables[f"{scope}_bias"] = (("layer", "batch", "query"), contents.bias[scope].detach().cpu().numpy())
@@ -105,38 +106,27 @@ def dataset(contents: Contents, scopes: Sequence[str]) -> Any:
     )
 
 
-def _of_one(contents: Contents, scope: str, batch: int) -> pandas.DataFrame:
-    """The rows of `frame` of one scope and sequence."""
-    rows, keys = ticks(contents, batch)
-    if scope in contents.largest:
-        top = contents.largest[scope]
-        values, key = (part[:, batch].cpu()[..., rows.places, :] for part in (top.values, top.keys))
-    else:
-        values, key = real(contents[scope][:, batch].cpu(), rows, keys), keys.positions
+def _make_sequence_frame(contents: Contents, scope: str, batch: int) -> pandas.DataFrame:
+    """Makes the rows of `make_frame` of one scope and sequence."""
+    rows, keys = label_axes(contents, batch)
+    values, key = contents.kept.read_entries(scope, batch, rows.indices, keys.indices, keys.positions)
     by = None
-    if apart(scope) == "expert":
+    if extra_axis(scope) == "expert":
         assert contents.experts is not None
-        numbers = contents.experts[:, batch].cpu()[:, rows.places].transpose(1, 2)[..., None]  # [L, k, N', 1]
+        numbers = contents.experts[:, batch].cpu()[:, rows.indices].transpose(1, 2)[..., None]  # [L, k, N', 1]
         by = "expert", numbers
-    elif apart(scope) == "head":
+    elif extra_axis(scope) == "head":
         by = "head", torch.arange(values.shape[1])[:, None, None]
-    found = _table(values, key, contents.layers, rows, keys, by)
+    found = _tabulate_entries(values, key, contents.layers, rows, keys, by)
     found.insert(0, "scope", scope)
     found.insert(2, "batch", batch)
     return found
 
 
-def _totals(contents: Contents, scope: str, place: int, batch: int) -> Tensor:
-    """The sum ``[..., N]`` of every row of a map, whatever is kept of it."""
-    if scope in contents.largest:
-        return contents.largest[scope].total[place, batch].cpu().double()
-    return contents[scope][place, batch].cpu().double().sum(-1)
-
-
-def _table(
+def _tabulate_entries(
     values: Tensor, key: Tensor, layers: Sequence[int], rows: Ticks, keys: Ticks, apart: tuple[str, Tensor] | None
 ) -> pandas.DataFrame:
-    """One row per entry of ``values`` ``[L, n, m]``, told apart by head or expert ``[L, k, n, m]``.
+    """Makes one row per entry of ``values`` ``[L, n, m]``, per-head or per-expert ``[L, k, n, m]``.
 
     ``key`` is the key position of every entry or column (-1: there is none, and no row), ``apart`` the name of the
     axis of ``k`` and its numbers; both broadcast to ``values``.
@@ -146,23 +136,23 @@ def _table(
 
     kept = key.expand(values.shape) >= 0
 
-    def column(numbers: Tensor) -> Any:
+    def select_entries(numbers: Tensor) -> Any:
         return numbers.expand(values.shape)[kept].numpy()
 
     layer = torch.tensor(list(layers)).view(-1, *(1,) * (values.dim() - 1))
-    row = column(torch.arange(len(rows.labels))[:, None])
-    of_key = column(key)
+    row = select_entries(torch.arange(len(rows.labels))[:, None])
+    of_key = select_entries(key)
     query_names = np.array([*rows.labels, ""], dtype=object)[:-1]  # with "" also none at all are objects
     key_names = np.full(int(keys.positions.max()) + 1 if len(keys.labels) else 0, "", dtype=object)
     key_names[keys.positions.numpy()] = keys.labels
     columns = {
-        "layer": column(layer),
+        "layer": select_entries(layer),
         "query": rows.positions.numpy()[row],
         "key": of_key,
         "query_token": query_names[row],
         "key_token": key_names[of_key],
-        "norm": column(values.to(torch.promote_types(values.dtype, torch.float32))),
+        "norm": select_entries(values.to(torch.promote_types(values.dtype, torch.float32))),
     }
     if apart is not None:
-        columns[apart[0]] = column(apart[1])
+        columns[apart[0]] = select_entries(apart[1])
     return pd.DataFrame(columns)

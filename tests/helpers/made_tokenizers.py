@@ -19,5 +19,3 @@ def make_tokenizer(**special: str) -> Any:
         )
     names = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", model_input_names=names, **special)
-
-

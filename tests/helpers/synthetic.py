@@ -3,6 +3,7 @@
 import torch
 
 from ffattr.results import Attribution
+from ffattr.results.kept.dense import DenseMaps
 
 POST_LN = ("attn_heads", "attn", "attn_res", "atb", "atb_ff", "atb_ff_res", "atb_ff_res_ln")
 PRE_LN = ("attn_heads", "attn", "atb", "atb_ln", "atb_ln_ff", "atb_ln_ff_res")
@@ -25,7 +26,7 @@ def attribution(scopes=POST_LN, layers=(0, 2, 5), tokens=6, real=(6, 4), queries
         maps[scope] = torch.rand(shape, generator=generator) * (pairs[:, None] if heads else pairs)
         bias[scope] = torch.rand((len(layers), len(real), len(queries)), generator=generator)
     return Attribution(
-        maps=maps,
+        kept=DenseMaps(maps),
         bias=bias,
         tokens=[[f"tok{b}.{t}" for t in range(tokens)] for b in range(len(real))],
         layers=tuple(layers),

@@ -1,17 +1,67 @@
-"""What an `Attribution` is looked at as, but for plots: strongest pairs, xarray, comparisons, HTML."""
+"""Maps as pandas and xarray: all pairs, and the strongest ones."""
 
-import re
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 from keeping import kept, some
-from synthetic import HEADS, POST_LN, PRE_LN, attribution
+from synthetic import HEADS, POST_LN, attribution
 
 import ffattr
-from ffattr import Pool, Reduce, StackedAttribution, TopK
-from ffattr.analysis import spearman
+from ffattr import Pool, TopK
+
+
+def test_to_pandas_has_every_real_pair_once():
+    attr = attribution(("atb", "atb_ff"), queries=(0, 5))
+    frame = attr.to_pandas()
+    assert list(frame) == ["scope", "layer", "batch", "query", "key", "query_token", "key_token", "norm"]
+    # Sequence 0 has 6 real keys and both queries; sequence 1 has 4 real keys, and query 5 is padding.
+    assert len(frame) == 2 * 3 * (2 * 6 + 1 * 4)
+    assert not frame.duplicated(["scope", "layer", "batch", "query", "key"]).any()
+    for row in frame.itertuples():
+        place = (attr.layers.index(row.layer), row.batch, attr.queries.index(row.query), row.key)
+        assert row.norm == attr.maps[row.scope][place].item()
+        assert row.query_token == attr.tokens[row.batch][row.query]
+        assert row.key_token == attr.tokens[row.batch][row.key]
+
+
+def test_to_pandas_with_heads():
+    attr = attribution()
+    frame = attr.to_pandas(["attn_heads", "layer"])
+    heads = frame[frame.scope == "attn_heads"]
+    assert len(heads) == 3 * HEADS * (36 + 16)
+    assert frame[frame.scope == POST_LN[-1]]["head"].isna().all()
+    row = heads.iloc[-1]
+    assert row.norm == attr.maps["attn_heads"][-1, 1, row["head"], row.query, row.key].item()
+    assert "head" not in attr.to_pandas("atb")
+
+
+def test_to_pandas_of_the_largest_entries():
+    attr = some(queries=(5, 0, 2, 4), causal=True)
+    frame = kept(TopK(2), attr).to_pandas()
+    whole = attr.to_pandas()
+    assert list(frame) == list(whole)
+    by = ["scope", "layer", "batch", "head", "query"]
+    expected = whole[whole.norm > 0].sort_values([*by, "norm", "key"], ascending=[True] * 5 + [False, True])
+    expected = expected.groupby(by, dropna=False, observed=True).head(2)
+    found = frame.sort_values([*by, "norm", "key"], ascending=[True] * 5 + [False, True])
+    assert 0 < len(found) < len(whole)
+    for column in frame:
+        assert found[column].astype(str).tolist() == expected[column].astype(str).tolist(), column
+
+
+def test_to_pandas_of_blocks():
+    attr = kept(Pool(2), some(("atb",)))
+    frame = attr.to_pandas()
+    # Sequence 0 has the tokens 0 1 3 4 5 6 in blocks 01 -3 45 6, sequence 1 has 2 3 4.
+    assert len(frame) == 3 * (4 * 4 + 2 * 2)
+    one = frame[(frame.layer == 2) & (frame.batch == 0) & (frame["query"] == 3)]
+    assert one["key"].tolist() == [0, 3, 4, 6]
+    assert one["key_token"].tolist() == ["tok0.0 … tok0.1", "tok0.3", "tok0.4 … tok0.5", "tok0.6"]
+    assert set(one["query_token"]) == {"tok0.3"}
+    assert one["norm"].tolist() == attr.maps["atb"][1, 0, 1].tolist()
+    assert frame[frame.batch == 1]["query"].unique().tolist() == [2, 4]
 
 
 def by_hand(attr, scope, layer, batch, own):
@@ -66,12 +116,27 @@ def test_top_of_groups_leaves_out_a_tokens_own_group():
     groups = torch.tensor([[0, 1, 1, 2, 3, -1], [0, 0, 1, 2, 3, 3]])
     maps = torch.rand(3, 2, 6, 4, generator=torch.Generator().manual_seed(1))
     grouped = replace(
-        attr, maps={"atb": maps}, groups=groups, key_tokens=[list("abcd")] * 2, key_mask=torch.ones(2, 4).bool()
+        attr,
+        kept=replace(attr.kept, maps={"atb": maps}),
+        groups=groups,
+        key_tokens=[list("abcd")] * 2,
+        key_mask=torch.ones(2, 4).bool(),
     )
     found = grouped.top(100)
     for pair in found.itertuples():
         assert groups[pair.batch, pair.query] != pair.key
     assert len(found) == 3 * (6 * 4 - 5 + 6 * 4 - 6)
+
+
+def test_groups_know_their_tokens():
+    """End to end: the model's words, and which token is in which."""
+    import documented
+
+    given = documented.namespace()
+    attr = ffattr.attribute(given["model"], ["The cat barking."], tokenizer=given["tokenizer"], groups="words")
+    assert attr.groups.tolist() == [[0, 1, 2, 3, 3, 4, 5]]
+    found = attr.top(100)
+    assert not ((found["query_token"] == "##ing") & (found["key_token"] == "barking")).any()
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.0, True, "all"])
@@ -103,202 +168,3 @@ def test_xarray_of_blocks_and_of_half_precision():
     assert attr.to_xarray()["atb"].dtype == "float32"
     with pytest.raises(ValueError, match="keep=TopK"):
         kept(TopK(2), attribution(("atb",))).to_xarray()
-
-
-def test_comparison_numbers_are_what_they_say():
-    a, b = attribution(POST_LN[3:], seed=0), attribution(POST_LN[3:], seed=1)
-    found = a.compare(b, "atb_ff")
-    assert list(found["layer"]) == [0, 0, 2, 2, 5, 5]
-    for row in found.itertuples():
-        real = [6, 4][row.batch]
-        x, y = (of.maps["atb_ff"][a.layers.index(row.layer), row.batch, :real, :real].double() for of in (a, b))
-        assert row.rho == pytest.approx(spearman(x, y))
-        assert row.difference == pytest.approx(float((x - y).norm() / x.norm()))
-        assert row.largest == pytest.approx(float((x - y).abs().max()))
-        apart = ~torch.eye(real, dtype=torch.bool)
-        tops = [set(side[apart].topk(10).indices.tolist()) for side in (x, y)]
-        assert row.overlap == len(tops[0] & tops[1]) / 10
-
-
-def test_comparison_of_scopes_layers_and_causal_maps():
-    a = attribution(PRE_LN, layers=(0, 2, 5), causal=True)
-    assert set(a.compare(a)["scope"]) == set(PRE_LN)
-    between = a.compare(a, [("atb", "layer")])
-    assert set(zip(between["scope"], between["other_scope"], strict=True)) == {("atb", "atb_ln_ff_res")}
-    lower = torch.ones(6, 6).tril().bool()
-    x, y = (a.maps[scope][0, 0][lower] for scope in ("atb", "atb_ln_ff_res"))
-    assert between["rho"][0] == pytest.approx(spearman(x, y))
-    b = attribution(PRE_LN, layers=(2, 5, 7), causal=True)
-    assert a.compare(b, "atb")[["layer", "other_layer"]].drop_duplicates().values.tolist() == [[2, 2], [5, 5]]
-    c = attribution(PRE_LN, layers=(10, 11, 12), causal=True)
-    assert set(a.compare(c, "atb")["other_layer"]) == {10, 11, 12}
-
-
-def test_a_map_of_zeros_compares_to_nothing():
-    a = attribution(("atb",))
-    b = replace(a, maps={"atb": a.maps["atb"] * 0})
-    found = b.compare(a)
-    assert found[["rho", "difference"]].isna().to_numpy().all()
-
-
-@pytest.mark.parametrize(
-    ("other", "error", "message"),
-    [
-        (attribution(("atb",), real=(6, 5)), ValueError, r"sequences differ: 6, 4 tokens here, 6, 5 there"),
-        (attribution(("atb",), queries=(1, 2)), ValueError, r"the queries differ: \[0, 1, 2"),
-        (attribution(("atb",), layers=(7,)), ValueError, "no layer is in both: 0, 2, 5 here, 7 there"),
-        (replace(attribution(("atb",)), tokens=[["x"] * 6] * 2), ValueError, "the tokens differ: 'tok0.0' here, 'x'"),
-        (kept(Pool(2), attribution(("atb",))), ValueError, "the blocks differ: None here, 2 there"),
-        ("maps.safetensors", TypeError, "compare takes an Attribution, got a str"),
-    ],
-)
-def test_what_cannot_be_compared(other, error, message):
-    with pytest.raises(error, match=message):
-        attribution(("atb",)).compare(other, "atb")
-
-
-def test_heads_are_not_compared_with_their_sum():
-    attr = attribution(("attn_heads", "attn"))
-    with pytest.raises(ValueError, match="different axes"):
-        attr.compare(attr, [("attn_heads", "attn")])
-
-
-def stacked():
-    encoder, decoder = attribution(POST_LN, seed=1), attribution(POST_LN, causal=True, seed=2)
-    cross = attribution(("atb", "atb_ff"), seed=3)
-    return StackedAttribution.of({"encoder": encoder, "decoder": decoder, "cross": cross})
-
-
-def test_views_of_an_encoder_and_a_decoder(tmp_path):
-    attr = stacked()
-    pd.testing.assert_frame_equal(attr.top(2, "cross.atb"), attr.stacks["cross"].top(2, "atb"))
-    assert set(attr.to_xarray(["encoder.layer", "cross.atb"]).children) == {"encoder", "cross"}
-    found = attr.compare(attr, ["cross.atb", ("encoder.atb", "encoder.layer")])
-    assert found.groupby("stack")["rho"].min()["cross"] == pytest.approx(1)
-    assert found.groupby("stack")["rho"].max()["encoder"] < 0.99
-    with pytest.raises(ValueError, match=r"decoder\.atb and cross\.atb are maps of different tokens"):
-        attr.compare(attr, [("decoder.atb", "cross.atb")])
-    with pytest.raises(TypeError, match="an encoder and a decoder, the others an Attribution"):
-        attr.compare(attribution())
-    attr.to_html(tmp_path / "maps.html", scopes=["decoder.layer", "cross.layer"])
-    text = (tmp_path / "maps.html").read_text()
-    assert "decoder, 1: " in text
-    assert "cross, 2: " in text
-    assert "encoder, 1: " not in text
-    assert attr._repr_html_().count("<table") == 3
-
-
-HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "&amp;", "'", "</td>", "<!--"]
-
-
-def test_a_notebook_shows_a_map_in_which_tokens_are_text():
-    attr = attribution(tokens=6, real=(6,))
-    attr.tokens = [HOSTILE]
-    text = attr._repr_html_()
-    assert not re.search(r"<(?!/?(div|code|table|caption|tr|th|td)\b)", text)
-    assert "&lt;script&gt;alert(1…" in text
-    assert text.count("<td") == 36
-    assert re.search(r'title="[\d.]+ \([\d.]+%\)"', text)
-    assert "script>" not in text.replace("&lt;script&gt;", "")
-
-
-def test_a_notebook_is_shown_little_of_much():
-    attr = attribution(tokens=300, real=(300,))
-    text = attr._repr_html_()
-    assert text.count("<td") == 24 * 24
-    assert "first 24 tokens" in text
-    assert len(text) < 100_000
-
-
-@pytest.mark.parametrize("asked", [TopK(2), Pool(2)])
-def test_a_notebook_shows_what_was_kept(asked):
-    assert "<table" in kept(asked, some(("atb", "atb_ff")))._repr_html_()
-
-
-def test_a_notebook_shows_a_line_where_no_map_is():
-    assert kept(Reduce(lambda rows: None), some(("atb",)))._repr_html_().count("<") == 4
-    assert "<table" not in attribution(layers=())._repr_html_()
-    assert "<table" not in attribution(queries=())._repr_html_()
-
-
-def test_a_page_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    attr = attribution(("atb", "atb_ff"))
-    path = tmp_path / "maps.html"
-    attr.to_html(path, title="A title <b>")
-    text = path.read_text()
-    assert text.startswith("<!DOCTYPE html>")
-    assert "<title>A title &lt;b&gt;</title>" in text
-    with pytest.raises(ValueError, match="larger than"):
-        attr.to_html(tmp_path / "small.html", limit=1000)
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
-        attr.to_html(tmp_path / "missing" / "maps.html")
-    with pytest.raises(ValueError, match="keep=Reduce"):
-        kept(Reduce(lambda rows: None), some(("atb",))).to_html(tmp_path / "none.html")
-    with pytest.raises(KeyError, match="no scope 'atb_ln' here"):
-        attr.to_html(tmp_path / "none.html", scopes="atb_ln")
-    monkeypatch.setattr("ffattr.results.pages.page", lambda *_: iter(["half", 1]))
-    with pytest.raises(TypeError):
-        attr.to_html(path)
-    assert path.read_text() == text
-    assert [file.name for file in tmp_path.iterdir()] == ["maps.html"]
-
-
-def test_a_page_says_how_wrong_a_sketch_is(tmp_path):
-    attr = attribution(("atb", "atb_ff"))
-    attr.to_html(tmp_path / "exact.html")
-    assert "sketch" not in _facts(tmp_path / "exact.html")
-    errors = torch.full((3, 2), 0.01)
-    errors[1, 1] = 0.0234
-    replace(attr, sketch_error={"atb_ff": errors}).to_html(tmp_path / "sketch.html")
-    assert '["median error of the sketch","at most 2.34%"]' in _facts(tmp_path / "sketch.html").replace('", "', '","')
-
-
-def _facts(path):
-    text = path.read_text()
-    start = text.index('"facts":')
-    return text[start : text.index("]]", start) + 2]
-
-
-def test_padding_experts_and_blocks_have_pages(tmp_path):
-    attr = some(("atb", "atb_ff"), queries=(6, 3, 4, 0))
-    attr.to_html(tmp_path / "a.html")
-    kept(TopK(2), attr).to_html(tmp_path / "b.html")
-    heads = kept(TopK(2), some(("attn_heads", "atb")))
-    heads.to_html(tmp_path / "d.html")
-    assert '"head 1"' in (tmp_path / "d.html").read_text()
-    kept(Pool(2), attr).to_html(tmp_path / "c.html")
-    assert "tok1.2" in (tmp_path / "a.html").read_text()
-    assert "tok1.1" not in (tmp_path / "a.html").read_text()  # padding
-
-
-def test_groups_know_their_tokens():
-    """End to end: the model's words, and which token is in which."""
-    import documented
-
-    given = documented.namespace()
-    attr = ffattr.attribute(given["model"], ["The cat barking."], tokenizer=given["tokenizer"], groups="words")
-    assert attr.groups.tolist() == [[0, 1, 2, 3, 3, 4, 5]]
-    found = attr.top(100)
-    assert not ((found["query_token"] == "##ing") & (found["key_token"] == "barking")).any()
-
-
-def test_pictures_and_analyses_are_of_one_stack():
-    """The tokens and layers of a `StackedAttribution` are those of one of its stacks, its maps of all of them."""
-    attr = stacked()
-    for view in (
-        lambda: attr.plot_arcs(1, "cross.atb"),
-        lambda: attr.plot_scopes(),
-        lambda: attr.plot_amplification(),
-        lambda: ffattr.analysis.contextualization_change(attr),
-        lambda: ffattr.analysis.rollout(attr, "cross.layer"),
-    ):
-        with pytest.raises(TypeError, match=r"analyse one of them, attr\.stacks\['encoder'\] or "):
-            view()
-
-
-def test_columns_of_other_tokens_are_named_before_their_number():
-    attr = attribution(("atb", "atb_ff"), tokens=6, real=(6, 6), queries=(0, 1))
-    cross = replace(attr, mask=attr.mask[:, :2], tokens=[row[:2] for row in attr.tokens])
-    cross = replace(cross, key_tokens=attr.tokens, key_mask=attr.mask)
-    with pytest.raises(ValueError, match="the columns of these maps are not the tokens of their rows"):
-        ffattr.analysis.token_summary(cross, "atb")

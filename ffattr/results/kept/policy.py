@@ -1,0 +1,192 @@
+"""What every ``keep=`` policy has: a `Policy` is asked for, its `Sink` takes the rows, a `Kept` stays.
+
+    sink = keep.parse_keep(asked).open(shapes, dtype, device, layers, queries)
+    try:
+        sink.add_rows(place, batch, rows, keys, tiles)  # for each block of query tokens, in any cuts and order
+        result = Attribution(kept=sink.finish(), ...)
+        sink.seal_file(*serialise.to_parts(result))  # names the file of Dense(path=...)
+    except BaseException:
+        sink.discard_file()
+        raise
+
+Shapes: ``L`` computed layers, ``B`` sequences, ``N`` selected query tokens, ``T`` tokens, ``n`` and ``t`` of them in a
+block; scopes with an axis of heads or experts have it before ``N``, in everything that is kept of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Kept", "Policy", "Shapes", "Sink", "check_count", "write_tile"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes of the maps of every scope, ``[L, B, N, T]`` or with one more axis before ``N``. All have the same keys."""
+
+
+@dataclass(eq=False)
+class Kept:
+    """What is kept of the maps of one stack of layers, read by its methods whatever the policy.
+
+    ``maps``, ``largest``, ``reduced`` and ``block`` are those of `ffattr.Attribution`. The methods are right for a
+    policy with ``maps``; another one says otherwise in its own file.
+    """
+
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    largest: dict[str, Any] = field(default_factory=dict)
+    reduced: list[Any] = field(default_factory=list)
+    block: int | None = None
+
+    # In and out of a file.
+
+    def has_rows(self, scope: str) -> bool:
+        """Whether anything of the rows of ``scope`` can be shown and saved."""
+        return scope in self.maps
+
+    def list_tensors(self, scopes: Collection[str]) -> dict[str, Tensor]:
+        """Returns what a file holds of ``scopes``, by its name there."""
+        return {f"maps.{scope}": self.maps[scope] for scope in scopes if scope in self.maps}
+
+    def file_description(self) -> dict[str, Any]:
+        """Returns what a file says of it besides tensors, as JSON takes it."""
+        return {"block": self.block}
+
+    @classmethod
+    def from_tensors(
+        cls, scopes: Sequence[str], tensors: Mapping[str, Tensor], content: Mapping[str, Any]
+    ) -> Kept | None:
+        """Undoes `list_tensors` and `file_description`; None where the file is of another policy.
+
+        Raises KeyError where it lacks a tensor.
+        """
+        return None
+
+    def list_sizes(self, scope: str, queries: int, columns: int) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
+        """Yields what is saved of ``scope``: how messages call it, the tensor, and what its last two axes should be.
+
+        ``queries`` and ``columns`` are their numbers in whole maps.
+        """
+        block = self.block or 1
+        yield "the map", self.maps[scope], (math.ceil(queries / block), math.ceil(columns / block))
+
+    # What views read.
+
+    def read_map(self, scope: str, place: int, batch: int, columns: int) -> Tensor:
+        """Returns the map ``[..., N, columns]`` of one layer and sequence; of the kept entries where these are all."""
+        return self.whole_map(scope)[place, batch]
+
+    def read_entries(
+        self, scope: str, batch: int, rows: Tensor, columns: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns entries ``[L, ..., n, m]`` of one sequence, and key positions that broadcast to them (-1: none).
+
+        ``rows`` ``[n]`` and ``columns`` ``[m]`` are the real ones of the maps, ``positions`` those of the columns.
+        """
+        return self.whole_map(scope)[:, batch].cpu()[..., rows, :][..., columns], positions
+
+    def read_totals(self, scope: str, place: int, batch: int) -> Tensor:
+        """Returns the sum ``[..., N]`` of every row of a map, whatever is kept of it, in float64."""
+        return self.whole_map(scope)[place, batch].cpu().double().sum(-1)
+
+    def whole_map(self, scope: str) -> Tensor:
+        """Returns the maps ``[L, B, ..., N, T]`` of ``scope``. Raises ValueError where they were not kept."""
+        if scope not in self.maps:
+            raise ValueError(self.explain_no_map(scope))
+        return self.maps[scope]
+
+    # What is said of it.
+
+    def describe(self) -> str:
+        """Returns what a line about the result adds, beginning with "; "; nothing of whole maps."""
+        return ""
+
+    def explain_no_map(self, scope: str) -> str:
+        """Returns why there is no map of ``scope``, and what to do."""
+        return f"no map of {scope} was kept. For maps compute it with keep='dense'"
+
+    def explain_unsaved(self, scope: str) -> str:
+        """Returns why nothing of ``scope`` can be saved, and what to do."""
+        return f"nothing to save of {scope}: {self.explain_no_map(scope)}"
+
+    def check_tokens(self) -> None:
+        """Raises ValueError where rows and columns are no tokens, which could be merged to words."""
+
+
+class Sink:
+    """Takes the rows of one stack of layers."""
+
+    def add_rows(self, place: int, batch: int, rows: Tensor, keys: Tensor, tiles: Mapping[str, Tensor]) -> None:
+        """Takes whole rows ``rows`` ``[n]`` of the maps at ``place`` on the layer axis, ``batch`` on that of sequences.
+
+        ``tiles[scope]`` ``[..., n, t]`` has the columns ``keys`` ``[t]``: all real keys, ascending. Every row of a
+        layer and sequence comes once, with all scopes that the layer has; rows of padding never do.
+        """
+        raise NotImplementedError
+
+    def finish(self) -> Kept:
+        """Returns what is kept, after the last row."""
+        raise NotImplementedError
+
+    def seal_file(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+        """Makes the file of what `finish` gave and of what else there is, where the policy has one.
+
+        ``tensors`` and ``content`` are those of `ffattr.results.serialise.to_parts`.
+        """
+
+    def discard_file(self) -> None:
+        """Leaves nothing on the disk; instead of `finish` or `seal_file`, when something failed."""
+
+
+class Policy:
+    """What a user asks for with ``keep=``."""
+
+    kept: ClassVar[type[Kept]]
+    """What it leaves."""
+
+    def open(
+        self, shapes: Shapes, dtype: torch.dtype, device: torch.device, layers: Sequence[int], queries: Sequence[int]
+    ) -> Sink:
+        """Returns the sink of maps of these ``shapes``, computed in ``dtype``; their numbers are kept on ``device``.
+
+        ``layers`` and ``queries`` are the model's numbers of the first axis and the positions of the rows.
+        """
+        raise NotImplementedError
+
+    def check_stacks(self) -> None:
+        """Raises ValueError where it holds one stack of layers only, not an encoder and a decoder."""
+
+
+def check_count(what: str, name: str, value: object) -> None:
+    """Raises TypeError or ValueError where ``value``, the argument ``name`` of ``what``, is no integer from 1 on."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{what}({name}={value!r}), expected an integer of at least 1")
+    if value < 1:
+        raise ValueError(f"{what}({name}={value}), expected at least 1")
+
+
+def write_tile(maps: Tensor, rows: Tensor, keys: Tensor, tile: Tensor) -> None:
+    """Writes ``tile`` into rows and columns of ``maps`` ``[..., N, T]``, in its dtype and on its device."""
+    at, columns = _as_slice(rows), _as_slice(keys)
+    if isinstance(at, slice) and isinstance(columns, slice):
+        maps[..., at, columns].copy_(tile)  # many times as fast, and with no copy before
+        return
+    if not isinstance(at, slice):
+        at = at.to(maps.device) if isinstance(columns, slice) else at.to(maps.device)[:, None]
+    if not isinstance(columns, slice):
+        columns = columns.to(maps.device)
+    maps[..., at, columns] = tile.to(maps)
+
+
+def _as_slice(index: Tensor) -> slice | Tensor:
+    """Returns a slice where ``index`` counts up by ones."""
+    if len(index) == 0:
+        return slice(0, 0)
+    first = int(index[0])
+    if bool((index == torch.arange(first, first + len(index), device=index.device)).all()):
+        return slice(first, first + len(index))
+    return index

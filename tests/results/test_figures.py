@@ -1,0 +1,54 @@
+"""Plots of whole maps and of what was kept."""
+
+import pytest
+import torch
+from keeping import kept, some
+from synthetic import attribution
+
+from ffattr import Pool, TopK
+
+
+def test_plot_leaves_padding_out_and_names_what_it_shows():
+    attr = attribution(queries=(1, 3, 5))
+    axes = attr.plot("atb", layer=2, batch=1).axes[0]
+    assert axes.get_title() == "atb, layer 2"
+    assert [label.get_text() for label in axes.get_xticklabels()] == attr.tokens[1][:4]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [attr.tokens[1][1], attr.tokens[1][3]]
+    shown = torch.as_tensor(axes.images[0].get_array())
+    assert torch.equal(shown, attr.maps["atb"][1, 1][:2, :4])
+    assert attr.plot("attn_heads", head=1).axes[0].get_title() == "attn_heads, layer 5, head 1"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"layer": 1}, IndexError, "layer 1 was not computed; computed: 0, 2, 5"),
+        ({"layer": -4}, IndexError, "layer -4"),
+        ({"batch": 2}, IndexError, "there are 2 sequences"),
+        ({"scope": "attn_heads"}, ValueError, "has 2 heads; got head=None"),
+        ({"scope": "attn_heads", "head": 2}, ValueError, "got head=2"),
+        ({"head": 0}, ValueError, "summed over heads"),
+        ({"scope": "nope"}, KeyError, "no scope 'nope'"),
+    ],
+)
+def test_plot_says_what_is_wrong(arguments, error, message):
+    with pytest.raises(error, match=message):
+        attribution().plot(**arguments)
+
+
+def test_plots_of_what_was_kept():
+    attr = some(queries=(5, 0, 2, 4))
+    whole = attr.plot("atb", 2, 1).axes[0]
+    top = kept(TopK(1), attr).plot("atb", 2, 1).axes[0]
+    for ticks in ("get_xticklabels", "get_yticklabels"):
+        assert [one.get_text() for one in getattr(top, ticks)()] == [one.get_text() for one in getattr(whole, ticks)()]
+    shown = torch.as_tensor(top.images[0].get_array())
+    maps = attr.maps["atb"][1, 1][[2, 3]][:, [2, 3, 4]]
+    assert torch.equal(shown.amax(1), maps.amax(1))
+    assert ((shown > 0).sum(1) == 1).all()
+    assert torch.equal(torch.as_tensor(kept(TopK(9), attr).plot("atb", 2, -1).axes[0].images[0].get_array()), maps)
+    pooled = kept(Pool(2), attr)
+    axes = pooled.plot("attn_heads", 2, 1, head=1).axes[0]
+    assert [one.get_text() for one in axes.get_xticklabels()] == ["tok1.2 … tok1.3", "tok1.4"]
+    assert [one.get_text() for one in axes.get_yticklabels()] == ["tok1.2 … tok1.4"]
+    assert torch.equal(torch.as_tensor(axes.images[0].get_array()), pooled.maps["attn_heads"][1, 1, 1][1:, 1:3])
