@@ -1,18 +1,14 @@
-"""."""
+"""Small tokenizers of a few words, made without a file."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 
 def make_tokenizer(**special: str) -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "the", "cat", "sat", "on", "a", "mat", "dog", "ran"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -22,11 +18,6 @@ def make_tokenizer(**special: str) -> Any:
         )
     names = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", model_input_names=names, **special)
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return make_tokenizer(pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
