@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .routing import Routing
 
-__all__ = ["Attention", "LayerRecord", "QueryKey", "Weights"]
+__all__ = ["Attention", "LayerRecord", "QueryKey", "Weights", "allows_attention"]
 
 
 class Attention(Protocol):
@@ -126,7 +126,7 @@ class QueryKey:
         allowed = ~self._later(rows) if self.causal else None
         mask = _rows(self.mask, rows)
         if mask is not None:
-            attends = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+            attends = allows_attention(mask)
             attends = attends.flatten(0, -3).any(0) if attends.dim() > 2 else attends
             allowed = attends if allowed is None else attends & allowed
         tokens = self.key.shape[1]
@@ -138,8 +138,7 @@ class QueryKey:
             return False
         if self.mask is None or self.mask.shape[-2] == 1:
             return True
-        allowed = self.mask if self.mask.dtype == torch.bool else self.mask > torch.finfo(self.mask.dtype).min / 2
-        return bool(allowed.triu(1).any())
+        return bool(allows_attention(self.mask).triu(1).any())
 
     def _later(self, rows: Tensor) -> Tensor:
         return torch.arange(self.key.shape[1], device=rows.device) > rows[:, None]
@@ -176,6 +175,14 @@ class Weights:
     @property
     def looks_ahead(self) -> bool:
         return bool(self.alpha.triu(1).any())
+
+
+def allows_attention(mask: Tensor) -> Tensor:
+    """Returns where a mask, boolean (True: may attend) or additive, lets a query attend to a key, in the mask's shape.
+
+    Models forbid with the lowest number of a dtype or with what is added to it: anything below half of it is masked.
+    """
+    return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
 def _entry(mask: Tensor | None, batch: int, tokens: Tensor, keys: Tensor) -> Tensor | None:

@@ -19,8 +19,9 @@ from torch.overrides import TorchFunctionMode
 
 from ...decomposition.attention import Attention, QueryKey, Weights
 from ...errors import CaptureError, UnsupportedModel
+from .run import configs
 
-__all__ = ["Sink", "attention_interface", "calls_interface", "multihead", "own_attention"]
+__all__ = ["Sink", "attention_interface", "calls_interface", "multihead", "own_attention", "record_attention"]
 
 Sink = Callable[[int, Attention], None]
 
@@ -30,6 +31,31 @@ _originals: dict[str, str] = {}  # the private names in use, with the implementa
 # Keyword arguments through which a transformers attention function can be told to compute something else.
 _CHANGING = ("sinks", "head_mask", "cache")
 _EAGER = ("softcap", "s_aux")  # that transformers' sdpa does not read
+
+
+@contextmanager
+def record_attention(
+    base: nn.Module, modules: Mapping[int, nn.Module], heads: Mapping[int, int], sink: Sink, wrappers: bool = True
+) -> Iterator[None]:
+    """Record the attention of each of ``modules`` of a model in the one way in which it can be seen.
+
+    ``heads`` are their numbers of query heads. Without ``wrappers``, modules around an ``nn.MultiheadAttention`` or a
+    caller of the attention interface are left out: its own softmax would be seen once more in their name.
+    """
+    torch_modules = {i: module for i, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
+    callers = {i: module for i, module in modules.items() if calls_interface(module)}
+    others = {i: module for i, module in modules.items() if i not in torch_modules and i not in callers}
+    if not wrappers:
+        known = {id(module) for module in (*torch_modules.values(), *callers.values())}
+        others = {i: module for i, module in others.items() if known.isdisjoint(map(id, module.modules()))}
+    with ExitStack() as stack:
+        if torch_modules:
+            stack.enter_context(multihead(torch_modules, sink))
+        if callers:
+            stack.enter_context(attention_interface(configs(base), callers, sink))
+        if others:
+            stack.enter_context(own_attention(others, heads, sink))
+        yield
 
 
 def calls_interface(module: nn.Module) -> bool:

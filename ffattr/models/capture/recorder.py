@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ...decomposition.attention import Attention, LayerRecord
 from ...errors import CaptureError, NonFiniteError
 from ..registry import Adapted
-from .attention_hooks import Sink, attention_interface, calls_interface, multihead, own_attention
+from .attention_hooks import record_attention
 from .module_hooks import routings, values_read
-from .run import configs, hidden_states, require_same, switches, undisturbed
+from .run import hidden_states, require_same, switches, undisturbed
 
 __all__ = ["first_attention", "record"]
 
@@ -125,16 +125,7 @@ class _Recorder:
             for first, spec in specs.items():
                 if spec.cross is not None:
                     modules[first + self._count], heads[first + self._count] = spec.cross.attention, spec.cross.heads
-            torch_modules = {i: module for i, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
-            callers = {i: module for i, module in modules.items() if calls_interface(module)}
-            others = {i: module for i, module in modules.items() if i not in torch_modules and i not in callers}
-            sink: Sink = self._attention
-            if torch_modules:
-                stack.enter_context(multihead(torch_modules, sink))
-            if callers:
-                stack.enter_context(attention_interface(configs(self.adapted.base), callers, sink))
-            if others:
-                stack.enter_context(own_attention(others, heads, sink))
+            stack.enter_context(record_attention(self.adapted.base, modules, heads, self._attention))
             experts = {first: spec.experts for first, spec in specs.items() if spec.experts is not None}
             stack.enter_context(routings(experts, lambda first, routing: self._keep(first, "routing", routing)))
             values = {first: spec.cross.value for first, spec in specs.items() if spec.cross is not None}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import CaptureError
 
-__all__ = ["configs", "hidden_states", "require_same", "switches", "undisturbed"]
+__all__ = ["configs", "find_device", "hidden_states", "require_same", "switches", "undisturbed"]
 
 # Relative difference of the final hidden states above which recording is taken to have changed the model's output.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -69,6 +69,12 @@ def _uncompiled(base: nn.Module) -> Any:
         getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in base.modules()
     )
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+
+
+def find_device(base: nn.Module) -> torch.device:
+    """Returns where the first parameter lies; the CPU for weights that accelerate brings in when needed."""
+    device = next((parameter.device for parameter in base.parameters()), torch.device("cpu"))
+    return torch.device("cpu") if device.type == "meta" else device
 
 
 def hidden_states(output: Any) -> Tensor:

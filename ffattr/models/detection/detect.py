@@ -23,12 +23,13 @@ from ...decomposition.precision import output_tolerance
 from ...decomposition.scopes import Source
 from ...decomposition.walk import Stream, walk
 from ...errors import UnsupportedModel
+from ..capture.run import find_device
 from ..spec.described import Adapted
 from ..spec.layer import LayerSpec
 from ..spec.weights import Columns, Held, Scaled
 from .match import Cut, Part, Product, read
 from .observe import Run, observe
-from .probe import Undetected, device_of
+from .probe import Undetected
 
 __all__ = ["Found", "Undetected", "adapt", "detect", "specs"]
 
@@ -57,7 +58,7 @@ def adapt(base: nn.Module) -> Adapted:
     found = _known.get(base)
     if found is None:
         # Values are compared in the model's own precision, on its device and on the CPU.
-        with torch.autocast(device_of(base).type, enabled=False), torch.autocast("cpu", enabled=False):
+        with torch.autocast(find_device(base).type, enabled=False), torch.autocast("cpu", enabled=False):
             found = _known[base] = detect(base)
         _log.info("%s: layers at %r, %s", family, found.layers, dict(found.parts))
     return Adapted(base, specs(base, found), family, found.batch_first, found.positions)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ...decomposition.attention import Attention
-from ..capture.attention_hooks import attention_interface, calls_interface, multihead, own_attention
-from ..capture.run import configs, switches, undisturbed
+from ..capture.attention_hooks import record_attention
+from ..capture.run import switches, undisturbed
 from .probe import BATCH, TOKENS, Undetected, inputs, refuse_experts, stacks_of
 
 __all__ = ["Call", "Observed", "Run", "observe"]
@@ -128,19 +128,12 @@ class _Watch:
                 if isinstance(module, nn.Embedding):
                     stack.callback(module.register_forward_pre_hook(self._looked_up).remove)
             modules = dict(enumerate(self.base.modules()))
-            torch_modules = {i: m for i, m in modules.items() if isinstance(m, nn.MultiheadAttention)}
-            callers = {i: m for i, m in modules.items() if calls_interface(m)}
-            known = {id(m) for m in (*torch_modules.values(), *callers.values())}
-            # Not those around one of these, in whose name its own softmax would be seen once more.
-            others = {i: m for i, m in modules.items() if known.isdisjoint(map(id, m.modules()))}
+            heads = {i: self._heads(module) for i, module in modules.items()}
 
-            def sink(index: int, attention: Attention) -> None:
+            def record_call(index: int, attention: Attention) -> None:
                 self._attended(modules[index], attention)
 
-            stack.enter_context(multihead(torch_modules, sink))
-            if callers:
-                stack.enter_context(attention_interface(configs(self.base), callers, sink))
-            stack.enter_context(own_attention(others, {i: self._heads(m) for i, m in others.items()}, sink))
+            stack.enter_context(record_attention(self.base, modules, heads, record_call, wrappers=False))
             return stack.pop_all()
 
     def _heads(self, module: nn.Module) -> int:

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["BATCH", "TOKENS", "Undetected", "device_of", "inputs", "refuse_experts", "stacks_of"]
+from ..capture.run import find_device
+
+__all__ = ["BATCH", "TOKENS", "Undetected", "inputs", "refuse_experts", "stacks_of"]
 
 BATCH, TOKENS = 2, 5  # unequal, so that a layout tells itself
 
@@ -59,16 +61,10 @@ def refuse_experts(layer: nn.Module, stack: str, number: int) -> None:
             raise Undetected(f"layer {number} of {stack!r} looks like a mixture of experts: {what}", stack)
 
 
-def device_of(base: nn.Module) -> torch.device:
-    """Where the first parameter lies; the CPU for weights that accelerate brings in when needed."""
-    device = next((parameter.device for parameter in base.parameters()), torch.device("cpu"))
-    return torch.device("cpu") if device.type == "meta" else device
-
-
 def inputs(base: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Small inputs to try in turn: ids that are neither special nor in order, an image, features."""
     accepted = inspect.signature(base.forward).parameters
-    device = device_of(base)
+    device = find_device(base)
     dtype = next((p.dtype for p in base.parameters() if p.is_floating_point()), torch.float32)
     config = getattr(base, "config", None)
     table = next((module for module in base.modules() if isinstance(module, nn.Embedding)), None)

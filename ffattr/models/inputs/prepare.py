@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UnsupportedModel
+from ..capture.run import find_device
 from ..registry import Adapted
 from .signals import SIGNALS, check_signal, signal_tokens
 from .text import TEXT, Tokens, check_rows, text_tokens
@@ -161,7 +162,7 @@ def _encode(adapted: Adapted, texts: list[str], tokenizer: Any) -> tuple[dict[st
     longest = max(lengths)
     pad = next((i for name in ("pad_token_id", "eos_token_id") if (i := getattr(tokenizer, name, None)) is not None), 0)
     padding = {"input_ids": pad, "token_type_ids": getattr(tokenizer, "pad_token_type_id", None) or 0}
-    device = _device(adapted.base)
+    device = find_device(adapted.base)
     for row_values in rows:
         row_values.setdefault("attention_mask", [1] * len(row_values["input_ids"]))
 
@@ -211,16 +212,10 @@ def _known(adapted: Adapted, model: nn.Module, inputs: Mapping[str, Any]) -> dic
     return given
 
 
-def _device(base: nn.Module) -> torch.device:
-    """Where the first parameter lies; the CPU for weights that accelerate brings in when needed."""
-    device = next((parameter.device for parameter in base.parameters()), torch.device("cpu"))
-    return torch.device("cpu") if device.type == "meta" else device
-
-
 def _check_device(base: nn.Module, given: Mapping[str, Any]) -> None:
     if any(hasattr(module, "_hf_hook") for module in base.modules()):  # accelerate moves inputs by itself
         return
-    device = _device(base)
+    device = find_device(base)
     for name, value in given.items():
         if isinstance(value, Tensor) and value.device != device:
             raise ValueError(f"{name} is on {value.device}, but the model is on {device}. Use .to({str(device)!r}).")

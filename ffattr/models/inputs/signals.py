@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...decomposition.attention import Attention, QueryKey, Weights
+from ...decomposition.attention import Attention, QueryKey, Weights, allows_attention
 from ...errors import FfattrError
 from ..capture.recorder import first_attention
 from ..registry import Adapted
@@ -80,8 +80,7 @@ def _valid(attention: Attention) -> Tensor:
     if isinstance(attention, Weights):
         allowed = attention.alpha != 0
     elif isinstance(attention, QueryKey) and attention.mask is not None:
-        mask = attention.mask
-        allowed = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        allowed = allows_attention(attention.mask)
     return torch.ones(batch, length, dtype=torch.bool) if allowed is None else allowed.any(1).any(-2).expand(batch, -1)
 
 

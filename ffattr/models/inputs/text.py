@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ...decomposition.attention import allows_attention
 from ..registry import Adapted
 
 __all__ = ["TEXT", "Tokens", "check_rows", "names", "text_tokens"]
@@ -56,7 +57,7 @@ def _token_mask(kwargs: Mapping[str, Any], prefix: str, batch: int, length: int,
     mask, padding = kwargs.get(f"{prefix}attention_mask"), kwargs.get("src_key_padding_mask")
     valid = torch.ones(batch, length, dtype=torch.bool, device=device)
     if isinstance(mask, Tensor) and mask.dim() == 4:
-        valid &= (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(-1).any(1)
+        valid &= allows_attention(mask).any(-1).any(1)
     elif isinstance(mask, Tensor):
         valid &= mask.bool()
     if isinstance(padding, Tensor):
