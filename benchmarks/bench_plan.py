@@ -107,9 +107,7 @@ class Setup:
         shapes = []
         for one in self.sequences(case):
             scopes = case.weights.pick_scopes(self.names(case))
-            shape = LayerShape.from_weights(
-                case.weights, len(one.query_tokens), len(one.x), one.pairs, scopes=scopes
-            )
+            shape = LayerShape.from_weights(case.weights, len(one.query_tokens), len(one.x), one.pairs, scopes=scopes)
             if self.groups:
                 shape = replace(shape, group_pairs=shape.pairs // self.groups)
             shapes.append(shape)

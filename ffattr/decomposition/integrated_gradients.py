@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..models.spec.activation import identify
 from .activations import ACTIVATIONS, FALLBACK_NODES, Activation
 from .closed_forms import gauss_legendre
 
@@ -27,7 +26,6 @@ __all__ = [
     "GaussLegendre",
     "Riemann",
     "gated_slopes",
-    "identify",
     "nodes",
     "rule_of",
     "slope",

@@ -1,1 +1,9 @@
-"""."""
+"""One forward pass of the user's own model under hooks, and what each layer leaves in it.
+
+In come a description and inputs; out comes a `LayerRecord` of each layer as soon as it has run.
+
+Read
+    run.py              the model run as it is, and put back as it was
+    attention_hooks.py  queries and keys as attention functions get them; module_hooks.py: experts, and what values read
+    recorder.py         the pass itself
+"""

@@ -1,1 +1,11 @@
-"""."""
+"""The layers of a model that no description knows, found by what its modules read and return.
+
+In comes a model; out come its layers, each reproduced by what was found, or why there are none.
+
+Read
+    probe.py     small inputs, and the stacks of modules that may be layers
+    observe.py   one forward pass of the model, watched
+    match.py     which module plays which part
+    detect.py    all of it, verified layer by layer
+    template.py  a description for a user to finish, where nothing was found
+"""

@@ -34,11 +34,6 @@ def gpt2() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> Any:
-    return make_tokenizer(pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
-
-
-@pytest.fixture(scope="module")
 def encoder() -> nn.Module:
     return build("torch-pre")
 
