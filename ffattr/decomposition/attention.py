@@ -90,9 +90,9 @@ class QueryKey:
             self,
             query=self.query[batch].index_select(1, tokens).to(dtype),
             key=self.key[batch].index_select(1, keys).to(dtype),
-            mask=_entry(self.mask, batch, tokens, keys),
+            mask=_take_entry(self.mask, batch, tokens, keys),
             sinks=None if self.sinks is None else self.sinks.to(dtype),
-            bias=_entry(self.bias, batch, tokens, keys),
+            bias=_take_entry(self.bias, batch, tokens, keys),
         )
 
     def weights(self, rows: Tensor) -> Tensor:
@@ -110,21 +110,21 @@ class QueryKey:
         logits: Tensor = (grouped @ self.key.mT).reshape(heads, len(rows), self.key.shape[1]).mul_(self.scale)
         if self.softcap is not None:
             logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        bias = _rows(self.bias, rows)
+        bias = _take_rows(self.bias, rows)
         if bias is not None:
             logits.add_(bias.to(logits.dtype))
-        mask = _rows(self.mask, rows)
+        mask = _take_rows(self.mask, rows)
         if mask is not None and mask.dtype != torch.bool:
             logits.add_(mask.to(logits.dtype))
         elif mask is not None:
             logits.masked_fill_(~mask, -torch.inf)
         if self.causal:
-            logits.masked_fill_(self._later(rows), -torch.inf)
+            logits.masked_fill_(self._keys_after_query(rows), -torch.inf)
         return logits
 
     def pairs(self, rows: Tensor) -> int:
-        allowed = ~self._later(rows) if self.causal else None
-        mask = _rows(self.mask, rows)
+        allowed = ~self._keys_after_query(rows) if self.causal else None
+        mask = _take_rows(self.mask, rows)
         if mask is not None:
             attends = allows_attention(mask)
             attends = attends.flatten(0, -3).any(0) if attends.dim() > 2 else attends
@@ -140,7 +140,7 @@ class QueryKey:
             return True
         return bool(allows_attention(self.mask).triu(1).any())
 
-    def _later(self, rows: Tensor) -> Tensor:
+    def _keys_after_query(self, rows: Tensor) -> Tensor:
         return torch.arange(self.key.shape[1], device=rows.device) > rows[:, None]
 
 
@@ -185,7 +185,7 @@ def allows_attention(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
 
 
-def _entry(mask: Tensor | None, batch: int, tokens: Tensor, keys: Tensor) -> Tensor | None:
+def _take_entry(mask: Tensor | None, batch: int, tokens: Tensor, keys: Tensor) -> Tensor | None:
     """One batch entry of what is broadcastable to ``[B, H, T, T]``, restricted to some queries and keys."""
     if mask is None:
         return None
@@ -195,7 +195,7 @@ def _entry(mask: Tensor | None, batch: int, tokens: Tensor, keys: Tensor) -> Ten
     return mask.index_select(-1, keys)
 
 
-def _rows(mask: Tensor | None, rows: Tensor) -> Tensor | None:
+def _take_rows(mask: Tensor | None, rows: Tensor) -> Tensor | None:
     return mask if mask is None or mask.shape[-2] == 1 else mask.index_select(-2, rows)
 
 

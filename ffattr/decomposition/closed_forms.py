@@ -53,7 +53,7 @@ def relu_rise(z: Tensor, b: Tensor) -> Tensor:
     return torch.where(z == b, step(z), (relu(z) - relu(b)) / (z - b))
 
 
-def _ends(u: Tensor, v: Tensor, u0: Tensor, v0: Tensor) -> Pair:
+def _difference_of_ends(u: Tensor, v: Tensor, u0: Tensor, v0: Tensor) -> Pair:
     """``v`` at the start and at the end of the positive part of the path."""
     crossing = v0 * (u / (u - u0)) - v * (u0 / (u - u0))
     return torch.where(u0 > 0, v0, crossing), torch.where(u > 0, v, crossing)
@@ -61,7 +61,7 @@ def _ends(u: Tensor, v: Tensor, u0: Tensor, v0: Tensor) -> Pair:
 
 def relu_path(u: Tensor, v: Tensor, u0: Tensor, v0: Tensor) -> Pair:
     share = relu_rise(u, u0)
-    start, end = _ends(u, v, u0, v0)
+    start, end = _difference_of_ends(u, v, u0, v0)
     # No positive part: the crossing is meaningless, and may be infinite.
     c_u = torch.where(share == 0, share, share * (start + end) / 2)
     return c_u, share * (relu(u0) + relu(u)) / 2
@@ -69,7 +69,7 @@ def relu_path(u: Tensor, v: Tensor, u0: Tensor, v0: Tensor) -> Pair:
 
 def relu2_path(u: Tensor, v: Tensor, u0: Tensor, v0: Tensor) -> Pair:
     share = relu_rise(u, u0)
-    start, end = _ends(u, v, u0, v0)
+    start, end = _difference_of_ends(u, v, u0, v0)
     p, q = relu(u0), relu(u)
     c_u = share * (p * (2 * start + end) + q * (start + 2 * end)) / 3
     return torch.where(share == 0, share, c_u), share * (p * p + p * q + q * q) / 3
@@ -83,14 +83,14 @@ def _from_tail(u: Tensor, small: Tensor, tail: Tensor) -> Tensor:
     return torch.where(u.abs() < _SMALL, small, torch.where(u < 0, tail, 0.5 - tail))
 
 
-def _polynomial(coefficients: Sequence[float], y: Tensor) -> Tensor:
+def _evaluate_polynomial(coefficients: Sequence[float], y: Tensor) -> Tensor:
     total = torch.full_like(y, coefficients[-1])
     for coefficient in coefficients[-2::-1]:
         total = total.mul_(y).add_(coefficient)
     return total
 
 
-def _terms(single: int, double: int, x: Tensor) -> int:
+def _sum_terms(single: int, double: int, x: Tensor) -> int:
     return double if x.dtype == torch.float64 else single
 
 
@@ -112,7 +112,7 @@ def gelu_moment(u: Tensor) -> Tensor:
     inverse = 1 / x
     square = inverse * inverse
     tail = ((1 - square) * normal(-x) - density(x) * inverse) / 2 + square / 4
-    small = 0.25 + u * _polynomial(_GELU_SERIES[: _terms(8, 14, u)], u * u)
+    small = 0.25 + u * _evaluate_polynomial(_GELU_SERIES[: _sum_terms(8, 14, u)], u * u)
     return _from_tail(u, small, tail)
 
 
@@ -138,9 +138,9 @@ def silu_moment(u: Tensor) -> Tensor:
     x = u.abs()
     logarithm = torch.log1p(torch.exp(-x))
     square = logarithm * logarithm
-    odd = _polynomial(_DILOGARITHM[: _terms(4, 8, u)], square)
+    odd = _evaluate_polynomial(_DILOGARITHM[: _sum_terms(4, 8, u)], square)
     rest = logarithm * (x + 1 + logarithm / 4 + square * odd)
-    small = 0.25 + u * _polynomial(_SILU_SERIES[: _terms(8, 18, u)], u * u)
+    small = 0.25 + u * _evaluate_polynomial(_SILU_SERIES[: _sum_terms(8, 18, u)], u * u)
     tail = (math.pi**2 / 12 - rest) / x / x
     return _from_tail(u, small, tail)
 
@@ -160,18 +160,18 @@ _TANH_SCALE = 2 * math.sqrt(2 / math.pi)
 _TANH_CUBE = 0.044715
 
 
-def _inner(z: Tensor) -> Tensor:
+def _inner_derivative(z: Tensor) -> Tensor:
     z = z.clamp(-50, 50)  # saturated long before; the cube must not overflow
     return _TANH_SCALE * z * (1 + _TANH_CUBE * z * z)
 
 
 def gelu_tanh_slope(z: Tensor) -> Tensor:
-    return torch.sigmoid(_inner(z))
+    return torch.sigmoid(_inner_derivative(z))
 
 
 def gelu_tanh_slope_derivative(z: Tensor) -> Tensor:
     inner = (_TANH_SCALE * 3 * _TANH_CUBE) * z.clamp(-50, 50).square() + _TANH_SCALE
-    return sigmoid_derivative(_inner(z)) * inner
+    return sigmoid_derivative(_inner_derivative(z)) * inner
 
 
 _GELU_TANH_RANGE = 7.0  # where the tail has vanished in float64
@@ -200,7 +200,7 @@ def gelu_tanh_moment(u: Tensor) -> Tensor:
     t = (x * (2 / _GELU_TANH_RANGE) - 1).clamp_max(1)
     double = 2 * t
     last, before = torch.zeros_like(t), torch.zeros_like(t)
-    for coefficient in series[_terms(22, 38, u) - 1 : 0 : -1]:  # Clenshaw
+    for coefficient in series[_sum_terms(22, 38, u) - 1 : 0 : -1]:  # Clenshaw
         last, before = double * last - before + coefficient, last
     tail = torch.where(x < _GELU_TANH_RANGE, t * last - before + series[0], total / x / x)
     return torch.where(u < 0, tail, 0.5 - tail)

@@ -61,7 +61,7 @@ class Riemann:
     def __post_init__(self) -> None:
         if self.rule not in _RIEMANN:
             raise ValueError(f"unknown Riemann rule {self.rule!r}, expected one of {', '.join(_RIEMANN)}")
-        _check(self.rule, self.steps)
+        _check_steps(self.rule, self.steps)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class GaussLegendre:
     nodes: int
 
     def __post_init__(self) -> None:
-        _check("gauss-legendre", self.nodes)
+        _check_steps("gauss-legendre", self.nodes)
 
 
 def rule_of(ig: Literal["exact"] | Riemann | GaussLegendre) -> tuple[str, int]:
@@ -95,7 +95,7 @@ def rule_of(ig: Literal["exact"] | Riemann | GaussLegendre) -> tuple[str, int]:
 
 def nodes(rule: str, steps: int) -> tuple[Tensor, Tensor]:
     """Points on [0, 1] and weights summing to one, ``[steps]`` each in float64, of any rule but "exact"."""
-    _check(rule, steps)
+    _check_steps(rule, steps)
     if rule == "gauss-legendre":
         return gauss_legendre(steps)
     if rule == "trapezoid":
@@ -114,12 +114,12 @@ def slope(z: Tensor, activation: Activation, rule: str = "exact", steps: int = 0
     to ``z``, zero by default. Returns ``z``'s shape and dtype. Exact for every ``z``, including 0 and ``b`` themselves
     (where it is ``g'``). Raises ValueError for an unknown rule or a number of steps it cannot have.
     """
-    points = _points(rule, steps, activation)
+    points = _path_points(rule, steps, activation)
 
     def compute(z: Tensor, b: Tensor | None = None) -> tuple[Tensor]:
         return (_mean_derivative(z, b, activation, points) if points else _exact_slope(z, b, activation),)
 
-    (out,) = _blockwise(compute, 1, z, base)
+    (out,) = _compute_in_blocks(compute, 1, z, base)
     return out
 
 
@@ -141,14 +141,14 @@ def gated_slopes(
     """
     if u.shape != v.shape:
         raise ValueError(f"gate and up must have one shape, got {list(u.shape)} and {list(v.shape)}")
-    points = _points(rule, steps, activation)
+    points = _path_points(rule, steps, activation)
 
     def compute(u: Tensor, v: Tensor, *start: Tensor) -> tuple[Tensor, Tensor]:
         if points:
             return _mean_gated(u, v, start, activation, points)
         return _exact_gated(u, v, start, activation)
 
-    c_u, c_v = _blockwise(compute, 2, u, v, *((None,) if base is None else base))
+    c_u, c_v = _compute_in_blocks(compute, 2, u, v, *((None,) if base is None else base))
     return c_u, c_v
 
 
@@ -163,7 +163,7 @@ def slopes(z: Tensor, activation: Activation, rule: str, steps: int, base: Tenso
     return torch.stack(gated_slopes(z[0], z[1], activation, rule, steps, start))
 
 
-def _check(rule: str, steps: int) -> None:
+def _check_steps(rule: str, steps: int) -> None:
     if rule not in RULES[1:]:
         raise ValueError(f"unknown Integrated-Gradients rule {rule!r}, expected one of {', '.join(RULES)}")
     least = 2 if rule == "trapezoid" else 1
@@ -171,7 +171,7 @@ def _check(rule: str, steps: int) -> None:
         raise ValueError(f"the {rule} rule needs an integer number of steps >= {least}, got {steps!r}")
 
 
-def _points(rule: str, steps: int, activation: Activation) -> list[tuple[float, float]]:
+def _path_points(rule: str, steps: int, activation: Activation) -> list[tuple[float, float]]:
     """``(point, weight)`` of the quadrature; none where closed forms are to be used."""
     if rule == "exact":
         if activation.slope is not None:
@@ -232,7 +232,7 @@ def _exact_gated(u: Tensor, v: Tensor, start: tuple[Tensor, ...], activation: Ac
     return c_u, c_v
 
 
-def _blockwise(
+def _compute_in_blocks(
     compute: Callable[..., tuple[Tensor, ...]], results: int, x: Tensor, *others: Tensor | None
 ) -> tuple[Tensor, ...]:
     """``compute`` on blocks of rows of ``x`` and of ``others`` (broadcast to it), widening half types."""

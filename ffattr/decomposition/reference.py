@@ -149,9 +149,9 @@ def branch_stream(branch: Branch, stream: Stream, path: Path, slope: Tensor) -> 
     for projection, factor in zip(branch.projections, slope, strict=True):
         vectors = vectors + (stream.vectors @ projection.weight) * factor[:, None]
     away = path.bias if path.base is None else path.bias - path.base
-    start = _activated(branch, torch.zeros_like(path.z) if path.base is None else path.base)
+    start = _apply_activation(branch, torch.zeros_like(path.z) if path.base is None else path.base)
     bias = branch.down((slope * away).sum(0) + start)
-    return Stream(vectors @ branch.down.weight, bias, branch.down(_activated(branch, path.z)))
+    return Stream(vectors @ branch.down.weight, bias, branch.down(_apply_activation(branch, path.z)))
 
 
 def branch_streams(
@@ -184,7 +184,7 @@ def feed_forward(weights: LayerWeights, t: Tensor, routing: Routing | None) -> T
     for block in weights.blocks(routing):
         branch = block.branch
         read = t if block.tokens is None else t[block.tokens]
-        returned = branch.down(_activated(branch, torch.stack([projection(read) for projection in branch.projections])))
+        returned = branch.down(_apply_activation(branch, torch.stack([projection(read) for projection in branch.projections])))
         if block.tokens is not None and block.share is not None:
             total = torch.zeros_like(t) if total is None else total
             total = total.index_add(0, block.tokens, returned * block.share[:, None])
@@ -193,7 +193,7 @@ def feed_forward(weights: LayerWeights, t: Tensor, routing: Routing | None) -> T
     return torch.zeros_like(t) if total is None else total
 
 
-def _activated(branch: Branch, z: Tensor) -> Tensor:
+def _apply_activation(branch: Branch, z: Tensor) -> Tensor:
     if branch.clamp is not None:
         return branch.clamp.value(z, branch.activation)
     hidden = branch.activation.value(z[0])

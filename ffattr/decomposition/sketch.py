@@ -108,11 +108,11 @@ def fit(rows: Tensor, sketch: Sketch, held: Tensor) -> Projection:
     """
     if rows.dim() != 2 or held.dim() != 2 or rows.shape[1] != held.shape[1]:
         raise ValueError(f"expected rows [p, d] and held [p', d], got {list(rows.shape)} and {list(held.shape)}")
-    width, rows, held = rows.shape[1], _unit(rows), _unit(held)
+    width, rows, held = rows.shape[1], _scale_to_unit(rows), _scale_to_unit(held)
     best: Projection | None = None
-    for candidate in _candidates(sketch, width):
-        matrix = _fitted(rows, candidate)
-        found = Projection(matrix, _error(held, matrix), candidate)
+    for candidate in _candidate_sizes(sketch, width):
+        matrix = _fit_matrix(rows, candidate)
+        found = Projection(matrix, _median_error(held, matrix), candidate)
         if sketch.tolerance is None:
             return found
         if best is not None and best.error <= sketch.tolerance and best.sketch.width < candidate.width:
@@ -124,7 +124,7 @@ def fit(rows: Tensor, sketch: Sketch, held: Tensor) -> Projection:
     return Projection(torch.eye(width, dtype=rows.dtype, device=rows.device), 0.0, exact)
 
 
-def _candidates(sketch: Sketch, width: int) -> Iterator[Sketch]:
+def _candidate_sizes(sketch: Sketch, width: int) -> Iterator[Sketch]:
     """Sketches to try in turn, all of them narrower than ``width``."""
     if sketch.tolerance is None:
         if sketch.width < width:
@@ -137,7 +137,7 @@ def _candidates(sketch: Sketch, width: int) -> Iterator[Sketch]:
                 yield replace(sketch, components=components, projections=total - components)
 
 
-def _unit(rows: Tensor) -> Tensor:
+def _scale_to_unit(rows: Tensor) -> Tensor:
     """Rows of norm 1, without those of zeros."""
     rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     largest = rows.abs().amax(1)
@@ -152,7 +152,7 @@ def _unit(rows: Tensor) -> Tensor:
     return unit
 
 
-def _fitted(rows: Tensor, sketch: Sketch) -> Tensor:
+def _fit_matrix(rows: Tensor, sketch: Sketch) -> Tensor:
     """``[B | G] M^(1/2)`` ``[d, q + r]`` of rows of unit norm."""
     generator = torch.Generator(rows.device).manual_seed(sketch.seed)
     width, (q, r) = rows.shape[1], (sketch.components, sketch.projections)
@@ -173,11 +173,11 @@ def _fitted(rows: Tensor, sketch: Sketch) -> Tensor:
     for _ in range(2):  # once more for what rounding leaves
         left = torch.linalg.qr(left - principal @ (principal.T @ left)).Q
     directions = torch.cat([principal, left * ((width - q) / max(r, 1)) ** 0.5], 1)
-    matrix: Tensor = directions @ _weighted(rows @ directions, q)
+    matrix: Tensor = directions @ _weigh_form(rows @ directions, q)
     return matrix
 
 
-def _weighted(measured: Tensor, components: int) -> Tensor:
+def _weigh_form(measured: Tensor, components: int) -> Tensor:
     """``M^(1/2)`` ``[k, k]`` such that ``measured @ M^(1/2)`` ``[p, k]`` has rows of norm about 1.
 
     Least squares for ``y M y = 1``: first with one weight for all principal directions and one for all random ones,
@@ -210,7 +210,7 @@ def _weighted(measured: Tensor, components: int) -> Tensor:
     return root
 
 
-def _error(held: Tensor, matrix: Tensor) -> float:
+def _median_error(held: Tensor, matrix: Tensor) -> float:
     """Median relative error of the norms of rows of unit norm; 0 without any."""
     if not len(held):
         return 0.0

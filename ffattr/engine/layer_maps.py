@@ -109,7 +109,7 @@ class LayerMaps:
         maps, bias = {}, {}
         for scope in task.scopes:
             columns = max(self.columns[scope.source == "cross"][b] for b, _ in queries.sequences())
-            maps[scope] = x.new_zeros(*self._apart(scope), len(queries), columns)
+            maps[scope] = x.new_zeros(*self._axes_before_queries(scope), len(queries), columns)
             bias[scope] = x.new_zeros(len(queries))
 
         def keep(scope: Scope, stream: Stream) -> None:
@@ -148,7 +148,7 @@ class LayerMaps:
                 found[scope] = projection.matrix
         return found
 
-    def _apart(self, scope: Scope) -> tuple[int, ...]:
+    def _axes_before_queries(self, scope: Scope) -> tuple[int, ...]:
         """The axes of a map before the queries."""
         if scope.axis == "head":
             return (self.task.paths[scope.source == "cross"].weights.heads,)

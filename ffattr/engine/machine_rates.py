@@ -88,14 +88,14 @@ def calibrated(name: str, dtype: torch.dtype, device: torch.device, threads: int
         changed = file.stat().st_mtime_ns
     except OSError:
         return None
-    return _read(file, changed).get(key_of(name, dtype, device, threads))
+    return _read_rates(file, changed).get(key_of(name, dtype, device, threads))
 
 
 def keep(key: str, rates: Rates) -> Path:
     """Store ``rates`` beside those of other keys. Raises OSError where the file cannot be written."""
     file = rates_file()
     file.parent.mkdir(parents=True, exist_ok=True)
-    known = _read(file, file.stat().st_mtime_ns) if file.exists() else {}
+    known = _read_rates(file, file.stat().st_mtime_ns) if file.exists() else {}
     text = json.dumps({one: asdict(found) for one, found in sorted({**known, key: rates}.items())}, indent=1)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
@@ -107,17 +107,17 @@ def keep(key: str, rates: Rates) -> Path:
 
 
 @functools.lru_cache(maxsize=4)
-def _read(file: Path, changed: int) -> dict[str, Rates]:
+def _read_rates(file: Path, changed: int) -> dict[str, Rates]:
     del changed  # part of the key: what another process has written since counts
     try:
-        return {key: _rates(values) for key, values in json.loads(file.read_text()).items()}
+        return {key: _parse_rates(values) for key, values in json.loads(file.read_text()).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         message = f"{file} is not what `ffattr bench --calibrate` writes ({error}): ignored; delete it"
         warnings.warn(message, stacklevel=2)
         return {}
 
 
-def _rates(values: Mapping[str, float]) -> Rates:
+def _parse_rates(values: Mapping[str, float]) -> Rates:
     rates = Rates(**values)
     for one in fields(Rates):
         value = getattr(rates, one.name)
@@ -158,10 +158,10 @@ def measured(name: str, dtype: torch.dtype, device: torch.device, threads: int) 
         2.0 * queries * keys * ff_width * width,
         2.0 * queries * inner * ff_width * width + 2.0 * queries * keys * inner * width,
     )
-    return flops[0] / _best(direct, device), flops[1] / _best(operator, device)
+    return flops[0] / _best_seconds(direct, device), flops[1] / _best_seconds(operator, device)
 
 
-def _best(run: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+def _best_seconds(run: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
     times = []
     for _ in range(repeats + 1):  # the first warms up
         start = time.perf_counter()

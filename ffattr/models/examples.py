@@ -49,7 +49,7 @@ def example(model: Any, name: str, text: str | None = None) -> Example:
         return _with_decoder(model, {takes: ids}, tokenizer, f'"{text}"')
     if text is not None:
         raise ValueError(f"{name!r} takes {takes}, not text: leave out {text[:40]!r}")
-    made, words = _picture(model, name) if takes == "pixel_values" else _tone(name, takes)
+    made, words = _draw_picture(model, name) if takes == "pixel_values" else _play_tone(name, takes)
     given = {takes: made.to(model.device, model.dtype)}
     if model.config.is_encoder_decoder:
         return _with_decoder(model, given, None, words)
@@ -72,7 +72,7 @@ def _with_decoder(model: Any, given: dict[str, Tensor], tokenizer: Any, words: s
     return Example({**given, "decoder_input_ids": ids}, tokenizer, words, written)
 
 
-def _picture(model: Any, name: str) -> tuple[Tensor, str]:
+def _draw_picture(model: Any, name: str) -> tuple[Tensor, str]:
     """Colours that run into each other with stripes across, ``[1, C, H, W]``."""
     channels = int(getattr(model.config, "num_channels", 3))
     size: Any = getattr(model.config, "image_size", None)
@@ -81,26 +81,26 @@ def _picture(model: Any, name: str) -> tuple[Tensor, str]:
     except OSError:
         processor = None
     if processor is not None:
-        image = (255 * _colours(256, 256, 3)).astype(np.uint8)
+        image = (255 * _pick_colours(256, 256, 3)).astype(np.uint8)
         made = processor(images=image, return_tensors="pt")["pixel_values"]
         how = "by the model's image processor"
     elif size is not None:
         height, width = (size, size) if isinstance(size, int) else size
-        made = torch.from_numpy(2 * _colours(height, width, channels) - 1).permute(2, 0, 1)[None]
+        made = torch.from_numpy(2 * _pick_colours(height, width, channels) - 1).permute(2, 0, 1)[None]
         how = "of the size in its configuration"
     else:
         raise OSError(f"{name!r} has neither an image processor nor an image_size in its configuration")
     return made, f"a generated picture, {list(made.shape[1:])}, {how}"
 
 
-def _colours(height: int, width: int, channels: int) -> Any:
+def _pick_colours(height: int, width: int, channels: int) -> Any:
     """Numbers from 0 to 1, ``[height, width, channels]``."""
     rows, columns = np.mgrid[:height, :width] / max(height, width)
     stripes = 0.5 + 0.5 * np.sin(40 * (rows + 2 * columns))
     return np.stack([(rows, columns, stripes)[channel % 3] for channel in range(channels)], -1)
 
 
-def _tone(name: str, takes: str) -> tuple[Tensor, str]:
+def _play_tone(name: str, takes: str) -> tuple[Tensor, str]:
     """A second of 440 Hz that grows louder."""
     extractor = load_processor(name, takes)
     rate = int(extractor.sampling_rate)

@@ -25,14 +25,14 @@ def adapt(base: nn.Module, model_type: str) -> Adapted:
     """
     config: Any = base.config
     try:
-        return _adapt(base, model_type, config)
+        return _adapt_stack(base, model_type, config)
     except AttributeError as error:
         if error.obj is not config:
             raise
-        raise UnsupportedModel(_lacks(config, repr(error.name))) from None
+        raise UnsupportedModel(_explain_lack(config, repr(error.name))) from None
 
 
-def _adapt(base: nn.Module, model_type: str, config: Any) -> Adapted:
+def _adapt_stack(base: nn.Module, model_type: str, config: Any) -> Adapted:
     entry = FAMILIES[model_type]
     found = entry(config) if callable(entry) else entry
     if isinstance(found, Family):
@@ -41,33 +41,33 @@ def _adapt(base: nn.Module, model_type: str, config: Any) -> Adapted:
                 f"{type(base).__name__} has cross-attention (config.add_cross_attention is True) without an encoder of "
                 "its own; the decomposition covers it in models that have both"
             )
-        layers, positions = _layers(base, found), _positions(base, found)
+        layers, positions = _list_layers(base, found), _count_positions(base, found)
         return Adapted(base, layers, model_type, max_positions=positions, special_tokens=found.special_tokens)
     if not config.is_encoder_decoder:  # T5EncoderModel
-        layers = _layers(base, found.encoder)
-        return Adapted(base, layers, model_type, max_positions=_positions(base, found.encoder))
-    encoder, decoder = _layers(base, found.encoder), _layers(base, found.decoder)
+        layers = _list_layers(base, found.encoder)
+        return Adapted(base, layers, model_type, max_positions=_count_positions(base, found.encoder))
+    encoder, decoder = _list_layers(base, found.encoder), _list_layers(base, found.decoder)
     return Adapted(
         base,
         encoder + decoder,
         model_type,
-        max_positions=_positions(base, found.encoder),
+        max_positions=_count_positions(base, found.encoder),
         stacks={"encoder": range(len(encoder)), "decoder": range(len(encoder), len(encoder) + len(decoder))},
-        decoder_positions=_positions(base, found.decoder),
+        decoder_positions=_count_positions(base, found.decoder),
     )
 
 
-def _layers(base: nn.Module, family: Family) -> tuple[LayerSpec, ...]:
+def _list_layers(base: nn.Module, family: Family) -> tuple[LayerSpec, ...]:
     paths = family.layers
-    modules = _at(base, paths) if isinstance(paths, str) else [_at(base, path) for path in paths]
-    return tuple(_layer(family, module, base.config) for module in modules)
+    modules = _resolve_path(base, paths) if isinstance(paths, str) else [_resolve_path(base, path) for path in paths]
+    return tuple(_build_layer(family, module, base.config) for module in modules)
 
 
-def _layer(family: Family, layer: nn.Module, config: Any) -> LayerSpec:
+def _build_layer(family: Family, layer: nn.Module, config: Any) -> LayerSpec:
     layer = getattr(layer, "_orig_mod", layer)
-    if family.dense is not None and family.experts is not None and not _has(layer, family.experts):
+    if family.dense is not None and family.experts is not None and not _has_path(layer, family.experts):
         family = family.dense
-    if family.older is not None and not _has(layer, family.out):
+    if family.older is not None and not _has_path(layer, family.out):
         family = family.older
     heads = int(getattr(config, family.heads))
     kv_heads = family.kv_heads or getattr(config, "num_key_value_heads", None)
@@ -76,14 +76,14 @@ def _layer(family: Family, layer: nn.Module, config: Any) -> LayerSpec:
 
     def part(where: Any) -> Any:
         if isinstance(where, str):
-            found = _at(layer, where)
+            found = _resolve_path(layer, where)
             owner, _, name = where.rpartition(".")
-            return Held(_at(layer, owner) if owner else layer, name) if isinstance(found, Tensor) else found
+            return Held(_resolve_path(layer, owner) if owner else layer, name) if isinstance(found, Tensor) else found
         if isinstance(where, PerExpert):
-            return _stacked(where, part(family.experts))
+            return _stacked_projection(where, part(family.experts))
         if not isinstance(where, Fused):  # None, or the thing itself
             return where
-        module = _at(layer, where.path)
+        module = _resolve_path(layer, where.path)
         width = (module.nf if hasattr(module, "nf") else module.out_features) // (where.count * where.groups)
         bias = part(where.bias)
         return Columns(module, where.index * width, (where.index + 1) * width, where.groups, bias)
@@ -133,10 +133,10 @@ def _layer(family: Family, layer: nn.Module, config: Any) -> LayerSpec:
     )
 
 
-def _stacked(where: PerExpert, experts: nn.Module) -> Stacked:
-    width = _at(experts, where.weight).shape[2 if where.out_last else 1]
+def _stacked_projection(where: PerExpert, experts: nn.Module) -> Stacked:
+    width = _resolve_path(experts, where.weight).shape[2 if where.out_last else 1]
     if where.bias is not None:
-        _at(experts, where.bias)  # raises here where it is missing, not when it is read
+        _resolve_path(experts, where.bias)  # raises here where it is missing, not when it is read
     if where.alternating:
         start, stop, step = where.index, width, where.count
     else:
@@ -144,7 +144,7 @@ def _stacked(where: PerExpert, experts: nn.Module) -> Stacked:
     return Stacked(experts, where.weight, where.bias, start, stop, step, where.out_last)
 
 
-def _has(root: nn.Module, path: str) -> bool:
+def _has_path(root: nn.Module, path: str) -> bool:
     try:
         root.get_submodule(path)
     except AttributeError:
@@ -152,23 +152,23 @@ def _has(root: nn.Module, path: str) -> bool:
     return True
 
 
-def _positions(base: nn.Module, family: Family) -> int | None:
-    return None if family.positions is None else _table_size(_at(base, family.positions))
+def _count_positions(base: nn.Module, family: Family) -> int | None:
+    return None if family.positions is None else _table_size(_resolve_path(base, family.positions))
 
 
-def _at(root: nn.Module, path: str) -> Any:
+def _resolve_path(root: nn.Module, path: str) -> Any:
     found: Any = root
     for name in path.split("."):
         try:
             found = getattr(found, name)
         except AttributeError:
             where = f"{path!r} (stopped at {name!r} of {type(found).__name__})"
-            raise UnsupportedModel(_lacks(root, where)) from None
+            raise UnsupportedModel(_explain_lack(root, where)) from None
         found = getattr(found, "_orig_mod", found)
     return found
 
 
-def _lacks(owner: Any, what: str) -> str:
+def _explain_lack(owner: Any, what: str) -> str:
     return (
         f"{type(owner).__name__} has no {what}, which its family is known to have: a variant or a version of the model "
         "that ffattr does not know. Describe its layers with ffattr.register_adapter."

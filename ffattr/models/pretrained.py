@@ -22,17 +22,17 @@ _PROCESSORS = {
 
 def load(name: str) -> tuple[Any, Any]:
     """The model (base model, without a head) and tokenizer of a folder, a GGUF file or a hub name."""
-    transformers, place, options = _opened(name)
-    with _explained(name, "a model and tokenizer"):
+    transformers, place, options = _open_file(name)
+    with _explain_failure(name, "a model and tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
-        return _model(transformers, place, options), tokenizer
+        return _load_model(transformers, place, options), tokenizer
 
 
 def load_model(name: str, dtype: torch.dtype | None = None) -> Any:
     """The base model or, where a decoder has to be given something to read, the model that can write it."""
-    transformers, place, options = _opened(name)
-    with _explained(name, "a model"):
-        return _model(transformers, place, options, dtype, head=True)
+    transformers, place, options = _open_file(name)
+    with _explain_failure(name, "a model"):
+        return _load_model(transformers, place, options, dtype, head=True)
 
 
 def load_processor(name: str, takes: str) -> Any:
@@ -42,13 +42,13 @@ def load_processor(name: str, takes: str) -> Any:
     """
     if takes not in _PROCESSORS:
         raise ValueError(f"{name!r} takes {takes}, expected a model of {', '.join(_PROCESSORS)}")
-    transformers, place, options = _opened(name)
+    transformers, place, options = _open_file(name)
     cls, what = _PROCESSORS[takes]
-    with _explained(name, f"the {what}"):
+    with _explain_failure(name, f"the {what}"):
         return getattr(transformers, cls).from_pretrained(place, **options)
 
 
-def _opened(name: str) -> tuple[Any, str, dict[str, Any]]:
+def _open_file(name: str) -> tuple[Any, str, dict[str, Any]]:
     """transformers, and what its ``from_pretrained`` takes for ``name``. Raises OSError or ValueError."""
     path = Path(name)
     local = path.exists()
@@ -70,7 +70,7 @@ def _opened(name: str) -> tuple[Any, str, dict[str, Any]]:
 
 
 @contextmanager
-def _explained(name: str, what: str) -> Iterator[None]:
+def _explain_failure(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -78,7 +78,7 @@ def _explained(name: str, what: str) -> Iterator[None]:
         raise OSError(f"could not load {what} from {name!r}: {first[0]}") from error
 
 
-def _model(
+def _load_model(
     transformers: Any, place: str, options: dict[str, Any], dtype: torch.dtype | None = None, head: bool = False
 ) -> Any:
     """``head``: with a language head where there are an encoder and a decoder."""

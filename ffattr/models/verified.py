@@ -109,12 +109,12 @@ class Row:
 
 def read(path: Path = RECORD) -> Record:
     content = json.loads(path.read_text(encoding="utf-8"))
-    variants = (Variant(**{**values, "layers": _layers(values["layers"])}) for values in content["variants"])
-    trained = (Trained(**{**values, "layers": _layers(values["layers"])}) for values in content["trained"])
+    variants = (Variant(**{**values, "layers": _parse_layers(values["layers"])}) for values in content["variants"])
+    trained = (Trained(**{**values, "layers": _parse_layers(values["layers"])}) for values in content["trained"])
     return Record(content["versions"], tuple(variants), tuple(trained))
 
 
-def _layers(values: dict[str, Any]) -> Layers:
+def _parse_layers(values: dict[str, Any]) -> Layers:
     return Layers(**{**values, "scopes": tuple(values["scopes"])})
 
 
@@ -125,7 +125,7 @@ def rows(record: Record) -> list[Row]:
         found.setdefault(variant.layers, []).append(variant)
     return [
         Row(
-            _labels(found[layers], record.variants),
+            _label_rows(found[layers], record.variants),
             layers,
             max(variant.error for variant in found[layers]),
             max(variant.maps for variant in found[layers]),
@@ -135,7 +135,7 @@ def rows(record: Record) -> list[Row]:
     ]
 
 
-def _labels(alike: Sequence[Variant], everything: Sequence[Variant]) -> tuple[str, ...]:
+def _label_rows(alike: Sequence[Variant], everything: Sequence[Variant]) -> tuple[str, ...]:
     """The model types, with the variants meant where the others are in another row."""
     of_type: dict[str, list[str]] = {}
     for variant in alike:

@@ -86,7 +86,7 @@ def attention_interface(configs: Sequence[Any], modules: Mapping[int, nn.Module]
                 stack.callback(_originals.pop, name, None)
                 stack.callback(functions._global_mapping.pop, name, None)
                 stack.callback(mask_functions._global_mapping.pop, name, None)
-                functions.register(name, _wrapper(original, functions._global_mapping["sdpa"], index_of, sink))
+                functions.register(name, _wrap_function(original, functions._global_mapping["sdpa"], index_of, sink))
                 mask_functions.register(name, mask_functions._global_mapping[original])
             # Past the public setter, which would also change every nested configuration.
             stack.callback(setattr, config, "_attn_implementation_internal", found)
@@ -94,13 +94,13 @@ def attention_interface(configs: Sequence[Any], modules: Mapping[int, nn.Module]
         yield
 
 
-def _wrapper(original: str, sdpa: Callable[..., Any], index_of: Mapping[int, int], sink: Sink) -> Callable[..., Any]:
+def _wrap_function(original: str, sdpa: Callable[..., Any], index_of: Mapping[int, int], sink: Sink) -> Callable[..., Any]:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> Any:
         index = index_of.get(id(module))
         if index is not None:
-            sink(index, _seen(module, query, key, attention_mask, original == "sdpa", kwargs))
+            sink(index, _hand_on_attention(module, query, key, attention_mask, original == "sdpa", kwargs))
         function = sdpa
         if original == "eager":
             function = _module_global(module, "eager_attention_forward")
@@ -111,7 +111,7 @@ def _wrapper(original: str, sdpa: Callable[..., Any], index_of: Mapping[int, int
     return attend
 
 
-def _seen(
+def _hand_on_attention(
     module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, sdpa: bool, kwargs: Mapping[str, Any]
 ) -> QueryKey:
     what = type(module).__name__
@@ -176,7 +176,7 @@ def _multihead_hook(index: int, sink: Sink) -> Callable[..., None]:
         weight, bias = module.in_proj_weight[: 2 * width], module.in_proj_bias
         projected = nn.functional.linear(x, weight, None if bias is None else bias[: 2 * width])
         query, key = projected.view(batch, length, 2, module.num_heads, -1).permute(2, 0, 3, 1, 4)
-        mask, padding = _additive(given.get("attn_mask"), x.dtype), _additive(given.get("key_padding_mask"), x.dtype)
+        mask, padding = _make_additive(given.get("attn_mask"), x.dtype), _make_additive(given.get("key_padding_mask"), x.dtype)
         # As in torch: the hint is believed, and the mask not read, where the two can be exchanged.
         causal = bool(given.get("is_causal")) and padding is None and not given.get("need_weights", True)
         if mask is not None:
@@ -189,7 +189,7 @@ def _multihead_hook(index: int, sink: Sink) -> Callable[..., None]:
     return hook
 
 
-def _additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+def _make_additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """PyTorch's own boolean masks are True where attention is forbidden."""
     if mask is None or mask.dtype != torch.bool:
         return mask

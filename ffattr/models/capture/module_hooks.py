@@ -36,19 +36,19 @@ def routings(modules: Mapping[int, nn.Module], sink: Callable[[int, Routing], No
             )
         sink(index, Routing(numbers[0].to(torch.int64), weights[0]))
 
-    with _before(modules, seen):
+    with _hook_before(modules, seen):
         yield
 
 
 @contextmanager
 def values_read(modules: Mapping[int, nn.Module], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Record the input of value projections."""
-    with _before(modules, lambda index, module, given: sink(index, given[0])):
+    with _hook_before(modules, lambda index, module, given: sink(index, given[0])):
         yield
 
 
 @contextmanager
-def _before(modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Module, list[Tensor]], None]) -> Iterator[None]:
+def _hook_before(modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Module, list[Tensor]], None]) -> Iterator[None]:
     with ExitStack() as stack:
         for index, module in modules.items():
 

@@ -51,7 +51,7 @@ def record(
     encoder and a decoder it is the decoder's, ``encoder_mask`` the encoder's.
     """
     base = adapted.base
-    wanted = _wanted(adapted, layers)
+    wanted = _check_wanted(adapted, layers)
     kwargs = {**kwargs, **switches(base, kwargs)}
     with undisturbed(base):
         plain = hidden_states(base(**kwargs)) if verify else None
@@ -101,7 +101,7 @@ class _Recorder:
         self.encoder_mask = encoder_mask
         self.on_layer = on_layer
         self.done: set[int] = set()
-        self._layers_of = {layers[0]: layers for layers in _sharing(adapted) if not set(layers).isdisjoint(wanted)}
+        self._layers_of = {layers[0]: layers for layers in _find_shared(adapted) if not set(layers).isdisjoint(wanted)}
         self._runs = dict.fromkeys(self._layers_of, 0)
         self._pending: dict[int, dict[str, Any]] = {}  # of layers that run, the fields of their records so far
 
@@ -124,65 +124,65 @@ class _Recorder:
             heads = {first: spec.heads for first, spec in specs.items()}
             for first, spec in specs.items():
                 if spec.cross is not None:
-                    modules[first + self._count], heads[first + self._count] = spec.cross.attention, spec.cross.heads
-            stack.enter_context(record_attention(self.adapted.base, modules, heads, self._attention))
+                    modules[first + self._count_records], heads[first + self._count_records] = spec.cross.attention, spec.cross.heads
+            stack.enter_context(record_attention(self.adapted.base, modules, heads, self._take_attention))
             experts = {first: spec.experts for first, spec in specs.items() if spec.experts is not None}
-            stack.enter_context(routings(experts, lambda first, routing: self._keep(first, "routing", routing)))
+            stack.enter_context(routings(experts, lambda first, routing: self._keep_tensor(first, "routing", routing)))
             values = {first: spec.cross.value for first, spec in specs.items() if spec.cross is not None}
-            stack.enter_context(values_read(values, lambda first, states: self._keep(first, "states", states)))
+            stack.enter_context(values_read(values, lambda first, states: self._keep_tensor(first, "states", states)))
             yield
 
     def finish(self) -> None:
         missing = [index for index in self.wanted if index not in self.done]
         if missing:
-            raise CaptureError(f"layers {missing} of {self._what} did not run in the forward pass")
+            raise CaptureError(f"layers {missing} of {self._describe_hidden} did not run in the forward pass")
 
     @property
-    def _count(self) -> int:
+    def _count_records(self) -> int:
         """Cross-attention goes by the number of its layer and this."""
         return len(self.adapted.layers)
 
-    def _attention(self, number: int, attention: Attention) -> None:
+    def _take_attention(self, number: int, attention: Attention) -> None:
         if not self.listening:
             return
-        first, cross = number % self._count, number >= self._count
-        index = self._running(first)
+        first, cross = number % self._count_records, number >= self._count_records
+        index = self._running_layer(first)
         _, heads, queries, keys = attention.shape
         if queries != keys and not cross:
             raise CaptureError(
-                f"layer {index} of {self._what}: {queries} queries but {keys} keys. A cache of past "
+                f"layer {index} of {self._describe_hidden}: {queries} queries but {keys} keys. A cache of past "
                 "keys or a prefix is in use; pass the whole sequence at once, without past_key_values."
             )
         part = self.adapted.layers[index].cross if cross else self.adapted.layers[index]
         assert part is not None
         if heads != part.heads:
-            raise CaptureError(f"layer {index} of {self._what} has {heads} query heads, its adapter says {part.heads}")
-        self._keep(first, "cross" if cross else "attention", attention)
+            raise CaptureError(f"layer {index} of {self._describe_hidden} has {heads} query heads, its adapter says {part.heads}")
+        self._keep_tensor(first, "cross" if cross else "attention", attention)
 
-    def _keep(self, first: int, name: str, value: Any) -> None:
+    def _keep_tensor(self, first: int, name: str, value: Any) -> None:
         """A field of the record of the layer that runs."""
         if not self.listening:
             return
         fields = self._pending.setdefault(first, {})
         if name in fields:
             raise CaptureError(
-                f"layer {self._running(first)} of {self._what} called its {_CALLED[name]} twice, expected once"
+                f"layer {self._running_layer(first)} of {self._describe_hidden} called its {_CALLED[name]} twice, expected once"
             )
         fields[name] = value
 
-    def _running(self, first: int) -> int:
+    def _running_layer(self, first: int) -> int:
         """Which layer it is that a module runs as."""
         layers = self._layers_of[first]
         return layers[min(self._runs[first], len(layers) - 1)]
 
-    def _next(self, first: int) -> int:
+    def _next_layer(self, first: int) -> int:
         """Which layer it is that a module has just run as."""
         layers, ran = self._layers_of[first], self._runs[first]
         if ran == len(layers):
-            what = f"layer {first} of {self._what} ran twice in one forward pass, expected once"
+            what = f"layer {first} of {self._describe_hidden} ran twice in one forward pass, expected once"
             if ran > 1:
                 what = (
-                    f"the module that layers {layers} of {self._what} share ran {ran + 1} times in one forward pass, "
+                    f"the module that layers {layers} of {self._describe_hidden} share ran {ran + 1} times in one forward pass, "
                     f"expected {ran}"
                 )
             raise CaptureError(what)
@@ -193,13 +193,13 @@ class _Recorder:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if not self.listening:
                 return
-            index = self._next(first)
+            index = self._next_layer(first)
             fields = self._pending.pop(first, {})
             if index not in self.wanted:
                 return
             self._check_whole(index, fields)
-            before = self._tokens(args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()))))
-            after = self._tokens(output if isinstance(output, Tensor) else output[0])
+            before = self._take_tokens(args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()))))
+            after = self._take_tokens(output if isinstance(output, Tensor) else output[0])
             for name, hidden in (("input", before), ("output", after)):
                 self._check_finite(f"the {name} of layer {index}", hidden, self._mask_of(index))
             self.done.add(index)
@@ -215,21 +215,21 @@ class _Recorder:
         for name, module in parts.items():
             if module is not None and name not in fields:
                 raise CaptureError(
-                    f"layer {index} of {self._what} handed over no {'cross-' * (name == 'cross')}attention: its "
+                    f"layer {index} of {self._describe_hidden} handed over no {'cross-' * (name == 'cross')}attention: its "
                     f"attention module ({type(module).__name__}) does not call transformers' attention interface, "
                     "nn.MultiheadAttention, scaled_dot_product_attention or a softmax over the keys in a way that can "
                     "be recorded"
                 )
         if spec.experts is not None and "routing" not in fields:
             raise CaptureError(
-                f"layer {index} of {self._what} did not call its experts ({type(spec.experts).__name__}): a kernel may "
+                f"layer {index} of {self._describe_hidden} did not call its experts ({type(spec.experts).__name__}): a kernel may "
                 "have taken their place. Load the model without kernels from the hub."
             )
 
     def _mask_of(self, index: int) -> Tensor | None:
         return self.encoder_mask if index in self.adapted.stacks.get("encoder", ()) else self.mask
 
-    def _tokens(self, hidden: Tensor) -> Tensor:
+    def _take_tokens(self, hidden: Tensor) -> Tensor:
         """``[B, T, d]`` of whatever layout the model uses."""
         if hidden.dim() == 2:
             return hidden[None]
@@ -243,19 +243,19 @@ class _Recorder:
         if bad.any():
             batch, token = bad.nonzero()[0].tolist()
             raise NonFiniteError(
-                f"{what} of {self._what} is NaN or infinite (first at batch {batch}, token {token}). Check the weights "
+                f"{what} of {self._describe_hidden} is NaN or infinite (first at batch {batch}, token {token}). Check the weights "
                 "and the inputs, or run the model in a wider dtype."
             )
 
     @property
-    def _what(self) -> str:
+    def _describe_hidden(self) -> str:
         return f"{type(self.adapted.base).__name__} ({self.adapted.family})"
 
 
 class _First(_Recorder):
     """Stops at the first attention instead of recording it."""
 
-    def _attention(self, first: int, attention: Attention) -> None:
+    def _take_attention(self, first: int, attention: Attention) -> None:
         if self.listening:
             raise _Reached(attention)
 
@@ -268,7 +268,7 @@ class _Reached(BaseException):
         self.attention = attention
 
 
-def _wanted(adapted: Adapted, layers: Sequence[int] | None) -> list[int]:
+def _check_wanted(adapted: Adapted, layers: Sequence[int] | None) -> list[int]:
     count = len(adapted.layers)
     if layers is None:
         return list(range(count))
@@ -278,7 +278,7 @@ def _wanted(adapted: Adapted, layers: Sequence[int] | None) -> list[int]:
     return sorted({index % count for index in layers})
 
 
-def _sharing(adapted: Adapted) -> list[list[int]]:
+def _find_shared(adapted: Adapted) -> list[list[int]]:
     """The layers of each module, in the order in which it runs as them."""
     found: dict[int, list[int]] = {}
     for index, spec in enumerate(adapted.layers):

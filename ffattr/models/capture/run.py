@@ -31,7 +31,7 @@ def undisturbed(base: nn.Module) -> Iterator[None]:
         raise CaptureError(
             f"{type(base).__name__} is in training mode, where dropout makes every run different. Call model.eval()."
         )
-    with _lock, torch.no_grad(), _uncompiled(base), _no_fastpath():
+    with _lock, torch.no_grad(), _switch_off_compilation(base), _no_fastpath():
         yield
 
 
@@ -63,7 +63,7 @@ def _no_fastpath() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _uncompiled(base: nn.Module) -> Any:
+def _switch_off_compilation(base: nn.Module) -> Any:
     """Hooks added after torch.compile never fire in the compiled code, so what is compiled runs eagerly here."""
     compiled = any(
         getattr(m, "_compiled_call_impl", None) is not None or hasattr(m, "_orig_mod") for m in base.modules()
@@ -96,7 +96,7 @@ def require_same(plain: Tensor, recorded: Tensor, base: nn.Module, mask: Tensor 
         plain, recorded = plain[mask.to(plain.device)], recorded[mask.to(plain.device)]
     plain, recorded = plain.double(), recorded.double()
     error = float((recorded - plain).norm() / plain.norm().clamp_min(1e-30))
-    tolerance = _TOLERANCE.get(_dtype(base, plain.device.type), 1e-4)
+    tolerance = _TOLERANCE.get(_widest_dtype(base, plain.device.type), 1e-4)
     if not error <= tolerance:
         raise CaptureError(
             f"recording changed output of {type(base).__name__}: the final hidden states differ by {error:.1e} "
@@ -105,7 +105,7 @@ def require_same(plain: Tensor, recorded: Tensor, base: nn.Module, mask: Tensor 
         )
 
 
-def _dtype(base: nn.Module, device_type: str) -> torch.dtype:
+def _widest_dtype(base: nn.Module, device_type: str) -> torch.dtype:
     """The narrowest floating dtype of the parameters, or of autocast."""
     found = {parameter.dtype for parameter in base.parameters() if parameter.is_floating_point()}
     if torch.is_autocast_enabled(device_type):

@@ -76,7 +76,7 @@ def detect(base: nn.Module) -> Found:
         batch_first = read(observed.runs[-1], parts)
         found = Found(observed.path, parts, batch_first, observed.positions)
         for number, (run, spec) in enumerate(zip(observed.runs, specs(base, found), strict=True)):
-            _verify(run, spec, f"layer {number} of {observed.path!r}", batch_first)
+            _verify_layer(run, spec, f"layer {number} of {observed.path!r}", batch_first)
     except Undetected as gave_up:
         gave_up.layers, gave_up.parts = observed.path, parts
         raise
@@ -85,11 +85,11 @@ def detect(base: nn.Module) -> Found:
 
 def specs(base: nn.Module, found: Found) -> tuple[LayerSpec, ...]:
     """Every layer by the same paths. Raises `Undetected` where one lacks a part."""
-    layers = (getattr(layer, "_orig_mod", layer) for layer in _at(base, found.layers))
-    return tuple(_spec(layer, number, found) for number, layer in enumerate(layers))
+    layers = (getattr(layer, "_orig_mod", layer) for layer in _resolve_path(base, found.layers))
+    return tuple(_build_spec(layer, number, found) for number, layer in enumerate(layers))
 
 
-def _spec(layer: nn.Module, number: int, found: Found) -> LayerSpec:
+def _build_spec(layer: nn.Module, number: int, found: Found) -> LayerSpec:
     def part(name: str, where: Part) -> Any:
         if isinstance(where, Activation):
             return where.value
@@ -102,7 +102,7 @@ def _spec(layer: nn.Module, number: int, found: Found) -> LayerSpec:
 
     def at(name: str, path: str) -> Any:
         try:
-            module = _at(layer, path)
+            module = _resolve_path(layer, path)
         except AttributeError:
             raise Undetected(f"layer {number} of {found.layers!r} has no {path!r}, which others have") from None
         return None if name.startswith("norm_") and isinstance(module, nn.Identity) else module
@@ -110,11 +110,11 @@ def _spec(layer: nn.Module, number: int, found: Found) -> LayerSpec:
     return LayerSpec(module=layer, **{name: part(name, where) for name, where in found.parts.items()})
 
 
-def _at(root: Any, path: str) -> Any:
+def _resolve_path(root: Any, path: str) -> Any:
     return functools.reduce(getattr, path.split("."), root) if path else root
 
 
-def _verify(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> None:
+def _verify_layer(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> None:
     """Raises `Undetected` unless the layer's output follows from its description."""
     ((caller, attention),) = run.attention
     assert run.output is not None
@@ -132,7 +132,7 @@ def _verify(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> None:
     tokens = torch.arange(attention.shape[2], device=run.input.device)
     with torch.no_grad():
         for batch, (x, expected) in enumerate(zip(*(state.to(dtype) for state in states), strict=True)):
-            output = _output(weights, x, attention.sequence(batch, tokens, dtype), tokens)
+            output = _compute_output(weights, x, attention.sequence(batch, tokens, dtype), tokens)
             error = float(((output - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
             if not error <= output_tolerance(run.input.dtype, dtype, attention.single or spec.single):
                 raise Undetected(
@@ -141,7 +141,7 @@ def _verify(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> None:
                 )
 
 
-def _output(weights: LayerWeights, x: Tensor, attention: Attention, rows: Tensor) -> Tensor:
+def _compute_output(weights: LayerWeights, x: Tensor, attention: Attention, rows: Tensor) -> Tensor:
     """The layer's output ``[T, d]`` for its input ``x`` ``[T, d]``, without any decomposition."""
 
     def attend(source: Source) -> Stream:

@@ -201,7 +201,7 @@ class _Reader:
         for down in self.linears:
             if down is out:
                 continue
-            sources = [(call, *part) for call in self.linears if call is not down for part in _parts(call, down)]
+            sources = [(call, *part) for call in self.linears if call is not down for part in _name_parts(call, down)]
             for call, part, z in sources:
                 for rank, activation, value in self.activated(z):
                     error = self.error(value, down.input)
@@ -272,7 +272,7 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or "Linear" in type(module).__name__
 
 
-def _parts(call: Call, down: Call) -> Iterator[tuple[str | Cut, Tensor]]:
+def _name_parts(call: Call, down: Call) -> Iterator[tuple[str | Cut, Tensor]]:
     """What ``down`` may read an activation of: the whole output, either half, every other column."""
     width, columns = down.input.shape[1], call.output.shape[1]
     if columns == width:

@@ -68,7 +68,7 @@ def observe(base: nn.Module) -> Observed:
         for number, layer in enumerate(layers):
             refuse_experts(layer, path, number)
     failures = []
-    with undisturbed(base), _restored(base):
+    with undisturbed(base), _restore_after(base):
         for kwargs in inputs(base):
             watch = _Watch(base, stacks)
             try:
@@ -86,7 +86,7 @@ def observe(base: nn.Module) -> Observed:
 
 
 @contextmanager
-def _restored(base: nn.Module) -> Iterator[None]:
+def _restore_after(base: nn.Module) -> Iterator[None]:
     """Undo what a forward pass makes of its own modules: BigBird gives up sparse attention where tokens are few."""
     before = [
         (module, dict(module._modules), {k: v for k, v in vars(module).items() if isinstance(v, (str, int, float))})
@@ -118,31 +118,31 @@ class _Watch:
         with ExitStack() as stack:  # undone at once where a hook cannot be installed
             for path, layers in self.stacks.items():
                 for layer in {id(layer): layer for layer in layers}.values():
-                    stack.callback(layer.register_forward_pre_hook(self._begin(path), with_kwargs=True).remove)
-                    stack.callback(layer.register_forward_hook(self._end).remove)
+                    stack.callback(layer.register_forward_pre_hook(self._begin_run(path), with_kwargs=True).remove)
+                    stack.callback(layer.register_forward_hook(self._end_run).remove)
                 for name, module in layers[-1].named_modules():
                     if name:
-                        stack.callback(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
-                        stack.callback(module.register_forward_hook(self._leave(name)).remove)
+                        stack.callback(module.register_forward_pre_hook(self._enter_module, with_kwargs=True).remove)
+                        stack.callback(module.register_forward_hook(self._leave_module(name)).remove)
             for module in self.base.modules():
                 if isinstance(module, nn.Embedding):
                     stack.callback(module.register_forward_pre_hook(self._looked_up).remove)
             modules = dict(enumerate(self.base.modules()))
-            heads = {i: self._heads(module) for i, module in modules.items()}
+            heads = {i: self._count_heads(module) for i, module in modules.items()}
 
             def record_call(index: int, attention: Attention) -> None:
-                self._attended(modules[index], attention)
+                self._note_attention(modules[index], attention)
 
             stack.enter_context(record_attention(self.base, modules, heads, record_call, wrappers=False))
             return stack.pop_all()
 
-    def _heads(self, module: nn.Module) -> int:
+    def _count_heads(self, module: nn.Module) -> int:
         """The number of heads by which a softmax over keys is told from any other; one that none has if unknown."""
         sources = (module, getattr(module, "config", None), getattr(self.base, "config", None))
         found = (getattr(source, name, None) for source in sources for name in _HEADS)
         return next((number for number in found if isinstance(number, int) and number > 0), 1 << 30)
 
-    def _begin(self, path: str) -> Callable[..., None]:
+    def _begin_run(self, path: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
             if not isinstance(hidden, Tensor):
@@ -153,15 +153,15 @@ class _Watch:
 
         return hook
 
-    def _end(self, layer: nn.Module, args: Any, output: Any) -> None:
+    def _end_run(self, layer: nn.Module, args: Any, output: Any) -> None:
         first = output if isinstance(output, Tensor) else output[0]
         self._running.pop().output = first.clone()
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         self._entered.append(None if given is None else given.clone())  # an activation may work in place
 
-    def _leave(self, path: str) -> Callable[..., None]:
+    def _leave_module(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             given = self._entered.pop()
             found = output[0] if isinstance(output, tuple) and output else output
@@ -174,7 +174,7 @@ class _Watch:
         if args and isinstance(args[0], Tensor):
             self._tables.append((table, args[0].clone()))
 
-    def _attended(self, module: nn.Module, attention: Attention) -> None:
+    def _note_attention(self, module: nn.Module, attention: Attention) -> None:
         if not self._running:
             self.outside.append(module)
             return

@@ -81,12 +81,12 @@ def inputs(base: nn.Module) -> Iterator[dict[str, Tensor]]:
     if "pixel_values" in accepted and isinstance(size, int):
         shape = (BATCH, int(getattr(config, "num_channels", 3)), size, size)
         yield {"pixel_values": torch.randn(shape, generator=generator).to(device, dtype)}
-    width = next((w for w in map(_width, base.modules()) if w is not None), None)
+    width = next((w for w in map(_find_width, base.modules()) if w is not None), None)
     if name is not None and name != "input_ids" and width is not None:
         yield {name: torch.randn(BATCH, TOKENS, width, generator=generator).to(device, dtype)}
 
 
-def _width(module: nn.Module) -> int | None:
+def _find_width(module: nn.Module) -> int | None:
     """How many features a module reads that comes first in a model of features."""
     if isinstance(module, nn.LayerNorm):
         return int(module.normalized_shape[-1])

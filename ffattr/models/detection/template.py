@@ -41,7 +41,7 @@ def template(model_type: str, layers: str | None, parts: Mapping[str, Part]) -> 
     """Python that registers an adapter, from a description as far as it is known, with ``...`` for the rest."""
     rows = []
     for names in _ROWS:
-        fields = [f"{name}={_written(name, parts)}" for name in names if _is_written(name, parts)]
+        fields = [f"{name}={_write_part(name, parts)}" for name in names if _is_written(name, parts)]
         if fields:
             rows.append(f"            {', '.join(fields)},")
     return "\n".join(
@@ -52,7 +52,7 @@ def template(model_type: str, layers: str | None, parts: Mapping[str, Part]) -> 
             "            module=layer,",
             *rows,
             "        )",
-            f"        for layer in {'...' if layers is None else _expression('base', layers)}",
+            f"        for layer in {'...' if layers is None else _write_expression('base', layers)}",
             "    ]",
             "",
             f'ffattr.register_adapter("{model_type}", adapter)',
@@ -67,43 +67,43 @@ def _is_written(name: str, parts: Mapping[str, Part]) -> bool:
     return name in (*_REQUIRED, "norm_before_attn", "norm_before_ff")
 
 
-def _written(name: str, parts: Mapping[str, Part]) -> str:
+def _write_part(name: str, parts: Mapping[str, Part]) -> str:
     part = parts.get(name, ...)
     if isinstance(part, Activation):
         return f"ffattr.decomposition.activations.ACTIVATIONS[{part.name!r}].value"
     if isinstance(part, Cut):
         groups = "" if part.groups == 1 else f", groups={part.groups}"
-        return f"ffattr.Columns({_expression('layer', part.path)}, {part.start}, {part.stop}{groups})"
+        return f"ffattr.Columns({_write_expression('layer', part.path)}, {part.start}, {part.stop}{groups})"
     if isinstance(part, Product):
         owner, _, name = part.factor.rpartition(".")
-        factor = f"ffattr.models.spec.weights.Held({_expression('layer', owner)}, {name!r})"
-        return f"ffattr.models.spec.weights.Scaled({_expression('layer', part.path)}, {factor})"
+        factor = f"ffattr.models.spec.weights.Held({_write_expression('layer', owner)}, {name!r})"
+        return f"ffattr.models.spec.weights.Scaled({_write_expression('layer', part.path)}, {factor})"
     if isinstance(part, str):
-        return _expression("layer", part)
+        return _write_expression("layer", part)
     return "..." if part is ... else repr(part)
 
 
-def _expression(root: str, path: str) -> str:
+def _write_expression(root: str, path: str) -> str:
     return re.sub(r"\.(\d+)", r"[\1]", f"{root}.{path}" if path else root)
 
 
 def tree(module: nn.Module) -> str:
     """A module and those below it, with the shapes of their weights: at most 25 lines."""
-    lines = [_line(type(module).__name__, module), *_branches(module, "  ")]
+    lines = [_draw_line(type(module).__name__, module), *_draw_branches(module, "  ")]
     if len(lines) > _LINES:
         lines[_LINES - 1 :] = [f"  ... and {len(lines) - _LINES + 1} more"]
     return "\n".join(lines)
 
 
-def _branches(module: nn.Module, indent: str) -> Iterator[str]:
+def _draw_branches(module: nn.Module, indent: str) -> Iterator[str]:
     children = list(module.named_children())
     alike = isinstance(module, (nn.ModuleList, nn.Sequential)) and len({type(child) for _, child in children}) == 1
     for name, child in children[:1] if alike else children:
         times = f" (and {len(children) - 1} more)" if alike and len(children) > 1 else ""
-        yield _line(f"{indent}{name}: {type(child).__name__}{times}", child)
-        yield from _branches(child, f"{indent}  ")
+        yield _draw_line(f"{indent}{name}: {type(child).__name__}{times}", child)
+        yield from _draw_branches(child, f"{indent}  ")
 
 
-def _line(start: str, module: nn.Module) -> str:
+def _draw_line(start: str, module: nn.Module) -> str:
     own = (f"{name} {list(value.shape)}" for name, value in module.named_parameters(recurse=False) if name != "bias")
     return f"{start} {', '.join(own)}".rstrip()

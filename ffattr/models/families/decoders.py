@@ -86,11 +86,11 @@ PHI = Family(
 )
 
 
-def _opt(config: Any) -> Family:
+def _choose_opt(config: Any) -> Family:
     return OPT if config.do_layer_norm_before else OPT_POST
 
 
-def _phi3(config: Any) -> Family:
+def _choose_phi3(config: Any) -> Family:
     """Queries, keys and values in one projection, in this order."""
     groups = config.num_attention_heads // config.num_key_value_heads
     return replace(GLM, value=Fused("self_attn.qkv_proj", index=groups + 1, count=groups + 2))
@@ -120,7 +120,7 @@ def _gpt_bigcode(config: Any) -> Family:
     return replace(GPT2, value=Fused("attn.c_attn", index=2, count=3, groups=heads))
 
 
-def _stablelm(config: Any) -> Family:
+def _choose_stablelm(config: Any) -> Family:
     return COHERE if config.use_parallel_residual else LLAMA
 
 
@@ -145,13 +145,13 @@ DECODERS: Mapping[str, Family | Callable[[Any], Family]] = MappingProxyType(
         "nemotron": ARCEE,
         "olmo2": OLMO2,
         "olmo3": OLMO2,
-        "opt": _opt,
+        "opt": _choose_opt,
         "phi": PHI,
-        "phi3": _phi3,
+        "phi3": _choose_phi3,
         "qwen2": LLAMA,
         "qwen3": LLAMA,
         "smollm3": LLAMA,
-        "stablelm": _stablelm,
+        "stablelm": _choose_stablelm,
         "starcoder2": STARCODER2,
     }
 )

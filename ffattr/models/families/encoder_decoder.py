@@ -39,7 +39,7 @@ BART = EncoderDecoder(
 )
 
 
-def _before(family: Family) -> Family:
+def _norm_before(family: Family) -> Family:
     """The same layer with its norms before the blocks."""
     return replace(
         family,
@@ -51,7 +51,7 @@ def _before(family: Family) -> Family:
     )
 
 
-MBART = EncoderDecoder(_before(BART.encoder), _before(BART.decoder))
+MBART = EncoderDecoder(_norm_before(BART.encoder), _norm_before(BART.decoder))
 WHISPER = replace(MBART, encoder=replace(MBART.encoder, positions=None))
 M2M100 = replace(WHISPER, decoder=replace(MBART.decoder, positions=None))  # computes its positions
 
@@ -68,7 +68,7 @@ _T5_LAYER = Family(
 )
 
 
-def _t5(config: Any) -> EncoderDecoder:
+def _choose_t5(config: Any) -> EncoderDecoder:
     encoder = _T5_LAYER
     if config.is_gated_act:
         encoder = replace(encoder, gate="layer.1.DenseReluDense.wi_0", up="layer.1.DenseReluDense.wi_1")
@@ -97,11 +97,11 @@ ENCODER_DECODERS: Mapping[str, EncoderDecoder | Callable[[Any], EncoderDecoder]]
         "m2m_100": M2M100,
         "marian": BART,
         "mbart": MBART,
-        "mt5": _t5,
+        "mt5": _choose_t5,
         "pegasus": MBART,
         "plbart": BART,
-        "t5": _t5,
-        "umt5": _t5,
+        "t5": _choose_t5,
+        "umt5": _choose_t5,
         "whisper": WHISPER,
     }
 )

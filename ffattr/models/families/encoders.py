@@ -111,7 +111,7 @@ WAV2VEC2_STABLE = replace(
 )
 
 
-def _albert(config: Any) -> Family:
+def _choose_albert(config: Any) -> Family:
     """A few layers, each of which runs many times."""
     groups = (int(i / (config.num_hidden_layers / config.num_hidden_groups)) for i in range(config.num_hidden_layers))
     layer = "encoder.albert_layer_groups.{}.albert_layers.{}"
@@ -129,11 +129,11 @@ def _albert(config: Any) -> Family:
     )
 
 
-def _beit(config: Any) -> Family:
+def _choose_beit(config: Any) -> Family:
     return replace(VIT, scale_of_attn="lambda_1", scale_of_ff="lambda_2") if config.layer_scale_init_value > 0 else VIT
 
 
-def _dinov2(config: Any) -> Family:
+def _choose_dinov2(config: Any) -> Family:
     family, older = DINOV2, DINOV2_OLDER
     if config.use_swiglu_ffn:
         both = Fused("mlp.weights_in", index=0, count=2)
@@ -145,7 +145,7 @@ def _dinov2(config: Any) -> Family:
     return replace(family, special_tokens=tokens, older=older)
 
 
-def _wav2vec2(config: Any) -> Family:
+def _choose_wav2vec2(config: Any) -> Family:
     if not config.do_stable_layer_norm:
         return WAV2VEC2
     if getattr(config, "adapter_attn_dim", None) is not None:
@@ -159,26 +159,26 @@ def _wav2vec2(config: Any) -> Family:
 #: ``config.model_type`` to its family, or to the choice of one by configuration.
 ENCODERS: Mapping[str, Family | Callable[[Any], Family]] = MappingProxyType(
     {
-        "albert": _albert,
-        "beit": _beit,
+        "albert": _choose_albert,
+        "beit": _choose_beit,
         "bert": BERT,
         "camembert": BERT,
         "clip_text_model": CLIP_TEXT,
         "clip_vision_model": CLIP_VISION,
         "data2vec-text": BERT,
         "deit": DEIT,
-        "dinov2": _dinov2,
-        "dinov2_with_registers": _dinov2,
+        "dinov2": _choose_dinov2,
+        "dinov2_with_registers": _choose_dinov2,
         "distilbert": DISTILBERT,
         "electra": BERT,
         "ernie": BERT,
-        "hubert": _wav2vec2,
+        "hubert": _choose_wav2vec2,
         "modernbert": MODERNBERT,
         "roberta": BERT,
         "siglip_text_model": CLIP_TEXT,
         "siglip_vision_model": SIGLIP_VISION,
         "vit": VIT,
-        "wav2vec2": _wav2vec2,
+        "wav2vec2": _choose_wav2vec2,
         "xlm-roberta": BERT,
     }
 )

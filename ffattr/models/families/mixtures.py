@@ -44,12 +44,12 @@ def _gpt_oss(config: Any) -> Family:
         gate=both,
         up=replace(both, index=1),
         down=PerExpert("down_proj", "down_proj_bias", out_last=True),
-        activation=_swish(alpha),
+        activation=_make_swish(alpha),
         clamp=Clamp(limit=float(getattr(config, "swiglu_limit", 7.0)), offset=1.0),
     )
 
 
-def _swish(alpha: float) -> Activation:
+def _make_swish(alpha: float) -> Activation:
     """``z sigmoid(alpha z)``."""
     if alpha == 1.702:
         return ACTIVATIONS["quick_gelu"]

@@ -63,7 +63,7 @@ MEGATRON_BERT = replace(
 DEBERTA_V2 = replace(BERT, value="attention.self.value_proj")
 
 
-def _bloom(config: Any) -> Family:
+def _choose_bloom(config: Any) -> Family:
     """Query, key and value of a head side by side."""
     if config.apply_residual_connection_post_layernorm:
         raise UnsupportedModel(
@@ -83,7 +83,7 @@ def _bloom(config: Any) -> Family:
     )
 
 
-def _falcon(config: Any) -> Family:
+def _choose_falcon(config: Any) -> Family:
     """BLOOM's module tree, mostly parallel; heads may share keys and values, one of all or one of each group."""
     heads = config.num_attention_heads
     kv_heads = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else heads
@@ -106,7 +106,7 @@ def _falcon(config: Any) -> Family:
     )
 
 
-def _deberta(config: Any) -> Family:
+def _choose_deberta(config: Any) -> Family:
     """Query, key and value of a head side by side, the value's bias apart."""
     value = Fused(
         "attention.self.in_proj", index=2, count=3, groups=config.num_attention_heads, bias="attention.self.v_bias"
@@ -118,7 +118,7 @@ def _deberta_v2(config: Any) -> Family:
     return DEBERTA_V2 if config.position_biased_input else replace(DEBERTA_V2, positions=None)
 
 
-def _roformer(config: Any) -> Family:
+def _choose_roformer(config: Any) -> Family:
     if config.rotary_value:
         raise UnsupportedModel(
             "values are rotated by their positions (config.rotary_value is True), so that no single linear map gives "
@@ -127,7 +127,7 @@ def _roformer(config: Any) -> Family:
     return replace(BERT, positions=None)
 
 
-def _mpt(config: Any) -> Family:
+def _choose_mpt(config: Any) -> Family:
     if config.attn_config.clip_qkv:
         raise UnsupportedModel(
             f"values are clipped (config.attn_config.clip_qkv is {config.attn_config.clip_qkv}), so that no linear map "
@@ -139,17 +139,17 @@ def _mpt(config: Any) -> Family:
 #: As in `families.FAMILIES`.
 OWN_ATTENTION: Mapping[str, Family | Callable[[Any], Family]] = MappingProxyType(
     {
-        "bloom": _bloom,
+        "bloom": _choose_bloom,
         "codegen": CODEGEN,
-        "deberta": _deberta,
+        "deberta": _choose_deberta,
         "deberta-v2": _deberta_v2,
-        "falcon": _falcon,
+        "falcon": _choose_falcon,
         "gpt_neo": GPT_NEO,
         "gptj": GPTJ,
         "megatron-bert": MEGATRON_BERT,
         "mpnet": MPNET,
-        "mpt": _mpt,
+        "mpt": _choose_mpt,
         "rembert": BERT,
-        "roformer": _roformer,
+        "roformer": _choose_roformer,
     }
 )

@@ -57,14 +57,14 @@ def of(
         return None
 
     def joined(batch: int, places: list[int]) -> str:
-        return _joined([tokens[batch][place] for place in places], tokenizer)
+        return _join_texts([tokens[batch][place] for place in places], tokenizer)
 
     if isinstance(groups, str):
         if groups != "words":
             raise ValueError(f"unknown groups {groups!r}, expected 'words', a tensor [batch, T] or lists of spans")
         return _of_words(inputs, tokenizer, mask, tokens, joined)
     if isinstance(groups, Tensor):
-        return _of_index(_numbered(groups, mask), joined)
+        return _of_index(_number_groups(groups, mask), joined)
     if isinstance(groups, Sequence):
         return _of_index(_of_spans(groups, mask), joined)
     raise TypeError(
@@ -100,7 +100,7 @@ def _of_keys(keys: Indices, mask: Tensor, tokens: Sequence[Sequence[str]]) -> Gr
     return _of_index(index, lambda batch, places: tokens[batch][places[0]], len(asked))
 
 
-def _numbered(groups: Tensor, mask: Tensor) -> Tensor:
+def _number_groups(groups: Tensor, mask: Tensor) -> Tensor:
     integer = not (groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool)
     if not integer:
         raise TypeError(f"groups has dtype {groups.dtype}, expected integers: the column of each token, -1 for none")
@@ -131,7 +131,7 @@ def _of_spans(groups: Sequence[Any], mask: Tensor) -> Tensor:
         if not isinstance(spans, Sequence) or isinstance(spans, str):
             raise TypeError(f"groups[{row}] is {spans!r}, expected the list of the sequence's spans (start, stop)")
         for column, span in enumerate(spans):
-            start, stop = _span(f"groups[{row}][{column}]", span, length)
+            start, stop = _check_span(f"groups[{row}][{column}]", span, length)
             if (index[row, start:stop] >= 0).any():
                 other = int(index[row, start:stop].max())
                 raise ValueError(
@@ -146,7 +146,7 @@ def _of_spans(groups: Sequence[Any], mask: Tensor) -> Tensor:
     return index.to(mask.device).masked_fill(~mask, -1)
 
 
-def _span(name: str, span: Any, length: int) -> tuple[int, int]:
+def _check_span(name: str, span: Any, length: int) -> tuple[int, int]:
     numbers = list(span) if isinstance(span, (tuple, list)) else []
     if len(numbers) != 2 or any(not isinstance(number, int) or isinstance(number, bool) for number in numbers):
         raise TypeError(f"{name} is {span!r}, expected a span (start, stop) of positions in the sequence")
@@ -164,7 +164,7 @@ def _of_words(
     joined: Callable[[int, list[int]], str],
 ) -> Groups:
     texts = as_texts(inputs)
-    encodings = _encodings(inputs, texts, tokenizer)
+    encodings = _find_encodings(inputs, texts, tokenizer)
     if len(encodings) != len(mask):
         raise ValueError(f"groups='words': {len(encodings)} sequences were tokenised, but there are {len(mask)}")
     index = torch.full(mask.shape, -1, dtype=torch.int64)
@@ -179,7 +179,7 @@ def _of_words(
                     f"the text was tokenised. {_REMEDY}"
                 )
         text = None if texts is None else texts[row]
-        index[row, places] = torch.tensor(list(_columns(encoding, places, text)))
+        index[row, places] = torch.tensor(list(_lay_out_columns(encoding, places, text)))
     offsets = [encoding.offsets for encoding in encodings]
 
     def word(batch: int, places: list[int]) -> str:
@@ -190,7 +190,7 @@ def _of_words(
     return _of_index(index.to(mask.device), word)
 
 
-def _encodings(inputs: Any, texts: list[str] | None, tokenizer: Any) -> list[Any]:
+def _find_encodings(inputs: Any, texts: list[str] | None, tokenizer: Any) -> list[Any]:
     """What the fast tokenizer knows of each sequence. Raises ValueError where there is none."""
     if texts is not None:
         found: list[Any] = []
@@ -208,7 +208,7 @@ def _encodings(inputs: Any, texts: list[str] | None, tokenizer: Any) -> list[Any
     return list(encodings)
 
 
-def _columns(encoding: Any, places: Sequence[int], text: str | None) -> Iterator[int]:
+def _lay_out_columns(encoding: Any, places: Sequence[int], text: str | None) -> Iterator[int]:
     """The column of each of the tokens ``places``: words from left to right, special tokens each their own.
 
     Some tokenizers (Llama's, Gemma's) take a whole text for one word: white space splits that as well.
@@ -228,7 +228,7 @@ def _columns(encoding: Any, places: Sequence[int], text: str | None) -> Iterator
         yield column
 
 
-def _joined(pieces: list[str], tokenizer: Any) -> str:
+def _join_texts(pieces: list[str], tokenizer: Any) -> str:
     convert = getattr(tokenizer, "convert_tokens_to_string", None)
     found = " ".join(pieces) if convert is None else str(convert(pieces))
     return found.strip() or found or " ".join(pieces)

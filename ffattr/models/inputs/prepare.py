@@ -55,9 +55,9 @@ class Inputs:
                 cut[-1].append(row)
             else:
                 cut.append([row])
-        return [(sorted(rows), self._only(sorted(rows))) for rows in cut]
+        return [(sorted(rows), self._select_rows(sorted(rows))) for rows in cut]
 
-    def _only(self, rows: list[int]) -> Inputs:
+    def _select_rows(self, rows: list[int]) -> Inputs:
         """These sequences, without the padding that none of them needs."""
         assert self.lengths is not None
         lengths = tuple(self.lengths[row] for row in rows)
@@ -76,9 +76,9 @@ def prepare(adapted: Adapted, model: nn.Module, inputs: Any, tokenizer: Any = No
     first = next(iter(parameters))  # input_ids, src, pixel_values
     texts, lengths = as_texts(inputs), None
     if texts is not None:
-        given, lengths = _encode(adapted, texts, tokenizer)
+        given, lengths = _encode_texts(adapted, texts, tokenizer)
     elif isinstance(inputs, Mapping):
-        given = _known(adapted, model, inputs)
+        given = _keep_known(adapted, model, inputs)
     elif isinstance(inputs, Tensor):
         given = {first: inputs[None] if _takes_ids(adapted) and inputs.dim() == 1 else inputs}
     else:
@@ -143,7 +143,7 @@ def _takes_ids(adapted: Adapted) -> bool:
     return "input_ids" in inspect.signature(adapted.base.forward).parameters
 
 
-def _encode(adapted: Adapted, texts: list[str], tokenizer: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
+def _encode_texts(adapted: Adapted, texts: list[str], tokenizer: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
     """What the model takes, padded on the right, and how long each text is."""
     if not _takes_ids(adapted):
         raise TypeError(f"{type(adapted.base).__name__} takes a float tensor of features, not text: {texts[0][:40]!r}")
@@ -174,7 +174,7 @@ def _encode(adapted: Adapted, texts: list[str], tokenizer: Any) -> tuple[dict[st
     return {name: column(name) for name in rows[0] if name in parameters}, lengths
 
 
-def _known(adapted: Adapted, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _keep_known(adapted: Adapted, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that the base model's forward takes, without targets and without arguments of the head."""
     parameters = inspect.signature(adapted.base.forward).parameters
     head = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters

@@ -67,13 +67,13 @@ def signal_tokens(adapted: Adapted, name: str, given: Mapping[str, Any]) -> tupl
         raise ValueError(
             f"attention_mask has shape {tuple(mask.shape)}, expected {(batch, length)}: {name} makes {length} tokens"
         )
-    valid = _valid(attention).to(signal.device)
-    names = _patches(adapted, signal, length) if name == "pixel_values" else None
+    valid = _valid_frames(attention).to(signal.device)
+    names = _name_patches(adapted, signal, length) if name == "pixel_values" else None
     names = [str(position) for position in range(length)] if names is None else names
     return valid, [list(names) for _ in range(batch)]
 
 
-def _valid(attention: Attention) -> Tensor:
+def _valid_frames(attention: Attention) -> Tensor:
     """Which tokens of the batch ``[B, T]`` any query may attend to: all but padding."""
     batch, _, _, length = attention.shape
     allowed: Tensor | None = None
@@ -84,7 +84,7 @@ def _valid(attention: Attention) -> Tensor:
     return torch.ones(batch, length, dtype=torch.bool) if allowed is None else allowed.any(1).any(-2).expand(batch, -1)
 
 
-def _patches(adapted: Adapted, images: Tensor, length: int) -> list[str] | None:
+def _name_patches(adapted: Adapted, images: Tensor, length: int) -> list[str] | None:
     """Names of the special tokens and ``row,column`` of each patch; None where the patches are not so many."""
     size: Any = getattr(getattr(adapted.base, "config", None), "patch_size", None)
     if size is None:

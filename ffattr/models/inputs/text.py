@@ -34,7 +34,7 @@ def text_tokens(adapted: Adapted, given: Mapping[str, Any], name: str, tokenizer
     """
     prefix = _PREFIX if name.startswith(_PREFIX) else ""
     content = given[name]
-    batch, length = _size(adapted, name, content)
+    batch, length = _size_of_batch(adapted, name, content)
     _check_masks(given, prefix, batch, length)
     mask = _token_mask(given, prefix, batch, length, content.device)
     check_rows(mask)
@@ -46,7 +46,7 @@ def text_tokens(adapted: Adapted, given: Mapping[str, Any], name: str, tokenizer
             f"{name if prefix else 'inputs'} have {length} tokens, but {type(adapted.base).__name__} has {most} "
             "learned positions. Cut the text into shorter pieces."
         )
-    return Tokens(mask, _tokens(content, batch, length, tokenizer))
+    return Tokens(mask, _token_texts(content, batch, length, tokenizer))
 
 
 def _token_mask(kwargs: Mapping[str, Any], prefix: str, batch: int, length: int, device: torch.device) -> Tensor:
@@ -65,7 +65,7 @@ def _token_mask(kwargs: Mapping[str, Any], prefix: str, batch: int, length: int,
     return valid
 
 
-def _size(adapted: Adapted, name: str, content: Tensor) -> tuple[int, int]:
+def _size_of_batch(adapted: Adapted, name: str, content: Tensor) -> tuple[int, int]:
     """Batch size and number of tokens, of ids ``[B, T]`` or features ``[B, T, d]`` / ``[T, B, d]`` / ``[T, d]``."""
     shape = tuple(content.shape)
     integer = not content.dtype.is_floating_point and not content.dtype.is_complex and content.dtype != torch.bool
@@ -127,7 +127,7 @@ def _check_vocabulary(base: nn.Module, name: str, ids: Tensor) -> None:
         )
 
 
-def _tokens(content: Tensor, batch: int, length: int, tokenizer: Any) -> list[list[str]]:
+def _token_texts(content: Tensor, batch: int, length: int, tokenizer: Any) -> list[list[str]]:
     if content.is_floating_point():
         return [[str(position) for position in range(length)] for _ in range(batch)]
     return [names(row, tokenizer) for row in content.tolist()]

@@ -37,7 +37,7 @@ def identify(fn: Callable[[Tensor], Tensor] | Activation) -> Activation:
     far = torch.logspace(1, 4, 16, device=device)  # a clipped GELU is no GELU
     x = torch.cat([-far, torch.linspace(-10, 10, 479, device=device), far, far.new_zeros(1)]).view(16, 32)
     with torch.no_grad():
-        y = _probe(value, x, name)
+        y = _evaluate_probe(value, x, name)
         _check_elementwise(value, x, y, name)
         scale = y.abs().clamp_min(1)
         for activation in ACTIVATIONS.values():
@@ -58,7 +58,7 @@ def identify(fn: Callable[[Tensor], Tensor] | Activation) -> Activation:
     return Activation(name, lambda x: value(x.detach()).detach(), derivative)
 
 
-def _probe(value: Function, x: Tensor, name: str) -> Tensor:
+def _evaluate_probe(value: Function, x: Tensor, name: str) -> Tensor:
     try:
         y = value(x.clone())  # fn may work in place
     except Exception as error:
@@ -77,8 +77,8 @@ def _probe(value: Function, x: Tensor, name: str) -> Tensor:
 
 def _check_elementwise(value: Function, x: Tensor, y: Tensor, name: str) -> None:
     kept = torch.arange(x.numel(), device=x.device).view_as(x) % 3 == 0
-    changed = _probe(value, torch.where(kept, x, 1.5 - x), name)  # other points differ
-    moved = _probe(value, x.flip(0, 1), name).flip(0, 1)  # same points, other places
+    changed = _evaluate_probe(value, torch.where(kept, x, 1.5 - x), name)  # other points differ
+    moved = _evaluate_probe(value, x.flip(0, 1), name).flip(0, 1)  # same points, other places
     tolerance = 1e-5 * y.abs().clamp_min(1)
     close = ((moved - y).abs() <= tolerance) & (((changed - y).abs() <= tolerance) | ~kept)
     wrong = ~close & ~y.isnan()

@@ -64,19 +64,19 @@ def read_linear(module: nn.Module | Columns | Scaled, dtype: torch.dtype | None)
         whole = read_linear(module.module, dtype)
         part, groups = slice(module.start, module.stop), module.groups
         bias = None if whole.bias is None else whole.bias.view(groups, -1)[:, part].flatten()
-        bias = _sum(bias, None if module.bias is None else _parameter(module.bias, dtype))
+        bias = _add_optional(bias, None if module.bias is None else _fetch_parameter(module.bias, dtype))
         if groups == 1:
             return Linear(whole.weight[:, part], bias)
         return Linear(whole.weight.unflatten(1, (groups, -1))[:, :, part].flatten(1), bias)
     if isinstance(module, Scaled):
-        whole, factor = read_linear(module.module, dtype), _parameter(module.factor, dtype)
+        whole, factor = read_linear(module.module, dtype), _fetch_parameter(module.factor, dtype)
         return Linear(whole.weight * factor, None if whole.bias is None else whole.bias * factor)
     module = wrapped.running(module)
     if wrapped.is_from(module, "peft") and hasattr(module, "base_layer"):
         return _with_adapters(module, dtype)
     with wrapped.fetched(module):
         weight, bias = _weight_and_bias(module)
-    return Linear(_parameter(weight, dtype), None if bias is None else _parameter(bias, dtype))
+    return Linear(_fetch_parameter(weight, dtype), None if bias is None else _fetch_parameter(bias, dtype))
 
 
 def _weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -109,7 +109,7 @@ def _with_adapters(module: nn.Module, dtype: torch.dtype | None) -> Linear:
     if not type(module).__module__.startswith("peft.tuners.lora.") or any(name in parts.lora_variant for name in names):
         own = read_linear(parts.base_layer, None).weight
         weight, bias = wrapped.matrix_of(module, own.shape[0], own.device, own.dtype)
-        return Linear(_parameter(weight, dtype), _parameter(bias, dtype))
+        return Linear(_fetch_parameter(weight, dtype), _fetch_parameter(bias, dtype))
     base = read_linear(parts.base_layer, dtype)
     for name in names:
         if name in parts.lora_A:
@@ -119,11 +119,11 @@ def _with_adapters(module: nn.Module, dtype: torch.dtype | None) -> Linear:
                 parts.scaling[name],
             )
             added = None if up.bias is None else up.bias * scale
-            base = Linear(base.weight + down.weight @ up.weight * scale, _sum(base.bias, added))
+            base = Linear(base.weight + down.weight @ up.weight * scale, _add_optional(base.bias, added))
     return base
 
 
-def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+def _add_optional(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return other if one is None else one if other is None else one + other
 
 
@@ -133,7 +133,7 @@ def read_norm(module: nn.Module | None, dtype: torch.dtype | None) -> Norm | Non
         return None
     module = wrapped.running(module)
     with wrapped.fetched(module):
-        weight, bias = _plain(module, "weight"), _plain(module, "bias")
+        weight, bias = _dense_parameter(module, "weight"), _dense_parameter(module, "bias")
         eps: Any = getattr(module, "eps", getattr(module, "variance_epsilon", None))
         rms = type(module).__name__.endswith("RMSNorm")
         if not (rms or isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("LayerNorm")):
@@ -144,16 +144,16 @@ def read_norm(module: nn.Module | None, dtype: torch.dtype | None) -> Norm | Non
             eps = torch.finfo(dtype or torch.float32 if weight is None else weight.dtype).eps
         found = Norm("rms" if rms else "layer", weight, bias, float(eps))
         if type(module) not in (nn.LayerNorm, nn.RMSNorm) and weight is not None:
-            found = _asked(module, found, weight)
+            found = _probe_norm(module, found, weight)
         return replace(
             found,
-            weight=None if found.weight is None else _parameter(found.weight, dtype),
-            bias=None if bias is None else _parameter(bias, dtype),
+            weight=None if found.weight is None else _fetch_parameter(found.weight, dtype),
+            bias=None if bias is None else _fetch_parameter(bias, dtype),
         )
 
 
 @torch.no_grad()
-def _asked(module: nn.Module, norm: Norm, weight: Tensor) -> Norm:
+def _probe_norm(module: nn.Module, norm: Norm, weight: Tensor) -> Norm:
     """Whether it centres, and whether its gain is ``1 + weight`` (Gemma): asked of the module, which knows, not of its
     name (a T5LayerNorm does not centre)."""
     probe = torch.linspace(-1, 2, weight.numel(), dtype=weight.dtype, device=weight.device)[None]
@@ -172,14 +172,14 @@ def _asked(module: nn.Module, norm: Norm, weight: Tensor) -> Norm:
     return replace(norm, kind=candidates[best].kind, weight=candidates[best].weight if best % 2 else weight)
 
 
-def _plain(module: nn.Module, name: str) -> Tensor | None:
+def _dense_parameter(module: nn.Module, name: str) -> Tensor | None:
     found: Tensor | None = getattr(module, name, None)
     return None if found is None else wrapped.dense(found)
 
 
-def _parameter(tensor: Tensor | Held, dtype: torch.dtype | None) -> Tensor:
+def _fetch_parameter(tensor: Tensor | Held, dtype: torch.dtype | None) -> Tensor:
     if isinstance(tensor, Held):
         with wrapped.fetched(tensor.module):
-            return _parameter(getattr(tensor.module, tensor.name), dtype)
+            return _fetch_parameter(getattr(tensor.module, tensor.name), dtype)
     tensor = wrapped.dense(tensor)
     return tensor if dtype is None else tensor.to(dtype)
