@@ -9,7 +9,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOG := $(VENV)/build.log
 OLDEST := $(VENV)/oldest
-OLDEST_TESTS := versions adapters families own_attention mixture_models encoder_decoder vision_audio capture attention_capture
+OLDEST_TESTS := tests/test_versions.py tests/models/test_registry.py tests/models/families tests/models/capture
+# The whole suite runs in as many processes as there are cores, one thread each; of a part, starting them costs more than
+# it saves. Every file stays in one process, whose fixtures its tests share.
+WORKERS = $(if $(PYTEST_ARGS),,--numprocesses auto --dist loadfile)
 # The interpreter .venv is made with: the first python3 that is new enough for the pinned versions.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
@@ -26,11 +29,11 @@ demo: install
 	$(BIN)/python benchmarks/demo.py
 
 test: install
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 # What knows transformers' modules, with the oldest version supported; not what computes maps of them once more.
 test-oldest: install $(OLDEST)/.installed
-	PYTHONPATH="$(CURDIR)/$(OLDEST)" $(BIN)/python -m pytest $(OLDEST_TESTS:%=tests/test_%.py) \
+	OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)/$(OLDEST)" $(BIN)/python -m pytest $(WORKERS) $(OLDEST_TESTS) \
 		-k "not test_every_backend and not adds_up and not add_up" $(PYTEST_ARGS)
 
 # Slower, and downloads 500 MB on first use: no part of what a change must pass.

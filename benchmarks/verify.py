@@ -58,12 +58,12 @@ def _module(folder: str, name: str) -> Any:
 
 def described(model: nn.Module) -> Layers:
     """By the description that the adapter makes of the model."""
-    adapted = resolve(model)
-    spec = adapted.layers[-1]
+    description = resolve(model)
+    spec = description.layers[-1]
     scopes = spec.own_scopes if spec.experts is None else (*spec.own_scopes, spec.expert_scope)
     return Layers(
         inputs=_KINDS[str(getattr(model, "main_input_name", "src"))],
-        encoder_decoder=bool(adapted.stacks),
+        encoder_decoder=bool(description.stacks),
         norms=_norms(spec),
         feed_forward="mixture of experts" if spec.experts is not None else "dense" if spec.gate is None else "gated",
         parallel=spec.parallel,

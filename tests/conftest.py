@@ -9,6 +9,13 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+SLOW_FIRST = ("test_resources.py", "test_examples.py", "test_device.py", "test_frames.py", "test_ff_norms.py")
+"""Files of minutes: those that several processes begin with, so that none of them is left to the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in SLOW_FIRST)
+
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:

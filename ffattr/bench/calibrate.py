@@ -86,7 +86,7 @@ class _Calibration:
         rows, position = torch.arange(queries, device=self.device), value.transpose(0, 1)
 
         def whole() -> object:
-            alpha = given.weights(rows)
+            alpha = given.attention_weights(rows)
             return context(alpha, position), alpha.contiguous().any(), alpha.clone()
 
         logits = 2.0 * _HEADS * queries * keys * 2 * _HEAD_DIM

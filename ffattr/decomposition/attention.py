@@ -1,7 +1,7 @@
 """What a forward pass leaves of a layer: its input, its output, and its attention.
 
 Attention is kept as what determines its weights (`QueryKey`) wherever that can be seen, and as the weights themselves
-(`Weights`) where a model makes them in its own way.
+(`AttentionWeights`) where a model makes them in its own way.
 
 Shapes: ``B`` sequences of ``T`` tokens, ``H`` query heads, ``Hkv`` key/value heads of width ``dh``.
 """
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from .routing import Routing
 
-__all__ = ["Attention", "LayerRecord", "QueryKey", "Weights", "allows_attention"]
+__all__ = ["Attention", "AttentionWeights", "LayerRecord", "QueryKey", "allows_attention"]
 
 
 class Attention(Protocol):
-    """What is asked of a recorded attention, whatever is kept of it: `QueryKey` or `Weights`.
+    """What is asked of a recorded attention, whatever is kept of it: `QueryKey` or `AttentionWeights`.
 
-    `sequence` gives one batch entry without its padding; its tensors lose the batch dimension. `weights`, `pairs` and
+    `sequence` gives one batch entry without its padding; its tensors lose the batch dimension. `attention_weights`, `pairs` and
     `looks_ahead` are asked of such a sequence.
     """
 
@@ -32,7 +32,7 @@ class Attention(Protocol):
         ...
 
     @property
-    def single(self) -> bool:
+    def rounds_to_float32(self) -> bool:
         """Whether the weights may differ from the model's by rounding to float32, whatever the model's dtype."""
         ...
 
@@ -43,7 +43,7 @@ class Attention(Protocol):
         """
         ...
 
-    def weights(self, rows: Tensor) -> Tensor:
+    def attention_weights(self, rows: Tensor) -> Tensor:
         """Attention weights ``[H, N, T]`` of the query tokens ``rows`` ``[N]``, exactly 0 where masked."""
         ...
 
@@ -77,7 +77,7 @@ class QueryKey:
     softcap: float | None = None
     sinks: Tensor | None = None
     bias: Tensor | None = None
-    single: bool = False
+    rounds_to_float32: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -95,7 +95,7 @@ class QueryKey:
             bias=_take_entry(self.bias, batch, tokens, keys),
         )
 
-    def weights(self, rows: Tensor) -> Tensor:
+    def attention_weights(self, rows: Tensor) -> Tensor:
         logits = self.logits(rows)
         if self.sinks is None:
             return logits.softmax(-1)
@@ -145,7 +145,7 @@ class QueryKey:
 
 
 @dataclass(frozen=True)
-class Weights:
+class AttentionWeights:
     """The attention weights ``alpha`` ``[B, H, T, T]`` themselves, as the model computed and applied them.
 
     As many numbers as the model itself made of them, held while its layer runs.
@@ -154,7 +154,7 @@ class Weights:
     alpha: Tensor
 
     @property
-    def single(self) -> bool:
+    def rounds_to_float32(self) -> bool:
         return False
 
     @property
@@ -162,15 +162,15 @@ class Weights:
         batch, heads, queries, keys = self.alpha.shape
         return batch, heads, queries, keys
 
-    def sequence(self, batch: int, tokens: Tensor, dtype: torch.dtype, keys: Tensor | None = None) -> Weights:
+    def sequence(self, batch: int, tokens: Tensor, dtype: torch.dtype, keys: Tensor | None = None) -> AttentionWeights:
         rows = self.alpha[batch].index_select(1, tokens)
         return replace(self, alpha=rows.index_select(2, tokens if keys is None else keys).to(dtype))
 
-    def weights(self, rows: Tensor) -> Tensor:
+    def attention_weights(self, rows: Tensor) -> Tensor:
         return self.alpha.index_select(1, rows)
 
     def pairs(self, rows: Tensor) -> int:
-        return int((self.weights(rows) != 0).any(0).sum())
+        return int((self.attention_weights(rows) != 0).any(0).sum())
 
     @property
     def looks_ahead(self) -> bool:

@@ -36,12 +36,12 @@ def quantised(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (matrix / scale).clamp(-largest, largest).to(torch.float8_e4m3fn), scale
 
 
-def output_tolerance(own: torch.dtype, computed: torch.dtype, single: bool) -> float:
+def output_tolerance(own: torch.dtype, computed: torch.dtype, rounds_to_float32: bool) -> float:
     """Largest relative difference, of any token, between a layer's output and its recomputation that rounding explains.
 
-    The model rounds to ``own``, the recomputation to ``computed``; ``single``: something in the model rounds to float32
+    The model rounds to ``own``, the recomputation to ``computed``; ``rounds_to_float32``: something in the model rounds to float32
     whatever its dtype.
     """
     coarser = own if own.itemsize < computed.itemsize else computed
     tolerance = _OF_OUTPUT.get(coarser, _OF_OUTPUT[torch.float32])
-    return max(tolerance, _SINGLE) if single else tolerance
+    return max(tolerance, _SINGLE) if rounds_to_float32 else tolerance

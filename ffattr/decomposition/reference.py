@@ -184,7 +184,9 @@ def feed_forward(weights: LayerWeights, t: Tensor, routing: Routing | None) -> T
     for block in weights.blocks(routing):
         branch = block.branch
         read = t if block.tokens is None else t[block.tokens]
-        returned = branch.down(_apply_activation(branch, torch.stack([projection(read) for projection in branch.projections])))
+        returned = branch.down(
+            _apply_activation(branch, torch.stack([projection(read) for projection in branch.projections]))
+        )
         if block.tokens is not None and block.share is not None:
             total = torch.zeros_like(t) if total is None else total
             total = total.index_add(0, block.tokens, returned * block.share[:, None])
@@ -227,7 +229,7 @@ def decompose(
             assert weights.cross is not None
             assert encoder is not None
             part, keys, to_keys = weights.cross, encoder.states, encoder.attention
-        alpha = to_keys.weights(rows)
+        alpha = to_keys.attention_weights(rows)
         values, constant = own_values(part, keys, value_bias)
         per_head = alpha[..., None] * head_vectors(part, values).transpose(0, 1)[:, None]
         apart[weights.own_scopes[0].seen_from(source)] = per_head

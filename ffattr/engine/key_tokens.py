@@ -110,7 +110,9 @@ class KeyTokens:
     def alpha(self, queries: QueryBlock) -> Tensor:
         """Attention weights ``[H, n, M]``: column ``j`` is the ``j``-th key of the query's own sequence, of which the
         longest has ``M``."""
-        found = [self.attention[b].weights(queries.token_in_sequence[some]) for b, some in queries.sequences()]
+        found = [
+            self.attention[b].attention_weights(queries.token_in_sequence[some]) for b, some in queries.sequences()
+        ]
         if queries.one_sequence:
             return found[0]
         longest = max(alpha.shape[-1] for alpha in found)

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from ..errors import UnsupportedModel
 from .families.schema import Family, Fused, PerExpert
 from .families.table import FAMILIES
-from .spec.described import Adapted
+from .spec.described import ModelDescription
 from .spec.experts import Stacked
 from .spec.layer import CrossSpec, LayerSpec
-from .spec.weights import Columns, Held, Scaled
+from .spec.weights import Columns, ParameterRef, Scaled
 
 __all__ = ["adapt"]
 
 
-def adapt(base: nn.Module, model_type: str) -> Adapted:
+def adapt(base: nn.Module, model_type: str) -> ModelDescription:
     """A headless transformers model, described by the data of its family.
 
     Raises `UnsupportedModel` where the model lacks a module, or its configuration a setting, that the family has.
@@ -32,7 +32,7 @@ def adapt(base: nn.Module, model_type: str) -> Adapted:
         raise UnsupportedModel(_explain_lack(config, repr(error.name))) from None
 
 
-def _adapt_stack(base: nn.Module, model_type: str, config: Any) -> Adapted:
+def _adapt_stack(base: nn.Module, model_type: str, config: Any) -> ModelDescription:
     entry = FAMILIES[model_type]
     found = entry(config) if callable(entry) else entry
     if isinstance(found, Family):
@@ -42,12 +42,12 @@ def _adapt_stack(base: nn.Module, model_type: str, config: Any) -> Adapted:
                 "its own; the decomposition covers it in models that have both"
             )
         layers, positions = _list_layers(base, found), _count_positions(base, found)
-        return Adapted(base, layers, model_type, max_positions=positions, special_tokens=found.special_tokens)
+        return ModelDescription(base, layers, model_type, max_positions=positions, special_tokens=found.special_tokens)
     if not config.is_encoder_decoder:  # T5EncoderModel
         layers = _list_layers(base, found.encoder)
-        return Adapted(base, layers, model_type, max_positions=_count_positions(base, found.encoder))
+        return ModelDescription(base, layers, model_type, max_positions=_count_positions(base, found.encoder))
     encoder, decoder = _list_layers(base, found.encoder), _list_layers(base, found.decoder)
-    return Adapted(
+    return ModelDescription(
         base,
         encoder + decoder,
         model_type,
@@ -78,7 +78,11 @@ def _build_layer(family: Family, layer: nn.Module, config: Any) -> LayerSpec:
         if isinstance(where, str):
             found = _resolve_path(layer, where)
             owner, _, name = where.rpartition(".")
-            return Held(_resolve_path(layer, owner) if owner else layer, name) if isinstance(found, Tensor) else found
+            return (
+                ParameterRef(_resolve_path(layer, owner) if owner else layer, name)
+                if isinstance(found, Tensor)
+                else found
+            )
         if isinstance(where, PerExpert):
             return _stacked_projection(where, part(family.experts))
         if not isinstance(where, Fused):  # None, or the thing itself
@@ -96,7 +100,9 @@ def _build_layer(family: Family, layer: nn.Module, config: Any) -> LayerSpec:
         if scale is None:
             return part(where)
         factor = part(scale)  # one for each feature, or a number
-        return Scaled(part(where), factor if isinstance(factor, Held) else torch.tensor(factor, dtype=torch.float64))
+        return Scaled(
+            part(where), factor if isinstance(factor, ParameterRef) else torch.tensor(factor, dtype=torch.float64)
+        )
 
     cross = None
     if family.cross_attention is not None:

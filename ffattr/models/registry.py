@@ -14,11 +14,11 @@ from torch import nn
 from ..errors import UnsupportedModel
 from . import huggingface, torch_encoder
 from .families.table import FAMILIES
-from .spec.described import Adapted
+from .spec.described import ModelDescription
 from .spec.layer import LayerSpec
 from .spec.wrapped import is_from
 
-__all__ = ["Adapted", "known_models", "register_adapter", "resolve"]
+__all__ = ["ModelDescription", "known_models", "register_adapter", "resolve"]
 
 Adapter = Callable[[nn.Module], Sequence[LayerSpec]]
 
@@ -68,7 +68,7 @@ def known_models() -> tuple[str, ...]:
     return tuple(sorted({*_registered, *FAMILIES, *torch_encoder.NAMES}))
 
 
-def resolve(model: nn.Module) -> Adapted:
+def resolve(model: nn.Module) -> ModelDescription:
     """Describe a loaded model, one that no adapter knows by its structure (which runs it on a few tokens).
 
     Raises `UnsupportedModel` where neither finds a description that reproduces its layers.
@@ -90,7 +90,7 @@ def resolve(model: nn.Module) -> Adapted:
             return _adapt_registered(name, base, _registered[name])
     if isinstance(model, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
         layers, batch_first = torch_encoder.adapt(model)
-        return Adapted(model, layers, type(model).__name__, batch_first)
+        return ModelDescription(model, layers, type(model).__name__, batch_first)
     parts = {name: child for name, child in base.named_children() if _is_pretrained(child)}
     if pretrained and len(parts) == 1 and not parts.keys().isdisjoint(("text_model", "vision_model")):
         return resolve(*parts.values())  # a head on one of CLIP's towers
@@ -127,14 +127,14 @@ def _without_peft(model: nn.Module) -> nn.Module:
     return model
 
 
-def _adapt_registered(name: str, base: nn.Module, fn: Adapter) -> Adapted:
+def _adapt_registered(name: str, base: nn.Module, fn: Adapter) -> ModelDescription:
     layers = tuple(fn(base))
     if not layers or not all(isinstance(layer, LayerSpec) for layer in layers):
         raise TypeError(f"the adapter registered for {name!r} returned {layers!r}, expected one LayerSpec per layer")
-    return Adapted(base, layers, name)
+    return ModelDescription(base, layers, name)
 
 
-def _by_structure(model: nn.Module, model_type: str, base: nn.Module) -> Adapted:
+def _by_structure(model: nn.Module, model_type: str, base: nn.Module) -> ModelDescription:
     from .detection import detect, template  # which most models do without
 
     try:

@@ -162,7 +162,7 @@ class ResultBuilder:
             if not errors[row] <= layer_tolerance(stack, captured, request.dtype):
                 raise ArchitectureMismatch(
                     f"{stack.label_layer(layer)}, batch row {row}: the recomputed output differs from the model's by "
-                    f"{errors[row]:.1e} (relative), more than rounding explains. The {request.adapted.family!r} "
+                    f"{errors[row]:.1e} (relative), more than rounding explains. The {request.description.family!r} "
                     "adapter does not describe this layer; see ffattr.register_adapter. (check=False goes on at your "
                     "own risk.)"
                 )
@@ -228,5 +228,7 @@ class CapturedSequence:
 def layer_tolerance(stack: Stack, captured: LayerRecord, dtype: torch.dtype) -> float:
     """The largest relative error of a layer's output, recomputed in ``dtype``, that rounding explains."""
     attentions = [part for part in (captured.attention, captured.cross) if part is not None]
-    single = stack.specs[captured.index - stack.first].single or any(part.single for part in attentions)
+    single = stack.specs[captured.index - stack.first].rounds_to_float32 or any(
+        part.rounds_to_float32 for part in attentions
+    )
     return output_tolerance(captured.output.dtype, dtype, single)

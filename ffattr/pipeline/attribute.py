@@ -95,10 +95,10 @@ def attribute(
     )
     request = Request.from_options(model, inputs, tokenizer, options)
     policy = parse_keep(keep)
-    if request.adapted.stacks:
+    if request.description.stacks:
         policy.check_stacks()
     arguments = {
-        "model": request.adapted.family,
+        "model": request.description.family,
         "ig": str(ig),
         "baseline": baseline if isinstance(baseline, str) else f"tensor {list(baseline.shape)}",
         "value_bias": value_bias,

@@ -47,7 +47,7 @@ class Reproduction:
     @property
     def family(self) -> str:
         """The adapter's name: a model type, a class or "structure of" one."""
-        return self.request.adapted.family
+        return self.request.description.family
 
     @property
     def error(self) -> float:
@@ -72,7 +72,7 @@ def reproduce(model: nn.Module, inputs: Any, tokenizer: Any = None) -> Reproduct
 
     encoder = request.inputs.encoder
     record(
-        request.adapted,
+        request.description,
         request.inputs.kwargs,
         on_layer,
         mask=request.inputs.mask,

@@ -20,7 +20,7 @@ from ..errors import BackendUnavailable, NonFiniteError, UnsupportedModel
 from ..models.capture.recorder import record
 from ..models.inputs.groups import of as groups_of
 from ..models.inputs.prepare import Inputs, prepare
-from ..models.registry import Adapted, resolve
+from ..models.registry import ModelDescription, resolve
 from ..models.spec.weights import read_linear
 from ..ops import backends
 from .options import Options
@@ -41,7 +41,7 @@ class Request:
     ``dtype``. ``engine.device`` is where the model's first layer is.
     """
 
-    adapted: Adapted
+    description: ModelDescription
     inputs: Inputs
     stacks: tuple[Stack, ...]
     rule: Rule
@@ -52,22 +52,22 @@ class Request:
     @classmethod
     def from_options(cls, model: nn.Module, inputs: Any, tokenizer: Any, options: Options) -> Request:
         """Raises ValueError, TypeError or an `FfattrError` that names the offending value."""
-        adapted = resolve(model)
-        prepared = prepare(adapted, model, inputs, tokenizer)
+        description = resolve(model)
+        prepared = prepare(description, model, inputs, tokenizer)
         options.check()
-        engine = _choose_engine(adapted, options)
-        if adapted.stacks and (options.keys is not None or options.groups is not None):
+        engine = _choose_engine(description, options)
+        if description.stacks and (options.keys is not None or options.groups is not None):
             raise ValueError("keys= and groups= are for models with one stack of layers, not for encoder and decoder")
         groups = groups_of(options.groups, options.keys, inputs, tokenizer, prepared.mask, prepared.tokens)
         if options.groups is not None and options.method not in ("auto", "direct"):
             raise ValueError(
                 f"method={options.method!r} is for single tokens; with groups= leave it to 'auto', which is exact"
             )
-        stacks = build_stacks(adapted, prepared, options, groups)
+        stacks = build_stacks(description, prepared, options, groups)
         for stack in stacks:
             _check_weights(stack)
         rule = Rule(*ig.rule_of(options.ig), baseline=_check_baseline(options.baseline, stacks))
-        return cls(adapted, prepared, stacks, rule, options, result_dtype(engine.matmul_dtype), engine)
+        return cls(description, prepared, stacks, rule, options, result_dtype(engine.matmul_dtype), engine)
 
     @property
     def recorded(self) -> tuple[int, ...]:
@@ -81,7 +81,7 @@ class Request:
     def run_model(self, inputs: Inputs, on_layer: Callable[[LayerRecord], None], check: bool = True) -> None:
         """Run the model on ``inputs``, all of them or one batch, and hand on what each layer leaves."""
         encoder = None if inputs.encoder is None else inputs.encoder.mask
-        record(self.adapted, inputs.kwargs, on_layer, self.recorded, check, inputs.mask, encoder)
+        record(self.description, inputs.kwargs, on_layer, self.recorded, check, inputs.mask, encoder)
 
     def stack_of_layer(self, layer: int) -> Stack:
         """Whose layer a layer of the model is."""
@@ -124,12 +124,12 @@ class Request:
         return group_into_packs(shapes, stack.ff_scopes, self._engine_at(weights))
 
 
-def _choose_engine(adapted: Adapted, options: Options) -> EngineOptions:
+def _choose_engine(description: ModelDescription, options: Options) -> EngineOptions:
     """Who computes, where, and in which precision.
 
     Where the user names no dtype: a half model's own on a GPU, which is made for it, where the backend has it.
     """
-    (device, own), heads = _locate_model(adapted), max(spec.heads for spec in adapted.layers)
+    (device, own), heads = _locate_model(description), max(spec.heads for spec in description.layers)
     dtype, selected = options.dtype, None
     if dtype is None and device.type == "cuda" and own in (torch.bfloat16, torch.float16):
         try:
@@ -143,12 +143,12 @@ def _choose_engine(adapted: Adapted, options: Options) -> EngineOptions:
     return EngineOptions(selected, options.method, dtype, device, options.memory_budget)
 
 
-def _locate_model(adapted: Adapted) -> tuple[torch.device, torch.dtype]:
+def _locate_model(description: ModelDescription) -> tuple[torch.device, torch.dtype]:
     """Where the model is computed and in which dtype: those of its first parameter that is not packed into integers."""
-    parameter = next(one for one in adapted.base.parameters() if one.dtype.is_floating_point)
+    parameter = next(one for one in description.base.parameters() if one.dtype.is_floating_point)
     if parameter.device.type != "meta":
         return parameter.device, parameter.dtype
-    return read_linear(adapted.layers[0].out, None).weight.device, parameter.dtype  # offloaded
+    return read_linear(description.layers[0].out, None).weight.device, parameter.dtype  # offloaded
 
 
 def _check_weights(stack: Stack) -> None:

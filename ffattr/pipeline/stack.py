@@ -11,7 +11,7 @@ from torch import Tensor
 from ..decomposition.scopes import Scope, Source
 from ..models.inputs.groups import Groups
 from ..models.inputs.prepare import Inputs
-from ..models.registry import Adapted
+from ..models.registry import ModelDescription
 from ..models.spec.layer import LayerSpec
 from ..selection import indices
 from .options import Options
@@ -99,11 +99,13 @@ class Stack:
         return tuple(shape)
 
 
-def build_stacks(adapted: Adapted, inputs: Inputs, options: Options, groups: Groups | None) -> tuple[Stack, ...]:
+def build_stacks(
+    description: ModelDescription, inputs: Inputs, options: Options, groups: Groups | None
+) -> tuple[Stack, ...]:
     """The stacks that any scope is asked of. Raises ValueError, TypeError or IndexError naming the offending value."""
     found = []
-    ranges = adapted.stacks or {"": range(len(adapted.layers))}
-    specs = {name: tuple(adapted.layers[index] for index in numbers) for name, numbers in ranges.items()}
+    ranges = description.stacks or {"": range(len(description.layers))}
+    specs = {name: tuple(description.layers[index] for index in numbers) for name, numbers in ranges.items()}
     for name, of_stack in specs.items():
         if any(spec.scopes != of_stack[0].scopes for spec in of_stack):
             raise ValueError(

@@ -23,7 +23,7 @@ from ..analysis import (
     rollout,
     token_summary,
 )
-from ..models.registry import Adapted, resolve
+from ..models.registry import ModelDescription, resolve
 from ..pipeline.attribute import attribute
 from ..pipeline.vectors import Vectors, vectors
 from ..results import Attribution, StackedAttribution
@@ -119,16 +119,16 @@ def of_model(
     >>> study.frames["cancellation"]["order"].unique().tolist()
     ['ff', 'gain', 'random']
     """
-    adapted = resolve(model)
-    if adapted.stacks:
+    description = resolve(model)
+    if description.stacks:
         raise ValueError(
             f"{name} has an encoder and a decoder: map them with `attribute`, and analyse each of its stacks"
         )
     if not texts:
         raise ValueError("the corpus has no text")
-    _check_lengths(name, texts, tokenizer, adapted.max_positions)
+    _check_lengths(name, texts, tokenizer, description.max_positions)
     categories = Categories() if categories is None else categories
-    scopes = [scope for scope in adapted.layers[0].own_scopes if scope.axis is None]
+    scopes = [scope for scope in description.layers[0].own_scopes if scope.axis is None]
     changes, pairs, tokens = ChangeSample(), AmplifiedPairs(k), TokenSummary()
     collected = Reduce(Several(changes, pairs, tokens))
     options = {"tokenizer": tokenizer, "scopes": [scope.name for scope in scopes], **options}
@@ -148,7 +148,7 @@ def of_model(
         def of_layer(layer: int) -> dict[str, Vectors]:
             return vectors(model, list(texts[:detailed]), scope=behind_attention, layers=layer, **given)
 
-        _add_detailed(study, adapted, attribution.layers, of_layer)
+        _add_detailed(study, description, attribution.layers, of_layer)
     return study
 
 
@@ -184,7 +184,7 @@ def _add_rollout(study: Study, attribution: Attribution, first: int = 0) -> None
 
 
 def _add_detailed(
-    study: Study, adapted: Adapted, layers: Sequence[int], of_layer: Callable[[int], dict[str, Vectors]]
+    study: Study, description: ModelDescription, layers: Sequence[int], of_layer: Callable[[int], dict[str, Vectors]]
 ) -> None:
     """What takes the vectors themselves, layer by layer: they are wide."""
     import pandas as pd
@@ -196,7 +196,7 @@ def _add_detailed(
         except ValueError as error:  # what was found without vectors stays
             study.left_out |= dict.fromkeys(frames, f"{error}; or take fewer texts (detailed)")
             return
-        weights = adapted.layers[layer].weights(None)
+        weights = description.layers[layer].weights(None)
         norm = weights.norm_after_ff or weights.norm_before_ff
         frames["mixing_ratio"].append(mixing_ratio(found["atb"]))
         try:

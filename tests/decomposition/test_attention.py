@@ -14,7 +14,7 @@ from recording import state
 from tiny_models import build
 from torch import Tensor, nn
 
-from ffattr.decomposition.attention import Attention, QueryKey, Weights
+from ffattr.decomposition.attention import Attention, AttentionWeights, QueryKey
 from ffattr.models.capture.attention_hooks import attention_interface, calls_interface, own_attention
 from ffattr.models.capture.run import configs
 
@@ -154,9 +154,9 @@ def assert_rows(name: str, implementation: str, padding: str | None, dtype: torc
             valid_keys = given["attention_mask"][batch].bool() if kind == "cross_attentions" else valid
             tokens, keys = valid.nonzero()[:, 0], valid_keys.nonzero()[:, 0]
             sequence, rows = attention.sequence(batch, tokens, torch.float64, keys), torch.arange(len(tokens))
-            alpha, own = sequence.weights(rows), expected[batch][:, valid][..., valid_keys]
+            alpha, own = sequence.attention_weights(rows), expected[batch][:, valid][..., valid_keys]
             torch.testing.assert_close(alpha, own, rtol=0, atol=1e-6)
-            torch.testing.assert_close(sequence.weights(rows[2:3]), alpha[:, 2:3], rtol=0, atol=1e-15)
+            torch.testing.assert_close(sequence.attention_weights(rows[2:3]), alpha[:, 2:3], rtol=0, atol=1e-15)
             attends = own != 0
             assert torch.equal(alpha != 0, attends)
             assert (expected[batch][:, valid][..., ~valid_keys] == 0).all()
@@ -203,15 +203,15 @@ def test_position_bias_is_no_mask() -> None:
     without = replace(attention, bias=None).sequence(0, torch.arange(LENGTH), torch.float32)
     rows = torch.arange(LENGTH)
     with_bias = attention.sequence(0, rows, torch.float32)
-    assert (without.weights(rows) - with_bias.weights(rows)).abs().max() > 0.01
+    assert (without.attention_weights(rows) - with_bias.attention_weights(rows)).abs().max() > 0.01
 
 
 def test_weights_are_held_as_they_are() -> None:
     found = recorded("gptj", model_of("gptj", "eager", torch.float32), given_to("gptj", "left"))["attentions", 0]
-    assert isinstance(found, Weights)
+    assert isinstance(found, AttentionWeights)
     rows = torch.tensor([4, 0])
     sequence = found.sequence(1, torch.arange(2, LENGTH), torch.float64)
-    assert torch.equal(sequence.weights(rows), found.alpha[1][:, 2:, 2:][:, rows].double())
+    assert torch.equal(sequence.attention_weights(rows), found.alpha[1][:, 2:, 2:][:, rows].double())
     assert sequence.pairs(rows) == 5 + 1
     assert not sequence.looks_ahead
     assert found.looks_ahead  # rows of padding

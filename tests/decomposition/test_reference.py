@@ -56,9 +56,9 @@ class Sequence:
 def sequences(name: str, padding: str | None = None, **overrides: object) -> list[Sequence]:
     width = overrides.pop("length", 7)
     given = tiny_models.inputs(name, padding=padding, length=width)  # type: ignore[arg-type]
-    adapted, records, mask = run(name, build(name, **overrides), given)
+    description, records, mask = run(name, build(name, **overrides), given)
     return [
-        Sequence(adapted.layers[r.index], r, batch, mask[batch].nonzero()[:, 0])
+        Sequence(description.layers[r.index], r, batch, mask[batch].nonzero()[:, 0])
         for r in records
         for batch in range(len(mask))
     ]
@@ -117,7 +117,7 @@ def test_rows_of_attention_may_sum_to_less_than_one() -> None:
     for sequence in sequences("gpt2"):
         weights = sequence.weights
         values, constant = own_values(weights, sequence.x, "separate")
-        alpha = sequence.attention.weights(torch.arange(7)) * 0.3
+        alpha = sequence.attention.attention_weights(torch.arange(7)) * 0.3
         vectors = torch.einsum("hij,jhd->ijd", alpha, head_vectors(weights, values))
         stream = attention_stream(weights, alpha, context(alpha, values), constant, vectors)
         torch.testing.assert_close(stream.vectors.sum(1) + stream.bias, stream.total)
@@ -232,7 +232,7 @@ def test_attention_of_2020(name: str) -> None:
         norm = sequence.weights.norm_before_attn
         alpha, f = heads_by_hand(sequence, sequence.x if norm is None else norm(sequence.x))
         rows = torch.arange(len(sequence.x))
-        torch.testing.assert_close(sequence.attention.weights(rows), alpha)
+        torch.testing.assert_close(sequence.attention.attention_weights(rows), alpha)
         found = sequence.scopes()
         maps = found["attn_heads"].vectors.norm(dim=-1)
         torch.testing.assert_close(maps, alpha * f.norm(dim=-1)[:, None])

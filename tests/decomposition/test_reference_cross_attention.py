@@ -44,7 +44,7 @@ def test_the_stream_is_the_layers(norms: str) -> None:
 
     def attend(part, keys, attention):
         value = (keys @ part.value.weight + part.value.bias).unflatten(-1, (part.heads, -1)).transpose(0, 1)
-        mixed = (attention.weights(ROWS) @ value).transpose(0, 1).flatten(1)
+        mixed = (attention.attention_weights(ROWS) @ value).transpose(0, 1).flatten(1)
         return mixed @ part.out.weight + part.out.bias
 
     def identity(x):

@@ -136,7 +136,7 @@ def test_float16_that_overflows() -> None:
 # ---- what is computed in when the user does not say
 
 
-def adapted(device: str, dtype: torch.dtype, heads: int = 4) -> Any:
+def description(device: str, dtype: torch.dtype, heads: int = 4) -> Any:
     parameter = SimpleNamespace(device=torch.device(device), dtype=dtype, is_cuda=device == "cuda")
     return SimpleNamespace(
         base=SimpleNamespace(parameters=lambda: iter([parameter])),
@@ -162,6 +162,6 @@ def adapted(device: str, dtype: torch.dtype, heads: int = 4) -> Any:
 def test_precision(
     device: str, model: torch.dtype, asked: torch.dtype | None, backend: str, expected: torch.dtype
 ) -> None:
-    chosen = _choose_engine(adapted(device, model), Options(dtype=asked, backend=backend))
+    chosen = _choose_engine(description(device, model), Options(dtype=asked, backend=backend))
     assert chosen.matmul_dtype == expected
     assert backend in ("auto", chosen.backend.name)

@@ -7,7 +7,7 @@ from dataclasses import fields
 import torch
 
 from ffattr import Attribution
-from ffattr.models.registry import Adapted
+from ffattr.models.registry import ModelDescription
 from ffattr.ops import backends
 
 BACKENDS = tuple(
@@ -28,7 +28,7 @@ def assert_same(found: Attribution, expected: Attribution, limit: float | None =
             assert excess <= 0, f"{name} {scope}: {excess} too far"  # NaN fails too
 
 
-def assert_same_layers(found: Adapted, expected: Adapted) -> None:
+def assert_same_layers(found: ModelDescription, expected: ModelDescription) -> None:
     for layer, other in zip(found.layers, expected.layers, strict=True):
         for field in fields(layer):
             a, b = getattr(layer, field.name), getattr(other, field.name)

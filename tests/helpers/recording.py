@@ -11,19 +11,21 @@ from torch.nn import functional as F
 
 from ffattr.decomposition.activations import Activation
 from ffattr.decomposition.affine import Norm
-from ffattr.decomposition.attention import Attention, LayerRecord, QueryKey, Weights
+from ffattr.decomposition.attention import Attention, AttentionWeights, LayerRecord, QueryKey
 from ffattr.models.capture.recorder import record
 from ffattr.models.inputs.prepare import prepare
-from ffattr.models.registry import Adapted, resolve
+from ffattr.models.registry import ModelDescription, resolve
 from ffattr.models.spec.layer import LayerSpec
 
 
-def run(name: str, model: nn.Module, inputs: Any = None, **options: Any) -> tuple[Adapted, list[LayerRecord], Tensor]:
-    adapted = resolve(model)
-    prepared = prepare(adapted, model, tiny_models.inputs(name) if inputs is None else inputs)
+def run(
+    name: str, model: nn.Module, inputs: Any = None, **options: Any
+) -> tuple[ModelDescription, list[LayerRecord], Tensor]:
+    description = resolve(model)
+    prepared = prepare(description, model, tiny_models.inputs(name) if inputs is None else inputs)
     records: list[LayerRecord] = []
-    record(adapted, prepared.kwargs, records.append, mask=prepared.mask, **options)
-    return adapted, records, prepared.mask
+    record(description, prepared.kwargs, records.append, mask=prepared.mask, **options)
+    return description, records, prepared.mask
 
 
 def norm(x: Tensor, parameters: Norm | None) -> Tensor:
@@ -56,7 +58,7 @@ def layer_output(spec: LayerSpec, recorded: LayerRecord) -> Tensor:
 
 def attention_weights(attention: Attention) -> Tensor:
     """``[B, H, T, T]`` of the whole batch, padding included."""
-    if isinstance(attention, Weights):
+    if isinstance(attention, AttentionWeights):
         return attention.alpha
     assert isinstance(attention, QueryKey)
     _, heads, length, _ = attention.shape
@@ -78,10 +80,12 @@ def attention_weights(attention: Attention) -> Tensor:
     return logits.exp() / total
 
 
-def assert_recomputed(adapted: Adapted, records: list[LayerRecord], mask: Tensor, tolerance: float = 1e-10) -> None:
-    assert [r.index for r in records] == list(range(len(adapted.layers)))
+def assert_recomputed(
+    description: ModelDescription, records: list[LayerRecord], mask: Tensor, tolerance: float = 1e-10
+) -> None:
+    assert [r.index for r in records] == list(range(len(description.layers)))
     for recorded in records:
-        expected = layer_output(adapted.layers[recorded.index], recorded)
+        expected = layer_output(description.layers[recorded.index], recorded)
         torch.testing.assert_close(recorded.output[mask], expected[mask], rtol=0, atol=tolerance)
 
 

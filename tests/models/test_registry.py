@@ -41,16 +41,16 @@ def test_every_family_is_tested() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_description(name: str) -> None:
     model = build(name)
-    adapted = resolve(model)
+    description = resolve(model)
     pre = name.startswith(("gpt2", "llama", "mistral", "qwen2")) or name in (
         "opt",
         "opt-no-affine",
         "torch-pre",
         "torch-no-bias",
     )
-    assert len(adapted.layers) == (1 if name == "torch-layer" else 2)
-    assert adapted.batch_first == (name != "torch-seq-first")
-    for spec in adapted.layers:
+    assert len(description.layers) == (1 if name == "torch-layer" else 2)
+    assert description.batch_first == (name != "torch-seq-first")
+    for spec in description.layers:
         weights = spec.weights(torch.float64)
         assert weights.scopes == (PRE if pre else POST)
         assert weights.value.weight.shape[1] * weights.heads == weights.kv_heads * weights.out.weight.shape[0]
@@ -85,13 +85,13 @@ def test_grouped_heads() -> None:
 )
 def test_heads_are_left_out(name: str, head: str) -> None:
     model = build(name, head=head)
-    adapted = resolve(model)
-    assert adapted.base is model.base_model is not model
+    description = resolve(model)
+    assert description.base is model.base_model is not model
     records: list[LayerRecord] = []
     called: list[nn.Module] = []
-    for module in (model, *(child for child in model.children() if child is not adapted.base)):
+    for module in (model, *(child for child in model.children() if child is not description.base)):
         module.register_forward_hook(lambda module, args, output: called.append(module))
-    record(adapted, prepare(adapted, model, tiny_models.inputs(name)).kwargs, records.append)
+    record(description, prepare(description, model, tiny_models.inputs(name)).kwargs, records.append)
     assert len(records) == 2
     assert not called
 
@@ -155,10 +155,10 @@ def test_registered_adapter_wins_over_built_in() -> None:
     model = build("bert", head="ForMaskedLM")
     known = resolve(model).layers[1:]
     register_adapter("bert", describe)  # type: ignore[arg-type]
-    adapted = resolve(model)
-    assert adapted.layers == known
+    description = resolve(model)
+    assert description.layers == known
     assert seen == [model.base_model]
-    assert adapted.family == "bert"
+    assert description.family == "bert"
     assert resolve(build("roberta")).family == "roberta"
 
 
@@ -231,13 +231,13 @@ def describe(base: nn.Module) -> list[LayerSpec]:
 def test_registered_adapter_for_a_module_of_no_library() -> None:
     register_adapter("Mine", describe)
     model = Mine().double().eval()
-    adapted = resolve(model)
-    prepared = prepare(adapted, model, torch.arange(14).view(2, 7))
+    description = resolve(model)
+    prepared = prepare(description, model, torch.arange(14).view(2, 7))
     records: list[LayerRecord] = []
-    record(adapted, prepared.kwargs, records.append)
+    record(description, prepared.kwargs, records.append)
     assert records[0].attention.causal
     assert records[0].attention.key.shape == (2, 2, 7, 6)
-    assert_recomputed(adapted, records, prepared.mask)
+    assert_recomputed(description, records, prepared.mask)
 
 
 def test_registered_adapter_for_transformers_without_attention() -> None:

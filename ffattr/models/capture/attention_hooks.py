@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ...decomposition.attention import Attention, QueryKey, Weights
+from ...decomposition.attention import Attention, AttentionWeights, QueryKey
 from ...errors import CaptureError, UnsupportedModel
 from .run import configs
 
@@ -94,7 +94,9 @@ def attention_interface(configs: Sequence[Any], modules: Mapping[int, nn.Module]
         yield
 
 
-def _wrap_function(original: str, sdpa: Callable[..., Any], index_of: Mapping[int, int], sink: Sink) -> Callable[..., Any]:
+def _wrap_function(
+    original: str, sdpa: Callable[..., Any], index_of: Mapping[int, int], sink: Sink
+) -> Callable[..., Any]:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> Any:
@@ -134,7 +136,7 @@ def _hand_on_attention(
         softcap=kwargs.get("softcap"),
         sinks=kwargs.get("s_aux"),
         bias=None if bias is None else _four_dimensions(bias),
-        single=not sdpa,  # most of transformers' eager functions do
+        rounds_to_float32=not sdpa,  # most of transformers' eager functions do
     )
 
 
@@ -176,7 +178,10 @@ def _multihead_hook(index: int, sink: Sink) -> Callable[..., None]:
         weight, bias = module.in_proj_weight[: 2 * width], module.in_proj_bias
         projected = nn.functional.linear(x, weight, None if bias is None else bias[: 2 * width])
         query, key = projected.view(batch, length, 2, module.num_heads, -1).permute(2, 0, 3, 1, 4)
-        mask, padding = _make_additive(given.get("attn_mask"), x.dtype), _make_additive(given.get("key_padding_mask"), x.dtype)
+        mask, padding = (
+            _make_additive(given.get("attn_mask"), x.dtype),
+            _make_additive(given.get("key_padding_mask"), x.dtype),
+        )
         # As in torch: the hint is believed, and the mask not read, where the two can be exchanged.
         causal = bool(given.get("is_causal")) and padding is None and not given.get("need_weights", True)
         if mask is not None:
@@ -243,13 +248,13 @@ class _Watch(TorchFunctionMode):
         return result
 
 
-def _over_keys(result: Tensor, dim: int | None, heads: int) -> Weights | None:
+def _over_keys(result: Tensor, dim: int | None, heads: int) -> AttentionWeights | None:
     """Attention weights ``[B, H, T, T]`` or ``[B * H, T, T]``; None for a softmax of anything else (a router's)."""
     if dim not in (-1, result.dim() - 1):
         return None
     if result.dim() == 3 and result.shape[0] % heads == 0 and result.shape[1] == result.shape[2]:
         result = result.unflatten(0, (-1, heads))
-    return Weights(result) if result.dim() == 4 and result.shape[1] == heads else None
+    return AttentionWeights(result) if result.dim() == 4 and result.shape[1] == heads else None
 
 
 def _sdpa_call(

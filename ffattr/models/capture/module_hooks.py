@@ -48,7 +48,9 @@ def values_read(modules: Mapping[int, nn.Module], sink: Callable[[int, Tensor], 
 
 
 @contextmanager
-def _hook_before(modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Module, list[Tensor]], None]) -> Iterator[None]:
+def _hook_before(
+    modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Module, list[Tensor]], None]
+) -> Iterator[None]:
     with ExitStack() as stack:
         for index, module in modules.items():
 

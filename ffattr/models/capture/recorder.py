@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, LayerRecord
 from ...errors import CaptureError, NonFiniteError
-from ..registry import Adapted
+from ..registry import ModelDescription
 from .attention_hooks import record_attention
 from .module_hooks import routings, values_read
 from .run import hidden_states, require_same, switches, undisturbed
@@ -35,7 +35,7 @@ _active: ContextVar[_Recorder | None] = ContextVar("ffattr_active_capture", defa
 
 
 def record(
-    adapted: Adapted,
+    description: ModelDescription,
     kwargs: Mapping[str, Any],
     on_layer: OnLayer,
     layers: Sequence[int] | None = None,
@@ -43,35 +43,35 @@ def record(
     mask: Tensor | None = None,
     encoder_mask: Tensor | None = None,
 ) -> None:
-    """Run ``adapted.base(**kwargs)`` once and hand each layer's `LayerRecord` to ``on_layer`` while the layer runs.
+    """Run ``description.base(**kwargs)`` once and hand each layer's `LayerRecord` to ``on_layer`` while the layer runs.
 
     The record is dropped afterwards, so memory holds one layer at a time. Records come in the order in which the layers
     run; captures in other threads wait. ``verify`` runs the untouched model first and compares the final hidden states.
     ``mask`` ``[B, T]`` says which tokens are valid (None: all); what padding holds is not looked at. Of a model with an
     encoder and a decoder it is the decoder's, ``encoder_mask`` the encoder's.
     """
-    base = adapted.base
-    wanted = _check_wanted(adapted, layers)
+    base = description.base
+    wanted = _check_wanted(description, layers)
     kwargs = {**kwargs, **switches(base, kwargs)}
     with undisturbed(base):
         plain = hidden_states(base(**kwargs)) if verify else None
-        recorder = _Recorder(adapted, wanted, mask, on_layer, encoder_mask)
+        recorder = _Recorder(description, wanted, mask, on_layer, encoder_mask)
         with recorder.installed():
             output = base(**kwargs)
     recorder.finish()
     if plain is not None:
-        of_output = mask if adapted.batch_first or mask is None else mask.T
+        of_output = mask if description.batch_first or mask is None else mask.T
         require_same(plain, hidden_states(output), base, of_output)
 
 
-def first_attention(adapted: Adapted, kwargs: Mapping[str, Any]) -> Attention:
-    """Run ``adapted.base(**kwargs)`` up to the attention of its first layer, which is what is returned.
+def first_attention(description: ModelDescription, kwargs: Mapping[str, Any]) -> Attention:
+    """Run ``description.base(**kwargs)`` up to the attention of its first layer, which is what is returned.
 
     It tells how many tokens an image or a recording makes, and which of them are padding.
     """
-    base = adapted.base
+    base = description.base
     with undisturbed(base):
-        recorder = _First(adapted, [0], None, lambda recorded: None)
+        recorder = _First(description, [0], None, lambda recorded: None)
         try:
             with recorder.installed():
                 base(**{**kwargs, **switches(base, kwargs)})
@@ -89,19 +89,21 @@ class _Recorder:
 
     def __init__(
         self,
-        adapted: Adapted,
+        description: ModelDescription,
         wanted: Sequence[int],
         mask: Tensor | None,
         on_layer: OnLayer,
         encoder_mask: Tensor | None = None,
     ) -> None:
-        self.adapted = adapted
+        self.description = description
         self.wanted = wanted
         self.mask = mask
         self.encoder_mask = encoder_mask
         self.on_layer = on_layer
         self.done: set[int] = set()
-        self._layers_of = {layers[0]: layers for layers in _find_shared(adapted) if not set(layers).isdisjoint(wanted)}
+        self._layers_of = {
+            layers[0]: layers for layers in _find_shared(description) if not set(layers).isdisjoint(wanted)
+        }
         self._runs = dict.fromkeys(self._layers_of, 0)
         self._pending: dict[int, dict[str, Any]] = {}  # of layers that run, the fields of their records so far
 
@@ -115,17 +117,20 @@ class _Recorder:
         with ExitStack() as stack:
             stack.enter_context(_set_active(self))
             for first in self._layers_of:
-                hook = self.adapted.layers[first].module.register_forward_hook(
+                hook = self.description.layers[first].module.register_forward_hook(
                     self._layer_hook(first), with_kwargs=True
                 )
                 stack.callback(hook.remove)
-            specs = {first: self.adapted.layers[first] for first in self._layers_of}
+            specs = {first: self.description.layers[first] for first in self._layers_of}
             modules = {first: spec.attention for first, spec in specs.items()}
             heads = {first: spec.heads for first, spec in specs.items()}
             for first, spec in specs.items():
                 if spec.cross is not None:
-                    modules[first + self._count_records], heads[first + self._count_records] = spec.cross.attention, spec.cross.heads
-            stack.enter_context(record_attention(self.adapted.base, modules, heads, self._take_attention))
+                    modules[first + self._count_records], heads[first + self._count_records] = (
+                        spec.cross.attention,
+                        spec.cross.heads,
+                    )
+            stack.enter_context(record_attention(self.description.base, modules, heads, self._take_attention))
             experts = {first: spec.experts for first, spec in specs.items() if spec.experts is not None}
             stack.enter_context(routings(experts, lambda first, routing: self._keep_tensor(first, "routing", routing)))
             values = {first: spec.cross.value for first, spec in specs.items() if spec.cross is not None}
@@ -140,7 +145,7 @@ class _Recorder:
     @property
     def _count_records(self) -> int:
         """Cross-attention goes by the number of its layer and this."""
-        return len(self.adapted.layers)
+        return len(self.description.layers)
 
     def _take_attention(self, number: int, attention: Attention) -> None:
         if not self.listening:
@@ -153,10 +158,12 @@ class _Recorder:
                 f"layer {index} of {self._describe_hidden}: {queries} queries but {keys} keys. A cache of past "
                 "keys or a prefix is in use; pass the whole sequence at once, without past_key_values."
             )
-        part = self.adapted.layers[index].cross if cross else self.adapted.layers[index]
+        part = self.description.layers[index].cross if cross else self.description.layers[index]
         assert part is not None
         if heads != part.heads:
-            raise CaptureError(f"layer {index} of {self._describe_hidden} has {heads} query heads, its adapter says {part.heads}")
+            raise CaptureError(
+                f"layer {index} of {self._describe_hidden} has {heads} query heads, its adapter says {part.heads}"
+            )
         self._keep_tensor(first, "cross" if cross else "attention", attention)
 
     def _keep_tensor(self, first: int, name: str, value: Any) -> None:
@@ -210,7 +217,7 @@ class _Recorder:
 
     def _check_whole(self, index: int, fields: Mapping[str, Any]) -> None:
         """Whether everything has been seen that the layer's record needs."""
-        spec = self.adapted.layers[index]
+        spec = self.description.layers[index]
         parts = {"attention": spec.attention, "cross": spec.cross and spec.cross.attention}
         for name, module in parts.items():
             if module is not None and name not in fields:
@@ -227,13 +234,13 @@ class _Recorder:
             )
 
     def _mask_of(self, index: int) -> Tensor | None:
-        return self.encoder_mask if index in self.adapted.stacks.get("encoder", ()) else self.mask
+        return self.encoder_mask if index in self.description.stacks.get("encoder", ()) else self.mask
 
     def _take_tokens(self, hidden: Tensor) -> Tensor:
         """``[B, T, d]`` of whatever layout the model uses."""
         if hidden.dim() == 2:
             return hidden[None]
-        return hidden if self.adapted.batch_first else hidden.transpose(0, 1)
+        return hidden if self.description.batch_first else hidden.transpose(0, 1)
 
     def _check_finite(self, what: str, hidden: Tensor, mask: Tensor | None) -> None:
         finite = hidden.isfinite().all(-1)
@@ -249,7 +256,7 @@ class _Recorder:
 
     @property
     def _describe_hidden(self) -> str:
-        return f"{type(self.adapted.base).__name__} ({self.adapted.family})"
+        return f"{type(self.description.base).__name__} ({self.description.family})"
 
 
 class _First(_Recorder):
@@ -268,20 +275,22 @@ class _Reached(BaseException):
         self.attention = attention
 
 
-def _check_wanted(adapted: Adapted, layers: Sequence[int] | None) -> list[int]:
-    count = len(adapted.layers)
+def _check_wanted(description: ModelDescription, layers: Sequence[int] | None) -> list[int]:
+    count = len(description.layers)
     if layers is None:
         return list(range(count))
     for index in layers:
         if not -count <= index < count:
-            raise ValueError(f"layer {index} does not exist: {type(adapted.base).__name__} has layers 0 to {count - 1}")
+            raise ValueError(
+                f"layer {index} does not exist: {type(description.base).__name__} has layers 0 to {count - 1}"
+            )
     return sorted({index % count for index in layers})
 
 
-def _find_shared(adapted: Adapted) -> list[list[int]]:
+def _find_shared(description: ModelDescription) -> list[list[int]]:
     """The layers of each module, in the order in which it runs as them."""
     found: dict[int, list[int]] = {}
-    for index, spec in enumerate(adapted.layers):
+    for index, spec in enumerate(description.layers):
         found.setdefault(id(spec.module), []).append(index)
     return list(found.values())
 

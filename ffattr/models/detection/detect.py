@@ -24,9 +24,9 @@ from ...decomposition.scopes import Source
 from ...decomposition.walk import Stream, walk
 from ...errors import UnsupportedModel
 from ..capture.run import find_device
-from ..spec.described import Adapted
+from ..spec.described import ModelDescription
 from ..spec.layer import LayerSpec
-from ..spec.weights import Columns, Held, Scaled
+from ..spec.weights import Columns, ParameterRef, Scaled
 from .match import Cut, Part, Product, read
 from .observe import Run, observe
 from .probe import Undetected
@@ -52,7 +52,7 @@ class Found:
 _known: WeakKeyDictionary[nn.Module, Found] = WeakKeyDictionary()
 
 
-def adapt(base: nn.Module) -> Adapted:
+def adapt(base: nn.Module) -> ModelDescription:
     """Describe a model by its structure. Raises `Undetected`, and `CaptureError` for a model in training mode."""
     family = f"structure of {type(base).__name__}"
     found = _known.get(base)
@@ -61,7 +61,7 @@ def adapt(base: nn.Module) -> Adapted:
         with torch.autocast(find_device(base).type, enabled=False), torch.autocast("cpu", enabled=False):
             found = _known[base] = detect(base)
         _log.info("%s: layers at %r, %s", family, found.layers, dict(found.parts))
-    return Adapted(base, specs(base, found), family, found.batch_first, found.positions)
+    return ModelDescription(base, specs(base, found), family, found.batch_first, found.positions)
 
 
 def detect(base: nn.Module) -> Found:
@@ -97,7 +97,7 @@ def _build_spec(layer: nn.Module, number: int, found: Found) -> LayerSpec:
             return Columns(at(name, where.path), where.start, where.stop, where.groups)
         if isinstance(where, Product):
             owner, _, parameter = where.factor.rpartition(".")
-            return Scaled(at(name, where.path), Held(at(name, owner), parameter))
+            return Scaled(at(name, where.path), ParameterRef(at(name, owner), parameter))
         return at(name, where) if isinstance(where, str) else where
 
     def at(name: str, path: str) -> Any:
@@ -134,7 +134,9 @@ def _verify_layer(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> N
         for batch, (x, expected) in enumerate(zip(*(state.to(dtype) for state in states), strict=True)):
             output = _compute_output(weights, x, attention.sequence(batch, tokens, dtype), tokens)
             error = float(((output - expected).norm(dim=-1) / expected.norm(dim=-1)).max())
-            if not error <= output_tolerance(run.input.dtype, dtype, attention.single or spec.single):
+            if not error <= output_tolerance(
+                run.input.dtype, dtype, attention.rounds_to_float32 or spec.rounds_to_float32
+            ):
                 raise Undetected(
                     f"{where} is not reproduced by what was found: its output recomputed differs by {error:.1e} "
                     f"(relative), more than rounding in {run.input.dtype} explains"
@@ -145,7 +147,7 @@ def _compute_output(weights: LayerWeights, x: Tensor, attention: Attention, rows
     """The layer's output ``[T, d]`` for its input ``x`` ``[T, d]``, without any decomposition."""
 
     def attend(source: Source) -> Stream:
-        alpha = attention.weights(rows)
+        alpha = attention.attention_weights(rows)
         values, constant = reference.own_values(weights, x, "token")
         none = x.new_empty(len(rows), 0, weights.width)
         return reference.attention_stream(weights, alpha, reference.context(alpha, values), constant, none)

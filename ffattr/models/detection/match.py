@@ -158,7 +158,7 @@ class _Reader:
         """Attention weights ``[B, H, T, T]``."""
         tokens = torch.arange(self.length, device=self.device)
         sequences = (self.attention.sequence(batch, tokens, self.wide) for batch in range(self.batch))
-        return torch.stack([sequence.weights(tokens) for sequence in sequences]).cpu()
+        return torch.stack([sequence.attention_weights(tokens) for sequence in sequences]).cpu()
 
     def value_starts(self, alpha: Tensor, values: Tensor, mixed: Tensor) -> list[int] | None:
         """The first of the columns of ``values`` that each head mixes; None where one's are not there."""

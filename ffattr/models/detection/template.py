@@ -76,7 +76,7 @@ def _write_part(name: str, parts: Mapping[str, Part]) -> str:
         return f"ffattr.Columns({_write_expression('layer', part.path)}, {part.start}, {part.stop}{groups})"
     if isinstance(part, Product):
         owner, _, name = part.factor.rpartition(".")
-        factor = f"ffattr.models.spec.weights.Held({_write_expression('layer', owner)}, {name!r})"
+        factor = f"ffattr.models.spec.weights.ParameterRef({_write_expression('layer', owner)}, {name!r})"
         return f"ffattr.models.spec.weights.Scaled({_write_expression('layer', part.path)}, {factor})"
     if isinstance(part, str):
         return _write_expression("layer", part)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import UnsupportedModel
 from ..capture.run import find_device
-from ..registry import Adapted
+from ..registry import ModelDescription
 from .signals import SIGNALS, check_signal, signal_tokens
 from .text import TEXT, Tokens, check_rows, text_tokens
 
@@ -66,47 +66,47 @@ class Inputs:
         return Inputs(kwargs, self.mask[rows, : max(lengths)], tokens, lengths=lengths)
 
 
-def prepare(adapted: Adapted, model: nn.Module, inputs: Any, tokenizer: Any = None) -> Inputs:
+def prepare(description: ModelDescription, model: nn.Module, inputs: Any, tokenizer: Any = None) -> Inputs:
     """Check ``inputs`` against the model and bring them into one form.
 
     Text is padded on the right whatever the tokenizer's own side, so that learned positions are those of the text on
     its own. Padding of mappings is taken as given.
     """
-    parameters = inspect.signature(adapted.base.forward).parameters
+    parameters = inspect.signature(description.base.forward).parameters
     first = next(iter(parameters))  # input_ids, src, pixel_values
     texts, lengths = as_texts(inputs), None
     if texts is not None:
-        given, lengths = _encode_texts(adapted, texts, tokenizer)
+        given, lengths = _encode_texts(description, texts, tokenizer)
     elif isinstance(inputs, Mapping):
-        given = _keep_known(adapted, model, inputs)
+        given = _keep_known(description, model, inputs)
     elif isinstance(inputs, Tensor):
-        given = {first: inputs[None] if _takes_ids(adapted) and inputs.dim() == 1 else inputs}
+        given = {first: inputs[None] if _takes_ids(description) and inputs.dim() == 1 else inputs}
     else:
         raise TypeError(
             f"inputs is a {type(inputs).__name__}, expected a mapping of tensors, "
             + (
                 "a tensor of ids [batch, T], text or a list of text with a tokenizer"
-                if _takes_ids(adapted)
+                if _takes_ids(description)
                 else f"or a float tensor {first}"
             )
         )
     name = next((name for name in (*_CONTENT, first) if name in given), None)
     if name is None:
         raise ValueError(f"inputs has {sorted(given) or 'nothing'}, expected {first!r} among its keys")
-    if adapted.stacks:
+    if description.stacks:
         _add_decoder(model, inputs, given)
     if name in SIGNALS:
-        check_signal(adapted, name, given)
-    _check_device(adapted.base, given)
+        check_signal(description, name, given)
+    _check_device(description.base, given)
     decoder = None
-    if adapted.stacks:
+    if description.stacks:
         part = next(name for name in _DECODER if name in given)
-        decoder = text_tokens(adapted, given, part, tokenizer)
+        decoder = text_tokens(description, given, part, tokenizer)
     if name in SIGNALS:
         check_rows(given.get("attention_mask"))
-        found = Tokens(*signal_tokens(adapted, name, given))
+        found = Tokens(*signal_tokens(description, name, given))
     else:
-        found = text_tokens(adapted, given, name, tokenizer)
+        found = text_tokens(description, given, name, tokenizer)
     if decoder is None:
         return Inputs(given, found.mask, found.tokens, lengths=lengths)
     if len(decoder.mask) != len(found.mask):
@@ -139,14 +139,18 @@ def as_texts(inputs: Any) -> list[str] | None:
     return list(inputs) if texts else None
 
 
-def _takes_ids(adapted: Adapted) -> bool:
-    return "input_ids" in inspect.signature(adapted.base.forward).parameters
+def _takes_ids(description: ModelDescription) -> bool:
+    return "input_ids" in inspect.signature(description.base.forward).parameters
 
 
-def _encode_texts(adapted: Adapted, texts: list[str], tokenizer: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
+def _encode_texts(
+    description: ModelDescription, texts: list[str], tokenizer: Any
+) -> tuple[dict[str, Any], tuple[int, ...]]:
     """What the model takes, padded on the right, and how long each text is."""
-    if not _takes_ids(adapted):
-        raise TypeError(f"{type(adapted.base).__name__} takes a float tensor of features, not text: {texts[0][:40]!r}")
+    if not _takes_ids(description):
+        raise TypeError(
+            f"{type(description.base).__name__} takes a float tensor of features, not text: {texts[0][:40]!r}"
+        )
     if tokenizer is None:
         raise ValueError(f"inputs is text ({texts[0][:40]!r}); pass the model's tokenizer as tokenizer=")
     if not callable(tokenizer):
@@ -162,7 +166,7 @@ def _encode_texts(adapted: Adapted, texts: list[str], tokenizer: Any) -> tuple[d
     longest = max(lengths)
     pad = next((i for name in ("pad_token_id", "eos_token_id") if (i := getattr(tokenizer, name, None)) is not None), 0)
     padding = {"input_ids": pad, "token_type_ids": getattr(tokenizer, "pad_token_type_id", None) or 0}
-    device = find_device(adapted.base)
+    device = find_device(description.base)
     for row_values in rows:
         row_values.setdefault("attention_mask", [1] * len(row_values["input_ids"]))
 
@@ -170,13 +174,13 @@ def _encode_texts(adapted: Adapted, texts: list[str], tokenizer: Any) -> tuple[d
         fill = padding.get(name, 0)
         return torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row in rows], device=device)
 
-    parameters = inspect.signature(adapted.base.forward).parameters
+    parameters = inspect.signature(description.base.forward).parameters
     return {name: column(name) for name in rows[0] if name in parameters}, lengths
 
 
-def _keep_known(adapted: Adapted, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _keep_known(description: ModelDescription, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that the base model's forward takes, without targets and without arguments of the head."""
-    parameters = inspect.signature(adapted.base.forward).parameters
+    parameters = inspect.signature(description.base.forward).parameters
     head = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     given = {}
@@ -188,7 +192,7 @@ def _keep_known(adapted: Adapted, model: nn.Module, inputs: Mapping[str, Any]) -
                 f"inputs has {name!r}: a cache hides the earlier tokens from the decomposition. Pass the whole "
                 "sequence as input_ids, without it."
             )
-        if name == "encoder_outputs" and adapted.stacks:
+        if name == "encoder_outputs" and description.stacks:
             raise ValueError(
                 "inputs has 'encoder_outputs', which leave out the encoder's layers. Pass what the encoder reads."
             )
@@ -198,7 +202,7 @@ def _keep_known(adapted: Adapted, model: nn.Module, inputs: Mapping[str, Any]) -
             continue
         if name not in parameters and (not open_ended or name in (*_CONTENT, "attention_mask")):
             raise TypeError(
-                f"inputs has {name!r}, which {type(adapted.base).__name__}.forward does not take; expected some of "
+                f"inputs has {name!r}, which {type(description.base).__name__}.forward does not take; expected some of "
                 f"{', '.join(parameters)}"
             )
         if not isinstance(value, (Tensor, bool)):

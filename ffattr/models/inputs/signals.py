@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...decomposition.attention import Attention, QueryKey, Weights, allows_attention
+from ...decomposition.attention import Attention, AttentionWeights, QueryKey, allows_attention
 from ...errors import FfattrError
 from ..capture.recorder import first_attention
-from ..registry import Adapted
+from ..registry import ModelDescription
 
 __all__ = ["SIGNALS", "check_signal", "signal_tokens"]
 
@@ -26,7 +26,7 @@ SIGNALS = {
 }
 
 
-def check_signal(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
+def check_signal(description: ModelDescription, name: str, given: Mapping[str, Any]) -> None:
     """Raises TypeError or ValueError where the model could not make sense of ``given[name]`` or of its mask."""
     signal: Tensor = given[name]
     shape, (dimensions, maker) = tuple(signal.shape), SIGNALS[name]
@@ -38,7 +38,7 @@ def check_signal(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
         raise ValueError(f"{name} has shape {shape}, expected {layout}{hint}")
     if 0 in shape:
         raise ValueError(f"{name} has shape {shape}: it is empty. Expected {layout}.")
-    parameter = next((p for p in adapted.base.parameters() if p.is_floating_point()), signal)
+    parameter = next((p for p in description.base.parameters() if p.is_floating_point()), signal)
     if signal.dtype != parameter.dtype and not torch.is_autocast_enabled(signal.device.type):
         raise TypeError(
             f"{name} has dtype {signal.dtype}, but the model has {parameter.dtype}. Use .to({parameter.dtype})."
@@ -48,19 +48,19 @@ def check_signal(adapted: Adapted, name: str, given: Mapping[str, Any]) -> None:
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, expected that of {name}: {shape}")
 
 
-def signal_tokens(adapted: Adapted, name: str, given: Mapping[str, Any]) -> tuple[Tensor, list[list[str]]]:
+def signal_tokens(description: ModelDescription, name: str, given: Mapping[str, Any]) -> tuple[Tensor, list[list[str]]]:
     """Which tokens are valid ``[B, T]``, and their names: ``row,column`` of a patch, the position in a recording.
 
     Raises ValueError with the model's own words where it takes no such inputs.
     """
     signal: Tensor = given[name]
     try:
-        attention = first_attention(adapted, given)
+        attention = first_attention(description, given)
     except (FfattrError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in given.items() if isinstance(value, Tensor))
-        raise ValueError(f"{type(adapted.base).__name__} does not run on {shapes}: {error}") from error
+        raise ValueError(f"{type(description.base).__name__} does not run on {shapes}: {error}") from error
     batch, _, _, length = attention.shape
     mask = given.get("attention_mask") if name == "pixel_values" else None
     if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape != (batch, length):
@@ -68,7 +68,7 @@ def signal_tokens(adapted: Adapted, name: str, given: Mapping[str, Any]) -> tupl
             f"attention_mask has shape {tuple(mask.shape)}, expected {(batch, length)}: {name} makes {length} tokens"
         )
     valid = _valid_frames(attention).to(signal.device)
-    names = _name_patches(adapted, signal, length) if name == "pixel_values" else None
+    names = _name_patches(description, signal, length) if name == "pixel_values" else None
     names = [str(position) for position in range(length)] if names is None else names
     return valid, [list(names) for _ in range(batch)]
 
@@ -77,19 +77,19 @@ def _valid_frames(attention: Attention) -> Tensor:
     """Which tokens of the batch ``[B, T]`` any query may attend to: all but padding."""
     batch, _, _, length = attention.shape
     allowed: Tensor | None = None
-    if isinstance(attention, Weights):
+    if isinstance(attention, AttentionWeights):
         allowed = attention.alpha != 0
     elif isinstance(attention, QueryKey) and attention.mask is not None:
         allowed = allows_attention(attention.mask)
     return torch.ones(batch, length, dtype=torch.bool) if allowed is None else allowed.any(1).any(-2).expand(batch, -1)
 
 
-def _name_patches(adapted: Adapted, images: Tensor, length: int) -> list[str] | None:
+def _name_patches(description: ModelDescription, images: Tensor, length: int) -> list[str] | None:
     """Names of the special tokens and ``row,column`` of each patch; None where the patches are not so many."""
-    size: Any = getattr(getattr(adapted.base, "config", None), "patch_size", None)
+    size: Any = getattr(getattr(description.base, "config", None), "patch_size", None)
     if size is None:
         return None
     patch = (size, size) if isinstance(size, int) else tuple(size)
     rows, columns = images.shape[-2] // patch[0], images.shape[-1] // patch[1]
-    names = [*adapted.special_tokens, *(f"{row},{column}" for row in range(rows) for column in range(columns))]
+    names = [*description.special_tokens, *(f"{row},{column}" for row in range(rows) for column in range(columns))]
     return names if len(names) == length else None

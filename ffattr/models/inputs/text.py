@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...decomposition.attention import allows_attention
-from ..registry import Adapted
+from ..registry import ModelDescription
 
 __all__ = ["TEXT", "Tokens", "check_rows", "names", "text_tokens"]
 
@@ -27,23 +27,23 @@ class Tokens:
     tokens: list[list[str]]
 
 
-def text_tokens(adapted: Adapted, given: Mapping[str, Any], name: str, tokenizer: Any) -> Tokens:
+def text_tokens(description: ModelDescription, given: Mapping[str, Any], name: str, tokenizer: Any) -> Tokens:
     """The tokens that ``given[name]`` holds, for the decoder where the name says so.
 
     Raises TypeError or ValueError where the model could not make sense of it or of its mask.
     """
     prefix = _PREFIX if name.startswith(_PREFIX) else ""
     content = given[name]
-    batch, length = _size_of_batch(adapted, name, content)
+    batch, length = _size_of_batch(description, name, content)
     _check_masks(given, prefix, batch, length)
     mask = _token_mask(given, prefix, batch, length, content.device)
     check_rows(mask)
     if name.removeprefix(prefix) == "input_ids":
-        _check_vocabulary(adapted.base, name, content)
-    most = adapted.decoder_positions if prefix else adapted.max_positions
+        _check_vocabulary(description.base, name, content)
+    most = description.decoder_positions if prefix else description.max_positions
     if most is not None and length > most and f"{prefix}position_ids" not in given:
         raise ValueError(
-            f"{name if prefix else 'inputs'} have {length} tokens, but {type(adapted.base).__name__} has {most} "
+            f"{name if prefix else 'inputs'} have {length} tokens, but {type(description.base).__name__} has {most} "
             "learned positions. Cut the text into shorter pieces."
         )
     return Tokens(mask, _token_texts(content, batch, length, tokenizer))
@@ -65,7 +65,7 @@ def _token_mask(kwargs: Mapping[str, Any], prefix: str, batch: int, length: int,
     return valid
 
 
-def _size_of_batch(adapted: Adapted, name: str, content: Tensor) -> tuple[int, int]:
+def _size_of_batch(description: ModelDescription, name: str, content: Tensor) -> tuple[int, int]:
     """Batch size and number of tokens, of ids ``[B, T]`` or features ``[B, T, d]`` / ``[T, B, d]`` / ``[T, d]``."""
     shape = tuple(content.shape)
     integer = not content.dtype.is_floating_point and not content.dtype.is_complex and content.dtype != torch.bool
@@ -81,7 +81,7 @@ def _size_of_batch(adapted: Adapted, name: str, content: Tensor) -> tuple[int, i
     elif len(shape) == 2 and plain != "inputs_embeds":
         expected, batch, length = "[T, width]", 1, shape[0]
     else:
-        batched = shape[:2] if adapted.batch_first else shape[1::-1]
+        batched = shape[:2] if description.batch_first else shape[1::-1]
         expected, batch, length = "[batch, T, width]", *(batched if len(shape) == 3 else (-1, -1))
     if batch < 0:
         raise ValueError(f"{name} has shape {shape}, expected {expected}")

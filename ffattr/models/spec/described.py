@@ -1,4 +1,4 @@
-"""`Adapted`: what every adapter makes of a model."""
+"""`ModelDescription`: what every adapter makes of a model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import nn
 
 from .layer import LayerSpec
 
-__all__ = ["Adapted"]
+__all__ = ["ModelDescription"]
 
 
 @dataclass(frozen=True)
-class Adapted:
+class ModelDescription:
     """A model as the decomposition sees it: the module whose forward is run, and its layers in the order of running.
 
     ``base`` leaves heads out (no vocabulary-sized logits are computed). ``max_positions`` is the size of a learned

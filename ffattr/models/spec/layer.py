@@ -93,7 +93,7 @@ class LayerSpec(Scoped):
     cross: CrossSpec | None = None
 
     @property
-    def single(self) -> bool:
+    def rounds_to_float32(self) -> bool:
         """Whether a norm may round to float32, whatever the model's dtype, as those of transformers' own do."""
         norms = (getattr(self, field.name) for field in fields(self) if field.name.startswith("norm_"))
         return any(norm is not None and type(norm) not in (nn.LayerNorm, nn.RMSNorm) for norm in norms)

@@ -15,11 +15,11 @@ from ...decomposition.affine import Linear, Norm
 from ...errors import UnsupportedModel
 from . import wrapped
 
-__all__ = ["Columns", "Held", "Scaled", "read_linear", "read_norm"]
+__all__ = ["Columns", "ParameterRef", "Scaled", "read_linear", "read_norm"]
 
 
 @dataclass(frozen=True)
-class Held:
+class ParameterRef:
     """A parameter by the module that holds it, from where it can be fetched if it is offloaded."""
 
     module: nn.Module
@@ -44,7 +44,7 @@ class Columns:
     start: int
     stop: int
     groups: int = 1
-    bias: Tensor | Held | None = None
+    bias: Tensor | ParameterRef | None = None
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Scaled:
     """A projection whose output features are multiplied by ``factor`` ``[out]`` afterwards: LayerScale."""
 
     module: nn.Module
-    factor: Tensor | Held
+    factor: Tensor | ParameterRef
 
 
 def read_linear(module: nn.Module | Columns | Scaled, dtype: torch.dtype | None) -> Linear:
@@ -177,8 +177,8 @@ def _dense_parameter(module: nn.Module, name: str) -> Tensor | None:
     return None if found is None else wrapped.dense(found)
 
 
-def _fetch_parameter(tensor: Tensor | Held, dtype: torch.dtype | None) -> Tensor:
-    if isinstance(tensor, Held):
+def _fetch_parameter(tensor: Tensor | ParameterRef, dtype: torch.dtype | None) -> Tensor:
+    if isinstance(tensor, ParameterRef):
         with wrapped.fetched(tensor.module):
             return _fetch_parameter(getattr(tensor.module, tensor.name), dtype)
     tensor = wrapped.dense(tensor)

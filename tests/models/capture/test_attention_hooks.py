@@ -39,28 +39,28 @@ def test_torch_masks(name: str, kind: str) -> None:
         given["src_key_padding_mask"] = padding
     else:
         given["src_mask" if name == "torch-layer" else "mask"] = mask
-    adapted, records, valid = run(name, model, given)
+    description, records, valid = run(name, model, given)
     assert valid.sum() == (12 if "padding" in kind else 14)
     assert records[0].attention.causal == (kind == "causal" and name != "torch-layer")  # the encoder detects it
-    assert_recomputed(adapted, records, valid)
+    assert_recomputed(description, records, valid)
 
 
 def test_float_mask_of_four_dimensions() -> None:
     model = build("bert")
     mask = torch.randn(2, 1, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     mask[1, :, 5:] = torch.finfo(torch.float64).min
-    adapted, records, valid = run("bert", model, {"input_ids": tiny_models.ids(), "attention_mask": mask})
+    description, records, valid = run("bert", model, {"input_ids": tiny_models.ids(), "attention_mask": mask})
     assert valid.sum(1).tolist() == [7, 5]
-    assert_recomputed(adapted, records, valid)
+    assert_recomputed(description, records, valid)
 
 
 def test_packed_sequences() -> None:
     model = build("llama")
     position_ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
-    adapted, records, mask = run("llama", model, {"input_ids": tiny_models.ids(1), "position_ids": position_ids})
+    description, records, mask = run("llama", model, {"input_ids": tiny_models.ids(1), "position_ids": position_ids})
     assert records[0].attention.mask is not None
     assert not records[0].attention.mask[0, 0, 5, 2]
-    assert_recomputed(adapted, records, mask)
+    assert_recomputed(description, records, mask)
 
 
 def test_upcast_attention_of_gpt2() -> None:
@@ -93,12 +93,12 @@ def test_arguments_that_change_the_attention(argument: str) -> None:
 def test_position_bias(shape: tuple[int, ...], padding: str | None) -> None:
     needs("5.14", "whose attention functions take a position_bias")
     bias = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    adapted = resolve(build("llama"))
+    description = resolve(build("llama"))
     given = {**tiny_models.inputs("llama", padding=padding), "position_bias": bias}
     records: list[LayerRecord] = []
-    record(adapted, given, records.append)
+    record(description, given, records.append)
     assert records[0].attention.causal == (padding is None)
-    assert_recomputed(adapted, records, given["attention_mask"].bool())
+    assert_recomputed(description, records, given["attention_mask"].bool())
 
 
 def test_sliding_window_without_a_mask() -> None:

@@ -54,17 +54,17 @@ def test_output_is_identical_with_and_without_capture(
     name: str, implementation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = build(name, **({"attn_implementation": implementation} if implementation else {}))
-    adapted = resolve(model)
+    description = resolve(model)
     outputs: list[Tensor] = []
-    hook = adapted.layers[-1].module.register_forward_hook(lambda module, args, output: outputs.append(output))
-    kwargs = prepare(adapted, model, tiny_models.inputs(name, padding="right")).kwargs
+    hook = description.layers[-1].module.register_forward_hook(lambda module, args, output: outputs.append(output))
+    kwargs = prepare(description, model, tiny_models.inputs(name, padding="right")).kwargs
     monkeypatch.setattr(
         torch.backends.mha, "_is_fastpath_enabled", bool(implementation)
     )  # other rounding, nested tensors
     with torch.no_grad():
-        adapted.base(**kwargs)
+        description.base(**kwargs)
     before = state(model)
-    record(adapted, kwargs, lambda recorded: None, verify=False)
+    record(description, kwargs, lambda recorded: None, verify=False)
     assert state(model) == before
     hook.remove()
     assert torch.equal(outputs[0], outputs[1])
@@ -79,9 +79,9 @@ def test_model_is_restored_when_on_layer_raises(name: str, error: type[BaseExcep
     def fail(recorded: LayerRecord) -> None:
         raise error("stop here")
 
-    adapted = resolve(model)
+    description = resolve(model)
     with pytest.raises(error, match="stop here"):
-        record(adapted, prepare(adapted, model, tiny_models.inputs(name)).kwargs, fail)
+        record(description, prepare(description, model, tiny_models.inputs(name)).kwargs, fail)
     assert state(model) == before
     assert len(run(name, model)[1]) == 2
 
@@ -89,21 +89,21 @@ def test_model_is_restored_when_on_layer_raises(name: str, error: type[BaseExcep
 def test_model_is_restored_when_the_model_raises() -> None:
     model = build("bert")
     before = state(model)
-    adapted = resolve(model)
+    description = resolve(model)
     with pytest.raises(IndexError):
-        record(adapted, {"input_ids": torch.tensor([[999]])}, lambda recorded: None, verify=False)
+        record(description, {"input_ids": torch.tensor([[999]])}, lambda recorded: None, verify=False)
     assert state(model) == before
 
 
 @pytest.mark.parametrize("name", ["bert", "torch-pre"])
 def test_one_layer_at_a_time_in_order(name: str) -> None:
     model = build(name)
-    adapted = resolve(model)
+    description = resolve(model)
     events: list[str] = []
-    for index, spec in enumerate(adapted.layers):
+    for index, spec in enumerate(description.layers):
         spec.module.register_forward_pre_hook(lambda module, args, i=index: events.append(f"start {i}"))
-    kwargs = prepare(adapted, model, tiny_models.inputs(name)).kwargs
-    record(adapted, kwargs, lambda recorded: events.append(f"record {recorded.index}"), verify=False)
+    kwargs = prepare(description, model, tiny_models.inputs(name)).kwargs
+    record(description, kwargs, lambda recorded: events.append(f"record {recorded.index}"), verify=False)
     assert events == ["start 0", "record 0", "start 1", "record 1"]
 
 
@@ -117,8 +117,8 @@ def test_selected_layers() -> None:
 
 def test_capture_inside_capture() -> None:
     model = build("gpt2")
-    adapted = resolve(model)
-    kwargs = prepare(adapted, model, tiny_models.inputs("gpt2")).kwargs
+    description = resolve(model)
+    kwargs = prepare(description, model, tiny_models.inputs("gpt2")).kwargs
     before = state(model)
     inner: list[int] = []
     outer: list[int] = []
@@ -126,23 +126,23 @@ def test_capture_inside_capture() -> None:
     def on_layer(recorded: LayerRecord) -> None:
         outer.append(recorded.index)
         model(**kwargs)
-        record(adapted, kwargs, lambda r: inner.append(r.index))
+        record(description, kwargs, lambda r: inner.append(r.index))
 
-    record(adapted, kwargs, on_layer)
+    record(description, kwargs, on_layer)
     assert (outer, inner) == ([0, 1], [0, 1, 0, 1])
     assert state(model) == before
 
 
 def test_captures_in_threads() -> None:
     model = build("bert")
-    adapted = resolve(model)
-    kwargs = prepare(adapted, model, tiny_models.inputs("bert")).kwargs
+    description = resolve(model)
+    kwargs = prepare(description, model, tiny_models.inputs("bert")).kwargs
     before = state(model)
     seen: list[list[int]] = []
 
     def work() -> None:
         records: list[int] = []
-        record(adapted, kwargs, lambda recorded: records.append(recorded.index))
+        record(description, kwargs, lambda recorded: records.append(recorded.index))
         seen.append(records)
 
     threads = [threading.Thread(target=work) for _ in range(4)]
@@ -159,10 +159,10 @@ def test_torch_unbatched(name: str) -> None:
     model = build(name)
     src = tiny_models.inputs(name)["src"]
     src = src[:, 0] if name == "torch-seq-first" else src[0]
-    adapted, records, mask = run(name, model, {"src": src, "src_key_padding_mask": torch.arange(7) > 5})
+    description, records, mask = run(name, model, {"src": src, "src_key_padding_mask": torch.arange(7) > 5})
     assert records[0].input.shape == (1, 7, 40)
     assert mask.tolist() == [[True] * 6 + [False]]
-    assert_recomputed(adapted, records, mask)
+    assert_recomputed(description, records, mask)
 
 
 def test_one_token() -> None:
@@ -213,8 +213,8 @@ def test_random_model_is_noticed() -> None:
 @pytest.mark.parametrize("name", ["bert", "torch-pre"])
 def test_non_finite_values(name: str) -> None:
     model = build(name)
-    adapted = resolve(model)
-    hook = adapted.layers[1].module.register_forward_hook(
+    description = resolve(model)
+    hook = description.layers[1].module.register_forward_hook(
         lambda module, args, output: output.index_fill(1, torch.tensor([3]), torch.nan)
     )
     with pytest.raises(NonFiniteError, match=r"output of layer 1 .* is NaN or infinite \(first at batch 0, token 3"):
@@ -238,10 +238,10 @@ def test_non_finite_padding_is_no_matter() -> None:
 
 def test_skipped_layer_is_an_error() -> None:
     model = build("llama")
-    adapted = resolve(model)
+    description = resolve(model)
     model.config.num_hidden_layers = 1
     with pytest.raises(CaptureError, match=r"layers \[1\] of LlamaModel .*did not run"):
-        record(adapted, {"input_ids": tiny_models.ids()}, lambda recorded: None)
+        record(description, {"input_ids": tiny_models.ids()}, lambda recorded: None)
 
 
 @pytest.mark.parametrize(
@@ -257,9 +257,9 @@ def test_layers_that_share_a_module(settings: dict[str, int], expected: list[str
     model = build("albert", **{"num_hidden_groups": 1, **settings})
     groups = model.encoder.albert_layer_groups
     names = {layer: f"{g}{i}" for g, group in enumerate(groups) for i, layer in enumerate(group.albert_layers)}
-    adapted, records, mask = run("albert", model, tiny_models.inputs("albert", padding="left"))
-    assert [names[spec.module] for spec in adapted.layers] == expected
-    assert_recomputed(adapted, records, mask)
+    description, records, mask = run("albert", model, tiny_models.inputs("albert", padding="left"))
+    assert [names[spec.module] for spec in description.layers] == expected
+    assert_recomputed(description, records, mask)
     for one, following in pairwise(records):
         assert torch.equal(one.output, following.input)
     assert torch.equal(records[-1].output, model(**tiny_models.inputs("albert", padding="left")).last_hidden_state)
@@ -285,18 +285,18 @@ def test_a_layer_put_in_twice() -> None:
 
 def test_modules_that_run_too_often() -> None:
     model = build("albert", num_hidden_layers=3, num_hidden_groups=1)
-    adapted, kwargs = resolve(model), {"input_ids": tiny_models.ids()}
+    description, kwargs = resolve(model), {"input_ids": tiny_models.ids()}
     before = state(model)
     with pytest.raises(
         CaptureError, match=r"layer 0 of AlbertModel \(albert\) ran twice in one forward pass, expected once"
     ):
-        record(replace(adapted, layers=adapted.layers[:1]), kwargs, lambda recorded: None)
+        record(replace(description, layers=description.layers[:1]), kwargs, lambda recorded: None)
     with pytest.raises(
         CaptureError, match=r"layers \[0, 1\] of AlbertModel \(albert\) share ran 3 times .* expected 2"
     ):
-        record(replace(adapted, layers=adapted.layers[:2]), kwargs, lambda recorded: None, [0])
+        record(replace(description, layers=description.layers[:2]), kwargs, lambda recorded: None, [0])
     with pytest.raises(CaptureError, match=r"layers \[3\] of AlbertModel \(albert\) did not run"):
-        record(replace(adapted, layers=(*adapted.layers, adapted.layers[0])), kwargs, lambda recorded: None)
+        record(replace(description, layers=(*description.layers, description.layers[0])), kwargs, lambda recorded: None)
     assert state(model) == before
 
 

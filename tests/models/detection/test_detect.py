@@ -98,9 +98,9 @@ def test_half_precision(name: str) -> None:
 def test_unknown_families_are_reproduced(name: str) -> None:
     model = transformers_model(name, **NEW[name])
     inputs = {"input_ids": tiny_models.ids(), "attention_mask": torch.ones(2, 7, dtype=torch.long)}
-    adapted, records, mask = run(name, model, inputs)
-    assert adapted.family == f"structure of {name}Model"
-    assert_recomputed(adapted, records, mask)
+    description, records, mask = run(name, model, inputs)
+    assert description.family == f"structure of {name}Model"
+    assert_recomputed(description, records, mask)
     single = transformers_model(name, torch.float32, **NEW[name])
     attr = ffattr.attribute(single, inputs)
     assert attr.arguments["model"] == f"structure of {name}Model"
@@ -110,10 +110,10 @@ def test_unknown_families_are_reproduced(name: str) -> None:
 @pytest.mark.parametrize("own_softmax", [False, True])
 def test_a_module_of_no_library(own_softmax: bool) -> None:
     model = mine(attention=lambda: Attention(own_softmax), ff=lambda: FeedForward(F.gelu))
-    adapted, records, mask = run("", model, torch.arange(14).view(2, 7))
-    assert_recomputed(adapted, records, mask)
-    assert (adapted.family, adapted.max_positions, adapted.batch_first) == ("structure of Mine", 16, True)
-    spec, block = adapted.layers[1], model.blocks[1]
+    description, records, mask = run("", model, torch.arange(14).view(2, 7))
+    assert_recomputed(description, records, mask)
+    assert (description.family, description.max_positions, description.batch_first) == ("structure of Mine", 16, True)
+    spec, block = description.layers[1], model.blocks[1]
     assert spec.attention is block.attention
     assert (spec.heads, spec.kv_heads, spec.parallel) == (4, 2, False)
     assert spec.value == Columns(block.attention.qkv, 36, 48)
@@ -133,19 +133,19 @@ def test_multihead_attention() -> None:
 @pytest.mark.parametrize("attention", [Torch, lambda: Attention(sequence_first=True)])
 def test_the_sequence_first(attention: Callable[[], nn.Module]) -> None:
     model = mine(attention=attention, sequence_first=True)
-    adapted, records, mask = run("", model, torch.arange(14).view(2, 7))
-    assert not adapted.batch_first
+    description, records, mask = run("", model, torch.arange(14).view(2, 7))
+    assert not description.batch_first
     assert records[0].input.shape == (2, 7, 24)
-    assert_recomputed(adapted, records, mask)
+    assert_recomputed(description, records, mask)
 
 
 def test_features_instead_of_ids() -> None:
     layer = nn.TransformerEncoderLayer(24, 4, 30, activation="gelu", batch_first=True, dropout=0.0)
     model = nn.Sequential(nn.Linear(10, 24), nn.TransformerEncoder(layer, 2)).double().eval()
-    adapted = resolve(model)
-    assert len(adapted.layers) == 2
-    assert adapted.layers[1].norm_after_ff is model[1].layers[1].norm2
-    assert adapted.layers[0].activation is F.gelu
+    description = resolve(model)
+    assert len(description.layers) == 2
+    assert description.layers[1].norm_after_ff is model[1].layers[1].norm2
+    assert description.layers[0].activation is F.gelu
 
 
 def test_training_mode() -> None:

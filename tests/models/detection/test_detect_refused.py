@@ -31,7 +31,7 @@ import ffattr.models.registry as adapters
 from ffattr.errors import UnsupportedModel
 from ffattr.models.detection import detect
 from ffattr.models.detection.template import template, tree
-from ffattr.models.registry import Adapted, resolve
+from ffattr.models.registry import ModelDescription, resolve
 
 
 @pytest.fixture(autouse=True)
@@ -109,11 +109,11 @@ def test_what_was_found_before_it_failed_is_filled_in() -> None:
 def test_a_description_that_was_found_works_as_an_adapter(name: str) -> None:
     model = build(name)
     found = detect.detect(model)
-    expected = Adapted(model, detect.specs(model, found), "")
+    expected = ModelDescription(model, detect.specs(model, found), "")
     exec(template(model.config.model_type, found.layers, found.parts), {"ffattr": ffattr})
-    adapted = resolve(model)
-    assert adapted.family == model.config.model_type
-    assert_same_layers(adapted, expected)
+    description = resolve(model)
+    assert description.family == model.config.model_type
+    assert_same_layers(description, expected)
 
 
 def test_a_description_of_numbered_modules() -> None:

@@ -28,10 +28,10 @@ def stacks(attr: ffattr.Attribution) -> dict[str, ffattr.Attribution]:
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_description(name: str) -> None:
-    adapted = resolve(build(name))
-    assert adapted.stacks == {"encoder": range(2), "decoder": range(2, 5)}
-    for index, spec in enumerate(adapted.layers):
-        assert (spec.cross is not None) == (index in adapted.stacks["decoder"])
+    description = resolve(build(name))
+    assert description.stacks == {"encoder": range(2), "decoder": range(2, 5)}
+    for index, spec in enumerate(description.layers):
+        assert (spec.cross is not None) == (index in description.stacks["decoder"])
         assert (spec.gate is not None) == (name == "t5-gated")
         assert (spec.norm_after_ff is not None) == (name == "bart")
 

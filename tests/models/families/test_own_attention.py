@@ -17,7 +17,7 @@ import ffattr
 from ffattr.decomposition.attention import LayerRecord
 from ffattr.errors import ArchitectureMismatch, CaptureError, UnsupportedModel
 from ffattr.models.capture.recorder import record
-from ffattr.models.registry import Adapted, resolve
+from ffattr.models.registry import ModelDescription, resolve
 from ffattr.models.spec.layer import LayerSpec
 
 
@@ -49,19 +49,19 @@ class OwnLayer(nn.Module):
         return x + self.down(F.gelu(self.up(x)))
 
 
-def run_own(softmax: Callable[[Tensor], Tensor], flat: bool = False) -> tuple[Adapted, list[LayerRecord]]:
+def run_own(softmax: Callable[[Tensor], Tensor], flat: bool = False) -> tuple[ModelDescription, list[LayerRecord]]:
     layer = OwnLayer(softmax, flat).double().eval()
     parts = layer.attention
     spec = LayerSpec(layer, parts, 4, 4, parts.v, parts.o, layer.up, layer.down, F.gelu)
     records: list[LayerRecord] = []
     x = torch.randn(4, 7, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    adapted = Adapted(layer, (spec,), "own")
+    description = ModelDescription(layer, (spec,), "own")
     before = state(layer)
     try:
-        record(adapted, {"x": x}, records.append)
+        record(description, {"x": x}, records.append)
     finally:
         assert state(layer) == before
-    return adapted, records
+    return description, records
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -76,9 +76,9 @@ def run_own(softmax: Callable[[Tensor], Tensor], flat: bool = False) -> tuple[Ad
     ],
 )
 def test_softmax_of_a_module_of_its_own(softmax: Callable[[Tensor], Tensor], flat: bool) -> None:
-    adapted, records = run_own(softmax, flat)
+    description, records = run_own(softmax, flat)
     assert records[0].attention.shape == (4, 4, 7, 7)
-    assert_recomputed(adapted, records, torch.ones(4, 7, dtype=torch.bool), tolerance=1e-12)
+    assert_recomputed(description, records, torch.ones(4, 7, dtype=torch.bool), tolerance=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -92,10 +92,10 @@ def test_eager_attention(name: str) -> None:
 @pytest.mark.parametrize("value_bias", ["token", "separate"])
 @pytest.mark.parametrize("name", MORE_FAMILIES)
 def test_vectors_and_bias_add_up(name: str, value_bias: str) -> None:
-    adapted, records, _ = run(name, build(name), tiny_models.inputs(name, length=LENGTH))
+    description, records, _ = run(name, build(name), tiny_models.inputs(name, length=LENGTH))
     rows = torch.arange(records[0].input.shape[1])
     for recorded in records:
-        weights = adapted.layers[recorded.index].weights(torch.float64)
+        weights = description.layers[recorded.index].weights(torch.float64)
         attention = recorded.attention.sequence(1, rows, torch.float64)
         for baseline in ("zero", "bias"):
             rule = Rule(baseline=baseline)

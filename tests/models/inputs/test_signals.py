@@ -75,8 +75,10 @@ def test_patches_that_are_not_square() -> None:
 
 
 def test_tokens_that_are_no_patches_are_numbered(vit: nn.Module) -> None:
-    adapted = resolve(vit)
-    other = ffattr.models.registry.Adapted(adapted.base, adapted.layers, "mine")  # knows of no special tokens
+    description = resolve(vit)
+    other = ffattr.models.registry.ModelDescription(
+        description.base, description.layers, "mine"
+    )  # knows of no special tokens
     assert prepare(other, vit, images(1, 3, 12, 12)).tokens == [[str(position) for position in range(10)]]
 
 
@@ -113,8 +115,8 @@ def test_patches_may_be_masked(vit: nn.Module) -> None:
 def test_mask_tokens(name: str) -> None:
     model = build(name, use_mask_token=True)
     given = {"pixel_values": images(1, 3, 12, 12), "bool_masked_pos": torch.arange(9)[None] % 2 == 0}
-    adapted, records, mask = run(name, model, given)
-    assert_recomputed(adapted, records, mask)
+    description, records, mask = run(name, model, given)
+    assert_recomputed(description, records, mask)
     assert not torch.equal(records[0].input, run(name, model, images(1, 3, 12, 12))[1][0].input)
 
 
@@ -206,10 +208,10 @@ def test_training_mode(wav2vec2: nn.Module) -> None:
 
 def test_a_model_that_ends_before_its_layers() -> None:
     model = build("vit")
-    adapted = resolve(model)
+    description = resolve(model)
     model.layers = nn.ModuleList().eval()
     with pytest.raises(CaptureError, match="ViTModel ended before the attention of its first layer"):
-        first_attention(adapted, tiny_models.inputs("vit"))
+        first_attention(description, tiny_models.inputs("vit"))
 
 
 def test_what_no_formula_covers_is_named_as_such(vit: nn.Module) -> None:

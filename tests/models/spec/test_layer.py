@@ -112,7 +112,7 @@ def test_sinks_take_attention_that_no_token_gets() -> None:
     rows = torch.tensor([2, 0])
     logits = (0.5 * query @ key.mT)[:, rows].masked_fill(torch.arange(4) > rows[:, None], -torch.inf).exp()
     expected = logits / (logits.sum(-1, keepdim=True) + sinks.exp()[:, None, None])
-    torch.testing.assert_close(attention.weights(rows), expected)
+    torch.testing.assert_close(attention.attention_weights(rows), expected)
 
 
 class Scaled(nn.Linear):

@@ -32,7 +32,7 @@ def randomise(model: nn.Module) -> None:
             parameter.copy_(parameter * (1 + 0.3 * noise.tanh()) if factor else 0.3 * noise)
 
 
-def adapted(name: str, config: Any, **options: Any) -> Any:
+def description(name: str, config: Any, **options: Any) -> Any:
     model = peft.get_peft_model(build(name, **options), config)
     randomise(model)
     return model.eval()
@@ -57,7 +57,7 @@ KINDS: dict[str, tuple[str, Any]] = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_are_reproduced(kind: str) -> None:
     name, config = KINDS[kind]
-    model = adapted(name, config)
+    model = description(name, config)
     before = state(model)
     plain, recorded, _ = run(name, build(name))
     found, records, mask = run(name, model)
@@ -70,7 +70,7 @@ def test_layers_are_reproduced(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["lora", "dora", "fused"])
 def test_maps_are_those_of_the_merged_model(kind: str) -> None:
     name, config = KINDS[kind]
-    model, given = adapted(name, config), tiny_models.inputs(name, padding="right")
+    model, given = description(name, config), tiny_models.inputs(name, padding="right")
     found = ffattr.attribute(model, given, scopes="all")
     merged = ffattr.attribute(model.merge_and_unload(), given, scopes="all")
     for scope in found.scopes:
@@ -84,7 +84,7 @@ def value_of(model: nn.Module, layer: int = 0) -> Tensor:
 def test_which_adapters_are_active() -> None:
     plain, untouched = (value_of(build("llama", head="ForCausalLM"), layer) for layer in (0, 1))
     config = peft.LoraConfig(r=3, target_modules=["v_proj"], layers_to_transform=[0])
-    model = adapted("llama", config, head="ForCausalLM")
+    model = description("llama", config, head="ForCausalLM")
     model.add_adapter("other", peft.LoraConfig(r=2, target_modules=["v_proj"], use_rslora=True))
     model.set_adapter("other")
     randomise(model.eval())
@@ -108,7 +108,7 @@ def test_which_adapters_are_active() -> None:
 
 def test_copies_that_do_not_run() -> None:
     """Those of an adapter that is switched off, and of one that has none where another is active too."""
-    model = adapted("llama", KINDS["copies"][1])
+    model = description("llama", KINDS["copies"][1])
     plain = value_of(build("llama"))
     copied = value_of(model)
     assert not torch.equal(copied, plain)
@@ -120,7 +120,7 @@ def test_copies_that_do_not_run() -> None:
 def test_every_way_in() -> None:
     """A head, PEFT's inner model, one with adapters of several kinds, and those that transformers adds by itself."""
     config = peft.LoraConfig(**LORA, target_modules=["v_proj"])
-    head = adapted("llama", config, head="ForCausalLM")
+    head = description("llama", config, head="ForCausalLM")
     given = tiny_models.inputs("llama")
     expected = ffattr.attribute(head, given)
     assert torch.equal(ffattr.attribute(head.base_model, given)["layer"], expected["layer"])
@@ -157,7 +157,7 @@ def test_training_mode_is_what_is_refused(kind: str) -> None:
     """Not the dropout that makes a layer look as if it were not linear."""
     name, config = KINDS[kind]
     with pytest.raises(CaptureError, match="training mode"):
-        ffattr.attribute(adapted(name, config).train(), tiny_models.inputs(name))
+        ffattr.attribute(description(name, config).train(), tiny_models.inputs(name))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -165,8 +165,8 @@ def test_training_mode_is_what_is_refused(kind: str) -> None:
 def test_half_models(kind: str, dtype: torch.dtype) -> None:
     """The product of LoRA's two matrices is not rounded; kinds that are asked for theirs round it once or twice."""
     name, config = KINDS[kind]
-    model = adapted(name, config, dtype=dtype)
-    exact = value_of(adapted(name, config, dtype=dtype).to(torch.float64))
+    model = description(name, config, dtype=dtype)
+    exact = value_of(description(name, config, dtype=dtype).to(torch.float64))
     assert (value_of(model) - exact).norm() <= (1e-12 if kind == "lora" else torch.finfo(dtype).eps) * exact.norm()
     found = ffattr.attribute(model, tiny_models.inputs(name))
     assert found["layer"].dtype == torch.float32
