@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 JOBS = Path(__file__).with_name("device_jobs.py")
 
 # In two runs: a CUDA kernel that hangs shall not take the time of the others' tests.
-CUDA_TESTS = ("test_cuda_*.py", "test_selfcheck.py")
-TESTS = ("test_triton_*.py", "test_ops*.py", "test_ig_slope_op.py", "test_backend*.py")
+CUDA_TESTS = ("csrc/test_cuda_*.py", "ops/test_selfcheck.py")
+TESTS = ("ops/triton/test_*.py", "engine/test_run_triton.py", "ops/test_contract*.py", "ops/test_backends*.py")
 CHECKED = ("bfloat16", "float8_e4m3fn", "float32", "float16")
 # Seconds.
 BUILD_LIMIT, CUDA_TEST_LIMIT, TEST_LIMIT, CHECK_LIMIT = 180.0, 60.0, 150.0, 45.0
@@ -91,7 +91,7 @@ class Session:
         return {"TORCH_CUDA_ARCH_LIST": "9.0a" if capability == "9.0" else capability}
 
     def tests(self, name: str, patterns: tuple[str, ...], limit: float) -> str:
-        patterns = ("test_dtypes.py",) if self.asked.dry_run else patterns
+        patterns = ("decomposition/test_precision.py",) if self.asked.dry_run else patterns
         files = [str(path) for pattern in patterns for path in sorted((ROOT / "tests").glob(pattern))]
         files.sort(key=lambda file: "resources" in file)  # compiles what needs no GPU: last, should time run out
         # A file that needs what this machine does not have shall not keep the others from running.
@@ -174,7 +174,7 @@ class Session:
         # Within a block that the allocator caches, any access would pass for a right one.
         environment = {**self.environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest"]
-        command += ["-q", "-p", "no:cacheprovider", "tests/test_cuda_ff_norms.py", "-k", "small"]
+        command += ["-q", "-p", "no:cacheprovider", "tests/csrc/test_cuda_ff_norms.py", "-k", "small"]
         return self._command(tool, command, SANITIZE_LIMIT, environment)
 
     def tune(self) -> str:

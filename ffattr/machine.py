@@ -1,18 +1,28 @@
-"""Seconds of anything on a CPU or GPU, and what the machine itself reaches: its matrix product, its memory."""
+"""Which machine this is, what was measured on it, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
+import json
+import os
 import platform
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-__all__ = ["processor"]
+__all__ = ["Replacement", "cache_file", "processor", "replacing", "write_cache"]
 
 
 def processor(device: torch.device) -> str:
-    """Name of the GPU, or of the CPU and how many cores it shows."""
+    """Names the GPU, or the CPU and how many cores it shows."""
     if device.type == "cuda":
+        import torch
+
         return str(torch.cuda.get_device_name(device))
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -21,3 +31,56 @@ def processor(device: torch.device) -> str:
         if names:
             return f"{names[0]}, {len(names)} cores"
     return platform.processor() or platform.machine()
+
+
+def cache_file(name: str) -> Path:
+    """Where what was measured on this machine is kept; ``FFATTR_CACHE`` names another folder."""
+    folder = os.environ.get("FFATTR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ffattr"
+    return Path(folder).expanduser() / name
+
+
+def write_cache(file: Path, content: dict[str, Any]) -> None:
+    """Writes JSON whole or not at all, and makes its folder. Raises OSError where it cannot be written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """The name of a temporary file beside ``path`` that replaces ``path`` if the block ends well and vanishes if not.
+
+    In the same folder, because renaming is atomic only within a file system; with the same suffix, because writers
+    tell formats by it.
+    """
+    replacement = Replacement(path)
+    try:
+        yield replacement.temporary
+        replacement.finish()
+    except BaseException:  # an interrupt as well
+        replacement.discard()
+        raise
+
+
+class Replacement:
+    """A temporary file that takes the place of ``path`` in the end, or vanishes."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        target = Path(path).resolve()  # through a link to the file it names
+        if target.is_dir():
+            raise IsADirectoryError(f"{str(target)!r} is a folder, expected the name of a file to write")
+        if target.exists() and not target.is_file():  # renaming onto a device or a pipe would take its place
+            raise OSError(f"{str(target)!r} is a device or a pipe, expected the name of a file to write")
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}")
+        self._target = target
+        self.temporary = target.with_name(f".{target.stem}.{os.getpid()}.{secrets.token_hex(4)}{target.suffix}")
+        self.temporary.touch(exist_ok=False)
+        self._mode = stat.S_IMODE(self.temporary.stat().st_mode)
+
+    def finish(self) -> None:
+        self.temporary.chmod(self._mode)  # what the user's umask says; safetensors' files only the user can read
+        os.replace(self.temporary, self._target)
+
+    def discard(self) -> None:
+        self.temporary.unlink(missing_ok=True)

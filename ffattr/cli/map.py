@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..machine import replacing
 from ..models import pretrained
 from ..pipeline import attribute, plan
 from ..results import Attribution
-from ..results.files import replacing
 from .progress import bar
 
 __all__ = ["print_plan", "show"]

@@ -1,6 +1,6 @@
 """What a layer's maps cost by each method: operations of each kind, and bytes that are alive at once.
 
-Both are counted, not guessed (METHOD.md section 6): from what the engine does with a layer of a shape in given blocks.
+Both are counted, not guessed (formulas: `ffattr.decomposition`): from what the engine does with a layer of a shape in given blocks.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..decomposition.precision import operand_dtype, result_dtype
-from ..machine import processor
+from ..machine import cache_file, processor, write_cache
 from ..ops.backends import BACKENDS
 
 __all__ = ["Rates", "calibrated", "keep", "key_of", "measured", "rates_file"]
@@ -76,9 +75,8 @@ def key_of(name: str, dtype: torch.dtype, device: torch.device, threads: int) ->
 
 
 def rates_file() -> Path:
-    """Where rates are kept; ``FFATTR_CACHE`` names another folder."""
-    folder = os.environ.get("FFATTR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ffattr"
-    return Path(folder).expanduser() / "rates.json"
+    """Where rates are kept."""
+    return cache_file("rates.json")
 
 
 def calibrated(name: str, dtype: torch.dtype, device: torch.device, threads: int) -> Rates | None:
@@ -94,15 +92,8 @@ def calibrated(name: str, dtype: torch.dtype, device: torch.device, threads: int
 def keep(key: str, rates: Rates) -> Path:
     """Store ``rates`` beside those of other keys. Raises OSError where the file cannot be written."""
     file = rates_file()
-    file.parent.mkdir(parents=True, exist_ok=True)
     known = _read_rates(file, file.stat().st_mtime_ns) if file.exists() else {}
-    text = json.dumps({one: asdict(found) for one, found in sorted({**known, key: rates}.items())}, indent=1)
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text + "\n")
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_cache(file, {one: asdict(found) for one, found in {**known, key: rates}.items()})
     return file
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from ..machine import replacing
 
 __all__ = ["RECORD", "Layers", "Record", "Row", "Trained", "Variant", "read", "rows"]
 
@@ -91,9 +92,8 @@ class Record:
         for name, models in (("variants", self.variants), ("trained", self.trained)):
             lines = ",\n".join(f"  {json.dumps(asdict(model))}" for model in models)
             parts.append(f'"{name}": [\n{lines}\n ]')
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("{\n " + ",\n ".join(parts) + "\n}\n", encoding="utf-8")
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_text("{\n " + ",\n ".join(parts) + "\n}\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

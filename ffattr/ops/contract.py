@@ -74,14 +74,14 @@ _TAIL = (
 )
 
 SCHEMAS = {
-    # Integrated Gradients as one factor per (token, neuron), METHOD section 3.
+    # Integrated Gradients as one factor per (token, neuron), see `ffattr.decomposition`.
     #   z [S, N, F] pre-activations; base [S, N or 1, F] where the path starts (None: zero); row_scale [N] is folded in.
     #   activation: a name of ffattr.decomposition.integrated_gradients.ACTIVATIONS; rule: "exact", "left", "right", "midpoint", "trapezoid" or
     #   "gauss-legendre", the last five with `steps` evaluations.
     #   S = 1: out[0] = row_scale * mean of g' on the path. S = 2: the factors of gate and up. z may be of a half type
     #   too (not for the C++ kernel): computed in float32, returned as z's dtype; row_scale is float32 then, or like z.
     "ig_slope": "(Tensor z, Tensor? base, Tensor? row_scale, str activation, str rule, int steps) -> Tensor",
-    # Attention-level scopes by the quadratic form sqrt(a^T gram[m] a) * row_scale[n], METHOD section 6.
+    # Attention-level scopes by the quadratic form sqrt(a^T gram[m] a) * row_scale[n].
     #   gram [M, G, G] in float64 (a squared norm loses half the digits), G = H, or H + 1 to include the residual.
     #   Returns [N, M] in alpha's dtype.
     "gram_norms": "(Tensor alpha, Tensor position, Tensor gram, Tensor? row_scale, Tensor? sequences=None) -> Tensor",

@@ -9,10 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import FfattrError
+from ..machine import Replacement, replacing
 
-__all__ = ["FORMAT_VERSION", "FileFormatError", "Reserved", "read", "replacing", "write", "write_text"]
+__all__ = ["FORMAT_VERSION", "FileFormatError", "Reserved", "read", "write", "write_text"]
 
 FORMAT_VERSION = 2
 """Newest version of the file layout; raised when an older `read` could not make sense of the file.
@@ -95,22 +93,6 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
         raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles {error}") from error
 
 
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The name of a temporary file beside ``path`` that replaces ``path`` if the block ends well and vanishes if not.
-
-    In the same folder, because renaming is atomic only within a file system; with the same suffix, because writers
-    tell formats by it.
-    """
-    replacement = _Replacement(path)
-    try:
-        yield replacement.temporary
-        replacement.finish()
-    except BaseException:  # an interrupt as well
-        replacement.discard()
-        raise
-
-
 class Reserved:
     """A file of which some tensors are filled in place, memory-mapped, before the rest of it is known.
 
@@ -126,7 +108,7 @@ class Reserved:
         self._path, self._dtype, self._shapes = path, dtype, dict(shapes)
         self._sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
         self._end = _HEADER + sum(self._sizes.values())
-        self._replacement = _Replacement(path)
+        self._replacement = Replacement(path)
         self.tensors: dict[str, Tensor] = {}
         try:
             with open(self._replacement.temporary, "r+b") as file:
@@ -190,30 +172,6 @@ class Reserved:
                 f"{room}): ask for fewer scopes"
             )
         return text.ljust(room)  # the format allows spaces
-
-
-class _Replacement:
-    """A temporary file that takes the place of ``path`` in the end, or vanishes."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        target = Path(path).resolve()  # through a link to the file it names
-        if target.is_dir():
-            raise IsADirectoryError(f"{str(target)!r} is a folder, expected the name of a file to write")
-        if target.exists() and not target.is_file():  # renaming onto a device or a pipe would take its place
-            raise OSError(f"{str(target)!r} is a device or a pipe, expected the name of a file to write")
-        if not target.parent.is_dir():
-            raise FileNotFoundError(f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}")
-        self._target = target
-        self.temporary = target.with_name(f".{target.stem}.{os.getpid()}.{secrets.token_hex(4)}{target.suffix}")
-        self.temporary.touch(exist_ok=False)
-        self._mode = stat.S_IMODE(self.temporary.stat().st_mode)
-
-    def finish(self) -> None:
-        self.temporary.chmod(self._mode)  # what the user's umask says; safetensors' files only the user can read
-        os.replace(self.temporary, self._target)
-
-    def discard(self) -> None:
-        self.temporary.unlink(missing_ok=True)
 
 
 def _reserve_room(file: BinaryIO, size: int, name: str) -> None:

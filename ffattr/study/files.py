@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from .. import plot
 from ..analysis.change import steps
-from ..results.files import replacing, write_text
+from ..machine import replacing
+from ..results.files import write_text
 from .frames import Study
 from .tables import tables
 

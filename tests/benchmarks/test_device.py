@@ -224,7 +224,7 @@ def test_sanitizing(scripts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert session.sanitize("racecheck") == "None errors"
     ((command, environment, _, limit),) = runs
     assert command[:3] == ["compute-sanitizer", "--tool", "racecheck"]
-    assert command[-3:] == ["tests/test_cuda_ff_norms.py", "-k", "small"]
+    assert command[-3:] == ["tests/csrc/test_cuda_ff_norms.py", "-k", "small"]
     assert environment == {"A": "B", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     assert limit <= 60
 

@@ -42,5 +42,9 @@ def test_tolerance_of_an_output_is_that_of_the_coarser_side() -> None:
     double, single, half = torch.float64, torch.float32, torch.bfloat16
     assert output_tolerance(double, double, rounds_to_float32=False) == 1e-9
     assert output_tolerance(double, double, rounds_to_float32=True) == 1e-6
-    assert output_tolerance(double, single, rounds_to_float32=True) == output_tolerance(single, double, rounds_to_float32=False) == 2e-5
+    assert (
+        output_tolerance(double, single, rounds_to_float32=True)
+        == output_tolerance(single, double, rounds_to_float32=False)
+        == 2e-5
+    )
     assert output_tolerance(half, single, rounds_to_float32=False) == 1e-1

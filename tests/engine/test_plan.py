@@ -133,7 +133,7 @@ def test_causal_pairs_halve_the_direct_method() -> None:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("width", [64, 256, 768])
 def test_operator_overtakes_direct_near_its_break_even(width: int, causal: bool) -> None:
-    """METHOD: from about T > 4d/3, causal 8d/3. Mixing and features shift it by less than a third."""
+    """`ffattr.decomposition`: from about T > 4d/3, causal 8d/3. Mixing and features shift it by less than a third."""
     even = width * (8 if causal else 4) // 3
     assert planned(shape(even * 2 // 3, width, causal=causal)).method == "direct"
     assert planned(shape(even * 4 // 3, width, causal=causal)).method == "operator"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ...machine import cache_file, write_cache
 from .runtime import INTERPRETED
 
 __all__ = [
@@ -175,9 +175,8 @@ def candidates(shape: Shape) -> Iterator[Config]:
 
 
 def tuned_file() -> Path:
-    """Where tuned configs are kept, by device name; ``FFATTR_CACHE`` names another folder."""
-    folder = os.environ.get("FFATTR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ffattr"
-    return Path(folder).expanduser() / "triton.json"
+    """Where tuned configs are kept, by device name."""
+    return cache_file("triton.json")
 
 
 def remember(shape: Shape, kernel: str, config: Config | None) -> None:
@@ -192,14 +191,7 @@ def remember(shape: Shape, kernel: str, config: Config | None) -> None:
 def save() -> Path:
     """Keep what is remembered for later processes. Raises OSError where the file cannot be written."""
     file = tuned_file()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    table = {device: {key: asdict(c) for key, c in configs.items()} for device, configs in _tuned().items()}
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n")
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_cache(file, {device: {key: asdict(c) for key, c in configs.items()} for device, configs in _tuned().items()})
     return file
 
 
