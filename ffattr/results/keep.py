@@ -20,7 +20,7 @@ __all__ = ["Dense", "Keep", "Pool", "Reduce", "Rows", "Top", "TopK", "parse_keep
 
 Keep = Dense | TopK | Pool | Reduce
 
-_POLICIES: tuple[type[Policy], ...] = (TopK, Pool, Reduce, Dense)  # Dense at the end: it restores what no other knows
+_POLICIES: tuple[type[Policy], ...] = (TopK, Pool, Reduce, Dense)  # Dense restores what no other one knows
 
 
 def parse_keep(asked: object) -> Keep:

@@ -121,7 +121,7 @@ def render_summary(contents: Contents, line: str) -> str:
     It has no script and makes no request; every token is escaped.
     """
     text = f"<div><code>{html.escape(line)}</code>"
-    if not contents.layers or not len(contents.mask) or not contents.kept.has_rows(contents.scopes[-1]):
+    if not contents.layers or not len(contents.mask) or not contents.kept.can_show(contents.scopes[-1]):
         return text + "</div>"
     scope = contents.scopes[-1]
     rows, keys = label_axes(contents, 0)

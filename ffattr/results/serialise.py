@@ -73,7 +73,7 @@ def from_parts(tensors: Mapping[str, Tensor], content: Any, name: str) -> Conten
 def check_saved(contents: Contents) -> None:
     """Raises ValueError where there is nothing to save of a scope."""
     for scope in contents.scopes:
-        if not contents.kept.has_rows(scope):
+        if not contents.kept.can_save(scope):
             raise ValueError(contents.kept.explain_unsaved(scope))
 
 

@@ -45,9 +45,9 @@ class StackedKept(Kept):
             parts=parts,
         )
 
-    def has_rows(self, scope: str) -> bool:
+    def can_save(self, scope: str) -> bool:
         stack, of_stack = split_stack(scope)
-        return self.parts[stack].has_rows(of_stack)
+        return self.parts[stack].can_save(of_stack)
 
     def explain_no_map(self, scope: str) -> str:
         return self.parts[split_stack(scope)[0]].explain_no_map(scope)

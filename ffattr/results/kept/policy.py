@@ -44,9 +44,9 @@ class Kept:
 
     # In and out of a file.
 
-    def has_rows(self, scope: str) -> bool:
-        """Whether anything of the rows of ``scope`` can be shown and saved."""
-        return scope in self.maps
+    def can_save(self, scope: str) -> bool:
+        """Whether there is something of ``scope`` for a file."""
+        return self.can_show(scope)
 
     def list_tensors(self, scopes: Collection[str]) -> dict[str, Tensor]:
         """Returns what a file holds of ``scopes``, by its name there."""
@@ -75,6 +75,10 @@ class Kept:
         yield "the map", self.maps[scope], (math.ceil(queries / block), math.ceil(columns / block))
 
     # What views read.
+
+    def can_show(self, scope: str) -> bool:
+        """Whether `read_map` has something of ``scope`` to show."""
+        return scope in self.maps
 
     def read_map(self, scope: str, place: int, batch: int, columns: int) -> Tensor:
         """Returns the map ``[..., N, columns]`` of one layer and sequence; of the kept entries where these are all."""

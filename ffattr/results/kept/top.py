@@ -62,7 +62,7 @@ class TopEntries(Kept):
 
     largest: dict[str, Top]
 
-    def has_rows(self, scope: str) -> bool:
+    def can_show(self, scope: str) -> bool:
         return scope in self.largest
 
     def list_tensors(self, scopes: Collection[str]) -> dict[str, Tensor]:
