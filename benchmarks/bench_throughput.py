@@ -5,8 +5,9 @@
 Variants take turns, so that a change of the machine's speed meets them all; figures are medians. ``packed`` is
 ``ffattr.attribute`` with a list of texts; ``one by one`` calls it for every sentence; ``padded`` gives it the padded
 batch with every token taken for a real one, which is what tools without offsets compute; ``materialising`` is plain
-PyTorch that holds all vectors of a sentence (`ffattr.decomposition.reference` in float32) and stands for every earlier tool. The
-packed maps are compared with the float64 definition before anything is timed. Tokens are real ones, padding excluded.
+PyTorch that holds all vectors of a sentence (`ffattr.decomposition.reference` in float32) and stands for every earlier
+tool. The packed maps are compared with the float64 definition before anything is timed. Tokens are real ones, padding
+excluded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Feed-forward activations with what Integrated Gradients needs of them in closed form, and how to recognise one.
+"""Feed-forward activations with what Integrated Gradients needs of them in closed form.
 
-Every function here is element-wise and expects float32 or float64 (`ffattr.decomposition.integrated_gradients` widens half types first). The formulas
-are in `ffattr.decomposition.closed_forms`.
+Every function here is element-wise and expects float32 or float64 (`ffattr.decomposition.integrated_gradients` widens
+half types first). The formulas are in `ffattr.decomposition.closed_forms`.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ __all__ = ["Attention", "AttentionWeights", "LayerRecord", "QueryKey", "allows_a
 class Attention(Protocol):
     """What is asked of a recorded attention, whatever is kept of it: `QueryKey` or `AttentionWeights`.
 
-    `sequence` gives one batch entry without its padding; its tensors lose the batch dimension. `attention_weights`, `pairs` and
-    `looks_ahead` are asked of such a sequence.
+    `sequence` gives one batch entry without its padding; its tensors lose the batch dimension. `attention_weights`,
+    `pairs` and `looks_ahead` are asked of such a sequence.
     """
 
     @property

@@ -3,7 +3,8 @@
 Notation: ``g`` an activation, ``s(z) = (g(z) - g(0)) / z`` its slope. GELU (both forms), quick GELU and SiLU are
 *self-gated*, ``g(z) = z s(z)`` with ``s(z) + s(-z) = 1``; all their path integrals follow from ``s`` and one bounded
 function, ``moment(u) = integral_0^1 a s(a u) da``, without any division by ``u``; ``moment(u) = 1/2 - moment(-u)``.
-``rise(z, b)`` is ``(g(z) - g(b)) / (z - b)``; ``path(u, v, u0, v0)`` the factors ``(C_u, C_v)`` of `ffattr.decomposition.integrated_gradients`.
+``rise(z, b)`` is ``(g(z) - g(b)) / (z - b)``; ``path(u, v, u0, v0)`` the factors ``(C_u, C_v)`` of
+`ffattr.decomposition.integrated_gradients`.
 
 Every function is element-wise and expects float32 or float64.
 """

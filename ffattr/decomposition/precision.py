@@ -39,8 +39,8 @@ def quantised(matrix: Tensor) -> tuple[Tensor, Tensor]:
 def output_tolerance(own: torch.dtype, computed: torch.dtype, rounds_to_float32: bool) -> float:
     """Largest relative difference, of any token, between a layer's output and its recomputation that rounding explains.
 
-    The model rounds to ``own``, the recomputation to ``computed``; ``rounds_to_float32``: something in the model rounds to float32
-    whatever its dtype.
+    The model rounds to ``own``, the recomputation to ``computed``; ``rounds_to_float32``: something in the model rounds
+    to float32 whatever its dtype.
     """
     coarser = own if own.itemsize < computed.itemsize else computed
     tolerance = _OF_OUTPUT.get(coarser, _OF_OUTPUT[torch.float32])

@@ -44,7 +44,8 @@ Baseline = str | Tensor
 
 @dataclass(frozen=True)
 class Rule:
-    """How Integrated Gradients are computed: a rule of `ffattr.decomposition.integrated_gradients` with its steps, and the path's start."""
+    """How Integrated Gradients are computed: a rule of `ffattr.decomposition.integrated_gradients` with its steps, and
+    the path's start."""
 
     name: str = "exact"
     steps: int = 0

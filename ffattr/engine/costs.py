@@ -1,6 +1,7 @@
 """What a layer's maps cost by each method: operations of each kind, and bytes that are alive at once.
 
-Both are counted, not guessed (formulas: `ffattr.decomposition`): from what the engine does with a layer of a shape in given blocks.
+Both are counted, not guessed (formulas: `ffattr.decomposition`): from what the engine does with a layer of a shape in
+given blocks.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ _UNNORMED = ("attn", "attn_res", "atb")
 
 @dataclass(frozen=True)
 class Blocks:
-    """How many query tokens are worked on at a time, and how many key tokens for attention-level and for feed-forward maps.
+    """How many query tokens are worked on at a time, and how many key tokens for attention-level and for feed-forward
+    maps.
 
     ``grams``: whether the matrices of attention-level maps are kept for all queries, not made for each block of them.
     """
@@ -140,8 +142,8 @@ class LayerShape:
     # ---- operations
 
     def work(self, method: Method, blocks: Blocks | None = None) -> dict[str, float]:
-        """How much there is of every kind of work, by the names of `ffattr.engine.machine_rates.Rates`; ``blocks``: None for a single
-        one.
+        """How much there is of every kind of work, by the names of `ffattr.engine.machine_rates.Rates`; ``blocks``:
+        None for a single one.
 
         For every block of queries what is made of the keys is made again, but for the matrices of attention-level maps
         where those are kept. Kinds that are counted in floating point operations are those of `FLOPS`.
@@ -193,7 +195,8 @@ class LayerShape:
     # ---- bytes
 
     def key_bytes(self, method: Method, dtype: torch.dtype) -> int:
-        """Working memory for one key token of a block: features for the feed-forward map, or what a Gram matrix is made of."""
+        """Working memory for one key token of a block: features for the feed-forward map, or what a Gram matrix is made
+        of."""
         mixed = self.heads + 1
         if method == "attention":
             grams = 3 * round(mixed * mixed * self.mean_group_size) * 8

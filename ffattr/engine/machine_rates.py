@@ -1,7 +1,7 @@
 """How fast this machine does each kind of work: what decides where counts come near each other, and predicts times.
 
-`ffattr.bench.calibrate` measures all rates and keeps them for later processes; where it has not run, a short run of both
-methods tells how they compare.
+`ffattr.bench.calibrate` measures all rates and keeps them for later processes; where it has not run, a short run of
+both methods tells how they compare.
 """
 
 from __future__ import annotations

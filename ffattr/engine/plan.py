@@ -67,8 +67,8 @@ class LayerPlan:
     """One layer of a pack of sequences: what runs, in which blocks, and what it costs. ``stack``: "encoder", "decoder"
     or "".
 
-    ``dtype`` is that of the feed-forward products, ``choice`` why it is this method, ``halvings`` how often the blocks were
-    halved because memory ran out, ``rates`` those of this machine, if they are known.
+    ``dtype`` is that of the feed-forward products, ``choice`` why it is this method, ``halvings`` how often the blocks
+    were halved because memory ran out, ``rates`` those of this machine, if they are known.
     """
 
     layer: int
@@ -130,7 +130,8 @@ class LayerPlan:
 
 @dataclass
 class Plan:
-    """What ran, or would run: backend, dtype of the feed-forward products, operations and memory of every layer. Printable.
+    """What ran, or would run: backend, dtype of the feed-forward products, operations and memory of every layer.
+    Printable.
 
     >>> plan = ffattr.plan(model, "The cat sat.", tokenizer=tokenizer, backend="torch", layers=[0, 2])
     >>> plan.backend, plan.dtype, [layer.layer for layer in plan.layers]

@@ -33,9 +33,9 @@ the rows ``[..., n, C]``, in as many columns as the sequence has."""
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What is left of a pack's ``N`` queries beside the rows of their maps: ``bias[scope]`` ``[N]`` (zero in a scope per
-    head or expert), the layer's ``output`` ``[N, d]``, recomputed, and the plan that ran; by scope, how far a sketch is
-    expected to be off."""
+    """What is left of a pack's ``N`` queries beside the rows of their maps: ``bias[scope]`` ``[N]`` (zero in a scope
+    per head or expert), the layer's ``output`` ``[N, d]``, recomputed, and the plan that ran; by scope, how far a
+    sketch is expected to be off."""
 
     bias: dict[Scope, Tensor]
     output: Tensor

@@ -1,11 +1,11 @@
 """The contract of the four operators, in one place: ``torch.ops.ffattr.*`` and what every backend must compute.
 
 The schemas are declared here, with a fake (so that ``torch.compile`` can trace them) and the plain PyTorch version of
-`ffattr.ops.torch_kernels` as the default for every device. A binary or a Triton kernel that is present takes over per device;
-without one the same call still runs. ``torch.ops.ffattr_cuda.*`` are the same operators by the compiled CUDA kernels
-alone: for CUDA tensors ``torch.ops.ffattr.*`` is a Python function that picks (`ffattr.ops.backends`), and what is picked
-has to have a name of its own. ``operator_norms`` has no CUDA kernel: there its PyTorch version runs, which leaves the
-products to cuBLAS.
+`ffattr.ops.torch_kernels` as the default for every device. A binary or a Triton kernel that is present takes over per
+device; without one the same call still runs. ``torch.ops.ffattr_cuda.*`` are the same operators by the compiled CUDA
+kernels alone: for CUDA tensors ``torch.ops.ffattr.*`` is a Python function that picks (`ffattr.ops.backends`), and what
+is picked has to have a name of its own. ``operator_norms`` has no CUDA kernel: there its PyTorch version runs, which
+leaves the products to cuBLAS.
 
 Shapes: ``N`` query tokens, ``M`` key tokens (a block of one sequence), ``H`` heads, ``F`` feed-forward width, ``d``
 model width, ``S`` streams of the feed-forward block: 1 if dense, 2 if gated (gate first, up second).
@@ -76,7 +76,8 @@ _TAIL = (
 SCHEMAS = {
     # Integrated Gradients as one factor per (token, neuron), see `ffattr.decomposition`.
     #   z [S, N, F] pre-activations; base [S, N or 1, F] where the path starts (None: zero); row_scale [N] is folded in.
-    #   activation: a name of ffattr.decomposition.integrated_gradients.ACTIVATIONS; rule: "exact", "left", "right", "midpoint", "trapezoid" or
+    #   activation: a name of ffattr.decomposition.integrated_gradients.ACTIVATIONS; rule: "exact", "left", "right",
+    #   "midpoint", "trapezoid" or
     #   "gauss-legendre", the last five with `steps` evaluations.
     #   S = 1: out[0] = row_scale * mean of g' on the path. S = 2: the factors of gate and up. z may be of a half type
     #   too (not for the C++ kernel): computed in float32, returned as z's dtype; row_scale is float32 then, or like z.

@@ -1,8 +1,8 @@
 """Once per process and GPU: do the kernels, as compiled here, compute what plain PyTorch computes?
 
 A map has no check of its own, unlike a layer's output. Compilers and drivers differ, and not every GPU that Triton's or
-the CUDA kernels are compiled for has been tried; so `ffattr.ops.backends` asks before the first map is made. With Triton it
-costs the compilation of some kernels, half a minute the first time, which Triton keeps on disk.
+the CUDA kernels are compiled for has been tried; so `ffattr.ops.backends` asks before the first map is made. With
+Triton it costs the compilation of some kernels, half a minute the first time, which Triton keeps on disk.
 """
 
 from __future__ import annotations

@@ -57,14 +57,14 @@ def attribute(
     baseline: start of its path: ``"zero"``, ``"bias"``, or pre-activations ``[F]`` (gated: ``[F]`` or ``[2, F]``), in a
         mixture those of every expert.
     value_bias: ``"token"`` (b_V stays with its token, as in the papers) or ``"separate"`` (goes to the bias).
-    dtype: precision of the feed-forward products, those with the matrices of that block: ``torch.float64``, ``float32``,
+    dtype: precision of the products with the feed-forward matrices: ``torch.float64``, ``float32``,
         ``bfloat16``, ``float16`` or ``float8_e4m3fn``; None: float64 for a float64 model, a half model's own on a GPU,
         else float32. Everything else, the maps included, is float64 with float64 and float32 otherwise.
     backend: ``"auto"``, ``"cpu"`` (C++), ``"triton"`` or ``"cuda"`` (GPU), ``"torch"`` or ``"reference"``; ``ffattr
         info`` says which run here and in which dtypes. ``"auto"`` never picks ``"cuda"``.
-    method: ``"auto"``, ``"direct"``, ``"operator"`` or ``"pairs"``, all exact; `ffattr.plan` says which one is chosen, and
-        why. `ffattr.Sketch` is approximate, and cheaper where a layer is wide; ``attr.sketch_error[scope]`` says by how
-        much it is wrong.
+    method: ``"auto"``, ``"direct"``, ``"operator"`` or ``"pairs"``, all exact; `ffattr.plan` says which is chosen,
+        and why. `ffattr.Sketch` is approximate, and cheaper where a layer is wide; ``attr.sketch_error[scope]`` says by
+        how much it is wrong.
     memory_budget: bytes of working memory besides the maps. Where memory runs out all the same, a layer is computed
         again in smaller blocks; `OutOfMemory` says that the smallest do not fit.
     progress: called with (layers done, layers in all), layers of every batch that texts are cut into.

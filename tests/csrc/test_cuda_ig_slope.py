@@ -1,4 +1,5 @@
-"""The CUDA kernel of ``ig_slope``, on the GPU or emulated, against `ffattr.decomposition.integrated_gradients` in float64."""
+"""The CUDA kernel of ``ig_slope``, on the GPU or emulated, against `ffattr.decomposition.integrated_gradients` in
+float64."""
 
 from __future__ import annotations
 

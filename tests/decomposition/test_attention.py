@@ -186,7 +186,9 @@ def test_windows(name: str, layer: int, pairs: int) -> None:
 
 def test_sinks_take_their_share() -> None:
     found = recorded("gpt-oss", model_of("gpt-oss", "eager", torch.float32), given_to("gpt-oss", None))
-    rows = found["attentions", 1].sequence(0, torch.arange(LENGTH), torch.float32).weights(torch.arange(LENGTH))
+    rows = (
+        found["attentions", 1].sequence(0, torch.arange(LENGTH), torch.float32).attention_weights(torch.arange(LENGTH))
+    )
     assert (rows.sum(-1) < 0.99).any()
     assert (rows.sum(-1) < 1).all()
 

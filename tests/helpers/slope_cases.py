@@ -1,4 +1,5 @@
-"""What every kernel of ``ig_slope`` for GPUs promises, against `ffattr.decomposition.integrated_gradients` in float64."""
+"""What every kernel of ``ig_slope`` for GPUs promises, against `ffattr.decomposition.integrated_gradients` in
+float64."""
 
 from __future__ import annotations
 

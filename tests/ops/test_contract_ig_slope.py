@@ -1,4 +1,5 @@
-"""``torch.ops.ffattr.ig_slope`` on the CPU, whichever implementation is registered, against `ffattr.decomposition.integrated_gradients` in float64."""
+"""``torch.ops.ffattr.ig_slope`` on the CPU, whichever implementation is registered, against
+`ffattr.decomposition.integrated_gradients` in float64."""
 
 from __future__ import annotations
 

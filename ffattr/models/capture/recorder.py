@@ -140,7 +140,7 @@ class _Recorder:
     def finish(self) -> None:
         missing = [index for index in self.wanted if index not in self.done]
         if missing:
-            raise CaptureError(f"layers {missing} of {self._describe_hidden} did not run in the forward pass")
+            raise CaptureError(f"layers {missing} of {self._name} did not run in the forward pass")
 
     @property
     def _count_records(self) -> int:
@@ -155,15 +155,13 @@ class _Recorder:
         _, heads, queries, keys = attention.shape
         if queries != keys and not cross:
             raise CaptureError(
-                f"layer {index} of {self._describe_hidden}: {queries} queries but {keys} keys. A cache of past "
+                f"layer {index} of {self._name}: {queries} queries but {keys} keys. A cache of past "
                 "keys or a prefix is in use; pass the whole sequence at once, without past_key_values."
             )
         part = self.description.layers[index].cross if cross else self.description.layers[index]
         assert part is not None
         if heads != part.heads:
-            raise CaptureError(
-                f"layer {index} of {self._describe_hidden} has {heads} query heads, its adapter says {part.heads}"
-            )
+            raise CaptureError(f"layer {index} of {self._name} has {heads} query heads, its adapter says {part.heads}")
         self._keep_tensor(first, "cross" if cross else "attention", attention)
 
     def _keep_tensor(self, first: int, name: str, value: Any) -> None:
@@ -173,7 +171,7 @@ class _Recorder:
         fields = self._pending.setdefault(first, {})
         if name in fields:
             raise CaptureError(
-                f"layer {self._running_layer(first)} of {self._describe_hidden} called its {_CALLED[name]} twice, expected once"
+                f"layer {self._running_layer(first)} of {self._name} called its {_CALLED[name]} twice, expected once"
             )
         fields[name] = value
 
@@ -186,10 +184,10 @@ class _Recorder:
         """Which layer it is that a module has just run as."""
         layers, ran = self._layers_of[first], self._runs[first]
         if ran == len(layers):
-            what = f"layer {first} of {self._describe_hidden} ran twice in one forward pass, expected once"
+            what = f"layer {first} of {self._name} ran twice in one forward pass, expected once"
             if ran > 1:
                 what = (
-                    f"the module that layers {layers} of {self._describe_hidden} share ran {ran + 1} times in one forward pass, "
+                    f"the module that layers {layers} of {self._name} share ran {ran + 1} times in one forward pass, "
                     f"expected {ran}"
                 )
             raise CaptureError(what)
@@ -222,14 +220,14 @@ class _Recorder:
         for name, module in parts.items():
             if module is not None and name not in fields:
                 raise CaptureError(
-                    f"layer {index} of {self._describe_hidden} handed over no {'cross-' * (name == 'cross')}attention: its "
+                    f"layer {index} of {self._name} handed over no {'cross-' * (name == 'cross')}attention: its "
                     f"attention module ({type(module).__name__}) does not call transformers' attention interface, "
                     "nn.MultiheadAttention, scaled_dot_product_attention or a softmax over the keys in a way that can "
                     "be recorded"
                 )
         if spec.experts is not None and "routing" not in fields:
             raise CaptureError(
-                f"layer {index} of {self._describe_hidden} did not call its experts ({type(spec.experts).__name__}): a kernel may "
+                f"layer {index} of {self._name} did not call its experts ({type(spec.experts).__name__}): a kernel may "
                 "have taken their place. Load the model without kernels from the hub."
             )
 
@@ -250,12 +248,12 @@ class _Recorder:
         if bad.any():
             batch, token = bad.nonzero()[0].tolist()
             raise NonFiniteError(
-                f"{what} of {self._describe_hidden} is NaN or infinite (first at batch {batch}, token {token}). Check the weights "
+                f"{what} of {self._name} is NaN or infinite (first at batch {batch}, token {token}). Check the weights "
                 "and the inputs, or run the model in a wider dtype."
             )
 
     @property
-    def _describe_hidden(self) -> str:
+    def _name(self) -> str:
         return f"{type(self.description.base).__name__} ({self.description.family})"
 
 

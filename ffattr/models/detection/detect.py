@@ -1,6 +1,7 @@
 """The layers of a model that no adapter knows, found by what its modules read and return in one small forward pass.
 
-What is found counts only if the output of every layer follows from it by the formulas of `ffattr.decomposition.reference`.
+What is found counts only if the output of every layer follows from it by the formulas of
+`ffattr.decomposition.reference`.
 """
 
 from __future__ import annotations

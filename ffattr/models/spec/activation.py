@@ -1,7 +1,6 @@
-"""Feed-forward activations with what Integrated Gradients needs of them in closed form, and how to recognise one.
+"""Activation functions, recognised by their values.
 
-Every function here is element-wise and expects float32 or float64 (`ffattr.decomposition.integrated_gradients` widens half types first). The formulas
-are in `ffattr.decomposition.closed_forms`.
+Those that are known have closed forms (`ffattr.decomposition.activations`); any other gets a derivative by autograd.
 """
 
 from __future__ import annotations

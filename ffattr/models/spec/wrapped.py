@@ -41,7 +41,7 @@ def dense(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if type(tensor) in (Tensor, nn.Parameter):
         return tensor
-    kind = _class_name(tensor)
+    kind = _name_of(tensor)
     try:
         found = tensor.dequantize()
     except (RuntimeError, NotImplementedError, TypeError) as error:
@@ -122,11 +122,11 @@ def require_linear(module: nn.Module, weight: Tensor, bias: Tensor | None, dtype
     error = float((found - expected).norm() / expected.norm().clamp_min(torch.finfo(wide).tiny))
     if not error <= _TOLERANCE and not module.training:  # which capturing refuses
         raise UnsupportedModel(
-            f"a projection is a {_class_name(module)} of {_class_name(getattr(module, 'weight', None))} and not linear: its "
+            f"a projection is a {_name_of(module)} of {_name_of(getattr(module, 'weight', None))} and not linear: its "
             f"outputs are {error:.1e} (relative) off those of its matrix. It may round its inputs, or choose for each "
             "token what to apply. Merge or remove its adapters, or load the model with plain weights."
         )
 
 
-def _class_name(found: object) -> str:
+def _name_of(found: object) -> str:
     return f"{type(found).__module__}.{type(found).__name__}"

@@ -1,8 +1,9 @@
 """Feed-forward activations and their path integrals in float32, as in csrc/activations.h.
 
-Every function is element-wise. ``ACTIVATION`` is a key of `ffattr.decomposition.integrated_gradients.ACTIVATIONS`, known when a kernel is compiled;
-the formulas are derived in `ffattr.decomposition.activations` and `ffattr.decomposition.closed_forms`. `rise` and `path` are accurate for
-``|z - b| >= 1``, everywhere for "relu" and "relu2". A NaN stays one.
+Every function is element-wise. ``ACTIVATION`` is a key of `ffattr.decomposition.integrated_gradients.ACTIVATIONS`,
+known when a kernel is compiled; the formulas are derived in `ffattr.decomposition.activations` and
+`ffattr.decomposition.closed_forms`. `rise` and `path` are accurate for ``|z - b| >= 1``, everywhere for "relu" and
+"relu2". A NaN stays one.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Elementary functions and the gates s of activations g(z) = z s(z) in float32, as in csrc/elementary.h and gates.h.
 
-Every function is element-wise and lets a NaN through. The formulas are derived in `ffattr.decomposition.closed_forms`; Triton's
-language has neither log1p nor tanh nor erfc, and libdevice's do not run in the interpreter, hence the polynomials.
-The gates are those of ``ACTIVATION`` "gelu", "gelu_tanh", "quick_gelu" and "silu".
+Every function is element-wise and lets a NaN through. The formulas are derived in `ffattr.decomposition.closed_forms`;
+Triton's language has neither log1p nor tanh nor erfc, and libdevice's do not run in the interpreter, hence the
+polynomials. The gates are those of ``ACTIVATION`` "gelu", "gelu_tanh", "quick_gelu" and "silu".
 """
 
 from __future__ import annotations

@@ -22,8 +22,9 @@ __all__ = ["ig_slope"]
 _BLOCK = 1024  # elements: eight for each of 128 threads
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# As in ffattr.decomposition.integrated_gradients: a path in z no longer than _NEAR is integrated: a quotient of differences would cancel. On a path of
-# that length the error of n nodes is about 6.4^-2n for tanh, whose poles are the nearest.
+# As in ffattr.decomposition.integrated_gradients: a path in z no longer than _NEAR is integrated: a quotient of
+# differences would cancel. On a path of that length the error of n nodes is about 6.4^-2n for tanh, whose poles are the
+# nearest.
 _NEAR = tl.constexpr(1.0)
 _NEAR_NODES = 6
 

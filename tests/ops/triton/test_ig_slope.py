@@ -1,4 +1,5 @@
-"""The Triton kernel of ``ig_slope``, on the GPU or in Triton's interpreter, against `ffattr.decomposition.integrated_gradients` in float64."""
+"""The Triton kernel of ``ig_slope``, on the GPU or in Triton's interpreter, against
+`ffattr.decomposition.integrated_gradients` in float64."""
 
 from __future__ import annotations
 
