@@ -25,10 +25,10 @@ from rich.table import Table
 from torch import Tensor
 
 from ffattr.bench.cases import SHAPES, Case
-from ffattr.bench.run import maps, materialise
-from ffattr.bench.timing import matrix_rate, product, seconds_of
+from ffattr.bench.run import compute_maps, materialise_maps
+from ffattr.bench.timing import make_product, matrix_rate, seconds_of
 from ffattr.bench.truth import TOLERANCE, Truth, WrongResult
-from ffattr.machine import processor
+from ffattr.machine import name_processor
 from ffattr.ops import backends
 
 SIZE = SHAPES["bert-base"]
@@ -38,31 +38,31 @@ CPU = torch.device("cpu")
 
 def verify(name: str, case: Case, run: Callable[[], dict[str, Tensor]], scopes: tuple[str, ...]) -> float:
     try:
-        return Truth.of(case, scopes).verify(name, run(), TOLERANCE[torch.float32])
+        return Truth.from_case(case, scopes).verify_maps(name, run(), TOLERANCE[torch.float32])
     except WrongResult as error:
         raise SystemExit(str(error)) from None
 
 
 def bench(tokens: int, rounds: int) -> list[dict[str, object]]:
     """One row per variant: seconds, share of the sgemm rate of the same rounds, error."""
-    full, causal = Case.random(SIZE, tokens), Case.random(replace(SIZE, causal=True), tokens)
+    full, causal = Case.draw_random(SIZE, tokens), Case.draw_random(replace(SIZE, causal=True), tokens)
     wide, narrow = full.wide_scopes, full.narrow_scopes
     variants: list[tuple[str, Case, Callable[[], dict[str, Tensor]], tuple[str, ...], float]] = [
-        ("C++ direct", full, lambda: maps(full, "cpu", "direct", wide), wide, full.flops),
-        ("C++ direct, causal", causal, lambda: maps(causal, "cpu", "direct", wide), wide, causal.flops),
-        ("C++ operator", full, lambda: maps(full, "cpu", "operator", wide), wide, full.flops),
-        ("PyTorch, chunked", full, lambda: maps(full, "torch", "direct", wide), wide, full.flops),
-        ("C++ attention-level scopes", full, lambda: maps(full, "cpu", "direct", narrow), narrow, 0.0),
+        ("C++ direct", full, lambda: compute_maps(full, "cpu", "direct", wide), wide, full.flops),
+        ("C++ direct, causal", causal, lambda: compute_maps(causal, "cpu", "direct", wide), wide, causal.flops),
+        ("C++ operator", full, lambda: compute_maps(full, "cpu", "operator", wide), wide, full.flops),
+        ("PyTorch, chunked", full, lambda: compute_maps(full, "torch", "direct", wide), wide, full.flops),
+        ("C++ attention-level scopes", full, lambda: compute_maps(full, "cpu", "direct", narrow), narrow, 0.0),
     ]
     # [H, T, T, d], [T, T, d] three times and [T, T, F] twice are alive at its peak.
     needed = 4.0 * tokens * tokens * (SIZE.heads * SIZE.width + 3 * SIZE.width + 2 * SIZE.ff_width)
     if needed < 0.7 * psutil.virtual_memory().available:
         variants += [
-            ("PyTorch, materialising", full, lambda: materialise(full, wide), wide, full.flops),
-            ("PyTorch, materialising attention level", full, lambda: materialise(full, narrow), narrow, 0.0),
+            ("PyTorch, materialising", full, lambda: materialise_maps(full, wide), wide, full.flops),
+            ("PyTorch, materialising attention level", full, lambda: materialise_maps(full, narrow), narrow, 0.0),
         ]
     errors = {name: verify(name, case, run, scopes) for name, case, run, scopes, _ in variants}
-    sgemm, sgemm_flops = product(CPU, torch.float32)
+    sgemm, sgemm_flops = make_product(CPU, torch.float32)
     sgemm()
     times: dict[str, list[float]] = {name: [] for name, *_ in variants}
     shares: dict[str, list[float]] = {name: [] for name, *_ in variants}
@@ -89,7 +89,7 @@ def bench(tokens: int, rounds: int) -> list[dict[str, object]]:
 
 def machine(threads: int) -> dict[str, object]:
     return {
-        "processor": processor(CPU),
+        "processor": name_processor(CPU),
         "threads": threads,
         "torch": str(torch.__version__),
         "instruction set": backends.build_info().get("instruction set", "no extension"),

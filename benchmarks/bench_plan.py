@@ -28,9 +28,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from ffattr.bench.calibrate import calibrate
+from ffattr.bench.calibrate import measure_rates
 from ffattr.bench.cases import SHAPES, Case
-from ffattr.bench.run import dense
+from ffattr.bench.run import run_dense
 from ffattr.bench.truth import TOLERANCE, WrongResult
 from ffattr.decomposition.affine import Linear, Norm
 from ffattr.decomposition.reference import Rule
@@ -39,7 +39,7 @@ from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence, Pack
 from ffattr.engine.plan import EngineOptions, LayerPlan, LayerShape, plan_layer
 from ffattr.engine.run import run_layer
-from ffattr.machine import processor
+from ffattr.machine import name_processor
 from ffattr.ops import backends
 
 CPU = torch.device("cpu")
@@ -75,7 +75,7 @@ class Setup:
 
     @cached_property
     def case(self) -> Case:
-        case = Case.random(SIZES[self.size], sum(self.lengths))
+        case = Case.draw_random(SIZES[self.size], sum(self.lengths))
 
         def turn(part: Linear | Norm) -> Linear | Norm:
             """Projections as `torch.nn.Linear` has them."""
@@ -144,7 +144,7 @@ class Setup:
 
     def verify(self, found: list[dict[str, Tensor]]) -> float:
         """The largest difference from the float64 definition, in parts of a scope's largest entry."""
-        exact = self.case.cast(torch.float64)
+        exact = self.case.cast_to(torch.float64)
         worst = 0.0
         for number, one in enumerate(self.sequences(exact)):
             if number % 5 and number + 1 < len(self.lengths):
@@ -152,7 +152,7 @@ class Setup:
             places = sorted({0, len(one.query_tokens) // 2, len(one.query_tokens) - 1})
             one = replace(one, query_tokens=one.query_tokens[places])
             plan = replace(self.plan(exact), method="reference", blocks=replace(self.plan(exact).blocks, queries=1))
-            truth, _ = dense(self.task(exact, "reference"), one, plan)
+            truth, _ = run_dense(self.task(exact, "reference"), one, plan)
             for name, rows in truth.items():
                 worst = max(worst, float((found[number][name][..., places, :] - rows).abs().max() / rows.max()))
         if not worst < TOLERANCE[torch.float32]:
@@ -217,7 +217,7 @@ def times(setups: Sequence[Setup], rounds: int) -> dict[str, dict[str, float]]:
         setup.verify(setup.run(case)[0]())
     found: dict[Setup, list[tuple[float, float]]] = {setup: [] for setup in setups}
     for _ in range(rounds):
-        rates = calibrate("cpu", torch.float32, CPU, cpu_seconds)
+        rates = measure_rates("cpu", torch.float32, CPU, cpu_seconds)
         for setup, case in cases.items():
             predicted = replace(setup.plan(case), rates=rates).seconds
             assert predicted is not None
@@ -292,7 +292,7 @@ def main() -> None:
         show(held, 0.1)
     if asked.write:
         RESULTS.mkdir(exist_ok=True)
-        about = {"processor": processor(CPU), "torch": str(torch.__version__)}
+        about = {"processor": name_processor(CPU), "torch": str(torch.__version__)}
         rows = {"machine": about, "time, one thread": timed, "memory": held}
         (RESULTS / "plan.json").write_text(json.dumps(rows, indent=1) + "\n")
 

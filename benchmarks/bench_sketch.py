@@ -31,7 +31,7 @@ from torch import Tensor
 import ffattr
 from ffattr.analysis import spearman
 from ffattr.bench.cases import SHAPES, Case
-from ffattr.bench.run import dense
+from ffattr.bench.run import run_dense
 from ffattr.bench.timing import seconds_of
 from ffattr.bench.truth import TOLERANCE, Truth, WrongResult
 from ffattr.decomposition.reference import Rule
@@ -39,7 +39,7 @@ from ffattr.decomposition.sketch import Sketch
 from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence
 from ffattr.engine.plan import EngineOptions, LayerShape, plan_layer
-from ffattr.machine import processor
+from ffattr.machine import name_processor
 from ffattr.ops import backends
 
 MEDIAN, RANKS, RATIO = 0.02, 5e-4, 1.5
@@ -142,7 +142,7 @@ def prepared(
 
     def run() -> Tensor:
         task = LayerTask(case.weights, scopes, Rule(), "token", chosen, plan.dtype)
-        maps, done = dense(task, OneSequence(case.x, case.attention, queries), plan)
+        maps, done = run_dense(task, OneSequence(case.x, case.attention, queries), plan)
         expected.update({str(name): error for name, error in done.sketch_error.items()})
         return maps[scope]
 
@@ -152,12 +152,12 @@ def prepared(
 def speed(name: str, tokens: int, backend: str, sketch: Sketch, rounds: int) -> tuple[str, ...]:
     """Medians of the seconds, and how much faster the sketch is: of rounds, so that a change of the machine's speed
     meets both."""
-    case = Case.random(SHAPES[name], tokens)
+    case = Case.draw_random(SHAPES[name], tokens)
     scope = case.wide_scopes[-1]
-    truth = Truth.of(case, (scope,))
+    truth = Truth.from_case(case, (scope,))
     exactly, _ = prepared(case, backend, "auto", scope)
     sketched, expected = prepared(case, backend, sketch, scope)
-    truth.verify(f"{name}, exact", {scope: exactly()}, TOLERANCE[torch.float32])
+    truth.verify_maps(f"{name}, exact", {scope: exactly()}, TOLERANCE[torch.float32])
     error = percentile(relative(sketched()[truth.rows], truth.maps[scope]), 0.5)
     if not error < 2 * expected[scope]:
         raise WrongResult(f"{name}, sketched, is off by {error:.1%}, expected {expected[scope]:.1%}: not timed")
@@ -182,7 +182,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     sketch = Sketch(asked.components, asked.projections, asked.seed, asked.tolerance)
     console = Console()
-    console.print(f"{sketch}, {processor(torch.device('cpu'))}, {torch.get_num_threads()} threads", soft_wrap=True)
+    console.print(f"{sketch}, {name_processor(torch.device('cpu'))}, {torch.get_num_threads()} threads", soft_wrap=True)
     if asked.speed:
         table = Table("layer", "T", "scope", "exact, s", "sketch, s", "times faster", "median error")
         for name in asked.speed:

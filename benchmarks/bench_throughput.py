@@ -28,7 +28,7 @@ from texts import SENTENCES
 import ffattr
 from ffattr.bench.timing import seconds_of
 from ffattr.bench.truth import WrongResult
-from ffattr.machine import processor
+from ffattr.machine import name_processor
 
 RESULTS = Path(__file__).parent / "results"
 CPU = torch.device("cpu")
@@ -108,7 +108,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     torch.set_grad_enabled(False)
     console = Console()
-    console.print(f"{processor(CPU)}, {asked.threads} threads, torch {torch.__version__}")
+    console.print(f"{name_processor(CPU)}, {asked.threads} threads, torch {torch.__version__}")
     rows = [row for name in asked.models for row in bench(name, MODELS[name](), asked.sentences, asked.rounds)]
     table = Table("model", "variant", "tokens/s", "packed is faster by")
     for row in rows:
@@ -117,7 +117,7 @@ def main() -> None:
     console.print(f"{rows[0]['tokens']} tokens in {rows[0]['sentences']} sentences, {rows[0]['padded tokens']} padded")
     if asked.write:
         RESULTS.mkdir(exist_ok=True)
-        about = {"processor": processor(CPU), "threads": asked.threads, "torch": str(torch.__version__)}
+        about = {"processor": name_processor(CPU), "threads": asked.threads, "torch": str(torch.__version__)}
         (RESULTS / "throughput.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
 
 

@@ -33,13 +33,16 @@ class Compiled:
         step = min(queries, 1 << int(math.log2(most)))
         along = (1, 0, None, 1, None, None, None, 0, None, 0)
         parts = []
-        chunks, torch_kernels.chunks = torch_kernels.chunks, functools.partial(torch_kernels.chunks, limit=1 << 62)
+        chunks, torch_kernels.split_queries = (
+            torch_kernels.split_queries,
+            functools.partial(torch_kernels.split_queries, limit=1 << 62),
+        )
         try:
             for start in range(0, queries, step):
                 rows = [_narrowed(t, axis, start, step) for t, axis in zip(arguments, along, strict=False)]
                 parts.append(self.chunk(*rows, *arguments[len(along) :]))
         finally:
-            torch_kernels.chunks = chunks
+            torch_kernels.split_queries = chunks
         return torch.cat(parts, 1)
 
 

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from ffattr import ops
 from ffattr.bench.cases import SHAPES, Case
-from ffattr.bench.run import maps, materialise, operands
-from ffattr.bench.timing import copy_bandwidth, matrix_rate, timed
+from ffattr.bench.run import compute_maps, materialise_maps, record_operands
+from ffattr.bench.timing import copy_bandwidth, matrix_rate, time_median
 from ffattr.bench.truth import TOLERANCE, Truth, WrongResult
 from ffattr.errors import BackendUnavailable, OutOfMemory
-from ffattr.machine import processor
+from ffattr.machine import name_processor
 from ffattr.ops import backends, torch_kernels
 
 BF16, FLOAT8 = torch.bfloat16, torch.float8_e4m3fn
@@ -107,7 +107,7 @@ class Jobs:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise RuntimeError("torch sees no CUDA device here; --dry-run needs none")
         about: Answer = {
-            "name": processor(self.device),
+            "name": name_processor(self.device),
             "torch": str(torch.__version__),
             "triton": triton.__version__,
             "cuda": torch.version.cuda,
@@ -149,15 +149,15 @@ class Jobs:
             self._backend(backend, dtype, self.sizes[job["shape"]].heads)
         case, truth = self._layer(job["shape"], job["tokens"])
         run, scopes, tolerance = self._variant(name, case)
-        wanted = truth.only(scopes)
+        wanted = truth.select_scopes(scopes)
         flops = case.flops if scopes == case.wide_scopes else 0.0
-        return self._measured(run, lambda found: wanted.verify(name, found, tolerance), flops)
+        return self._measured(run, lambda found: wanted.verify_maps(name, found, tolerance), flops)
 
     def _variant(self, name: str, case: Case) -> tuple[Callable[[], dict[str, Tensor]], tuple[str, ...], float]:
         """What to run, the scopes that it yields, and how wrong these may be."""
         scopes = case.narrow_scopes if name.endswith("attention level") else case.wide_scopes
         if name == "PyTorch, materialising":
-            return functools.partial(materialise, case.cast(BF16), scopes), scopes, LOOSE
+            return functools.partial(materialise_maps, case.cast_to(BF16), scopes), scopes, LOOSE
         backend: Any
         if name == "PyTorch, chunked, compiled":
             compiled = Compiled("aot_eager" if self.dry_run else "inductor")
@@ -166,14 +166,14 @@ class Jobs:
             backend, method, dtype = _VARIANTS[name]
         # The interpreter halves what float8 rounds up to a power of two: its result shows no more than that it runs.
         tolerance = 1.0 if self.dry_run and dtype == FLOAT8 else TOLERANCE[dtype]
-        return functools.partial(maps, case, backend, method, scopes, None, dtype), scopes, tolerance
+        return functools.partial(compute_maps, case, backend, method, scopes, None, dtype), scopes, tolerance
 
     def _layer(self, shape: str, tokens: int) -> tuple[Case, Truth]:
         if (shape, tokens) not in self._layers:
             self._layers.clear()
             gc.collect()
-            case = Case.random(self.sizes[shape], tokens, device=self.device)
-            self._layers[shape, tokens] = case, Truth.of(case, (*case.narrow_scopes, *case.wide_scopes))
+            case = Case.draw_random(self.sizes[shape], tokens, device=self.device)
+            self._layers[shape, tokens] = case, Truth.from_case(case, (*case.narrow_scopes, *case.wide_scopes))
         return self._layers[shape, tokens]
 
     def _measured(self, run: Callable[[], Any], verify: Callable[[Any], float], flops: float) -> Answer:
@@ -184,7 +184,7 @@ class Jobs:
         held = torch.cuda.memory_allocated() if cuda else 0
         if cuda:
             torch.cuda.reset_peak_memory_stats()
-        seconds = timed(run, self.device, 1 if self.dry_run else ROUNDS, LIMIT)
+        seconds = time_median(run, self.device, 1 if self.dry_run else ROUNDS, LIMIT)
         peak = torch.cuda.max_memory_allocated() if cuda else 0
         figures = {"seconds": seconds, "first_seconds": first, "flops": flops, "error": error}
         return figures | {"peak_bytes": peak, "held_bytes": held}
@@ -208,8 +208,8 @@ class Jobs:
         """``ff_norms`` of many short sequences: in one launch, or ("looped") one after the other."""
         kernel = self._backend(job["backend"], BF16, self.sizes[job["shape"]].heads).operators.ff_norms
         count, tokens = job["sequences"], job["tokens"]
-        case = Case.random(self.sizes[job["shape"]], tokens, device=self.device)
-        one = operands(case, "direct", BF16)
+        case = Case.draw_random(self.sizes[job["shape"]], tokens, device=self.device)
+        one = record_operands(case, "direct", BF16)
         # The copies lie apart in memory, as different sequences do.
         along = (1, 0, 1, 1, None, None, 0, 0, None, 0)
         joined = [_repeated(t, axis, count) for t, axis in zip(one, along, strict=False)] + [one[-1]]
@@ -241,9 +241,9 @@ class Jobs:
         from ffattr.ops.triton import configs
 
         self._layers.clear()
-        case = Case.random(self.sizes[job["shape"]], job["tokens"], device=self.device)
-        found = tune.tune(case, getattr(torch, job["dtype"]), job["seconds"])
-        return {"kernels": [asdict(tuned) for tuned in found], "stored": configs.save().read_text()}
+        case = Case.draw_random(self.sizes[job["shape"]], job["tokens"], device=self.device)
+        found = tune.tune_kernels(case, getattr(torch, job["dtype"]), job["seconds"])
+        return {"kernels": [asdict(tuned) for tuned in found], "stored": configs.save_configs().read_text()}
 
 
 def _repeated(t: Tensor | None, axis: int | None, count: int) -> Tensor | None:
@@ -266,9 +266,9 @@ def _close(name: str, found: Tensor, expected: Tensor, tolerance: float) -> floa
 
 def once(shape: str, tokens: int) -> None:
     """For a profiler: the second launch is warm."""
-    case = Case.random(SHAPES[shape], tokens, device="cuda")
+    case = Case.draw_random(SHAPES[shape], tokens, device="cuda")
     for _ in range(2):
-        maps(case, "triton", "direct", case.wide_scopes, None, BF16)
+        compute_maps(case, "triton", "direct", case.wide_scopes, None, BF16)
     torch.cuda.synchronize()
 
 

@@ -109,11 +109,11 @@ def cases(capability: int, usual: bool = False) -> Iterator[Case]:
     for dtype, h, streams, width, n in itertools.product(dtypes, heads, STREAMS, widths, queries):
         shape = Shape(h, streams, width, n, dtype, divmod(capability, 10))
         kernels = ("direct",) if usual and capability != 90 else ("direct", "own")
-        found = [Case(kernel, shape, configs.direct(shape)) for kernel in kernels]
+        found = [Case(kernel, shape, configs.choose_direct(shape)) for kernel in kernels]
         if dtype != torch.float8_e4m3fn:
             found += [
-                Case("build", shape, configs.build(shape)),
-                Case("apply", shape, configs.apply(shape, HEAD_DIM)),
+                Case("build", shape, configs.choose_build(shape)),
+                Case("apply", shape, configs.choose_apply(shape, HEAD_DIM)),
             ]
         elif capability < 90:
             continue

@@ -88,7 +88,7 @@ def variant(name: str) -> Variant:
     scopes = ["all", *(scope for scope in layers.scopes if scope.endswith("_experts"))]
     options: dict[str, Any] = {"scopes": scopes, "dtype": torch.float64}
     expected = ffattr.attribute(model, given, backend="reference", **options)
-    backend = backends.select("auto", torch.device("cpu"), torch.float64, 1).name
+    backend = backends.select_backend("auto", torch.device("cpu"), torch.float64, 1).name
     maps = ffattr.attribute(model, given, backend=backend, **options).maps
     difference = max(
         float((maps[scope] - tile).abs().max() / tile.abs().max().clamp_min(torch.finfo(tile.dtype).tiny))

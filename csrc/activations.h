@@ -1,6 +1,6 @@
 // Feed-forward activations and their path integrals (Integrated Gradients), for CPU and CUDA; no torch header.
-// The formulas are those of ffattr/decomposition/closed_forms.py and ffattr/decomposition/activations.py, where they are derived. Relative error in
-// float: below 3e-7, left tails of GELU z^2 times that.
+// The formulas are those of ffattr/decomposition/closed_forms.py and ffattr/decomposition/activations.py, where they
+// are derived. Relative error in float: below 3e-7, left tails of GELU z^2 times that.
 #pragma once
 
 #include "gates.h"
@@ -213,7 +213,8 @@ struct Sigmoid {
   }
 };
 
-// Calls visitor(Activation{}) for the activation of this name (a key of ffattr.decomposition.integrated_gradients.ACTIVATIONS); false if there is none.
+// Calls visitor(Activation{}) for the activation of this name (a key of
+// ffattr.decomposition.integrated_gradients.ACTIVATIONS); false if there is none.
 constexpr const char* kActivationNames = "gelu, gelu_tanh, quick_gelu, silu, relu, relu2, tanh, sigmoid";
 
 template <class Name, class Visitor>

@@ -1,5 +1,5 @@
-// The Python module ffattr._C: loading it registers the kernels of this binary with the operators that ffattr/ops/contract.py
-// declares; all it says by itself is what it was built with and what it runs as here.
+// The Python module ffattr._C: loading it registers the kernels of this binary with the operators that
+// ffattr/ops/contract.py declares; all it says by itself is what it was built with and what it runs as here.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

@@ -1,4 +1,5 @@
-// Points and weights of the Integrated-Gradients rules on [0, 1], for every device; as ffattr.decomposition.integrated_gradients.nodes.
+// Points and weights of the Integrated-Gradients rules on [0, 1], for every device; as
+// ffattr.decomposition.integrated_gradients.nodes.
 #pragma once
 
 #include <cmath>

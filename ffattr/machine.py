@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Replacement", "cache_file", "processor", "replacing", "write_cache"]
+__all__ = ["Replacement", "cache_file", "name_processor", "replacing", "write_cache"]
 
 
-def processor(device: torch.device) -> str:
+def name_processor(device: torch.device) -> str:
     """Names the GPU, or the CPU and how many cores it shows."""
     if device.type == "cuda":
         import torch

@@ -1,4 +1,5 @@
-// ig_slope (contract: ffattr/ops/contract.py): Integrated Gradients as one factor for each token and neuron, in registers.
+// ig_slope (contract: ffattr/ops/contract.py): Integrated Gradients as one factor for each token and neuron, in
+// registers.
 //
 // Loops over neurons have constant length and no branches, so that the compiler turns them into vector code (it needs
 // -O3 and, to make masks of selections, -fno-trapping-math).

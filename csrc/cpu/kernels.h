@@ -37,7 +37,8 @@ struct Pair {
   int32_t query, key;
 };
 
-// alpha, position and the arguments named _TAIL in ffattr/ops/contract.py; what both wide maps share. All sequences together.
+// alpha, position and the arguments named _TAIL in ffattr/ops/contract.py; what both wide maps share. All sequences
+// together.
 template <class T>
 struct WideMap {
   int64_t heads, queries, columns, keys, width;

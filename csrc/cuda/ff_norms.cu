@@ -1,4 +1,5 @@
-// ff_norms (contract: ffattr/ops/contract.py) on GPUs: its checks, what float8 needs beforehand, and the choice of the kernel.
+// ff_norms (contract: ffattr/ops/contract.py) on GPUs: its checks, what float8 needs beforehand, and the choice of the
+// kernel.
 #include "ff_norms.h"
 
 #include "../wide_arguments.h"

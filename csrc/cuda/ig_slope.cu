@@ -1,5 +1,5 @@
-// ig_slope (contract: ffattr/ops/contract.py) on GPUs: each pre-activation is read once, each factor written once, and whatever
-// a rule evaluates between the two stays in registers, in float.
+// ig_slope (contract: ffattr/ops/contract.py) on GPUs: each pre-activation is read once, each factor written once, and
+// whatever a rule evaluates between the two stays in registers, in float.
 //
 // A kernel for each activation, dense and gated. What else differs is the same for a whole launch, so that branching on
 // it costs an instruction or two for eight neurons: the dtype, the rule, and where a path starts.

@@ -1,8 +1,7 @@
-"""What every benchmark shares: a random layer of a known shape, its maps by any backend, and how to time them honestly.
+"""Random layers of known shapes, each with one random input: what every backend is timed and checked on.
 
-Nothing is timed that was not compared with the float64 definition first. Speeds are given as shares of what this
-machine's own matrix product reaches, counting ``2 T^2 F d`` operations for a layer of ``T`` tokens (half of them for a
-causal one) and nothing else: what any exact method that goes pair by pair has to multiply.
+A case counts ``2 T^2 F d`` operations for ``T`` tokens (half of them for a causal layer) and nothing else: what any
+exact method that goes pair by pair has to multiply.
 """
 
 from __future__ import annotations
@@ -23,8 +22,10 @@ __all__ = ["SHAPES", "Case", "Size"]
 
 @dataclass(frozen=True)
 class Size:
-    """All of a layer that its speed depends on. ``pre``: norms before attention and the feed-forward block, not after;
-    ``rms``: RMSNorm and no biases, as in Llama."""
+    """Holds all of a layer that its speed depends on.
+
+    ``pre``: norms before attention and the feed-forward block, not after; ``rms``: RMSNorm and no biases, as in Llama.
+    """
 
     width: int
     heads: int
@@ -53,7 +54,7 @@ class Case:
     attention: QueryKey
 
     @classmethod
-    def random(
+    def draw_random(
         cls,
         size: Size,
         tokens: int,
@@ -61,51 +62,53 @@ class Case:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> Case:
-        """The same numbers for every dtype; another device draws other ones."""
+        """Draws the same numbers for every dtype; another device draws other ones."""
         generator = torch.Generator(device).manual_seed(seed)
         width, heads, biased = size.width, size.heads, not size.rms
 
-        def random(*shape: int, scale: float = 1.0) -> Tensor:
+        def draw_normal(*shape: int, scale: float = 1.0) -> Tensor:
             return torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
 
-        def linear(inputs: int, outputs: int) -> Linear:
-            return Linear(random(inputs, outputs, scale=inputs**-0.5), random(outputs, scale=0.1) if biased else None)
+        def draw_linear(inputs: int, outputs: int) -> Linear:
+            return Linear(
+                draw_normal(inputs, outputs, scale=inputs**-0.5), draw_normal(outputs, scale=0.1) if biased else None
+            )
 
-        def norm() -> Norm:
-            shift = random(width, scale=0.1) if biased else None
+        def draw_norm() -> Norm:
+            shift = draw_normal(width, scale=0.1) if biased else None
             eps = 1e-6 if size.pre else 1e-12
-            return Norm("rms" if size.rms else "layer", 1 + random(width, scale=0.1), shift, eps)
+            return Norm("rms" if size.rms else "layer", 1 + draw_normal(width, scale=0.1), shift, eps)
 
         around: dict[str, Any] = {
-            name: norm()
+            name: draw_norm()
             for name in (("norm_before_attn", "norm_before_ff") if size.pre else ("norm_after_attn", "norm_after_ff"))
         }
         weights = LayerWeights(
             heads=heads,
             kv_heads=heads,
-            value=linear(width, width),
-            out=linear(width, width),
+            value=draw_linear(width, width),
+            out=draw_linear(width, width),
             branches=(
                 Branch(
-                    up=linear(width, size.ff_width),
-                    gate=linear(width, size.ff_width) if size.gated else None,
-                    down=linear(size.ff_width, width),
+                    up=draw_linear(width, size.ff_width),
+                    gate=draw_linear(width, size.ff_width) if size.gated else None,
+                    down=draw_linear(size.ff_width, width),
                     activation=ACTIVATIONS[size.activation],
                 ),
             ),
             **around,
         )
         head_dim = width // heads
-        query, key = random(heads, tokens, head_dim), random(heads, tokens, head_dim)
-        return cls(weights, random(tokens, width), QueryKey(query, key, head_dim**-0.5, causal=size.causal))
+        query, key = draw_normal(heads, tokens, head_dim), draw_normal(heads, tokens, head_dim)
+        return cls(weights, draw_normal(tokens, width), QueryKey(query, key, head_dim**-0.5, causal=size.causal))
 
-    def cast(self, dtype: torch.dtype) -> Case:
-        def convert(part: Linear | Norm) -> Linear | Norm:
+    def cast_to(self, dtype: torch.dtype) -> Case:
+        def convert_part(part: Linear | Norm) -> Linear | Norm:
             weight, bias = (None if t is None else t.to(dtype) for t in (part.weight, part.bias))
             found: Linear | Norm = replace(part, weight=weight, bias=bias)  # type: ignore[arg-type]
             return found
 
-        weights = self.weights.map_parameters(convert)
+        weights = self.weights.map_parameters(convert_part)
         attention = replace(self.attention, query=self.attention.query.to(dtype), key=self.attention.key.to(dtype))
         return Case(weights, self.x.to(dtype), attention)
 
@@ -115,16 +118,16 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """What shares of the matrix rate count: ``2 T^2 F d``, half of it for a causal layer."""
+        """The operations that are counted: ``2 T^2 F d``, half of them for a causal layer."""
         pairs = len(self.x) ** 2 / (2 if self.attention.causal else 1)
         return 2.0 * pairs * self.weights.branches[0].width * self.weights.width
 
     @property
     def wide_scopes(self) -> tuple[str, ...]:
-        """From the feed-forward block on."""
+        """The scopes from the feed-forward block on."""
         return tuple(map(str, self.weights.pairwise_scopes))
 
     @property
     def narrow_scopes(self) -> tuple[str, ...]:
-        """Those of attention, heads summed."""
+        """The scopes of attention, heads summed."""
         return tuple(name for name in self.weights.scopes if name not in self.wide_scopes and name != "attn_heads")

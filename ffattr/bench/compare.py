@@ -1,8 +1,6 @@
-"""What every benchmark shares: a random layer of a known shape, its maps by any backend, and how to time them honestly.
+"""The comparison that ``ffattr bench`` prints: the time and error of each backend on one case, or why it has none.
 
-Nothing is timed that was not compared with the float64 definition first. Speeds are given as shares of what this
-machine's own matrix product reaches, counting ``2 T^2 F d`` operations for a layer of ``T`` tokens (half of them for a
-causal one) and nothing else: what any exact method that goes pair by pair has to multiply.
+Nothing is timed whose maps were not compared with the float64 definition first.
 """
 
 from __future__ import annotations
@@ -15,11 +13,11 @@ import torch
 from ..errors import OutOfMemory
 from ..ops import backends
 from .cases import Case
-from .run import prepared
-from .timing import timed
+from .run import prepare_run
+from .timing import time_median
 from .truth import TOLERANCE, Truth, WrongResult
 
-__all__ = ["Row", "compare"]
+__all__ = ["Row", "compare_backends"]
 
 
 @dataclass(frozen=True)
@@ -33,22 +31,22 @@ class Row:
     reason: str = ""
 
 
-def compare(case: Case, wide_dtype: torch.dtype, backend: str, rounds: int) -> Iterator[Row]:
-    """A row for each backend, or for the one asked for (``"auto"``: all). Raises `BackendUnavailable` for that one."""
+def compare_backends(case: Case, wide_dtype: torch.dtype, backend: str, rounds: int) -> Iterator[Row]:
+    """Yields a row for each backend, or for the one asked for (``"auto"``: all). Raises `BackendUnavailable` for it."""
     heads = case.weights.heads
     if backend != "auto":
-        backends.select(backend, case.device, wide_dtype, heads)
-    truth = Truth.of(case, case.wide_scopes)
+        backends.select_backend(backend, case.device, wide_dtype, heads)
+    truth = Truth.from_case(case, case.wide_scopes)
     for name in backends.BACKENDS if backend == "auto" else (backend,):
         reason = backends.BACKENDS[name].why_not(case.device, wide_dtype, heads)
-        if reason is None and backend == "auto" and backends.BACKENDS[name].emulated(case.device):
+        if reason is None and backend == "auto" and backends.BACKENDS[name].is_emulated(case.device):
             reason = f"{name} kernels without a GPU show no speed: they run only where backend {name!r} is asked for"
         if reason is not None:
             yield Row(name, reason=reason)
             continue
         try:
-            run, plan = prepared(case, name, "auto", case.wide_scopes, None, wide_dtype)
-            error = truth.verify(name, run(), TOLERANCE[wide_dtype])
-            yield Row(name, plan.method, timed(run, case.device, rounds, limit=10.0), error)
+            run, plan = prepare_run(case, name, "auto", case.wide_scopes, None, wide_dtype)
+            error = truth.verify_maps(name, run(), TOLERANCE[wide_dtype])
+            yield Row(name, plan.method, time_median(run, case.device, rounds, limit=10.0), error)
         except (WrongResult, OutOfMemory) as failure:
             yield Row(name, reason=str(failure))

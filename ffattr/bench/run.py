@@ -1,9 +1,4 @@
-"""What every benchmark shares: a random layer of a known shape, its maps by any backend, and how to time them honestly.
-
-Nothing is timed that was not compared with the float64 definition first. Speeds are given as shares of what this
-machine's own matrix product reaches, counting ``2 T^2 F d`` operations for a layer of ``T`` tokens (half of them for a
-causal one) and nothing else: what any exact method that goes pair by pair has to multiply.
-"""
+"""The maps of a case as the engine computes them by a backend, and the arguments of its first feed-forward operator."""
 
 from __future__ import annotations
 
@@ -25,13 +20,13 @@ from ..ops import backends, torch_kernels
 from ..ops.backends import Backend
 from .cases import Case
 
-__all__ = ["Run", "dense", "maps", "materialise", "operands", "prepared"]
+__all__ = ["Run", "compute_maps", "materialise_maps", "prepare_run", "record_operands", "run_dense"]
 
 
 Run = Callable[[], dict[str, Tensor]]
 
 
-def prepared(
+def prepare_run(
     case: Case,
     backend: str | Backend,
     method: str,
@@ -39,7 +34,7 @@ def prepared(
     rows: Tensor | None = None,
     wide_dtype: torch.dtype | None = None,
 ) -> tuple[Run, LayerPlan]:
-    """What computes the maps as `ffattr.attribute` does, one layer and sequence, and the plan it follows.
+    """Returns what computes the maps as `ffattr.attribute` does, one layer and sequence, and the plan it follows.
 
     ``rows`` ``[N]``: query tokens, None for all; ``wide_dtype``: of the wide products, None for that of ``case``.
     """
@@ -52,29 +47,29 @@ def prepared(
     options = EngineOptions(chosen, method, wide_dtype or case.x.dtype, case.device)
     plan = plan_layer(0, shape, ff_scopes, options)
 
-    def run() -> dict[str, Tensor]:
+    def compute_once() -> dict[str, Tensor]:
         task = LayerTask(case.weights, picked, Rule(), "token", chosen, plan.dtype)
-        found, _ = dense(task, OneSequence(case.x, case.attention, queries), plan)
+        found, _ = run_dense(task, OneSequence(case.x, case.attention, queries), plan)
         return found
 
-    return run, plan
+    return compute_once, plan
 
 
-def dense(task: LayerTask, sequence: OneSequence, plan: LayerPlan) -> tuple[dict[str, Tensor], LayerResult]:
-    """The maps ``{scope: [..., N, C]}`` of one sequence at a layer, and what else the engine says."""
+def run_dense(task: LayerTask, sequence: OneSequence, plan: LayerPlan) -> tuple[dict[str, Tensor], LayerResult]:
+    """Returns the maps ``{scope: [..., N, C]}`` of one sequence at a layer, and what else the engine says."""
     found: dict[str, Tensor] = {}
 
-    def take(number: int, queries: Tensor, tiles: dict[Scope, Tensor]) -> None:
+    def take_rows(number: int, queries: Tensor, tiles: dict[Scope, Tensor]) -> None:
         for scope, tile in tiles.items():
             name = str(scope)
             if name not in found:
                 found[name] = tile.new_zeros(*tile.shape[:-2], len(sequence.query_tokens), tile.shape[-1])
             found[name][..., queries, :] = tile
 
-    return found, run_layer(task, Pack((sequence,)), plan, take)
+    return found, run_layer(task, Pack((sequence,)), plan, take_rows)
 
 
-def maps(
+def compute_maps(
     case: Case,
     backend: str | Backend,
     method: str,
@@ -82,13 +77,13 @@ def maps(
     rows: Tensor | None = None,
     wide_dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """``{scope: [N, T]}``, see `prepared`."""
-    run, _ = prepared(case, backend, method, scopes, rows, wide_dtype)
+    """Returns maps ``{scope: [N, T]}``; the arguments are those of `prepare_run`."""
+    run, _ = prepare_run(case, backend, method, scopes, rows, wide_dtype)
     return run()
 
 
-def materialise(case: Case, scopes: Collection[str]) -> dict[str, Tensor]:
-    """What every earlier tool does: all vectors of all pairs in memory, then their norms."""
+def materialise_maps(case: Case, scopes: Collection[str]) -> dict[str, Tensor]:
+    """Does what every earlier tool does: all vectors of all pairs in memory, then their norms ``{scope: [T, T]}``."""
     rows = torch.arange(len(case.x), device=case.device)
     found: dict[str, Tensor] = {}
     for scope, stream in reference.decompose(case.weights, case.x, case.attention, rows, Rule()):
@@ -117,12 +112,12 @@ class _Recorder:
     operator_norms = ff_norms
 
 
-def operands(case: Case, method: str, wide_dtype: torch.dtype) -> tuple[Any, ...]:
+def record_operands(case: Case, method: str, wide_dtype: torch.dtype) -> tuple[Any, ...]:
     """The arguments of the layer's first call of ``ff_norms`` (method "direct") or ``operator_norms``, of which
     ``sequences``, the last, is left out."""
     recording = replace(backends.BACKENDS["torch"], load=_Recorder)
     try:
-        maps(case, recording, method, case.wide_scopes, None, wide_dtype)
+        compute_maps(case, recording, method, case.wide_scopes, None, wide_dtype)
     except _Reached as reached:
         return reached.arguments[:-1]
     raise AssertionError("a layer without a wide operator")

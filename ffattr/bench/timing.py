@@ -1,4 +1,4 @@
-"""Seconds of anything on a CPU or GPU, and what the machine itself reaches: its matrix product, its memory."""
+"""Seconds of anything on a CPU or GPU, and the rates that the machine reaches in its matrix product and its memory."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 
 from ..decomposition.precision import operand_dtype
 
-__all__ = ["copy_bandwidth", "matrix_rate", "product", "seconds_of", "timed"]
+__all__ = ["copy_bandwidth", "make_product", "matrix_rate", "seconds_of", "time_median"]
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
-    """Seconds for one ``run``, on average of ``repeats`` in a row: a GPU's own time, or the clock's on a CPU."""
+    """Returns the seconds of one ``run``, on average of ``repeats`` in a row: a GPU's own time, or the clock's on a
+    CPU."""
     if device.type != "cuda":
         start = time.perf_counter()
         for _ in range(repeats):
@@ -32,8 +33,8 @@ def seconds_of(run: Callable[[], object], device: torch.device, repeats: int = 1
         return float(begin.elapsed_time(end)) / 1e3 / repeats
 
 
-def timed(run: Callable[[], object], device: torch.device, rounds: int, limit: float = math.inf) -> float:
-    """Median seconds of ``rounds``; no more than begin within ``limit`` seconds, but one at least.
+def time_median(run: Callable[[], object], device: torch.device, rounds: int, limit: float = math.inf) -> float:
+    """Returns the median seconds of ``rounds``; no more begin than within ``limit`` seconds, but one at least.
 
     Call ``run`` once before: its first time counts too. On a GPU a round repeats what takes less than 10 ms.
     """
@@ -47,27 +48,28 @@ def timed(run: Callable[[], object], device: torch.device, rounds: int, limit: f
     return statistics.median(times)
 
 
-def product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
-    """A product in ``dtype`` by this machine's own library, and its operations."""
+def make_product(device: torch.device, dtype: torch.dtype) -> tuple[Callable[[], object], float]:
+    """Returns a product in ``dtype`` by this machine's own library, and its number of operations."""
     m, k, n = (8192, 8192, 8192) if device.type == "cuda" else (4096, 3072, 768)
     a, b = (torch.randn(*shape, device=device).to(dtype) for shape in ((m, k), (k, n)))
     return lambda: a @ b, 2.0 * m * k * n
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 7) -> tuple[torch.dtype, float]:
-    """What wide products in ``dtype`` are compared with: the dtype of a `product`, and its operations per second.
+    """Returns what wide products in ``dtype`` are compared with: a product's dtype, and its operations per second.
 
-    On a GPU that of the wide operands, bfloat16 for float8; on a CPU float32, which libraries are fast in.
+    The dtype is that of the wide operands on a GPU, bfloat16 for float8; on a CPU it is float32, which libraries are
+    fast in.
     """
     kind = operand_dtype(dtype) if device.type == "cuda" else torch.float32
-    run, flops = product(device, kind)
+    run, flops = make_product(device, kind)
     run()
-    return kind, flops / timed(run, device, rounds)
+    return kind, flops / time_median(run, device, rounds)
 
 
 def copy_bandwidth(device: torch.device, rounds: int = 7, size: int | None = None) -> float:
-    """Bytes per second, read and written, of a copy of ``size`` bytes (None: more than any cache holds)."""
+    """Returns the bytes per second, read and written, of a copy of ``size`` bytes (None: more than any cache holds)."""
     count = size or (1 << 30 if device.type == "cuda" else 1 << 28)
     source = torch.zeros(count, dtype=torch.uint8, device=device)
     target = source.clone()
-    return 2.0 * count / timed(lambda: target.copy_(source), device, rounds)
+    return 2.0 * count / time_median(lambda: target.copy_(source), device, rounds)

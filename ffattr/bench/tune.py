@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ..ops import torch_kernels
 from .cases import Case
-from .run import operands
-from .timing import timed
+from .run import record_operands
+from .timing import time_median
 from .truth import TOLERANCE, WrongResult
 
-__all__ = ["Trial", "Tuned", "near_first", "search", "tune"]
+__all__ = ["Trial", "Tuned", "near_first", "search_configs", "tune_kernels"]
 
 Attempt = Callable[[Any, int], float]
 """``(config, rounds)`` to median seconds; raises where it does not run or is wrong."""
@@ -35,7 +35,7 @@ Progress = Callable[[str, int, int, float], None]
 """Called with kernel, configs tried, configs in all, and the best seconds so far."""
 
 OPERATOR = {"direct": "ff_norms", "build": "operator_norms", "apply": "operator_norms"}
-"""Which operator each kernel is part of."""
+"""Names the operator that each kernel is part of."""
 _FEW, _MORE = 3, 15  # rounds for every config, and for the best
 _BEST = 5  # of them
 
@@ -64,11 +64,13 @@ class Tuned:
         return self.trials[0] if self.trials and self.trials[0].seconds is not None else None
 
 
-def tune(case: Case, dtype: torch.dtype, seconds: float = math.inf, progress: Progress | None = None) -> list[Tuned]:
-    """Find and remember the best configs of every kernel for layers like ``case`` with wide products in ``dtype``.
+def tune_kernels(
+    case: Case, dtype: torch.dtype, seconds: float = math.inf, progress: Progress | None = None
+) -> list[Tuned]:
+    """Finds and remembers the best configs of every kernel for layers like ``case`` with wide products in ``dtype``.
 
-    Kernels share ``seconds``; nothing is stored before `triton.configs.save`. If it fails or is interrupted, what
-    was remembered before holds again.
+    Kernels share ``seconds``; nothing is stored before `triton.configs.save_configs`. If it fails or is interrupted,
+    what was remembered before holds again.
     """
     kernels = ["direct"] if dtype == torch.float8_e4m3fn else list(OPERATOR)  # see plan: float8 has one method
     deadline = time.monotonic() + seconds
@@ -82,18 +84,19 @@ def tune(case: Case, dtype: torch.dtype, seconds: float = math.inf, progress: Pr
             assert problem is not None
             now = time.monotonic()
             share = now + (deadline - now) / (len(kernels) - number)
-            done.append(problem.tuned(kernel, remember, share, progress))
+            done.append(problem.tune_kernel(kernel, remember, share, progress))
     return done
 
 
-def search(
+def search_configs(
     configs: Iterable[Any],
     rule: Any,
     attempt: Attempt,
     deadline: float = math.inf,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> tuple[list[Trial], int]:
-    """Trials of ``rule`` and of ``configs`` in their order, best first, and how many were left at ``deadline``.
+    """Tries ``rule`` and ``configs`` in their order; returns trials, best first, and how many were left at
+    ``deadline``.
 
     Every config runs a few rounds, the best few then more; `time.monotonic` is the clock. What cannot run is skipped.
     """
@@ -102,16 +105,16 @@ def search(
     for number, config in enumerate(waiting):
         if number and time.monotonic() > deadline:
             break
-        trials.append(_trial(config, attempt, _FEW, config == rule))
+        trials.append(_run_trial(config, attempt, _FEW, config == rule))
         if progress is not None:
-            progress(number + 1, len(waiting), min(map(_seconds, trials)))
-    ranked = sorted((t for t in trials if t.seconds is not None), key=_seconds)
-    again = sorted((_trial(t.config, attempt, _MORE, t.rule) for t in ranked[:_BEST]), key=_seconds)
+            progress(number + 1, len(waiting), min(map(_read_seconds, trials)))
+    ranked = sorted((t for t in trials if t.seconds is not None), key=_read_seconds)
+    again = sorted((_run_trial(t.config, attempt, _MORE, t.rule) for t in ranked[:_BEST]), key=_read_seconds)
     found = [*again, *ranked[_BEST:], *(t for t in trials if t.seconds is None)]
     return sorted(found, key=lambda t: t.seconds is None), len(waiting) - len(trials)
 
 
-def _trial(config: Any, attempt: Attempt, rounds: int, rule: bool) -> Trial:
+def _run_trial(config: Any, attempt: Attempt, rounds: int, rule: bool) -> Trial:
     try:
         return Trial(config, attempt(config, rounds), rule=rule)
     except Exception as error:  # a compiler's errors are of many types
@@ -120,7 +123,7 @@ def _trial(config: Any, attempt: Attempt, rounds: int, rule: bool) -> Trial:
         return Trial(config, None, f"{type(error).__name__}: {' '.join(str(error).split())}"[:200], rule)
 
 
-def _seconds(trial: Trial) -> float:
+def _read_seconds(trial: Trial) -> float:
     return math.inf if trial.seconds is None else trial.seconds
 
 
@@ -132,74 +135,76 @@ class _Problem:
         from ..ops.triton import configs
 
         self.configs, self.run, self.dtype = configs, getattr(triton, operator), dtype
-        self.arguments = operands(case, "direct" if operator == "ff_norms" else "operator", dtype)
+        self.arguments = record_operands(case, "direct" if operator == "ff_norms" else "operator", dtype)
         self.expected: Tensor = getattr(torch_kernels, operator)(*self.arguments)
         self.head_dim = case.weights.head_dim
         alpha, down_at = self.arguments[0], 4 if operator == "ff_norms" else 6
-        self.shape = configs.Shape.of(alpha, self.arguments[down_at], len(self.arguments[down_at - 1]))
+        self.shape = configs.Shape.from_operands(alpha, self.arguments[down_at], len(self.arguments[down_at - 1]))
 
-    def tuned(self, kernel: str, remember: Remember, deadline: float, progress: Progress | None) -> Tuned:
-        before = self._chosen(kernel)
+    def tune_kernel(self, kernel: str, remember: Remember, deadline: float, progress: Progress | None) -> Tuned:
+        before = self._choose_config(kernel)
         remember(self.shape, kernel, None, before)
-        rule = self._chosen(kernel)
+        rule = self._choose_config(kernel)
         before = None if before == rule else before
 
-        def attempt(config: Any, rounds: int) -> float:
+        def time_config(config: Any, rounds: int) -> float:
             remember(self.shape, kernel, config, before)
-            return self._seconds(rounds)
+            return self._time_operator(rounds)
 
-        def report(tried: int, count: int, best: float) -> None:
+        def report_progress(tried: int, count: int, best: float) -> None:
             if progress is not None:
                 progress(kernel, tried, count, best)
 
         # A step of `apply` stays within one head, and is cut to it or to the least that there is.
         depth = max(16, self.head_dim) if kernel == "apply" else math.inf
-        candidates = [config for config in self.configs.candidates(self.shape) if config.neurons < 2 * depth]
-        trials, left = search(near_first(candidates, rule), rule, attempt, deadline, report)
-        found = Tuned(kernel, self.shape.key(kernel), trials, left)
+        candidates = [config for config in self.configs.list_candidates(self.shape) if config.neurons < 2 * depth]
+        trials, left = search_configs(near_first(candidates, rule), rule, time_config, deadline, report_progress)
+        found = Tuned(kernel, self.shape.make_key(kernel), trials, left)
         remember(self.shape, kernel, None if found.best is None else found.best.config, before)
         return found
 
-    def _chosen(self, kernel: str) -> Any:
+    def _choose_config(self, kernel: str) -> Any:
         if kernel == "apply":
-            return self.configs.apply(self.shape, self.head_dim)
-        return getattr(self.configs, kernel)(self.shape)
+            return self.configs.choose_apply(self.shape, self.head_dim)
+        choose = self.configs.choose_direct if kernel == "direct" else self.configs.choose_build
+        return choose(self.shape)
 
-    def _seconds(self, rounds: int) -> float:
+    def _time_operator(self, rounds: int) -> float:
         found = self.run(*self.arguments)  # compiles
         largest = self.expected.flatten(1).amax(1)
         error = float(((found - self.expected).abs().flatten(1).amax(1) / largest).max())  # a NaN stays one
         if not error < TOLERANCE[self.dtype]:
             raise WrongResult(f"off plain PyTorch by {error:.1e}")
-        return timed(lambda: self.run(*self.arguments), self.expected.device, rounds, limit=5.0)
+        return time_median(lambda: self.run(*self.arguments), self.expected.device, rounds, limit=5.0)
 
 
 @contextmanager
 def _undone_on_failure() -> Iterator[Remember]:
-    """`configs.remember` with what was chosen ``before``, which is remembered again if the block fails."""
+    """Yields `configs.remember_config` with what was chosen ``before``, which is remembered again if the block
+    fails."""
     from ..ops.triton import configs
 
     undo: dict[tuple[Any, str], Any] = {}
 
-    def remember(shape: Any, kernel: str, config: Any, before: Any) -> None:
+    def remember_config(shape: Any, kernel: str, config: Any, before: Any) -> None:
         undo[shape, kernel] = before
-        configs.remember(shape, kernel, config)
+        configs.remember_config(shape, kernel, config)
 
     try:
-        yield remember
+        yield remember_config
     except BaseException:
         for (shape, kernel), before in undo.items():
-            configs.remember(shape, kernel, before)
+            configs.remember_config(shape, kernel, before)
         raise
 
 
 def near_first(candidates: Iterable[Any], rule: Any) -> list[Any]:
-    """By distance from the rule's own config: each halving or doubling of a size is a step."""
+    """Sorts by distance from the rule's own config: each halving or doubling of a size is a step."""
 
-    def distance(config: Any) -> float:
+    def count_steps(config: Any) -> float:
         steps = abs(config.stages - rule.stages) + 2.0 * (config.tma != rule.tma)
         for size in ("queries", "columns", "neurons", "warps"):
             steps += abs(math.log2(getattr(config, size) / getattr(rule, size)))
         return float(steps)
 
-    return sorted(candidates, key=distance)
+    return sorted(candidates, key=count_steps)

@@ -1,4 +1,4 @@
-"""What ``ffattr analyze`` computes, writes and prints."""
+"""The work of ``ffattr analyze``: it computes studies, writes them and prints the names of the files."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from ..analysis import Categories, pair_categories
 from ..models import pretrained
 from ..results import load
 from . import arguments
-from .progress import bar
+from .progress import show_progress
 
-__all__ = ["of_corpus", "of_files"]
+__all__ = ["analyze_corpus", "analyze_files"]
 
 
-def of_files(files: Sequence[str], folder: Path, top: int, spacy: str | None, formats: Sequence[str]) -> None:
-    """Of maps that were saved, each file a model of its own."""
+def analyze_files(files: Sequence[str], folder: Path, top: int, spacy: str | None, formats: Sequence[str]) -> None:
+    """Analyzes maps that were saved, each file a model of its own."""
     study.check(folder, formats)
     for file in files:
         if not Path(file).is_file():
             raise FileNotFoundError(
                 f"no file {file!r}, expected maps that `ffattr map -o` saved (for a model: --corpus)"
             )
-    categories = _categories(spacy)
-    names = _names(files)
+    categories = _load_categories(spacy)
+    names = _name_files(files)
     made = [
         study.of_maps(name, load(file), k=top, categories=categories) for name, file in zip(names, files, strict=True)
     ]
-    _write(made, folder, formats)
+    _write_studies(made, folder, formats)
 
 
-def of_corpus(
+def analyze_corpus(
     models: Sequence[str],
     corpus: Path,
     folder: Path,
@@ -44,24 +44,24 @@ def of_corpus(
     formats: Sequence[str],
     detailed: int,
 ) -> None:
-    """Of a model that reads the lines of ``corpus``."""
+    """Analyzes a model that reads the lines of ``corpus``."""
     if len(models) != 1:
         raise ValueError(f"--corpus goes with one model, got {len(models)}: {', '.join(models)}")
     study.check(folder, formats)
     # Not by splitlines, which takes a form feed or U+2028 within a text for the end of a line.
-    texts = [line.strip() for line in arguments.text(None, corpus).split("\n") if line.strip()]
-    categories = _categories(spacy)
+    texts = [line.strip() for line in arguments.read_text(None, corpus).split("\n") if line.strip()]
+    categories = _load_categories(spacy)
     model, tokenizer = pretrained.load(models[0])
     count = sum(len(ids) for ids in tokenizer(texts)["input_ids"])
     name = Path(models[0]).name or models[0]
-    with bar(count, Console(stderr=True)) as progress:
+    with show_progress(count, Console(stderr=True)) as progress:
         made = study.of_model(
             name, model, texts, tokenizer, k=top, categories=categories, detailed=detailed, progress=progress
         )
-    _write([made], folder, formats)
+    _write_studies([made], folder, formats)
 
 
-def _write(made: Sequence[study.Study], folder: Path, formats: Sequence[str]) -> None:
+def _write_studies(made: Sequence[study.Study], folder: Path, formats: Sequence[str]) -> None:
     console = Console()
     for path in study.write(made, folder, formats):
         console.print(str(path), markup=False, highlight=False, soft_wrap=True)
@@ -71,15 +71,15 @@ def _write(made: Sequence[study.Study], folder: Path, formats: Sequence[str]) ->
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _names(files: Sequence[str]) -> list[str]:
-    """What to call files: as short as tells them apart."""
+def _name_files(files: Sequence[str]) -> list[str]:
+    """Names files as briefly as tells them apart."""
     stems = [Path(file).stem for file in files]
     if len(set(stems)) == len(stems):
         return stems
     return [str(Path(file).with_suffix("")).replace(os.sep, "-") for file in files]
 
 
-def _categories(spacy: str | None) -> Categories:
+def _load_categories(spacy: str | None) -> Categories:
     if spacy is None:
         return Categories()
     try:

@@ -79,19 +79,19 @@ def map_command(
 ) -> None:
     """Map how the tokens of TEXT reach each other in every layer of MODEL."""
     with _one_line_errors(debug):
-        content = arguments.text(text, file)
+        content = arguments.read_text(text, file)
         for target in (output, png, html):
             if target is not None and not target.absolute().parent.is_dir():
                 raise FileNotFoundError(f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}")
         scopes = scope or ["layer" if html is None else "all"]
-        keep = arguments.keep(top, pool)
+        keep = arguments.parse_keep(top, pool)
         options: dict[str, Any] = {
             "scopes": scopes[0] if len(scopes) == 1 else scopes,
-            "layers": arguments.layers(layers),
-            "ig": arguments.ig(ig),
+            "layers": arguments.parse_layers(layers),
+            "ig": arguments.parse_ig(ig),
             "value_bias": value_bias,
             "baseline": baseline,
-            "dtype": arguments.dtype(dtype),
+            "dtype": arguments.parse_dtype(dtype),
             "backend": backend,
             "method": method,
             "groups": "words" if words else None,
@@ -102,11 +102,11 @@ def map_command(
         if plan:
             map_command.print_plan(model, content, options)
         else:
-            map_command.show(model, content, {**options, "keep": keep}, output, png, html)
+            map_command.write_maps(model, content, {**options, "keep": keep}, output, png, html)
 
 
-@app.command()
-def analyze(
+@app.command("analyze")
+def analyze_command(
     files: Annotated[
         list[str], typer.Argument(help="Files of maps (ffattr map -o, attr.save); with --corpus, one model.")
     ],
@@ -135,13 +135,13 @@ def analyze(
         if corpus is None and detailed is not None:
             raise ValueError("--detailed goes with --corpus: files of maps hold no vectors")
         if corpus is None:
-            analyze.of_files(files, output, top, spacy, formats)
+            analyze.analyze_files(files, output, top, spacy, formats)
         else:
-            analyze.of_corpus(files, corpus, output, top, spacy, formats, 8 if detailed is None else detailed)
+            analyze.analyze_corpus(files, corpus, output, top, spacy, formats, 8 if detailed is None else detailed)
 
 
-@app.command()
-def check(
+@app.command("check")
+def check_command(
     model: Annotated[str, typer.Argument(help="Local folder, .gguf file or hub name of the model.")],
     text: Annotated[str | None, typer.Argument(help="What a model of text is to read (default: a sentence).")] = None,
     dtype: Annotated[
@@ -156,21 +156,21 @@ def check(
     with _one_line_errors(debug):
         from . import check
 
-        if not check.check(model, text, arguments.dtype(dtype), debug):
+        if not check.check_model(model, text, arguments.parse_dtype(dtype), debug):
             raise typer.Exit(1)
 
 
-@app.command()
-def models(debug: Debug = False) -> None:
+@app.command("models")
+def models_command(debug: Debug = False) -> None:
     """The model families that are known, and how closely each was reproduced."""
     with _one_line_errors(debug):
         from . import check
 
-        check.models()
+        check.print_models()
 
 
-@app.command()
-def info(debug: Debug = False) -> None:
+@app.command("info")
+def info_command(debug: Debug = False) -> None:
     """Versions, what was built and why, and which backends can run here."""
     console = Console()
     with _one_line_errors(debug):
@@ -191,13 +191,13 @@ def info(debug: Debug = False) -> None:
             build.add_row(escape(str(key)), escape(str(value)))
         console.print(build)
         table = Table("backend", "can run here", "because", title="backends", title_justify="left")
-        for name, available, reason in backends.report():
+        for name, available, reason in backends.report_backends():
             table.add_row(escape(name), "[green]yes" if available else "[yellow]no", escape(reason))
         console.print(table)
 
 
-@app.command()
-def bench(
+@app.command("bench")
+def bench_command(
     shape: Annotated[str, typer.Option(help="minilm, bert-base, gpt2 or llama-7b.", metavar="NAME")] = "bert-base",
     tokens: Annotated[int | None, typer.Option(help="Tokens (default: 512, on a CPU 128).", min=1)] = None,
     dtype: Annotated[
@@ -226,13 +226,13 @@ def bench(
             raise ValueError("--minutes goes with --tune")
         if calibrate and tune:
             raise ValueError("--calibrate and --tune are two runs")
-        layer = bench.layer(shape, tokens, arguments.dtype(dtype), device)
+        layer = bench.choose_layer(shape, tokens, arguments.parse_dtype(dtype), device)
         if tune:
-            bench.tune(layer, minutes)
+            bench.tune_layer(layer, minutes)
         elif calibrate:
-            bench.calibrate(layer, backend)
+            bench.calibrate_backend(layer, backend)
         else:
-            bench.compare(layer, backend, rounds)
+            bench.print_comparison(layer, backend, rounds)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the text of an option stands for. torch is imported only where an option needs it."""
+"""The values that the texts of options stand for. torch is imported only where an option needs it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..results.keep import Keep
 
-__all__ = ["dtype", "ig", "keep", "layers", "text"]
+__all__ = ["parse_dtype", "parse_ig", "parse_keep", "parse_layers", "read_text"]
 
 
-def text(given: str | None, file: Path | None) -> str:
-    """What is to be read: ``given`` or the contents of ``file``. Raises ValueError or OSError."""
+def read_text(given: str | None, file: Path | None) -> str:
+    """Returns what is to be read: ``given`` or the contents of ``file``. Raises ValueError or OSError."""
     if (given is None) == (file is None):
         raise ValueError("give either TEXT or --file FILE" + (", not both" if given is not None else ""))
     if file is None:
@@ -29,8 +29,8 @@ def text(given: str | None, file: Path | None) -> str:
     return content
 
 
-def layers(given: str | None) -> list[int] | slice | None:
-    """``"0,3,-1"`` or ``"0:4"``. Raises ValueError for anything else."""
+def parse_layers(given: str | None) -> list[int] | slice | None:
+    """Reads ``"0,3,-1"`` or ``"0:4"``. Raises ValueError for anything else."""
     if given is None:
         return None
     try:
@@ -42,8 +42,8 @@ def layers(given: str | None) -> list[int] | slice | None:
         raise ValueError(f'--layers {given!r}: expected numbers "0,3,-1" or a slice "0:4"') from None
 
 
-def ig(given: str) -> Any:
-    """``exact``, ``riemann:STEPS[:RULE]`` or ``gauss:NODES``. Raises ValueError for anything else."""
+def parse_ig(given: str) -> Any:
+    """Reads ``exact``, ``riemann:STEPS[:RULE]`` or ``gauss:NODES``. Raises ValueError for anything else."""
     if given == "exact":
         return given
 
@@ -58,8 +58,8 @@ def ig(given: str) -> Any:
     raise ValueError(f"--ig {given!r}: expected exact, riemann:STEPS[:RULE] or gauss:NODES, for instance riemann:50")
 
 
-def dtype(given: str | None) -> Any:
-    """The torch dtype of this name. Raises ValueError where there is none."""
+def parse_dtype(given: str | None) -> Any:
+    """Returns the torch dtype of this name. Raises ValueError where there is none."""
     if given is None:
         return None
 
@@ -71,8 +71,8 @@ def dtype(given: str | None) -> Any:
     return found
 
 
-def keep(top: int | None, pool: int | None) -> str | Keep:
-    """What becomes of the maps. Raises ValueError for both, or for fewer than one entry or token."""
+def parse_keep(top: int | None, pool: int | None) -> str | Keep:
+    """Returns what becomes of the maps. Raises ValueError for both, or for fewer than one entry or token."""
     if top is not None and pool is not None:
         raise ValueError(f"--top {top} and --pool {pool} are both given: expected one of them at most")
     for name, count in (("--top", top), ("--pool", pool)):

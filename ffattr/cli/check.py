@@ -1,4 +1,4 @@
-"""What ``ffattr check`` and ``ffattr models`` print.
+"""The work of ``ffattr check`` and ``ffattr models``: they print how closely layers are and were reproduced.
 
 The former loads torch and a model, the latter reads a file: what the one needs is imported there.
 """
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from ..models.examples import Example
     from ..pipeline.reproduce import Reproduced, Reproduction
 
-__all__ = ["check", "models"]
+__all__ = ["check_model", "print_models"]
 
 
-def check(name: str, text: str | None, dtype: torch.dtype | None, debug: bool = False) -> bool:
-    """Whether a description was found and every layer is reproduced; prints which ones are, or the `FfattrError`.
+def check_model(name: str, text: str | None, dtype: torch.dtype | None, debug: bool = False) -> bool:
+    """Tells whether a description was found and every layer is reproduced; prints which are, or the `FfattrError`.
 
-    Unlike other commands, with the error's name and in as many lines as it has: it may hold a program to complete.
-    Raises OSError or ValueError for a model that is not there or inputs that do not fit it.
+    Unlike other commands, it prints an error with the error's name and in as many lines as it has: it may hold a
+    program to complete. Raises OSError or ValueError for a model that is not there or inputs that do not fit it.
     """
     from ..errors import FfattrError
     from ..models import examples, pretrained, registry
@@ -48,25 +48,25 @@ def check(name: str, text: str | None, dtype: torch.dtype | None, debug: bool = 
         message = f"[red]{type(error).__name__}:[/red] {escape(str(error))}"
         Console(stderr=True).print(message, soft_wrap=True, highlight=False)
         return False
-    for line in _read(example, found):
+    for line in _describe_inputs(example, found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    console.print(_layers(found))
-    console.print(_verdict(found), highlight=False, soft_wrap=True)
+    console.print(_tabulate_layers(found))
+    console.print(_format_verdict(found), highlight=False, soft_wrap=True)
     return all(layer.passed for layer in found.layers)
 
 
-def models() -> None:
+def print_models() -> None:
     """Prints the record of what was measured."""
     record = verified.read()
     table = Table("model types", "layers", "scopes", "error", "of maps", "trained", show_lines=True)
     for row in verified.rows(record):
-        trained = "\n".join(f"{model.name} {_number(model.error)}" for model in row.trained)
+        trained = "\n".join(f"{model.name} {_format_error(model.error)}" for model in row.trained)
         table.add_row(
             escape(", ".join(row.model_types)),
             escape(str(row.layers)),
             escape(" ".join(row.layers.scopes)),
-            _number(row.error),
-            _number(row.maps),
+            _format_error(row.error),
+            _format_error(row.maps),
             escape(trained),
         )
     console = Console()
@@ -90,8 +90,8 @@ def _require_float(dtype: torch.dtype | None) -> None:
         raise ValueError(f"--dtype {str(dtype).removeprefix('torch.')}: expected one of {names}")
 
 
-def _read(example: Example, found: Reproduction) -> list[str]:
-    """What the model was given, and how many tokens that was."""
+def _describe_inputs(example: Example, found: Reproduction) -> list[str]:
+    """Says what the model was given, and how many tokens that was."""
     inputs = found.request.inputs
     length = inputs.mask.shape[1]
     if inputs.encoder is None:
@@ -100,8 +100,8 @@ def _read(example: Example, found: Reproduction) -> list[str]:
     return [f"encoder input: {example.words}: {read} tokens", f"decoder input: {example.written}: {length} tokens"]
 
 
-def _layers(found: Reproduction) -> Table:
-    """Scopes are written where they are not those of the layer above."""
+def _tabulate_layers(found: Reproduction) -> Table:
+    """Writes scopes where they are not those of the layer above."""
     stacks = len({layer.stack for layer in found.layers}) > 1
     table = Table(*["stack"] * stacks, "layer", "scopes", "error", "tolerance", "verdict")
     above: Reproduced | None = None
@@ -110,17 +110,17 @@ def _layers(found: Reproduction) -> Table:
         table.add_row(
             *[layer.stack] * stacks,
             str(layer.layer),
-            "" if same else _short(layer.scopes),
-            _number(layer.error),
-            _number(layer.tolerance),
+            "" if same else _shorten_scopes(layer.scopes),
+            _format_error(layer.error),
+            _format_error(layer.tolerance),
             "[green]reproduced" if layer.passed else "[red]differs",
         )
         above = layer
     return table
 
 
-def _short(scopes: tuple[str, ...]) -> str:
-    """Those of an encoder's tokens are the same once more."""
+def _shorten_scopes(scopes: tuple[str, ...]) -> str:
+    """Shortens the scopes of an encoder's tokens, which are the same once more."""
     from ..decomposition.scopes import CROSS
 
     across = [scope for scope in scopes if scope.startswith(CROSS)]
@@ -128,14 +128,14 @@ def _short(scopes: tuple[str, ...]) -> str:
     return f"{own} {across[0]} to {across[-1]}" if across else own
 
 
-def _verdict(found: Reproduction) -> str:
+def _format_verdict(found: Reproduction) -> str:
     failed = [layer for layer in found.layers if not layer.passed]
     adapter = f"adapter: {escape(found.family)}"
     if not failed:
-        return f"{len(found.layers)} layers reproduced to {_number(found.error)}; {adapter}"
+        return f"{len(found.layers)} layers reproduced to {_format_error(found.error)}; {adapter}"
     first = f"{failed[0].stack} layer {failed[0].layer}".strip()
     return f"[red]{len(failed)} of {len(found.layers)} layers differ[/red], the first is {first}; {adapter}"
 
 
-def _number(value: float) -> str:
+def _format_error(value: float) -> str:
     return f"{value:.0e}"

@@ -1,4 +1,4 @@
-"""How far a computation is, on the terminal."""
+"""A bar on the terminal that says how far a computation is."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-__all__ = ["bar"]
+__all__ = ["show_progress"]
 
 
 @contextmanager
-def bar(tokens: int, console: Console) -> Iterator[Callable[[int, int], None]]:
-    """A bar over layers with tokens per second through all of them and the time left; nothing where there is no
-    terminal.
+def show_progress(tokens: int, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Shows a bar over layers, with tokens per second through all of them and the time left, where there is a terminal.
 
-    Gives the ``progress`` callback for `ffattr.attribute` on inputs of so many ``tokens``.
+    Yields the ``progress`` callback for `ffattr.attribute` on inputs of so many ``tokens``.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -36,13 +35,13 @@ def bar(tokens: int, console: Console) -> Iterator[Callable[[int, int], None]]:
     ) as bars:
         task = bars.add_task("layers", total=None, rate="")
 
-        def update(done: int, total: int) -> None:
+        def update_bar(done: int, total: int) -> None:
             elapsed = bars.tasks[0].elapsed
-            rate = _rate(tokens * done / total / elapsed) if elapsed else ""
+            rate = _format_rate(tokens * done / total / elapsed) if elapsed else ""
             bars.update(task, completed=done, total=total, rate=rate)
 
-        yield update
+        yield update_bar
 
 
-def _rate(tokens: float) -> str:
+def _format_rate(tokens: float) -> str:
     return f"{tokens:,.0f} tokens/s" if tokens >= 10 else f"{tokens:.2g} tokens/s"

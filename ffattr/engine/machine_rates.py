@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from ..decomposition.precision import operand_dtype, result_dtype
-from ..machine import cache_file, processor, write_cache
+from ..machine import cache_file, name_processor, write_cache
 from ..ops.backends import BACKENDS
 
 __all__ = ["Rates", "calibrated", "keep", "key_of", "measured", "rates_file"]
@@ -71,7 +71,7 @@ class Rates:
 def key_of(name: str, dtype: torch.dtype, device: torch.device, threads: int) -> str:
     """What rates belong to: another machine, PyTorch, number of threads, dtype or backend has others."""
     here = f"{threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else device.type
-    return f"{processor(device)}, {here}, torch {torch.__version__}, {name} in {str(dtype).removeprefix('torch.')}"
+    return f"{name_processor(device)}, {here}, torch {torch.__version__}, {name} in {str(dtype).removeprefix('torch.')}"
 
 
 def rates_file() -> Path:

@@ -332,7 +332,7 @@ def _choose_method(shape: LayerShape, ff_scopes: int, method: str, options: Engi
     if pairs < min(direct, operator) and not shape.by_expert and not shape.sketched:
         return "pairs", f"{shape.pairs} pairs are too few to prepare anything for"
     ratio = direct / operator
-    emulated = backend.emulated(device)  # whose rates would say nothing, and take minutes
+    emulated = backend.is_emulated(device)  # whose rates would say nothing, and take minutes
     if not 1 / _NEAR < ratio < _NEAR or emulated:
         chosen: Method = "operator" if ratio > 1 else "direct"
         return chosen, f"{max(ratio, 1 / ratio):.1f}x fewer operations"

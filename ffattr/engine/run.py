@@ -17,7 +17,7 @@ from ..decomposition import reference
 from ..decomposition.scopes import Scope
 from ..decomposition.walk import Stream
 from ..errors import NonFiniteError, OutOfMemory
-from ..ops.out_of_memory import Refusals
+from ..ops.out_of_memory import OutOfMemoryWatch
 from .layer_maps import LayerMaps, LayerTask, MapRows
 from .pack import OneSequence, Pack, QueryBlock
 from .plan import LayerPlan, free_bytes
@@ -55,14 +55,14 @@ def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> L
     maps: LayerMaps | None = None
     start = 0
     while start < total:
-        refusals, found = Refusals(pack.x.device), None
+        watch, found = OutOfMemoryWatch(pack.x.device), None
         try:
             if maps is None and not task.backend.is_reference:
                 maps = LayerMaps(task, pack, plan)
             queries = pack.query_block(start, plan.blocks.queries)
             found = list(_define_rows(task, queries)) if maps is None else [maps.compute_rows(queries, plan)]
         except RuntimeError as error:
-            if not refusals.caused(error):
+            if not watch.explains(error):
                 raise
             _log.debug("layer %d ran out of memory in blocks %s: %s", plan.layer, plan.blocks, str(error))
         if found is None:

@@ -17,7 +17,17 @@ import torch
 
 from . import contract
 
-__all__ = ["DTYPES", "Binary", "binary", "by_dtype", "cpu", "cuda", "names", "triton", "triton_ops"]
+__all__ = [
+    "DTYPES",
+    "Binary",
+    "binary",
+    "check_cpu",
+    "check_cuda",
+    "check_dtype",
+    "check_triton",
+    "name_dtypes",
+    "triton_ops",
+]
 
 DTYPES = {
     "cpu": (torch.float32, torch.float64),
@@ -26,7 +36,7 @@ DTYPES = {
     "torch": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     "reference": (torch.float32, torch.float64),
 }
-"""What each backend takes for the wide products."""
+"""The dtypes that each backend takes for the wide products."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +53,12 @@ class Binary:
 
     @property
     def architectures(self) -> str:
-        """Of GPUs that it has kernels for."""
+        """The architectures of GPUs that it has kernels for."""
         return ", ".join(f"sm_{architecture}" for architecture in self.record.get("architectures", ()))
 
 
 def load_binary() -> Binary:
-    """Importing the compiled module registers its kernels with the operators."""
+    """Imports the compiled module, which registers its kernels with the operators."""
     try:
         record = dict(importlib.import_module("ffattr._build_info").BUILD)
     except ImportError:
@@ -66,23 +76,23 @@ def load_binary() -> Binary:
 binary = load_binary()
 
 
-def cpu(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
+def check_cpu(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
     if binary.missing:
         return binary.missing
     if device.type != "cpu":
         return f"it runs on the CPU, the model is on {device}; use backend='torch' or move the model"
-    return _dtype("cpu", dtype)
+    return _refuse_dtype("cpu", dtype)
 
 
-def triton(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
+def check_triton(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install triton"
-    reason = _dtype("triton", dtype) or _heads(heads)
+    reason = _refuse_dtype("triton", dtype) or _refuse_heads(heads)
     if reason is not None:
         return reason
     try:
         if device.type == "cuda":
-            reason = _capability(device, dtype, (8, 9) if dtype == torch.float8_e4m3fn else (8, 0))
+            reason = _refuse_capability(device, dtype, (8, 9) if dtype == torch.float8_e4m3fn else (8, 0))
             if reason is None:
                 triton_ops()  # whether it loads
             return reason
@@ -100,11 +110,11 @@ def triton_ops() -> Any:
     return importlib.import_module("ffattr.ops.triton")
 
 
-def cuda(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
+def check_cuda(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
     if not has_cuda_kernels("cuda") and not has_cuda_kernels(device.type):
         why = binary.record.get("cuda_reason", "its build record says nothing of CUDA")
         return binary.missing or f"the extension was built without CUDA kernels ({why}): build it where nvcc is"
-    reason = _dtype("cuda", dtype) or _heads(heads)
+    reason = _refuse_dtype("cuda", dtype) or _refuse_heads(heads)
     if reason is not None:
         return reason
     if not has_cuda_kernels(device.type):
@@ -113,43 +123,45 @@ def cuda(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
     if device.type != "cuda":
         return None  # compiled for the CPU, to try them out
     if dtype == torch.float8_e4m3fn:  # by an instruction that only this generation has
-        return _capability(device, dtype, (9, 0), exactly=True)
-    return _capability(device, dtype, (8, 0))
+        return _refuse_capability(device, dtype, (9, 0), exactly=True)
+    return _refuse_capability(device, dtype, (8, 0))
 
 
 def has_cuda_kernels(kind: str) -> bool:
-    """Whether ``torch.ops.ffattr_cuda`` has kernels of its own for tensors on this kind of device."""
+    """Tells whether ``torch.ops.ffattr_cuda`` has kernels of its own for tensors on this kind of device."""
     if kind not in ("cpu", "cuda"):
         return False
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key("ffattr_cuda::ff_norms", kind.upper()))
 
 
-def by_dtype(name: str, device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
-    """Of the backend ``name``, which runs everywhere."""
-    return _dtype(name, dtype)
+def check_dtype(name: str, device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
+    """Answers for the backend ``name``, which runs everywhere."""
+    return _refuse_dtype(name, dtype)
 
 
-def names(dtypes: Iterable[torch.dtype]) -> list[str]:
+def name_dtypes(dtypes: Iterable[torch.dtype]) -> list[str]:
     return [str(dtype).removeprefix("torch.") for dtype in dtypes]
 
 
-def _dtype(name: str, dtype: torch.dtype) -> str | None:
+def _refuse_dtype(name: str, dtype: torch.dtype) -> str | None:
     if dtype in DTYPES[name]:
         return None
-    *others, last = names(DTYPES[name])
+    *others, last = name_dtypes(DTYPES[name])
     remedy = next((f" or use backend={other!r}" for other in ("torch", "triton") if dtype in DTYPES[other]), "")
     return (
         f"the {name} backend computes in {', '.join(others)} or {last}, not {dtype}; pass dtype=torch.float32{remedy}"
     )
 
 
-def _heads(heads: int) -> str | None:
+def _refuse_heads(heads: int) -> str | None:
     if heads <= contract.MOST_HEADS:
         return None
     return f"its kernels take up to {contract.MOST_HEADS} attention heads, the model has {heads}; use backend='torch'"
 
 
-def _capability(device: torch.device, dtype: torch.dtype, needed: tuple[int, int], exactly: bool = False) -> str | None:
+def _refuse_capability(
+    device: torch.device, dtype: torch.dtype, needed: tuple[int, int], exactly: bool = False
+) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability == needed or (capability > needed and not exactly):
         return None

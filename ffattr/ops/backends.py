@@ -1,4 +1,4 @@
-"""Which implementation of the operators runs; why another one cannot, `ffattr.ops.availability` knows.
+"""The implementations of the operators, and which one runs; `ffattr.ops.availability` knows why another cannot.
 
 One check per backend answers both "may ``auto`` pick it?" and "the user asked for it: what is wrong?". Triton is
 imported when its kernels are about to run, and not before.
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..errors import BackendUnavailable
 from . import availability, contract, selfcheck, torch_kernels
 
-__all__ = ["BACKENDS", "Backend", "build_info", "report", "select"]
+__all__ = ["BACKENDS", "Backend", "build_info", "report_backends", "select_backend"]
 
 _log = logging.getLogger("ffattr")
 
@@ -40,18 +40,22 @@ class Backend:
     for_gpus: bool = False
 
     def why_not(self, device: torch.device, dtype: torch.dtype, heads: int = 1) -> str | None:
-        """Why it cannot run on ``device`` with wide products in ``dtype`` for layers of ``heads`` attention heads."""
+        """Says why it cannot run on ``device`` with wide products in ``dtype`` for layers of ``heads`` heads, or
+        None."""
         reason = self.check(device, dtype, heads)
-        if reason is not None or not self.for_gpus or self.emulated(device):
+        if reason is not None or not self.for_gpus or self.is_emulated(device):
             return reason
-        failure = selfcheck.failure(self.operators, device, dtype)
+        failure = selfcheck.find_failure(self.operators, device, dtype)
         if failure is None:
             return None
         return f"its self-check in {dtype} on {device} failed: {failure}; use backend='torch'"
 
-    def emulated(self, device: torch.device) -> bool:
-        """Whether its kernels, where they run on ``device`` at all, do so without the GPU that they are written for:
-        in Triton's interpreter, or compiled for the CPU. That is for trying them out, and shows no speed."""
+    def is_emulated(self, device: torch.device) -> bool:
+        """Tells whether its kernels, where they run on ``device`` at all, do so without the GPU they are written for.
+
+        They run in Triton's interpreter, or compiled for the CPU, then: that is for trying them out, and shows no
+        speed.
+        """
         return self.for_gpus and device.type != "cuda"
 
     @property
@@ -67,14 +71,17 @@ _TRITON = "Triton kernels, one pass for all feed-forward scopes"
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpu", "C++ kernels, all cores", availability.cpu, lambda: torch.ops.ffattr),
-        Backend("triton", _TRITON, availability.triton, availability.triton_ops, for_gpus=True),
-        Backend("cuda", "CUDA C++ kernels", availability.cuda, lambda: torch.ops.ffattr_cuda, for_gpus=True),
+        Backend("cpu", "C++ kernels, all cores", availability.check_cpu, lambda: torch.ops.ffattr),
+        Backend("triton", _TRITON, availability.check_triton, availability.triton_ops, for_gpus=True),
+        Backend("cuda", "CUDA C++ kernels", availability.check_cuda, lambda: torch.ops.ffattr_cuda, for_gpus=True),
         Backend(
-            "torch", "chunked plain PyTorch", functools.partial(availability.by_dtype, "torch"), lambda: torch_kernels
+            "torch",
+            "chunked plain PyTorch",
+            functools.partial(availability.check_dtype, "torch"),
+            lambda: torch_kernels,
         ),
         Backend(
-            "reference", "the definition, materialised", functools.partial(availability.by_dtype, "reference"), None
+            "reference", "the definition, materialised", functools.partial(availability.check_dtype, "reference"), None
         ),
     )
 }
@@ -82,8 +89,8 @@ _AUTO = ("cpu", "triton", "torch")
 """Without the CUDA kernels, which no GPU has run yet."""
 
 
-def select(name: str, device: torch.device, dtype: torch.dtype, heads: int = 1) -> Backend:
-    """The backend called ``name``, or with ``"auto"`` the first that can run wide products in ``dtype`` there.
+def select_backend(name: str, device: torch.device, dtype: torch.dtype, heads: int = 1) -> Backend:
+    """Returns the backend called ``name``, or with ``"auto"`` the first that can run wide products in ``dtype`` there.
 
     Raises `BackendUnavailable` with every reason, ValueError for an unknown name.
     """
@@ -92,7 +99,7 @@ def select(name: str, device: torch.device, dtype: torch.dtype, heads: int = 1) 
     said = []
     for candidate in _AUTO if name == "auto" else (name,):
         reason = BACKENDS[candidate].why_not(device, dtype, heads)
-        if reason is None and name == "auto" and BACKENDS[candidate].emulated(device):
+        if reason is None and name == "auto" and BACKENDS[candidate].is_emulated(device):
             reason = "Triton's interpreter is for trying kernels out: it runs only where backend='triton' is asked for"
         if reason is None:
             if candidate == "cuda" and device.type == "cuda":
@@ -106,7 +113,7 @@ def select(name: str, device: torch.device, dtype: torch.dtype, heads: int = 1) 
 
 @functools.lru_cache
 def _warn_of_untried_kernels() -> None:
-    """Once per process."""
+    """Warns once per process."""
     warnings.warn(
         "the CUDA kernels were verified by emulation and compilation only, never on a GPU. They have passed the "
         "self-check that compares them with PyTorch here; to be safe compare maps with those of backend='torch'",
@@ -114,8 +121,8 @@ def _warn_of_untried_kernels() -> None:
     )
 
 
-def report(device: torch.device | None = None) -> list[tuple[str, bool, str]]:
-    """``(name, can run, what and in which dtypes, or why not)`` of every backend, for ``ffattr info``.
+def report_backends(device: torch.device | None = None) -> list[tuple[str, bool, str]]:
+    """Returns ``(name, can run, what and in which dtypes, or why not)`` of every backend, for ``ffattr info``.
 
     ``device``: None for every device of this machine, that is, its first GPU and its CPU.
     """
@@ -127,14 +134,14 @@ def report(device: torch.device | None = None) -> list[tuple[str, bool, str]]:
         runs = {
             place: tuple(d for d in availability.DTYPES[name] if backend.why_not(place, d) is None) for place in devices
         }
-        found = [f"{place}: {', '.join(availability.names(dtypes))}" for place, dtypes in runs.items() if dtypes]
+        found = [f"{place}: {', '.join(availability.name_dtypes(dtypes))}" for place, dtypes in runs.items() if dtypes]
         reason = backend.why_not(devices[0], torch.float32)
         rows.append((name, bool(found), f"{backend.description}; {'; '.join(found)}" if found else str(reason)))
     return rows
 
 
 def build_info() -> dict[str, str]:
-    """What was built and why, and what it runs as on this machine."""
+    """Says what was built and why, and what it runs as on this machine."""
     binary = availability.binary
     info = {"operators": ", ".join(contract.OPERATORS), "build": binary.reason}
     if "cuda_reason" in binary.record:
@@ -149,9 +156,9 @@ _DECIDING = {"ig_slope": 0, "gram_norms": 0, "ff_norms": 4, "operator_norms": 6}
 
 
 def _on_cuda(name: str) -> Callable[..., Tensor]:
-    """``torch.ops.ffattr.<name>`` for CUDA tensors: Triton's kernel where it can run, plain PyTorch elsewhere."""
+    """Makes ``torch.ops.ffattr.<name>`` for CUDA tensors: Triton's kernel where it can run, plain PyTorch elsewhere."""
 
-    def run(*arguments: Any) -> Tensor:
+    def run_on_cuda(*arguments: Any) -> Tensor:
         first, deciding = arguments[0], arguments[_DECIDING[name]]
         dtype = first.dtype if first.dtype == torch.float64 else deciding.dtype
         triton = BACKENDS["triton"]
@@ -159,7 +166,7 @@ def _on_cuda(name: str) -> Callable[..., Tensor]:
         out: Tensor = getattr(triton.operators if runs else torch_kernels, name)(*arguments)
         return out
 
-    return run
+    return run_on_cuda
 
 
 def _register_cuda() -> torch.library.Library | None:

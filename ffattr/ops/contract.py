@@ -115,11 +115,11 @@ def _fake_wide(operator: str) -> Callable[..., Tensor]:
     # Counted from the front: the dispatcher leaves out trailing arguments that have their default.
     at = list(inspect.signature(getattr(torch_kernels, operator)).parameters).index("norm_scale")
 
-    def fake(*arguments: Tensor) -> Tensor:
+    def fake_norms(*arguments: Tensor) -> Tensor:
         alpha, scopes = arguments[0], 2 if arguments[at] is None else 3
         return alpha.new_empty((scopes, *alpha.shape[1:]))
 
-    return fake
+    return fake_norms
 
 
 _FAKES = {

@@ -14,14 +14,14 @@ from torch import Tensor
 from ..decomposition import integrated_gradients as ig
 
 __all__ = [
-    "chunks",
     "ff_norms",
     "gram_norms",
     "ig_slope",
-    "mix",
+    "mix_heads",
+    "multiply_matrices",
     "operator_norms",
-    "product",
     "sequence_bounds",
+    "split_queries",
     "with_residual",
 ]
 
@@ -46,7 +46,7 @@ def gram_norms(
 ) -> Tensor:
     size = gram.shape[-1]
     out = alpha.new_zeros(alpha.shape[1:])
-    for rows, columns, keys in chunks("gram_norms", alpha, len(gram), sequences, per_key=2 * size):
+    for rows, columns, keys in split_queries("gram_norms", alpha, len(gram), sequences, per_key=2 * size):
         weights = with_residual(alpha[:, rows, columns], position[rows])[..., :size].to(gram.dtype)  # [n, m, G]
         squared = torch.einsum("nmg,mgk,nmk->nm", weights, gram[keys], weights)
         norms = squared.clamp_min_(0).sqrt_().to(alpha.dtype)  # rounding can leave a vanishing square below zero
@@ -74,13 +74,13 @@ def ff_norms(
     def feed_forward(weights: Tensor, rows: slice, keys: slice) -> Tensor:
         neurons: Tensor | None = None
         for stream, factor in zip(features[:, keys], slope[:, rows], strict=True):
-            part = mix(weights, stream).mul_(factor[:, None])
+            part = mix_heads(weights, stream).mul_(factor[:, None])
             neurons = part if neurons is None else neurons.add_(part)
         assert neurons is not None
-        return product(neurons.to(down.dtype), down).to(alpha.dtype)
+        return multiply_matrices(neurons.to(down.dtype), down).to(alpha.dtype)
 
     tail = (residual, residual_scale, gamma, norm_scale, centre)
-    parts = chunks("ff_norms", alpha, len(residual), sequences, per_key=down.shape[0] + 2 * down.shape[1])
+    parts = split_queries("ff_norms", alpha, len(residual), sequences, per_key=down.shape[0] + 2 * down.shape[1])
     return _wide_norms(parts, feed_forward, alpha, position, *tail)
 
 
@@ -100,26 +100,27 @@ def operator_norms(
     sequences: Tensor | None = None,
 ) -> Tensor:
     def feed_forward(weights: Tensor, rows: slice, keys: slice) -> Tensor:
-        operator = _operators(maps, slope[:, rows], down)
+        operator = _make_operators(maps, slope[:, rows], down)
         scaled = (weights[..., :-1, None] * values[keys]).flatten(2)  # [n, m, H * dh]
-        wide = product(scaled, operator).to(alpha.dtype)
+        wide = multiply_matrices(scaled, operator).to(alpha.dtype)
         itself = weights[..., -1]  # [n, m], not zero where the key is the query itself
         n, m = itself.nonzero(as_tuple=True)
-        by_itself = product((slope[:, rows][:, n] * own[:, rows][:, n]).sum(0), down).to(alpha.dtype)
+        by_itself = multiply_matrices((slope[:, rows][:, n] * own[:, rows][:, n]).sum(0), down).to(alpha.dtype)
         wide[n, m] += itself[n, m, None] * by_itself
         return wide
 
     inner, width = maps.shape[1], down.shape[1]
     tail = (residual, residual_scale, gamma, norm_scale, centre)
     per_query = inner * (down.shape[0] + width)
-    parts = chunks("operator_norms", alpha, len(residual), sequences, inner + 2 * width, per_query)
+    parts = split_queries("operator_norms", alpha, len(residual), sequences, inner + 2 * width, per_query)
     return _wide_norms(parts, feed_forward, alpha, position, *tail)
 
 
-def _operators(maps: Tensor, slope: Tensor, down: Tensor) -> Tensor:
-    """``J_n = (sum_s maps[s] * slope[s, n]) @ down`` of the queries of ``slope`` ``[S, n, F]``: ``[n, H * dh, d]``.
+def _make_operators(maps: Tensor, slope: Tensor, down: Tensor) -> Tensor:
+    """Returns ``J_n = (sum_s maps[s] * slope[s, n]) @ down`` ``[n, H * dh, d]`` of the queries of ``slope`` ``[S, n,
+    F]``.
 
-    Without the neurons whose slope is zero in every stream, which add nothing.
+    It leaves out the neurons whose slope is zero in every stream, which add nothing.
     """
     # On a GPU the list of the others would have to be waited for, query by query.
     if slope.device.type == "cpu":
@@ -128,15 +129,15 @@ def _operators(maps: Tensor, slope: Tensor, down: Tensor) -> Tensor:
             lists = [query.nonzero()[:, 0] for query in active]
             return torch.stack(
                 [
-                    product((maps[..., some] * slope[:, n, None, some]).sum(0), down[some])
+                    multiply_matrices((maps[..., some] * slope[:, n, None, some]).sum(0), down[some])
                     for n, some in enumerate(lists)
                 ]
             )
-    return product((maps[:, None] * slope[:, :, None]).sum(0), down)
+    return multiply_matrices((maps[:, None] * slope[:, :, None]).sum(0), down)
 
 
 def sequence_bounds(operator: str, sequences: Tensor | None, alpha: Tensor, keys: int) -> list[tuple[int, int]]:
-    """``[B + 1]`` pairs (first query, first key) of the argument ``sequences``; None is one sequence.
+    """Returns ``[B + 1]`` pairs (first query, first key) of the argument ``sequences``; None is one sequence.
 
     ``keys``: rows of the key-wise arguments. Raises ValueError where they, ``alpha`` and ``sequences`` do not agree.
     """
@@ -168,7 +169,7 @@ def sequence_bounds(operator: str, sequences: Tensor | None, alpha: Tensor, keys
     return bounds
 
 
-def chunks(
+def split_queries(
     operator: str,
     alpha: Tensor,
     keys: int,
@@ -177,10 +178,10 @@ def chunks(
     per_query: int = 0,
     limit: int | None = None,
 ) -> Iterator[tuple[slice, slice, slice]]:
-    """Queries of one sequence at a time, the columns of ``alpha`` that they need, and the keys that these are.
+    """Yields queries of one sequence at a time, the columns of ``alpha`` that they need, and the keys that these are.
 
-    As many queries at a time as keep temporaries of ``per_key`` elements for a pair, and those of ``per_query`` for a
-    query, below ``limit`` elements (None: `CHUNK`).
+    There are as many queries at a time as keep temporaries of ``per_key`` elements for a pair, and those of
+    ``per_query`` for a query, below ``limit`` elements (None: `CHUNK`).
     """
     bounds = sequence_bounds(operator, sequences, alpha, keys)
     for (query, key), (next_query, next_key) in itertools.pairwise(bounds):
@@ -191,19 +192,19 @@ def chunks(
 
 
 def with_residual(alpha: Tensor, position: Tensor) -> Tensor:
-    """``[N, M, H + 1]``: the attention weights and, as one more head, the residual's."""
+    """Returns ``[N, M, H + 1]``: the attention weights and, as one more head, the residual's."""
     keys = torch.arange(alpha.shape[2], device=alpha.device)
     itself = (position[:, None] == keys).to(alpha.dtype)
     return torch.cat([alpha, itself[None]]).permute(1, 2, 0)
 
 
-def mix(weights: Tensor, features: Tensor) -> Tensor:
-    """``sum_h weights[n, m, h] features[m, h]``: ``[N, M, width]``."""
-    return product(weights.transpose(0, 1), features).transpose(0, 1)
+def mix_heads(weights: Tensor, features: Tensor) -> Tensor:
+    """Returns ``sum_h weights[n, m, h] features[m, h]``: ``[N, M, width]``."""
+    return multiply_matrices(weights.transpose(0, 1), features).transpose(0, 1)
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b``, over an even number of terms where they are of a half type.
+def multiply_matrices(a: Tensor, b: Tensor) -> Tensor:
+    """Returns ``a @ b``, over an even number of terms where they are of a half type.
 
     On CPUs with a matrix unit for bfloat16 (AMX), the library behind PyTorch takes the terms of a row two at a time: of
     an odd number it reads one beyond the row's end, whose product with zero is NaN where that is NaN or infinite.
@@ -214,8 +215,9 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return a @ b
 
 
-def _relative(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Weights as ``dtype``, and where that is narrower, what they were divided by: the pair's largest, ``[N, M]``.
+def _divide_by_largest(weights: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Returns weights as ``dtype``, and where that is narrower, what they were divided by: the pair's largest, ``[N,
+    M]``.
 
     Every pair then uses the whole of a narrow range, however small its weights are. Pairs without weight stay zero.
     """
@@ -236,15 +238,17 @@ def _wide_norms(
     norm_scale: Tensor | None,
     centre: bool,
 ) -> Tensor:
-    """What both wide maps share; ``feed_forward(weights [n, m, H + 1], queries, keys)`` makes ``[n, m, d]`` like
-    ``alpha``."""
+    """Computes what both wide maps share, ``[2 or 3, N, M]``.
+
+    ``feed_forward(weights [n, m, H + 1], queries, keys)`` makes ``[n, m, d]`` like ``alpha``.
+    """
     out = alpha.new_zeros((2 if norm_scale is None else 3, *alpha.shape[1:]))
     for rows, columns, keys in parts:
         whole = with_residual(alpha[:, rows, columns], position[rows])
-        weights, largest = _relative(whole, residual.dtype)
+        weights, largest = _divide_by_largest(whole, residual.dtype)
         total = feed_forward(weights, rows, keys)
         norms = [total.norm(dim=-1)]
-        mixed = mix(weights, residual[keys]).to(alpha.dtype)
+        mixed = mix_heads(weights, residual[keys]).to(alpha.dtype)
         total += mixed if residual_scale is None else mixed * residual_scale[rows, None, None]
         norms.append(total.norm(dim=-1))
         if norm_scale is not None:

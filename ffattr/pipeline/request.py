@@ -133,12 +133,12 @@ def _choose_engine(description: ModelDescription, options: Options) -> EngineOpt
     dtype, selected = options.dtype, None
     if dtype is None and device.type == "cuda" and own in (torch.bfloat16, torch.float16):
         try:
-            dtype, selected = own, backends.select(options.backend, device, own, heads)
+            dtype, selected = own, backends.select_backend(options.backend, device, own, heads)
         except BackendUnavailable:
             dtype = None  # it then says below why it cannot run at all, or runs in float32
     if selected is None:
         dtype = result_dtype(own) if dtype is None else dtype
-        selected = backends.select(options.backend, device, dtype, heads)
+        selected = backends.select_backend(options.backend, device, dtype, heads)
     assert dtype is not None
     return EngineOptions(selected, options.method, dtype, device, options.memory_budget)
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from ffattr import cli
 from ffattr.bench import tune
 from ffattr.bench.cases import SHAPES, Case
-from ffattr.bench.tune import Trial, near_first, search
+from ffattr.bench.tune import Trial, near_first, search_configs
 from ffattr.cli import bench as bench_command
 from ffattr.ops import backends, torch_kernels
 
@@ -48,7 +48,7 @@ def times(table: dict[int, float]) -> Callable[[int, int], float]:
 def test_search_tries_the_rule_first_and_the_best_again() -> None:
     attempt = times({number: 1.0 + number % 7 / 10 for number in range(8)})
     seen: list[Any] = []
-    trials, left = search([0, 3, 4, 9, 5, 6, 7, 1, 2], 3, attempt, progress=lambda *state: seen.append(state))
+    trials, left = search_configs([0, 3, 4, 9, 5, 6, 7, 1, 2], 3, attempt, progress=lambda *state: seen.append(state))
     assert left == 0
     calls = attempt.calls  # type: ignore[attr-defined]
     assert [config for config, _ in calls[:9]] == [3, 0, 4, 9, 5, 6, 7, 1, 2]
@@ -61,7 +61,7 @@ def test_search_tries_the_rule_first_and_the_best_again() -> None:
 
 
 def test_search_ends_in_time_but_always_tries_the_rule() -> None:
-    trials, left = search([1, 2], 0, times({0: 1.0, 1: 1.0, 2: 1.0}), deadline=0.0)
+    trials, left = search_configs([1, 2], 0, times({0: 1.0, 1: 1.0, 2: 1.0}), deadline=0.0)
     assert ([trial.config for trial in trials], left) == ([0], 2)
 
 
@@ -71,7 +71,7 @@ def test_what_fails_when_tried_again_comes_last() -> None:
             raise RuntimeError("off")
         return float(config)
 
-    trials, _ = search([2], 1, attempt)
+    trials, _ = search_configs([2], 1, attempt)
     assert [(trial.config, trial.seconds) for trial in trials] == [(2, 2.0), (1, None)]
 
 
@@ -88,20 +88,20 @@ class Pretended:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
         monkeypatch.setenv("FFATTR_CACHE", str(folder))
-        configs._tuned.cache_clear()
+        configs._read_tuned.cache_clear()
         self.used: Any = None
         self.seconds: Callable[[Any], float] = lambda config: 1.0
-        monkeypatch.setattr(Shape, "of", classmethod(self._shape))
-        remember = configs.remember
+        monkeypatch.setattr(Shape, "from_operands", classmethod(self._shape))
+        remember = configs.remember_config
 
         def remembering(shape: Any, kernel: str, config: Any) -> None:
             self.used = config
             remember(shape, kernel, config)
 
-        monkeypatch.setattr(configs, "remember", remembering)
+        monkeypatch.setattr(configs, "remember_config", remembering)
         monkeypatch.setattr(triton_ops, "ff_norms", torch_kernels.ff_norms)
         monkeypatch.setattr(triton_ops, "operator_norms", torch_kernels.operator_norms)
-        monkeypatch.setattr(tune, "timed", lambda run, device, rounds, limit: self.seconds(self.used))
+        monkeypatch.setattr(tune, "time_median", lambda run, device, rounds, limit: self.seconds(self.used))
 
     @staticmethod
     def _shape(cls: Any, alpha: torch.Tensor, down: torch.Tensor, streams: int) -> Any:
@@ -112,10 +112,10 @@ class Pretended:
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pretended]:
     yield Pretended(monkeypatch, tmp_path)
     monkeypatch.undo()
-    configs._tuned.cache_clear()
+    configs._read_tuned.cache_clear()
 
 
-CASE = Case.random(SIZE, 3)
+CASE = Case.draw_random(SIZE, 3)
 SHAPE = Shape(3, 1, 24, 3, torch.bfloat16, (9, 0), "A GPU")
 
 
@@ -124,7 +124,7 @@ def test_the_best_of_every_kernel_is_remembered_and_saved(gpu: Pretended) -> Non
     best = Config(64, 64, 16, 8, 4, False)
     gpu.seconds = lambda config: 0.5 if config == best else 1.0
     seen: list[str] = []
-    found = tune.tune(CASE, torch.bfloat16, progress=lambda kernel, *state: seen.append(kernel))
+    found = tune.tune_kernels(CASE, torch.bfloat16, progress=lambda kernel, *state: seen.append(kernel))
     assert [tuned.kernel for tuned in found] == list(dict.fromkeys(seen)) == ["direct", "build", "apply"]
     for tuned in found:
         assert tuned.best is not None
@@ -134,15 +134,15 @@ def test_the_best_of_every_kernel_is_remembered_and_saved(gpu: Pretended) -> Non
     assert {trial.config.neurons for trial in found[2].trials} == {16}
     assert len(found[0].trials) > len(found[2].trials)
     assert not configs.tuned_file().exists()
-    file = configs.save()
-    configs._tuned.cache_clear()
-    assert configs.direct(SHAPE) == configs.build(SHAPE) == configs.apply(SHAPE, 8) == best
+    file = configs.save_configs()
+    configs._read_tuned.cache_clear()
+    assert configs.choose_direct(SHAPE) == configs.choose_build(SHAPE) == configs.choose_apply(SHAPE, 8) == best
     assert set(json.loads(file.read_text())["A GPU"]) == {tuned.key for tuned in found}
 
 
 @pytest.mark.usefixtures("gpu")
 def test_float8_has_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
-    (found,) = tune.tune(CASE, torch.float8_e4m3fn, seconds=0.0)
+    (found,) = tune.tune_kernels(CASE, torch.float8_e4m3fn, seconds=0.0)
     assert (found.kernel, len(found.trials)) == ("direct", 1)
     assert found.left > 50
 
@@ -153,7 +153,7 @@ def test_wrong_configs_are_not_timed(gpu: Pretended, monkeypatch: pytest.MonkeyP
         return out * 1.1 if gpu.used is not None and gpu.used.stages == 3 else out
 
     monkeypatch.setattr(triton_ops, "ff_norms", wrong)
-    found = tune.tune(CASE, torch.bfloat16, seconds=30)[0]
+    found = tune.tune_kernels(CASE, torch.bfloat16, seconds=30)[0]
     bad = [trial for trial in found.trials if trial.seconds is None]
     assert {trial.config.stages for trial in bad} == {3}
     assert "WrongResult: off plain PyTorch by 1.0e-01" in bad[0].reason
@@ -166,19 +166,19 @@ def test_nothing_that_runs_leaves_the_rule(gpu: Pretended) -> None:
         raise RuntimeError("out of resources")
 
     gpu.seconds = none
-    rule = configs.direct(SHAPE)
-    found = tune.tune(CASE, torch.float8_e4m3fn)[0]
+    rule = configs.choose_direct(SHAPE)
+    found = tune.tune_kernels(CASE, torch.float8_e4m3fn)[0]
     assert found.best is None
-    assert configs.direct(SHAPE) == rule
+    assert configs.choose_direct(SHAPE) == rule
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_ctrl_c_leaves_everything_as_it_was(before: bool, gpu: Pretended) -> None:
-    own = replace(configs.direct(SHAPE), stages=2)
+    own = replace(configs.choose_direct(SHAPE), stages=2)
     if before:
-        configs.remember(SHAPE, "direct", own)
-        configs.save()
-    rule = configs.direct(SHAPE)
+        configs.remember_config(SHAPE, "direct", own)
+        configs.save_configs()
+    rule = configs.choose_direct(SHAPE)
     count = 0
 
     def interrupted(config: Any) -> float:
@@ -190,22 +190,22 @@ def test_ctrl_c_leaves_everything_as_it_was(before: bool, gpu: Pretended) -> Non
 
     gpu.seconds = interrupted
     with pytest.raises(KeyboardInterrupt):
-        tune.tune(CASE, torch.bfloat16)
-    assert configs.direct(SHAPE) == rule == (own if before else rule)
-    assert configs._tuned() == {"A GPU": {SHAPE.key("direct"): own} if before else {}}
+        tune.tune_kernels(CASE, torch.bfloat16)
+    assert configs.choose_direct(SHAPE) == rule == (own if before else rule)
+    assert configs._read_tuned() == {"A GPU": {SHAPE.make_key("direct"): own} if before else {}}
     assert configs.tuned_file().exists() == before
-    configs._tuned.cache_clear()
-    assert configs.direct(SHAPE) == rule
+    configs._read_tuned.cache_clear()
+    assert configs.choose_direct(SHAPE) == rule
 
 
 def test_a_damaged_file_is_ignored_and_replaced(gpu: Pretended) -> None:
     configs.tuned_file().write_text('{"A GPU": {"direct": 3}}')
     with pytest.warns(UserWarning, match="is not what `ffattr bench --tune` writes"):
-        tune.tune(CASE, torch.bfloat16, seconds=0.0)
-    configs.save()
-    configs._tuned.cache_clear()
+        tune.tune_kernels(CASE, torch.bfloat16, seconds=0.0)
+    configs.save_configs()
+    configs._read_tuned.cache_clear()
     assert len(json.loads(configs.tuned_file().read_text())["A GPU"]) == 3
-    assert configs.direct(SHAPE)
+    assert configs.choose_direct(SHAPE)
 
 
 # ---- the command line
@@ -214,9 +214,9 @@ def test_a_damaged_file_is_ignored_and_replaced(gpu: Pretended) -> None:
 @pytest.fixture
 def on_gpu(gpu: Pretended, monkeypatch: pytest.MonkeyPatch) -> Pretended:
     layer = bench_command.Layer("bert-base", 3, torch.bfloat16, torch.device("cuda", 0))
-    monkeypatch.setattr(bench_command, "layer", lambda *asked: layer)
-    monkeypatch.setattr(bench_command.Layer, "case", lambda self: CASE)
-    monkeypatch.setattr(bench_command, "processor", lambda device: "A GPU")
+    monkeypatch.setattr(bench_command, "choose_layer", lambda *asked: layer)
+    monkeypatch.setattr(bench_command.Layer, "make_case", lambda self: CASE)
+    monkeypatch.setattr(bench_command, "name_processor", lambda device: "A GPU")
     monkeypatch.setattr(backends.Backend, "why_not", lambda *asked: None)
     return gpu
 

@@ -113,7 +113,7 @@ def test_grammatical_categories(model, tmp_path):
 def test_only_line_ends_end_a_text(model, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(analyze.study, "of_model", lambda name, model, texts, *_, **__: seen.extend(texts))
-    monkeypatch.setattr(analyze, "_write", lambda *_: None)
+    monkeypatch.setattr(analyze, "_write_studies", lambda *_: None)
     model.write_bytes("the cat\r\n\r\n sat\u2028on\x0cthe mat\n".encode())
     result = run("analyze", "m", "--corpus", model, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output

@@ -180,7 +180,7 @@ def test_progress_says_how_fast_and_how_long():
     times = [0.0]
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120, get_time=lambda: times[-1])
-    with progress.bar(12_000, console) as update:
+    with progress.show_progress(12_000, console) as update:
         for time in (10.0, 50.0, 90.0):  # the first layer comes early, all others take 40 s
             times.append(time)
             update(len(times) - 1, 6)
@@ -192,7 +192,7 @@ def test_progress_says_how_fast_and_how_long():
 
 def test_no_progress_where_nobody_watches():
     out = io.StringIO()
-    with progress.bar(12, Console(file=out)) as update:
+    with progress.show_progress(12, Console(file=out)) as update:
         update(1, 2)
     assert out.getvalue() == ""
 
@@ -281,7 +281,7 @@ def test_a_folder_or_file_that_is_no_model(tmp_path):
 
 def test_info_says_what_can_run(monkeypatch):
     monkeypatch.setattr(backends, "build_info", lambda: {"cuda": "not built: no nvcc [auto]"})
-    monkeypatch.setattr(backends, "report", lambda: [("cpu", True, "AVX2"), ("cuda", False, "no GPU here")])
+    monkeypatch.setattr(backends, "report_backends", lambda: [("cpu", True, "AVX2"), ("cuda", False, "no GPU here")])
     result = run("info")
     assert result.exit_code == 0, result.output
     for text in (torch.__version__, "not built: no nvcc [auto]", "AVX2", "no GPU here"):

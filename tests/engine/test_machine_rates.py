@@ -14,7 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from ffattr import cli
-from ffattr.bench.calibrate import calibrate
+from ffattr.bench.calibrate import measure_rates
 from ffattr.engine import machine_rates
 from ffattr.engine.machine_rates import Rates, calibrated, keep, key_of
 from ffattr.ops import torch_kernels
@@ -67,7 +67,7 @@ def test_calibration_runs_every_kind_of_work(dtype: torch.dtype) -> None:
         runs += 1
         return 0.5 * runs  # every time is another one
 
-    found = asdict(calibrate("torch", dtype, CPU, once))
+    found = asdict(measure_rates("torch", dtype, CPU, once))
     assert all(0 < rate < math.inf for rate in found.values())
     assert len(set(found.values())) == len(found)
     assert runs >= len(found)

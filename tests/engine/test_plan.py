@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ffattr.bench.run import dense
+from ffattr.bench.run import run_dense
 from ffattr.decomposition.affine import Linear, Norm
 from ffattr.decomposition.attention import QueryKey
 from ffattr.decomposition.integrated_gradients import ACTIVATIONS
@@ -116,7 +116,7 @@ def test_operations_are_those_of_the_matrix_products(tokens: int, queries: int, 
     rows = torch.arange(queries)
     with FlopCounterMode(display=False) as counter:
         wanted = LayerTask(weights, scopes, Rule(), "token", BACKENDS["torch"], torch.float32)
-        dense(wanted, OneSequence(x, attention, rows), chosen)
+        run_dense(wanted, OneSequence(x, attention, rows), chosen)
     assert (chosen.blocks.queries, chosen.blocks.keys) == (queries, tokens)
     assert chosen.flops == given.flops(method)
     assert chosen.flops == pytest.approx(counter.get_total_flops(), rel=0.05)

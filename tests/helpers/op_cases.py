@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ffattr.ops import backends, torch_kernels
 
-BINARY = backends.select("auto", torch.device("cpu"), torch.float32).name == "cpu"
+BINARY = backends.select_backend("auto", torch.device("cpu"), torch.float32).name == "cpu"
 needs_binary = pytest.mark.skipif(not BINARY, reason="the C++ extension is not built")
 WIDE = ("ff_norms", "operator_norms")
 MAPS = ("gram_norms", *WIDE)

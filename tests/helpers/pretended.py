@@ -33,7 +33,7 @@ class Triton:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
         monkeypatch.setitem(sys.modules, "ffattr.ops.triton", self.kernels)
         monkeypatch.setitem(sys.modules, "ffattr.ops.triton.runtime", self._runtime)
-        monkeypatch.setattr(selfcheck, "failure", lambda operators, device, dtype: self.failure)
+        monkeypatch.setattr(selfcheck, "find_failure", lambda operators, device, dtype: self.failure)
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
     def interpret(self) -> None:
@@ -56,7 +56,7 @@ class Cuda:
         monkeypatch.setattr(availability, "binary", self.binary)
         monkeypatch.setattr(availability, "has_cuda_kernels", lambda kind: kind in self.kinds)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
-        monkeypatch.setattr(selfcheck, "failure", self._check)
+        monkeypatch.setattr(selfcheck, "find_failure", self._check)
 
     def _check(self, operators: Any, device: torch.device, dtype: torch.dtype) -> str | None:
         self.checked.append((operators, device, dtype))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ffattr.bench.run import dense
+from ffattr.bench.run import run_dense
 from ffattr.decomposition.activations import ACTIVATIONS
 from ffattr.decomposition.affine import Linear, Norm
 from ffattr.decomposition.attention import QueryKey
@@ -71,7 +71,7 @@ class RandomLayer:
             plan = replace(plan, blocks=Blocks(2, 4, plan.blocks.ff_keys if method == "operator" else 4))
         wanted = LayerTask(self.weights, picked, rule or Rule(), value_bias, chosen, torch.float64)
         sequence = OneSequence(self.x, self.attention, rows, self.routing, self.encoder)
-        maps, done = dense(wanted, sequence, plan)
+        maps, done = run_dense(wanted, sequence, plan)
         return Computed(maps, {str(scope): bias for scope, bias in done.bias.items()}, done.output, done.plan)
 
 

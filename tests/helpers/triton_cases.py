@@ -65,7 +65,7 @@ def run(operator: str, given: dict[str, Any], margin: int = 64) -> Tensor:
         if isinstance(value, Tensor) and name != "sequences":
             # Kernels read `down` column by column: a transposed one they take as it is, and do not copy.
             guarded[name] = guards.copy(value.T).T if name == "down" else guards.copy(value)
-    zeros, empty, written = arguments.WideArguments.output, Tensor.new_empty, []
+    zeros, empty, written = arguments.WideArguments.allocate_output, Tensor.new_empty, []
 
     def kept(tensor: Tensor) -> Tensor:
         written.append(tensor)
@@ -76,7 +76,7 @@ def run(operator: str, given: dict[str, Any], margin: int = 64) -> Tensor:
         return empty(self, *shape, **named) if named else kept(guards.empty(torch.Size(shape), self.dtype))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arguments.WideArguments, "output", lambda self: kept(guards.copy(zeros(self))))
+        patch.setattr(arguments.WideArguments, "allocate_output", lambda self: kept(guards.copy(zeros(self))))
         patch.setattr(Tensor, "new_empty", new_empty)
         out = function(operator)(*guarded.values())
     guards.check(*written)
@@ -117,7 +117,7 @@ def watch_tma(patch: pytest.MonkeyPatch, operator: str, allowed: bool) -> list[b
 def tile(patch: pytest.MonkeyPatch, *sizes: int, warps: int = 4, stages: int = 2) -> None:
     """Every kernel works in tiles of ``queries, columns, neurons``, whatever the rules say."""
     config = configs.Config(*sizes, warps, stages, INTERPRETED or torch.cuda.get_device_capability() >= (9, 0))
-    patch.setattr(configs, "_chosen", lambda *_: config)
+    patch.setattr(configs, "_choose_config", lambda *_: config)
 
 
 def check_last_pair(operator: str, given: dict[str, Any]) -> None:

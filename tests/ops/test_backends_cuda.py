@@ -59,7 +59,7 @@ def test_why_it_does_not_run(given: dict[str, Any], heads: int, dtype: torch.dty
     for name, value in given.items():
         setattr(cuda, name, value)
     with pytest.raises(BackendUnavailable, match=f"'cuda' cannot run: cuda: .*{reason}"):
-        backends.select("cuda", GPU, dtype, heads)
+        backends.select_backend("cuda", GPU, dtype, heads)
     assert bool(cuda.checked) == ("failure" in given)
 
 
@@ -108,9 +108,9 @@ def test_kernels_that_are_compiled_for_the_cpu(cuda: Cuda) -> None:
     for dtype in availability.DTYPES["cuda"]:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert backends.select("cuda", CPU, dtype).operators is torch.ops.ffattr_cuda
+            assert backends.select_backend("cuda", CPU, dtype).operators is torch.ops.ffattr_cuda
     assert not cuda.checked
-    assert backends.select("auto", CPU, torch.bfloat16).name == "torch"
+    assert backends.select_backend("auto", CPU, torch.bfloat16).name == "torch"
     assert "not there" in str(why_not(GPU)) or "without CUDA kernels" in str(why_not(GPU))
 
 
@@ -118,11 +118,11 @@ def test_auto_never_picks_it(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> Non
     cuda.kinds = ("cpu", "cuda")
     for device in (CPU, GPU):
         for backend in ("cpu", "triton"):  # that it is no matter of order
-            monkeypatch.setattr(availability, backend, lambda *_: "no")
+            monkeypatch.setattr(availability, f"check_{backend}", lambda *_: "no")
         for dtype in (torch.float32, torch.bfloat16):
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
-                assert backends.select("auto", device, dtype).name != "cuda"
+                assert backends.select_backend("auto", device, dtype).name != "cuda"
 
 
 def test_who_asks_for_it_is_told_once_what_it_was_not_tried_on(cuda: Cuda) -> None:
@@ -130,28 +130,30 @@ def test_who_asks_for_it_is_told_once_what_it_was_not_tried_on(cuda: Cuda) -> No
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(BackendUnavailable):  # where it does not run there is nothing to say
-            backends.select("cuda", GPU, torch.float32)
+            backends.select_backend("cuda", GPU, torch.float32)
         assert why_not(GPU) is not None
-        assert ("cuda", False) in [(name, runs) for name, runs, _ in backends.report(GPU)]
+        assert ("cuda", False) in [(name, runs) for name, runs, _ in backends.report_backends(GPU)]
     cuda.failure = None
     with pytest.warns(UserWarning, match="emulation and compilation only, never on a GPU.*self-check"):
-        assert backends.select("cuda", GPU, torch.float32).name == "cuda"
+        assert backends.select_backend("cuda", GPU, torch.float32).name == "cuda"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for dtype in (torch.float32, torch.bfloat16):
-            assert backends.select("cuda", GPU, dtype).name == "cuda"
+            assert backends.select_backend("cuda", GPU, dtype).name == "cuda"
 
 
 def test_what_info_shows(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
     assert backends.build_info()["CUDA"] == "nvcc 13.0; sm_80, sm_90a, sm_100"
-    rows = {name: (runs, text) for name, runs, text in backends.report(GPU)}
+    rows = {name: (runs, text) for name, runs, text in backends.report_backends(GPU)}
     assert rows["cuda"] == (True, "CUDA C++ kernels; cuda:0: float32, bfloat16, float16, float8_e4m3fn")
     cuda.capability = (8, 6)
-    assert backends.report(GPU)[list(backends.BACKENDS).index("cuda")][2].endswith("cuda:0: float32, bfloat16, float16")
+    assert backends.report_backends(GPU)[list(backends.BACKENDS).index("cuda")][2].endswith(
+        "cuda:0: float32, bfloat16, float16"
+    )
     cuda.kinds = ()
     cuda.record |= {"cuda": False, "cuda_reason": "FFATTR_CUDA=0", "architectures": []}
     assert backends.build_info()["CUDA"] == "FFATTR_CUDA=0"
-    rows = {name: (runs, text) for name, runs, text in backends.report(GPU)}
+    rows = {name: (runs, text) for name, runs, text in backends.report_backends(GPU)}
     assert rows["cuda"] == (
         False,
         "the extension was built without CUDA kernels (FFATTR_CUDA=0): build it where nvcc is",

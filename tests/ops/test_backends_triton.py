@@ -54,28 +54,28 @@ def test_why_triton_does_not_run(
     for name, value in given.items():
         setattr(triton, name, value)
     with pytest.raises(BackendUnavailable, match=f"'triton' cannot run: triton: .*{reason}"):
-        backends.select("triton", CUDA, dtype, heads)
+        backends.select_backend("triton", CUDA, dtype, heads)
 
 
 def test_a_triton_that_does_not_load(triton: Triton, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ffattr.ops.triton", None)
     with pytest.raises(BackendUnavailable, match=r"do not load under the triton installed \(.*ops.triton.*--upgrade"):
-        backends.select("triton", CUDA, torch.float32)
-    assert backends.select("auto", CUDA, torch.float32).name == "torch"
+        backends.select_backend("triton", CUDA, torch.float32)
+    assert backends.select_backend("auto", CUDA, torch.float32).name == "torch"
 
 
 def test_the_interpreter_is_only_for_who_asks_for_it(triton: Triton, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(
         BackendUnavailable, match="run on CUDA devices, not on cpu; move the model or use backend='torch'"
     ):
-        backends.select("triton", CPU, torch.float32)
+        backends.select_backend("triton", CPU, torch.float32)
     triton.interpret()
-    assert backends.select("triton", CPU, torch.bfloat16).name == "triton"
+    assert backends.select_backend("triton", CPU, torch.bfloat16).name == "triton"
     with caplog.at_level(logging.DEBUG, "ffattr"):
-        assert backends.select("auto", CPU, torch.bfloat16).name == "torch"
+        assert backends.select_backend("auto", CPU, torch.bfloat16).name == "torch"
     assert "backend triton: Triton's interpreter is for trying kernels out" in caplog.text
     with pytest.raises(BackendUnavailable, match="not on meta"):
-        backends.select("triton", torch.device("meta"), torch.float32)
+        backends.select_backend("triton", torch.device("meta"), torch.float32)
 
 
 # ---- the operators on a GPU

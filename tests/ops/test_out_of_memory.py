@@ -136,7 +136,7 @@ def test_an_error_without_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
             raise RuntimeError("API call failed")
         return real(alpha, *others)
 
-    monkeypatch.setattr(out_of_memory.Refusals, "_count", lambda self: refused)
+    monkeypatch.setattr(out_of_memory.OutOfMemoryWatch, "_count_refusals", lambda self: refused)
     monkeypatch.setattr(torch_kernels, "ff_norms", failing)
     found = attribute(model, method="direct")
     torch.testing.assert_close(found["layer"], whole["layer"], rtol=1e-12, atol=1e-12)
@@ -149,9 +149,9 @@ def test_an_error_without_a_type(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refusals_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     stats = {"num_ooms": 3}
     monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: stats)
-    refusals, error = out_of_memory.Refusals(torch.device("cuda", 0)), RuntimeError("API call failed")
-    assert not refusals.caused(error)
-    assert refusals.caused(torch.OutOfMemoryError("CUDA out of memory"))
+    watch, error = out_of_memory.OutOfMemoryWatch(torch.device("cuda", 0)), RuntimeError("API call failed")
+    assert not watch.explains(error)
+    assert watch.explains(torch.OutOfMemoryError("CUDA out of memory"))
     stats["num_ooms"] = 4
-    assert refusals.caused(error)
-    assert not out_of_memory.Refusals(torch.device("cpu")).caused(error)
+    assert watch.explains(error)
+    assert not out_of_memory.OutOfMemoryWatch(torch.device("cpu")).explains(error)

@@ -21,9 +21,9 @@ FLOAT8 = torch.float8_e4m3fn
 def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     layers = (selfcheck._Layer(6, 3, 40, 24, 1, True), selfcheck._Layer(5, 2, 24, 40, 2, False))
     monkeypatch.setattr(selfcheck, "_LAYERS", layers)
-    selfcheck._failure.cache_clear()
+    selfcheck._find_failure.cache_clear()
     yield
-    selfcheck._failure.cache_clear()
+    selfcheck._find_failure.cache_clear()
 
 
 class Operators:
@@ -37,7 +37,7 @@ class Operators:
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_triton_kernels_pass(dtype: torch.dtype) -> None:
-    assert selfcheck.failure(availability.triton_ops(), DEVICE, dtype) is None
+    assert selfcheck.find_failure(availability.triton_ops(), DEVICE, dtype) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, FLOAT8])
@@ -46,10 +46,10 @@ def test_cuda_kernels_pass(dtype: torch.dtype) -> None:
     if (
         dtype == FLOAT8
         and availability.has_cuda_kernels(DEVICE.type)
-        and availability.cuda(DEVICE, dtype, 1) is not None
+        and availability.check_cuda(DEVICE, dtype, 1) is not None
     ):
         pytest.skip("this GPU has no float8 kernel")
-    assert selfcheck.failure(torch.ops.ffattr_cuda, DEVICE, dtype) is None
+    assert selfcheck.find_failure(torch.ops.ffattr_cuda, DEVICE, dtype) is None
 
 
 @pytest.mark.parametrize("operator", ops.OPERATORS)
@@ -59,13 +59,13 @@ def test_a_wrong_kernel_is_named(operator: str) -> None:
         out.flatten()[-1] = 1e3
         return out
 
-    found = selfcheck.failure(Operators(**{operator: wrong}), DEVICE, torch.float32)
+    found = selfcheck.find_failure(Operators(**{operator: wrong}), DEVICE, torch.float32)
     assert found is not None
     assert f"{operator} is off by" in found
 
 
 def test_nan_is_a_failure() -> None:
-    found = selfcheck.failure(
+    found = selfcheck.find_failure(
         Operators(ff_norms=lambda alpha, *_: alpha.new_full((3, *alpha.shape[1:]), torch.nan)), DEVICE, torch.float32
     )
     assert found is not None
@@ -76,7 +76,7 @@ def test_a_compiler_that_fails_is_a_failure() -> None:
     def refused(*_: object) -> Tensor:
         raise RuntimeError("out of resource\nshared memory")
 
-    found = selfcheck.failure(Operators(operator_norms=refused), DEVICE, torch.bfloat16)
+    found = selfcheck.find_failure(Operators(operator_norms=refused), DEVICE, torch.bfloat16)
     assert found == "RuntimeError: out of resource"
 
 
@@ -89,15 +89,15 @@ def test_operators_are_checked_once() -> None:
 
     operators = Operators(gram_norms=counted)
     for _ in range(2):
-        assert selfcheck.failure(operators, DEVICE, torch.float32) is None
+        assert selfcheck.find_failure(operators, DEVICE, torch.float32) is None
     assert len(calls) == len(selfcheck._LAYERS)
-    assert selfcheck.failure(Operators(ff_norms=counted), DEVICE, torch.float32) is not None  # others are others
+    assert selfcheck.find_failure(Operators(ff_norms=counted), DEVICE, torch.float32) is not None  # others are others
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("API call failed")])
 def test_memory_that_runs_out_is_not_remembered(error: RuntimeError, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = 0
-    monkeypatch.setattr(out_of_memory.Refusals, "_count", lambda self: refused)
+    monkeypatch.setattr(out_of_memory.OutOfMemoryWatch, "_count_refusals", lambda self: refused)
 
     def full(alpha: Tensor, *others: Any) -> Tensor:
         nonlocal refused
@@ -108,5 +108,5 @@ def test_memory_that_runs_out_is_not_remembered(error: RuntimeError, monkeypatch
 
     operators = Operators(gram_norms=full)
     with pytest.raises(torch.OutOfMemoryError, match=str(error)):
-        selfcheck.failure(operators, DEVICE, torch.float32)
-    assert selfcheck.failure(operators, DEVICE, torch.float32) is None
+        selfcheck.find_failure(operators, DEVICE, torch.float32)
+    assert selfcheck.find_failure(operators, DEVICE, torch.float32) is None

@@ -69,7 +69,7 @@ def test_a_nan_stays_in_its_row(depth: int, dtype: torch.dtype) -> None:
         a, b = torch.ones(*batch, 64, depth, dtype=dtype), torch.ones(*batch, depth, 32, dtype=dtype)
         a[..., 33, :] = torch.nan
         a[..., 50, 0] = torch.inf
-        out = torch_kernels.product(a, b)
+        out = torch_kernels.multiply_matrices(a, b)
         assert out[..., 33, :].isnan().all()
         assert (out[..., 50, :] == torch.inf).all()
         rest = [row for row in range(64) if row not in (33, 50)]

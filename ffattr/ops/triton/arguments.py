@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..contract import MOST_HEADS
 
-__all__ = ["WIDE", "WideArguments", "check"]
+__all__ = ["WIDE", "WideArguments", "check_argument"]
 
 WIDE = (torch.float32, torch.bfloat16, torch.float16)
 """Dtypes of wide operands that kernels take; float8 is one of ``down`` alone."""
 
 
-def check(op: str, name: str, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> None:
+def check_argument(op: str, name: str, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> None:
     """Raises ValueError naming operator and argument where ``tensor`` is given and not of this shape and dtype."""
     if tensor is None:
         return
@@ -26,13 +26,14 @@ def check(op: str, name: str, tensor: Tensor | None, shape: Sequence[int], dtype
         raise ValueError(f"{op}: {name} has shape {list(tensor.shape)}, expected {list(shape)}")
 
 
-def contiguous(tensor: Tensor | None) -> Tensor | None:
+def make_contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
 @dataclass(frozen=True)
 class WideArguments:
-    """What `ff_norms` and `operator_norms` share, checked and contiguous; ``wide`` is the dtype of wide operands."""
+    """Holds what `ff_norms` and `operator_norms` share, checked and contiguous; ``wide`` is the wide operands'
+    dtype."""
 
     alpha: Tensor
     position: Tensor
@@ -48,7 +49,7 @@ class WideArguments:
     width: int
 
     @classmethod
-    def of(
+    def from_tensors(
         cls,
         op: str,
         alpha: Tensor,
@@ -73,19 +74,19 @@ class WideArguments:
             )
         if heads > MOST_HEADS:
             raise ValueError(f"{op}: alpha has {heads} heads, expected at most {MOST_HEADS}")
-        check(op, "alpha", alpha, (heads, queries, columns), torch.float32)
-        check(op, "position", position, (queries,), torch.int64)
-        check(op, "residual", residual, (keys, heads + 1, width), wide)
-        check(op, "residual_scale", residual_scale, (queries,), torch.float32)
-        check(op, "gamma", gamma, (width,), torch.float32)
-        check(op, "norm_scale", norm_scale, (queries,), torch.float32)
+        check_argument(op, "alpha", alpha, (heads, queries, columns), torch.float32)
+        check_argument(op, "position", position, (queries,), torch.int64)
+        check_argument(op, "residual", residual, (keys, heads + 1, width), wide)
+        check_argument(op, "residual_scale", residual_scale, (queries,), torch.float32)
+        check_argument(op, "gamma", gamma, (width,), torch.float32)
+        check_argument(op, "norm_scale", norm_scale, (queries,), torch.float32)
         return cls(
             alpha.contiguous(),
             position.contiguous(),
             residual.contiguous(),
-            contiguous(residual_scale),
-            contiguous(gamma),
-            contiguous(norm_scale),
+            make_contiguous(residual_scale),
+            make_contiguous(gamma),
+            make_contiguous(norm_scale),
             wide,
             heads,
             queries,
@@ -94,7 +95,7 @@ class WideArguments:
             width,
         )
 
-    def output(self) -> Tensor:
-        """Zeros, which pairs without any weight keep: ``[2 or 3, N, M]``."""
+    def allocate_output(self) -> Tensor:
+        """Returns zeros ``[2 or 3, N, M]``, which pairs without any weight keep."""
         scopes = 2 if self.norm_scale is None else 3
         return self.alpha.new_zeros(scopes, self.queries, self.columns)

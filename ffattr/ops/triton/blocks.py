@@ -12,7 +12,7 @@ __all__ = ["query_blocks"]
 
 
 def query_blocks(bounds: Sequence[tuple[int, int]], block: int, device: torch.device) -> Tensor:
-    """``[number of blocks, 4]`` int32 on ``device``: first query, number of queries, first key, number of keys.
+    """Returns ``[number of blocks, 4]`` int32 on ``device``: first query, number of queries, first key, number of keys.
 
     A block has at most ``block`` queries, all of one sequence, and meets all keys of that sequence. ``bounds``, by
     `ffattr.ops.torch_kernels.sequence_bounds`: (first query, first key) of every sequence, and where the last one ends.

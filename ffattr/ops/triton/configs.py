@@ -24,20 +24,20 @@ from .runtime import INTERPRETED
 __all__ = [
     "Config",
     "Shape",
-    "apply",
-    "build",
-    "candidates",
-    "direct",
+    "choose_apply",
+    "choose_build",
+    "choose_direct",
+    "list_candidates",
     "padded_heads",
-    "remember",
-    "save",
+    "remember_config",
+    "save_configs",
     "tuned_file",
 ]
 
 
 @dataclass(frozen=True)
 class Config:
-    """Tile of a program: ``queries`` rows, ``columns`` of the output at a time, ``neurons`` of a step.
+    """Describes the tile of a program: ``queries`` rows, ``columns`` of the output at a time, ``neurons`` of a step.
 
     ``stages`` steps are under way at once, loaded by TMA where ``tma`` and the strides allow it. Where rows are not
     queries, or the sum is not over neurons, the names stand for what is in their place.
@@ -53,7 +53,8 @@ class Config:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a config depends on; ``dtype`` is that of ``down``, ``capability`` (0, 0) stands for the interpreter."""
+    """Holds what a config depends on; ``dtype`` is that of ``down``, ``capability`` (0, 0) stands for the
+    interpreter."""
 
     heads: int
     streams: int
@@ -64,7 +65,7 @@ class Shape:
     device: str = ""
 
     @classmethod
-    def of(cls, alpha: Tensor, down: Tensor, streams: int) -> Shape:
+    def from_operands(cls, alpha: Tensor, down: Tensor, streams: int) -> Shape:
         heads, queries, _ = alpha.shape
         if INTERPRETED:
             return cls(heads, streams, down.shape[1], queries, down.dtype, (0, 0))
@@ -73,81 +74,83 @@ class Shape:
         return cls(heads, streams, down.shape[1], queries, down.dtype, capability, properties.name)
 
     @property
-    def warpgroups(self) -> bool:
-        """Whether the matrix unit takes operands of whole warpgroups from shared memory, where TMA puts them."""
+    def uses_warpgroups(self) -> bool:
+        """Tells whether the matrix unit takes operands of whole warpgroups from shared memory, where TMA puts them."""
         return self.capability[0] in (9, 10)
 
     @property
-    def few(self) -> bool:
+    def has_few_queries(self) -> bool:
         return self.queries <= 64
 
     @property
-    def narrow(self) -> bool:
-        """Whether blocks of 256 columns would leave more than a tenth of their work outside the matrix."""
+    def is_narrow(self) -> bool:
+        """Tells whether blocks of 256 columns would leave more than a tenth of their work outside the matrix."""
         return triton.cdiv(self.width, 256) * 256 > 1.1 * self.width
 
-    def key(self, kernel: str) -> str:
-        """Shapes with one key have one tuned config."""
+    def make_key(self, kernel: str) -> str:
+        """Makes the key of a tuned config, which shapes with one key share."""
         dtype = str(self.dtype).removeprefix("torch.")
-        size = f"{'few' if self.few else 'many'} queries, {'narrow' if self.narrow else 'wide'}"
+        size = f"{'few' if self.has_few_queries else 'many'} queries, {'narrow' if self.is_narrow else 'wide'}"
         return f"{kernel}: {dtype}, {self.streams} stream(s), {padded_heads(self.heads)} heads, {size}"
 
 
 def padded_heads(heads: int) -> int:
-    """Rows of a tile of heads: a power of two, and no fewer than a matrix instruction sums over."""
+    """Returns the rows of a tile of heads: a power of two, and no fewer than a matrix instruction sums over."""
     return max(16, triton.next_power_of_2(heads))
 
 
-def direct(shape: Shape) -> Config:
-    return _chosen("direct", shape, _direct)
+def choose_direct(shape: Shape) -> Config:
+    return _choose_config("direct", shape, _rule_direct)
 
 
-def build(shape: Shape) -> Config:
-    return _chosen("build", shape, _build)
+def choose_build(shape: Shape) -> Config:
+    return _choose_config("build", shape, _rule_build)
 
 
-def apply(shape: Shape, head_dim: int) -> Config:
-    config = _chosen("apply", shape, _apply)
+def choose_apply(shape: Shape, head_dim: int) -> Config:
+    config = _choose_config("apply", shape, _rule_apply)
     # A step stays within one head, whose weight is one number for each row.
     return replace(config, neurons=max(16, min(config.neurons, triton.next_power_of_2(head_dim))))
 
 
-def _direct(shape: Shape) -> Config:
+def _rule_direct(shape: Shape) -> Config:
     heads, gated = padded_heads(shape.heads), shape.streams == 2
     tensor_memory = shape.capability[0] == 10  # its 512 columns hold sums, z and P: 128 x 256 sums would take all
     if shape.dtype == torch.float32:  # three products from operands split in registers: a quarter of a bfloat16 tile
-        if shape.warpgroups and heads >= 64 and not (heads == 128 and tensor_memory):  # as few spills as any tile tried
+        if (
+            shape.uses_warpgroups and heads >= 64 and not (heads == 128 and tensor_memory)
+        ):  # as few spills as any tile tried
             return Config(64, 64, 16, 4, 2, True) if heads == 64 else Config(128, 32, 16, 8, 2, True)
-        if shape.warpgroups:
+        if shape.uses_warpgroups:
             return Config(64, 64 if gated or heads > 16 or tensor_memory else 128, 32, 8, 2, True)
         return Config(64, 32 if gated or heads > 16 else 64, 16, 8, 2, False)
-    if not shape.warpgroups:  # operands and sums share the registers of mma.sync
+    if not shape.uses_warpgroups:  # operands and sums share the registers of mma.sync
         return Config(128, 64 if gated else 128, 32, 8, 3, False)
     # 128 x 256 sums take half the registers of 8 warps: more leave no room for z, fewer columns make z more often.
     # A step's float8 products are summed apart, which takes the registers of a tile once more.
     float8 = shape.dtype == torch.float8_e4m3fn
-    columns = 128 if shape.narrow or heads == 128 or float8 or tensor_memory else 256
+    columns = 128 if shape.is_narrow or heads == 128 or float8 or tensor_memory else 256
     # Two z and two slopes of a gated block, or many heads, leave room for half as many neurons.
     neurons, stages = (32, 4 if heads < 64 else 3) if gated or (heads == 64 and columns == 256) else (64, 3)
     if float8 and not gated and heads >= 64:  # two sets of sums beside rows of so many heads: half the queries fit
         return Config(64, 128, 64, 8, 3, True)
-    if shape.few and heads <= 32:
+    if shape.has_few_queries and heads <= 32:
         return Config(64, columns, neurons, 4, 3, True)
     return Config(128, columns, neurons, 8, stages, True)
 
 
-def _build(shape: Shape) -> Config:
+def _rule_build(shape: Shape) -> Config:
     if shape.dtype == torch.float32:
-        return Config(64, 64, 32, 8, 2, True) if shape.warpgroups else Config(64, 64, 16, 8, 2, False)
-    if not shape.warpgroups:
+        return Config(64, 64, 32, 8, 2, True) if shape.uses_warpgroups else Config(64, 64, 16, 8, 2, False)
+    if not shape.uses_warpgroups:
         return Config(128, 128, 32, 8, 3, False)
-    return Config(128, 128 if shape.narrow else 256, 64, 8, 3, True)
+    return Config(128, 128 if shape.is_narrow else 256, 64, 8, 3, True)
 
 
-def _apply(shape: Shape) -> Config:
+def _rule_apply(shape: Shape) -> Config:
     if shape.dtype == torch.float32:
-        return Config(64, 64, 32, 8, 2, True) if shape.warpgroups else Config(64, 64, 16, 8, 2, False)
-    if not shape.warpgroups:
+        return Config(64, 64, 32, 8, 2, True) if shape.uses_warpgroups else Config(64, 64, 16, 8, 2, False)
+    if not shape.uses_warpgroups:
         return Config(128, 64, 32, 8, 3, False)
     return Config(128, 128, 64, 8, 3, True)  # 256 columns spill: the mixed residual is a second tile of that size
 
@@ -156,14 +159,14 @@ _INTERPRETED = Config(32, 64, 64, 4, 1, True)
 """The interpreter's time goes by operations, whatever their size; loops should still turn more than once in a test."""
 
 
-def _chosen(kernel: str, shape: Shape, rule: Callable[[Shape], Config]) -> Config:
+def _choose_config(kernel: str, shape: Shape, rule: Callable[[Shape], Config]) -> Config:
     if shape.capability == (0, 0):
         return _INTERPRETED
-    return _tuned().get(shape.device, {}).get(shape.key(kernel)) or rule(shape)
+    return _read_tuned().get(shape.device, {}).get(shape.make_key(kernel)) or rule(shape)
 
 
-def candidates(shape: Shape) -> Iterator[Config]:
-    """What ``ffattr bench --tune`` tries: tiles whose sums leave registers for the rest; some will not compile."""
+def list_candidates(shape: Shape) -> Iterator[Config]:
+    """Yields what ``ffattr bench --tune`` tries: tiles whose sums leave registers for the rest; some do not compile."""
     least = 32 if shape.dtype == torch.float8_e4m3fn else 16
     for queries, columns, neurons, warps, stages in itertools.product(
         (64, 128), (64, 128, 256), (16, 32, 64, 128), (4, 8), (2, 3, 4)
@@ -179,24 +182,26 @@ def tuned_file() -> Path:
     return cache_file("triton.json")
 
 
-def remember(shape: Shape, kernel: str, config: Config | None) -> None:
-    """Use ``config`` for shapes like this one in this process; None: the rule again."""
-    table = _tuned().setdefault(shape.device, {})
+def remember_config(shape: Shape, kernel: str, config: Config | None) -> None:
+    """Uses ``config`` for shapes like this one in this process; None: the rule again."""
+    table = _read_tuned().setdefault(shape.device, {})
     if config is None:
-        table.pop(shape.key(kernel), None)
+        table.pop(shape.make_key(kernel), None)
     else:
-        table[shape.key(kernel)] = config
+        table[shape.make_key(kernel)] = config
 
 
-def save() -> Path:
-    """Keep what is remembered for later processes. Raises OSError where the file cannot be written."""
+def save_configs() -> Path:
+    """Keeps what is remembered for later processes. Raises OSError where the file cannot be written."""
     file = tuned_file()
-    write_cache(file, {device: {key: asdict(c) for key, c in configs.items()} for device, configs in _tuned().items()})
+    write_cache(
+        file, {device: {key: asdict(c) for key, c in configs.items()} for device, configs in _read_tuned().items()}
+    )
     return file
 
 
 @lru_cache
-def _tuned() -> dict[str, dict[str, Config]]:
+def _read_tuned() -> dict[str, dict[str, Config]]:
     file = tuned_file()
     try:
         text = file.read_text()

@@ -1,4 +1,4 @@
-"""How a wide kernel ends: from blocks of the rows ``o`` and ``o + r`` to the norms of every feed-forward scope.
+"""The end of a wide kernel: from blocks of the rows ``o`` and ``o + r`` to the norms of every feed-forward scope.
 
 With ``t = o + r`` of mean ``mu``, and ``g`` the gain of the norm after the block, one pass over the columns is enough:
 ``sum g^2 (t - mu)^2 = sum g^2 t^2 - 2 mu sum g^2 t + mu^2 sum g^2``. Without centring, the first term alone.
@@ -14,7 +14,8 @@ __all__ = ["column_sums", "store_norms"]
 
 @triton.jit
 def column_sums(acc, gamma, column, width, COLUMNS: tl.constexpr):
-    """Sums by row of ``t^2``, ``t``, ``g^2 t^2`` and ``g^2 t``, and that of ``g^2``; ``acc`` is columns of ``t``."""
+    """Returns sums by row of ``t^2``, ``t``, ``g^2 t^2``, ``g^2 t``, and that of ``g^2``; ``acc`` is columns of
+    ``t``."""
     c = column + tl.arange(0, COLUMNS)
     squares = tl.sum(acc * acc, 1)
     total = tl.sum(acc, 1)
@@ -44,7 +45,8 @@ def store_norms(
     width,
     CENTRE: tl.constexpr,
 ):
-    """Norms of ``o``, ``o + r`` and, where ``after_size`` is given, of the norm's output, each times its size."""
+    """Stores norms of ``o``, ``o + r`` and, where ``after_size`` is given, of the norm's output, each times its
+    size."""
     tl.store(out, tl.sqrt(squares) * size, mask=live)
     tl.store(out + scope, tl.sqrt(total_squares) * total_size, mask=live)
     if after_size is not None:

@@ -28,20 +28,20 @@ from torch import Tensor
 
 from ..torch_kernels import sequence_bounds
 from . import configs
-from .arguments import WideArguments, check, contiguous
+from .arguments import WideArguments, check_argument, make_contiguous
 from .blocks import query_blocks
 from .epilogue import column_sums, store_norms
 from .runtime import on_device_of
-from .tiles import dot, load_rows, load_slab, matrix, product_precision, scaled, tma_fits
+from .tiles import add_product, describe_matrix, load_rows, load_slab, product_precision, scale_tile, tma_fits
 
 __all__ = ["direct_kernel", "ff_norms"]
 
 LARGEST = tl.constexpr(440.0)
-"""What float8_e4m3fn rows are scaled to: their bound is met to bfloat16's rounding, and the type ends at 448."""
+"""Rows in float8_e4m3fn are scaled to this: their bound is met to bfloat16's rounding, and the type ends at 448."""
 
 
 @triton.jit
-def mixed(
+def mix_features(
     rows,
     features,
     slab,
@@ -55,9 +55,10 @@ def mixed(
     TMA: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """``rows @ features[slab, :, start:]``: what all heads bring to a block of neurons, ``[QUERIES, NEURONS]``."""
+    """Returns ``rows @ features[slab, :, start:]``: what all heads bring to a block of neurons, ``[QUERIES,
+    NEURONS]``."""
     tile = load_slab(features, slab, start, heads, neurons, pitch, HEADS, NEURONS, TMA)
-    return dot(rows, tile, tl.zeros([QUERIES, NEURONS], tl.float32), PRECISION)
+    return add_product(rows, tile, tl.zeros([QUERIES, NEURONS], tl.float32), PRECISION)
 
 
 # A size of 1 would be a constant, which has no dtype to widen, and a short last block of keys a kernel of its own.
@@ -142,33 +143,37 @@ def direct_kernel(
     gamma_squares = 0.0
     for c in range(0, width, COLUMNS):
         acc = tl.zeros([QUERIES, COLUMNS], tl.float32)
-        z = mixed(rows, features, key, 0, heads, neurons, feature_pitch, HEADS, QUERIES, NEURONS, TMA, PRECISION)
+        z = mix_features(rows, features, key, 0, heads, neurons, feature_pitch, HEADS, QUERIES, NEURONS, TMA, PRECISION)
         if STREAMS == 2:
-            z_up = mixed(rows, features, up, 0, heads, neurons, feature_pitch, HEADS, QUERIES, NEURONS, TMA, PRECISION)
+            z_up = mix_features(
+                rows, features, up, 0, heads, neurons, feature_pitch, HEADS, QUERIES, NEURONS, TMA, PRECISION
+            )
         for start in range(0, neurons, NEURONS):
             inside = tl.arange(0, NEURONS) < neurons - start
             factor = load_rows(slope, first, start, STREAMS * queries, neurons, QUERIES, NEURONS, TMA)
             if OWN:
                 z += own[:, None] * tl.load(own_gate_at + start, mask=inside, other=0.0).to(tl.float32)[None, :]
-            p = scaled(z, factor)
+            p = scale_tile(z, factor)
             if STREAMS == 2:
                 factor = load_rows(slope, queries + first, start, STREAMS * queries, neurons, QUERIES, NEURONS, TMA)
                 if OWN:
                     z_up += own[:, None] * tl.load(own_up_at + start, mask=inside, other=0.0).to(tl.float32)[None, :]
-                p += scaled(z_up, factor)
+                p += scale_tile(z_up, factor)
             ahead = start + NEURONS  # beyond the last neuron features read as zero
-            z = mixed(
+            z = mix_features(
                 rows, features, key, ahead, heads, neurons, feature_pitch, HEADS, QUERIES, NEURONS, TMA, PRECISION
             )
             if STREAMS == 2:
-                z_up = mixed(
+                z_up = mix_features(
                     rows, features, up, ahead, heads, neurons, feature_pitch, HEADS, QUERIES, NEURONS, TMA, PRECISION
                 )
             down_tile = load_rows(down, c, start, width, neurons, COLUMNS, NEURONS, TMA)
             if down_scale is None:
-                acc = dot(p, down_tile.T, acc, PRECISION)
+                acc = add_product(p, down_tile.T, acc, PRECISION)
             else:  # the matrix unit adds float8 products with some 14 bits: a step's at most
-                acc += dot(p.to(down_tile.dtype), down_tile.T, tl.zeros([QUERIES, COLUMNS], tl.float32), PRECISION)
+                acc += add_product(
+                    p.to(down_tile.dtype), down_tile.T, tl.zeros([QUERIES, COLUMNS], tl.float32), PRECISION
+                )
 
         col = c + tl.arange(0, COLUMNS)
         if down_scale is not None:
@@ -178,7 +183,7 @@ def direct_kernel(
         if residual_scale is not None:  # o / scale + r: scaling the weights would round them once more
             acc = acc * (1 / tl.load(residual_scale + n, mask=live, other=1.0))[:, None]
         residual_tile = load_slab(residual, key, c, heads, width, residual_pitch, HEADS, COLUMNS, TMA)
-        acc = dot(rows, residual_tile, acc, PRECISION)
+        acc = add_product(rows, residual_tile, acc, PRECISION)
         if OWN:
             own_row = tl.load(own_residual + key64 * residual_pitch + col, mask=col < width, other=0.0).to(tl.float32)
             acc += own[:, None] * own_row[None, :]
@@ -227,21 +232,21 @@ def ff_norms(
     centre: bool,
     sequences: Tensor | None = None,
 ) -> Tensor:
-    """``[2 or 3, N, M]``, see `ffattr.ops`. Raises ValueError for arguments that no kernel takes."""
+    """Returns ``[2 or 3, N, M]``, see `ffattr.ops`. Raises ValueError for arguments that no kernel takes."""
     op = "ff_norms"
-    given = WideArguments.of(op, alpha, position, residual, residual_scale, gamma, norm_scale)
+    given = WideArguments.from_tensors(op, alpha, position, residual, residual_scale, gamma, norm_scale)
     streams, neurons = (2 if len(features) == 2 else 1), features.shape[-1]
     if neurons == 0:
         raise ValueError(f"{op}: features has shape {list(features.shape)}, expected at least one neuron")
-    check(op, "features", features, (streams, given.keys, given.heads + 1, neurons), given.wide)
-    check(op, "slope", slope, (streams, given.queries, neurons), given.wide)
-    check(op, "down_scale", down_scale, (given.width,), torch.float32)
-    check(op, "down", down, (neurons, given.width), given.wide if down_scale is None else torch.float8_e4m3fn)
-    out = given.output()
+    check_argument(op, "features", features, (streams, given.keys, given.heads + 1, neurons), given.wide)
+    check_argument(op, "slope", slope, (streams, given.queries, neurons), given.wide)
+    check_argument(op, "down_scale", down_scale, (given.width,), torch.float32)
+    check_argument(op, "down", down, (neurons, given.width), given.wide if down_scale is None else torch.float8_e4m3fn)
+    out = given.allocate_output()
     if out.numel() == 0 or given.keys == 0 or given.width == 0:
         return out
 
-    config = configs.direct(configs.Shape.of(alpha, down, streams))
+    config = configs.choose_direct(configs.Shape.from_operands(alpha, down, streams))
     slope_size = feature_bound = None
     if down_scale is not None:
         slope_size = slope.abs().amax((0, 2)).float()
@@ -257,16 +262,16 @@ def ff_norms(
             direct_kernel[(len(blocks) * programs,)](
                 given.alpha,
                 given.position,
-                matrix(features[:, : given.heads], [1, heads, config.neurons], tma),
+                describe_matrix(features[:, : given.heads], [1, heads, config.neurons], tma),
                 features[:, given.heads],
-                matrix(slope, [config.queries, config.neurons], tma),
-                matrix(down, [config.columns, config.neurons], tma),
-                matrix(residual[:, : given.heads], [1, heads, config.columns], tma),
+                describe_matrix(slope, [config.queries, config.neurons], tma),
+                describe_matrix(down, [config.columns, config.neurons], tma),
+                describe_matrix(residual[:, : given.heads], [1, heads, config.columns], tma),
                 residual[:, given.heads],
                 given.residual_scale,
                 given.gamma,
                 given.norm_scale,
-                contiguous(down_scale),
+                make_contiguous(down_scale),
                 slope_size,
                 feature_bound,
                 blocks,

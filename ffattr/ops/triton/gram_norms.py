@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..torch_kernels import sequence_bounds
-from .arguments import check, contiguous
+from .arguments import check_argument, make_contiguous
 from .blocks import query_blocks
 from .runtime import on_device_of
 
@@ -97,7 +97,7 @@ def _gram_norms(
 def gram_norms(
     alpha: Tensor, position: Tensor, gram: Tensor, row_scale: Tensor | None, sequences: Tensor | None = None
 ) -> Tensor:
-    """``[N, M]``, see `ffattr.ops`, for ``alpha`` in float32. Raises ValueError for arguments that it does not take."""
+    """Returns ``[N, M]``, see `ffattr.ops`, for ``alpha`` in float32. Raises ValueError for what it does not take."""
     op = "gram_norms"
     if alpha.dtype != torch.float32:
         raise ValueError(f'{op}: alpha has dtype {alpha.dtype}, expected torch.float32; use backend="torch"')
@@ -109,9 +109,9 @@ def gram_norms(
     heads, queries, columns = alpha.shape
     keys = len(gram)
     size = heads + 1 if gram.shape[1] == heads + 1 else heads
-    check(op, "gram", gram, (keys, size, size), torch.float64)
-    check(op, "position", position, (queries,), torch.int64)
-    check(op, "row_scale", row_scale, (queries,), torch.float32)
+    check_argument(op, "gram", gram, (keys, size, size), torch.float64)
+    check_argument(op, "position", position, (queries,), torch.int64)
+    check_argument(op, "row_scale", row_scale, (queries,), torch.float32)
     blocks = query_blocks(sequence_bounds(op, sequences, alpha, keys), _QUERIES, alpha.device)
     out = torch.empty(queries, columns, dtype=alpha.dtype, device=alpha.device)
     if out.numel() == 0:
@@ -121,7 +121,7 @@ def gram_norms(
             alpha.contiguous(),
             position.contiguous(),
             _keys_last(gram, heads),
-            contiguous(row_scale),
+            make_contiguous(row_scale),
             blocks,
             out,
             len(blocks),
@@ -139,7 +139,7 @@ def gram_norms(
 
 
 def _keys_last(gram: Tensor, heads: int) -> Tensor:
-    """``[K, G, G]`` to ``[G, G, K]``, keys as neighbours, with a row of zeros after an odd number of heads.
+    """Turns ``[K, G, G]`` into ``[G, G, K]``, keys as neighbours, with a row of zeros after an odd number of heads.
 
     What is left of the diagonal counts for its mirror image too, which is zero.
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...decomposition import integrated_gradients as ig
 from .activations import derivative, gated, path, rise, slope, value
-from .arguments import check, contiguous
+from .arguments import check_argument, make_contiguous
 from .runtime import on_device_of
 
 __all__ = ["ig_slope"]
@@ -31,7 +31,8 @@ _NEAR_NODES = 6
 
 @triton.jit
 def _quadrature(u, v, u0, v0, nodes_ptr, steps, ACTIVATION: tl.constexpr, GATED: tl.constexpr):
-    """Both factors by the points ``nodes[0]`` with the weights ``nodes[1]``; the second is of use only if gated."""
+    """Returns both factors by the points ``nodes[0]`` with the weights ``nodes[1]``; the second is of use only if
+    gated."""
     first = tl.zeros_like(u)
     second = tl.zeros_like(u)
     for k in range(steps):
@@ -137,7 +138,7 @@ def _ig_slope(
 def ig_slope(
     z: Tensor, base: Tensor | None, row_scale: Tensor | None, activation: str, rule: str, steps: int
 ) -> Tensor:
-    """As the operator, for ``z`` ``[S, N, F]`` in float32, bfloat16 or float16, computed in float32.
+    """Computes what the operator does, for ``z`` ``[S, N, F]`` in float32, bfloat16 or float16, in float32.
 
     ``base`` ``[S, N or 1, F]`` has ``z``'s dtype, ``row_scale`` ``[N]`` that or float32. Raises ValueError.
     """
@@ -145,9 +146,9 @@ def ig_slope(
     exact, polynomial = rule == "exact", ig.ACTIVATIONS[activation].polynomial
     nodes = None
     if not exact:
-        nodes = _nodes(rule, steps, z.device)
+        nodes = _make_nodes(rule, steps, z.device)
     elif base is not None and not polynomial:
-        nodes = _nodes("gauss-legendre", _NEAR_NODES, z.device)
+        nodes = _make_nodes("gauss-legendre", _NEAR_NODES, z.device)
     z = z.contiguous()
     out = torch.empty_like(z)
     streams, rows, neurons = z.shape
@@ -156,8 +157,8 @@ def ig_slope(
     with on_device_of(z):
         _ig_slope[(triton.cdiv(rows * neurons, _BLOCK),)](
             z,
-            contiguous(base),
-            contiguous(row_scale),
+            make_contiguous(base),
+            make_contiguous(row_scale),
             nodes,
             out,
             rows * neurons,
@@ -177,8 +178,9 @@ def ig_slope(
 
 
 @lru_cache(maxsize=64)
-def _nodes(rule: str, steps: int, device: torch.device) -> Tensor:
-    """``[2, steps]`` float32: kept, because a copy to the GPU for each call would wait for the work queued there."""
+def _make_nodes(rule: str, steps: int, device: torch.device) -> Tensor:
+    """Returns ``[2, steps]`` float32: kept, because a copy to the GPU for each call would wait for the work queued
+    there."""
     return torch.stack(ig.nodes(rule, steps)).float().to(device)
 
 
@@ -199,6 +201,6 @@ def _check_arguments(z: Tensor, base: Tensor | None, row_scale: Tensor | None, a
         )
     streams, rows, neurons = z.shape
     base_rows = 1 if base is not None and base.dim() == 3 and base.shape[1] == 1 else rows
-    check("ig_slope", "base", base, (streams, base_rows, neurons), z.dtype)
+    check_argument("ig_slope", "base", base, (streams, base_rows, neurons), z.dtype)
     as_z = row_scale is not None and row_scale.dtype == z.dtype
-    check("ig_slope", "row_scale", row_scale, (rows,), z.dtype if as_z else torch.float32)
+    check_argument("ig_slope", "row_scale", row_scale, (rows,), z.dtype if as_z else torch.float32)

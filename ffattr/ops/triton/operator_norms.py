@@ -16,12 +16,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..torch_kernels import chunks, mix, with_residual
+from ..torch_kernels import mix_heads, split_queries, with_residual
 from . import configs
-from .arguments import WideArguments, check
+from .arguments import WideArguments, check_argument
 from .epilogue import column_sums, store_norms
 from .runtime import on_device_of
-from .tiles import dot, load_rows, matrix, product_precision, scaled, tma_fits
+from .tiles import add_product, describe_matrix, load_rows, product_precision, scale_tile, tma_fits
 
 __all__ = ["apply_kernel", "build_kernel", "operator_norms"]
 
@@ -57,12 +57,12 @@ def build_kernel(
     for start in range(0, neurons, NEURONS):
         inside = f < neurons - start
         tile = load_rows(maps, row, start, STREAMS * inner, neurons, ROWS, NEURONS, TMA)
-        p = scaled(tile, tl.load(gate_at + start, mask=inside, other=0.0)[None, :])
+        p = scale_tile(tile, tl.load(gate_at + start, mask=inside, other=0.0)[None, :])
         if STREAMS == 2:
             tile = load_rows(maps, inner + row, start, STREAMS * inner, neurons, ROWS, NEURONS, TMA)
-            p += scaled(tile, tl.load(up_at + start, mask=inside, other=0.0)[None, :])
+            p += scale_tile(tile, tl.load(up_at + start, mask=inside, other=0.0)[None, :])
         down_tile = load_rows(down, c, start, width, neurons, COLUMNS, NEURONS, TMA)
-        acc = dot(p.to(down_tile.dtype), down_tile.T, acc, PRECISION)
+        acc = add_product(p.to(down_tile.dtype), down_tile.T, acc, PRECISION)
     r, col = row + tl.arange(0, ROWS), c + tl.arange(0, COLUMNS)
     at = out + (slot.to(tl.int64) * inner + r[:, None]) * width + col[None, :]
     tl.store(at, acc.to(out.dtype.element_ty), mask=(r < inner)[:, None] & (col < width)[None, :])
@@ -122,13 +122,13 @@ def apply_kernel(
             start = head * head_dim + within
             tile = load_rows(values, key, start, keys, inner, KEYS, DEPTH, TMA)
             weight = tl.load(weights + head * keys, mask=live, other=0.0).to(tile.dtype)
-            part = scaled(tile, weight[:, None])
+            part = scale_tile(tile, weight[:, None])
             if not EVEN:  # what lies beyond belongs to the next head
                 part = tl.where((k < head_dim - within)[None, :], part, 0.0)
             operator_tile = load_rows(operator, slot * inner + start, c, batch * inner, width, DEPTH, COLUMNS, TMA)
             if not EVEN:  # nor may a NaN there, which is the next query's where the heads end
                 operator_tile = tl.where((k < head_dim - within)[:, None], operator_tile, 0.0)
-            acc = dot(part.to(operator_tile.dtype), operator_tile, acc, PRECISION)
+            acc = add_product(part.to(operator_tile.dtype), operator_tile, acc, PRECISION)
         col = c + tl.arange(0, COLUMNS)
         inside = col < width
         own_row = tl.load(own + query.to(tl.int64) * width + col, mask=inside, other=0.0).to(tl.float32)
@@ -179,42 +179,45 @@ def operator_norms(
     centre: bool,
     sequences: Tensor | None = None,
 ) -> Tensor:
-    """``[2 or 3, N, M]``, see `ffattr.ops`. Raises ValueError for arguments that no kernel takes."""
+    """Returns ``[2 or 3, N, M]``, see `ffattr.ops`. Raises ValueError for arguments that no kernel takes."""
     op = "operator_norms"
-    given = WideArguments.of(op, alpha, position, residual, residual_scale, gamma, norm_scale)
+    given = WideArguments.from_tensors(op, alpha, position, residual, residual_scale, gamma, norm_scale)
     streams, neurons = (2 if len(maps) == 2 else 1), maps.shape[-1]
     head_dim = values.shape[-1]
     inner = given.heads * head_dim
-    check(op, "values", values, (given.keys, given.heads, head_dim), given.wide)
-    check(op, "maps", maps, (streams, inner, neurons), given.wide)
-    check(op, "own", own, (streams, given.queries, neurons), given.wide)
-    check(op, "slope", slope, (streams, given.queries, neurons), given.wide)
-    check(op, "down", down, (neurons, given.width), given.wide)
-    out = given.output()
+    check_argument(op, "values", values, (given.keys, given.heads, head_dim), given.wide)
+    check_argument(op, "maps", maps, (streams, inner, neurons), given.wide)
+    check_argument(op, "own", own, (streams, given.queries, neurons), given.wide)
+    check_argument(op, "slope", slope, (streams, given.queries, neurons), given.wide)
+    check_argument(op, "down", down, (neurons, given.width), given.wide)
+    out = given.allocate_output()
     if out.numel() == 0 or given.width == 0:
         return out
 
     own_rows = (slope * own).sum(0) @ down  # [N, d]
     values, maps, slope = values.contiguous().flatten(1), maps.contiguous().flatten(0, 1), slope.contiguous()
-    shape = configs.Shape.of(alpha, down, streams)
-    build, apply = configs.build(shape), configs.apply(shape, head_dim)
+    shape = configs.Shape.from_operands(alpha, down, streams)
+    build, apply = configs.choose_build(shape), configs.choose_apply(shape, head_dim)
     down = down.T.contiguous()
     precision = product_precision(given.wide)
     build_tma = build.tma and tma_fits(maps, down)
     built_from = (
-        matrix(maps, [build.queries, build.neurons], build_tma),
+        describe_matrix(maps, [build.queries, build.neurons], build_tma),
         slope,
-        matrix(down, [build.columns, build.neurons], build_tma),
+        describe_matrix(down, [build.columns, build.neurons], build_tma),
     )
     tiles = triton.cdiv(inner, build.queries) * triton.cdiv(given.width, build.columns)
-    for rows, columns, keys in chunks(op, alpha, given.keys, sequences, given.width, inner * given.width, _BATCH):
+    for rows, columns, keys in split_queries(
+        op, alpha, given.keys, sequences, given.width, inner * given.width, _BATCH
+    ):
         batch, count = rows.stop - rows.start, keys.stop - keys.start
         if count == 0:
             continue
         whole = with_residual(given.alpha[:, rows, columns], given.position[rows])
         sizes = whole.abs().amax(-1)  # [batch, count]
         weights = whole / torch.where(sizes == 0, 1, sizes)[..., None]
-        mixed = mix(weights.to(given.wide), given.residual[keys]).transpose(0, 1).contiguous()  # [count, batch, d]
+        # [count, batch, d]
+        mixed = mix_heads(weights.to(given.wide), given.residual[keys]).transpose(0, 1).contiguous()
         operator = maps.new_empty(batch * inner, given.width)
         # A head starts where TMA can: at a multiple of 16 bytes.
         apply_tma = apply.tma and head_dim * values.element_size() % 16 == 0 and tma_fits(values, operator)
@@ -241,8 +244,8 @@ def operator_norms(
                 weights[..., :-1].transpose(1, 2).contiguous(),
                 sizes,
                 given.position,
-                matrix(values[keys], [apply.queries, apply.neurons], apply_tma),
-                matrix(operator, [apply.neurons, apply.columns], apply_tma),
+                describe_matrix(values[keys], [apply.queries, apply.neurons], apply_tma),
+                describe_matrix(operator, [apply.neurons, apply.columns], apply_tma),
                 own_rows,
                 mixed,
                 given.residual_scale,

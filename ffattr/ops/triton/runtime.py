@@ -1,4 +1,4 @@
-"""What every kernel's launch needs to know of its surroundings."""
+"""The surroundings of every kernel's launch: whether it is interpreted, and on which device it runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from triton import knobs
 __all__ = ["INTERPRETED", "on_device_of"]
 
 INTERPRETED: bool = bool(knobs.runtime.interpret)
-"""Whether kernels run in Triton's interpreter, on CPU tensors: ``TRITON_INTERPRET=1`` when triton was imported.
+"""True where kernels run in Triton's interpreter, on CPU tensors: ``TRITON_INTERPRET=1`` when triton was imported.
 
 It keeps bfloat16 values as integers, on which ``*`` and ``tl.dot`` compute garbage: kernels widen to float32 first.
 """
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
-    """Triton launches on the current device, which need not be the tensors'."""
+    """Makes the tensor's device the current one, which Triton launches on."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
