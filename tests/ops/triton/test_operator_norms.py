@@ -96,8 +96,10 @@ def test_batches(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     given = case("operator_norms")
     expected = check("operator_norms", given)
     calls = []
-    chunks = module("operator_norms").chunks
-    monkeypatch.setattr(module("operator_norms"), "chunks", lambda *a: (calls.append(c) or c for c in chunks(*a)))
+    chunks = module("operator_norms").split_queries
+    monkeypatch.setattr(
+        module("operator_norms"), "split_queries", lambda *a: (calls.append(c) or c for c in chunks(*a))
+    )
     monkeypatch.setattr(module("operator_norms"), "_BATCH", limit)
     found = check("operator_norms", given)
     assert [part.stop - part.start for part, _, _ in calls] == ([1] * 5 if limit == 1 else [2, 2, 1])
