@@ -13,9 +13,19 @@ import torch
 from torch import Tensor
 
 from ..selection import layer_place, sequence
-from .categories import Categories, of_pairs
-from .change import steps
-from .rows import Block, NamedMaps, check_one_stack, check_same_run, counted, key_mask, pieces, row_shares, rows_of
+from .categories import Categories, categorize_pairs
+from .change import find_components
+from .rows import (
+    Block,
+    NamedMaps,
+    check_one_stack,
+    check_same_run,
+    iterate_rows,
+    key_mask,
+    mark_counted_pairs,
+    row_shares,
+    split_rows,
+)
 
 if TYPE_CHECKING:
     import pandas
@@ -26,7 +36,7 @@ BY_MARKS = Categories()
 
 
 def ff_amp_maps(attribution: NamedMaps) -> Tensor:
-    """FF-amp of every pair, ``[L, B, N, T]`` in float64, 0 at padding: what a query's row gains by the network.
+    """Returns FF-amp of every pair, ``[L, B, N, T]`` in float64, 0 at padding: what a query's row gains.
 
         amplification[i, j] = after[i, j] / sum_k after[i, k] - before[i, j] / sum_k before[i, k]
 
@@ -37,12 +47,12 @@ def ff_amp_maps(attribution: NamedMaps) -> Tensor:
     >>> found.shape, found.sum(-1).abs().max() < 1e-12
     (torch.Size([3, 2, 9, 9]), tensor(True))
     """
-    scopes = _scopes(attribution)
+    scopes = _find_ff_scopes(attribution)
     sizes = (len(attribution.layers), len(attribution.mask), len(attribution.queries), key_mask(attribution).shape[1])
     found = torch.zeros(sizes, dtype=torch.float64)
-    for rows in rows_of(attribution, scopes, "AmplifiedPairs"):
+    for rows in iterate_rows(attribution, scopes, "AmplifiedPairs"):
         places = rows.rows.cpu()
-        for queries, keys_at, tiles in pieces(rows, scopes):
+        for queries, keys_at, tiles in split_rows(rows, scopes):
             at, places = places[: len(queries)], places[len(queries) :]
             before, after = map(row_shares, tiles)
             found[rows.place, rows.batch, at[:, None], keys_at.cpu()] = (after - before).cpu()
@@ -50,7 +60,7 @@ def ff_amp_maps(attribution: NamedMaps) -> Tensor:
 
 
 def ff_amp(attribution: NamedMaps, layer: int | None = None, batch: int | None = None) -> pandas.DataFrame:
-    """One row for each pair of real tokens: what `ff_amp_maps` says of it, and of what.
+    """Returns one row for each pair of real tokens: what `ff_amp_maps` says of it, and of what.
 
     Columns ``layer``, ``batch``, ``query``, ``key`` (positions), ``query_token``, ``key_token``, ``before``, ``after``
     (shares of the query's row) and ``amplification``, their difference. In a causal model (``arguments["causal"]``) no
@@ -63,18 +73,18 @@ def ff_amp(attribution: NamedMaps, layer: int | None = None, batch: int | None =
     """
     import pandas as pd
 
-    scopes = _scopes(attribution)
+    scopes = _find_ff_scopes(attribution)
     layers = None if layer is None else [layer_place(layer, attribution.layers)]
     batches = None if batch is None else [sequence(batch, len(attribution.mask))]
-    allowed = [pairs.cpu() for pairs in counted(attribution)]
+    allowed = [pairs.cpu() for pairs in mark_counted_pairs(attribution)]
     frames = []
-    for rows in rows_of(attribution, scopes, "AmplifiedPairs", layers, batches):
+    for rows in iterate_rows(attribution, scopes, "AmplifiedPairs", layers, batches):
         before, after = (row_shares(rows.maps[scope]).cpu() for scope in scopes)
         queries, keys = rows.queries.cpu(), rows.keys.cpu()
         row, column = allowed[rows.batch][rows.rows.cpu()][:, keys].nonzero(as_tuple=True)
         values = torch.stack([side[row, column] for side in (before, after, after - before)])
         places = torch.stack([torch.full_like(row, rows.batch), queries[row], keys[column]])
-        frames.append(_frame(rows.layer, places, values, attribution))
+        frames.append(_build_frame(rows.layer, places, values, attribution))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -85,7 +95,7 @@ def amplified_pairs(
     self_pairs: bool = False,
     categories: Categories | None = BY_MARKS,
 ) -> pandas.DataFrame:
-    """The ``k`` pairs of tokens of every layer that its feed-forward network amplifies most, most amplified first.
+    """Returns the ``k`` pairs of tokens of every layer that its feed-forward network amplifies most, those first.
 
     The columns of `ff_amp`, ``rank`` (from 1, within the layer or sequence) and one for each of ``categories``
     (None: none), True where the pair falls into it. Arguments as of `AmplifiedPairs`, which does the same without maps.
@@ -95,13 +105,13 @@ def amplified_pairs(
     (15, ['layer', 'rank', 'batch', 'query'])
     """
     collector = AmplifiedPairs(k, per, self_pairs)
-    for rows in rows_of(attribution, _scopes(attribution), "AmplifiedPairs"):
+    for rows in iterate_rows(attribution, _find_ff_scopes(attribution), "AmplifiedPairs"):
         collector(rows)
     return collector.frame(attribution, categories)
 
 
 class AmplifiedPairs:
-    """`amplified_pairs` without keeping the maps:
+    """Collects the frame of `amplified_pairs` without keeping the maps:
 
         pairs = AmplifiedPairs(k=50)
         attr = ffattr.attribute(model, inputs, tokenizer=tokenizer, scopes="all", keep=ffattr.Reduce(pairs))
@@ -135,19 +145,19 @@ class AmplifiedPairs:
         """Takes the next block of rows. Raises ValueError for scopes without the two around the network, and for rows
         that were here before."""
         best = self._best.setdefault(rows.layer, {}).setdefault(rows.batch if self.per == "sequence" else 0, _Best())
-        for queries, keys, tiles in pieces(rows, around_ff(list(rows.maps))):
+        for queries, keys, tiles in split_rows(rows, around_ff(list(rows.maps))):
             before, after = map(row_shares, tiles)
             offered = (before > 0) | (after > 0)
             if not self.self_pairs:
                 offered &= queries[:, None] != keys
-            if not best.offer(self.k, rows.batch, queries, keys, before, after, offered):
+            if not best.add_pairs(self.k, rows.batch, queries, keys, before, after, offered):
                 raise ValueError(
                     f"layer {rows.layer} of sequence {rows.batch} came twice: use a new AmplifiedPairs for every call "
                     "of attribute and for every stack of layers, and name each layer once"
                 )
 
     def frame(self, attribution: NamedMaps, categories: Categories | None = BY_MARKS) -> pandas.DataFrame:
-        """The frame of `amplified_pairs`; ``attribution`` is what `ffattr.attribute` returned of this run.
+        """Returns the frame of `amplified_pairs`; ``attribution`` is what `ffattr.attribute` returned of this run.
 
         Raises ValueError where nothing came yet, where it is of other layers or tokens, and for self pairs or
         categories of maps whose columns are not the tokens of their rows.
@@ -174,28 +184,28 @@ class AmplifiedPairs:
         frames = []
         for layer in dict.fromkeys(attribution.layers):
             for _, best in sorted(self._best.get(layer, {}).items()):
-                frame = _frame(layer, best.places, best.values, attribution)
+                frame = _build_frame(layer, best.places, best.values, attribution)
                 frame.insert(1, "rank", range(1, len(frame) + 1))
                 frames.append(frame)
         found = pd.concat(frames, ignore_index=True)
         if categories is not None:
-            for name, column in of_pairs(found, attribution, categories).items():
+            for name, column in categorize_pairs(found, attribution, categories).items():
                 found[name] = column
         return found
 
 
 class _Best:
-    """The most amplified of the pairs offered: ``places`` ``[3, p]`` (sequence, query, key) and ``values`` ``[3, p]``
-    (before, after, amplification), which fall."""
+    """Holds the most amplified of the pairs offered: ``places`` ``[3, p]`` (sequence, query, key) and ``values``
+    ``[3, p]`` (before, after, amplification), which fall."""
 
     def __init__(self) -> None:
         self.places = torch.empty(3, 0, dtype=torch.int64)
         self.values = torch.empty(3, 0, dtype=torch.float64)
 
-    def offer(
+    def add_pairs(
         self, k: int, batch: int, queries: Tensor, keys: Tensor, before: Tensor, after: Tensor, offered: Tensor
     ) -> bool:
-        """Pairs of a block ``[n, t]``: those where ``offered`` is True. False if they were offered before."""
+        """Takes the pairs of a block ``[n, t]`` where ``offered`` is True. Returns False if they came before."""
         change = after - before
         if self.values.shape[1] == k:
             offered = offered & (change >= self.values[2, -1].item())
@@ -207,18 +217,19 @@ class _Best:
         values = torch.stack([side[row, column] for side in (before, after, change)]).cpu()
         self.places, self.values = torch.cat([self.places, places], 1), torch.cat([self.values, values], 1)
         for part in (2, 1, 0):  # the last sort counts most
-            self._take(self.places[part].sort(stable=True).indices)
+            self._select_pairs(self.places[part].sort(stable=True).indices)
         again = bool((self.places[:, 1:] == self.places[:, :-1]).all(0).any())
-        self._take(self.values[2].sort(descending=True, stable=True).indices[:k])
+        self._select_pairs(self.values[2].sort(descending=True, stable=True).indices[:k])
         return not again
 
-    def _take(self, order: Tensor) -> None:
+    def _select_pairs(self, order: Tensor) -> None:
+        """Keeps the pairs at the places ``order`` ``[p]``, in that order."""
         self.places, self.values = self.places[:, order], self.values[:, order]
 
 
 def around_ff(scopes: Sequence[str]) -> list[str]:
-    """The scope right before the feed-forward network and the one right after it. Raises ValueError without them."""
-    for component, before, after in steps(scopes):
+    """Returns the scopes right before and right after the feed-forward network. Raises ValueError without them."""
+    for component, before, after in find_components(scopes):
         if component == "FF":
             return [before, after]
     raise ValueError(
@@ -227,20 +238,22 @@ def around_ff(scopes: Sequence[str]) -> list[str]:
     )
 
 
-def _scopes(attribution: NamedMaps) -> list[str]:
+def _find_ff_scopes(attribution: NamedMaps) -> list[str]:
     check_one_stack(attribution)
     return around_ff(attribution.scopes)
 
 
-def _frame(layer: int, places: Tensor, values: Tensor, attribution: NamedMaps) -> pandas.DataFrame:
-    """Of pairs at ``places`` ``[3, p]`` (sequence, query, key): ``values`` ``[3, p]``."""
+def _build_frame(layer: int, places: Tensor, values: Tensor, attribution: NamedMaps) -> pandas.DataFrame:
+    """Names the pairs at ``places`` ``[3, p]`` (sequence, query, key), with ``values`` ``[3, p]`` beside them."""
     import numpy as np
     import pandas as pd
 
     batch, query, key = places.tolist()
     key_tokens = attribution.tokens if attribution.key_tokens is None else attribution.key_tokens
 
-    def names(of: Sequence[Sequence[str]], positions: Iterable[int]) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
+    def name_tokens(
+        of: Sequence[Sequence[str]], positions: Iterable[int]
+    ) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
         found = [of[b][at] if of else str(at) for b, at in zip(batch, positions, strict=True)]
         return np.array([*found, ""], dtype=object)[:-1]  # with "" also none at all are objects
 
@@ -251,8 +264,8 @@ def _frame(layer: int, places: Tensor, values: Tensor, attribution: NamedMaps) -
         {
             "layer": np.full(len(batch), layer),
             **integers,
-            "query_token": names(attribution.tokens, query),
-            "key_token": names(key_tokens, key),
+            "query_token": name_tokens(attribution.tokens, query),
+            "key_token": name_tokens(key_tokens, key),
             "before": before,
             "after": after,
             "amplification": change,

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .change import mean, steps
+from .change import average_defined, find_components
 from .ranks import spearman
-from .rows import Decomposed, pairs, summed
+from .rows import Decomposed, mark_real_pairs, read_summed_values
 
 if TYPE_CHECKING:
     import pandas
@@ -35,7 +35,7 @@ def cancellation(
     seed: int = 0,
     causal: bool | None = None,
 ) -> pandas.DataFrame:
-    """`contextualization_change` where some dimensions of the model are left out of every norm.
+    """Repeats `contextualization_change` with some dimensions of the model left out of every norm.
 
     Of ``k`` dimensions ``D`` removed, the map of a scope is ``sqrt(sum of F_i(x_j)[c] ** 2, c not in D)``, and the
     value ``1 - Spearman rho`` of two such maps, as in `contextualization_change`, which ``k = 0`` is equal to. Where
@@ -67,34 +67,34 @@ def cancellation(
     """
     import pandas as pd
 
-    by_scope = _together(vectors)
-    found = steps(list(by_scope))
+    by_scope = _group_by_scope(vectors)
+    found = find_components(list(by_scope))
     needed = list(dict.fromkeys(scope for _, *both in found for scope in both))
     one = by_scope[needed[0]]
     width = one.values.shape[-1]
-    cuts = _cuts(removed, width)
+    cuts = _sort_cuts(removed, width)
     wanted = [cuts.index(k) for k in removed]
-    orders = _orders(by_scope, order, scores, seed)
+    orders = _order_dimensions(by_scope, order, scores, seed)
     if causal is None:
         causal = not _looks_ahead(one)
-    counted = pairs(one.mask, one.mask, one.queries, causal)
+    counted = mark_real_pairs(one.mask, one.mask, one.queries, causal)
     rows = []
     for place, layer in enumerate(one.layers):
         changes: dict[tuple[str, str, str], list[list[float]]] = {step: [] for step in found}
         for batch, some in enumerate(counted):
-            maps = {s: _energies(by_scope[s].values[place, batch], orders[place], cuts) for s in needed}
+            maps = {s: _sum_remaining_squares(by_scope[s].values[place, batch], orders[place], cuts) for s in needed}
             for step in found:
                 before, after = maps[step[1]], maps[step[2]]
                 at = some.to(before.device)
                 changes[step].append([1 - spearman(before[k][at], after[k][at]) for k in wanted])
         for step, values in changes.items():
             for number, of_sequences in zip(removed, zip(*values, strict=True), strict=True):
-                rows.append((layer, *step, order, number, mean(of_sequences)))
+                rows.append((layer, *step, order, number, average_defined(of_sequences)))
     return pd.DataFrame(rows, columns=["layer", "component", "before", "after", "order", "removed", "value"])
 
 
 def ff_energy(vectors: _Scopes) -> Tensor:
-    """Mean square of what the feed-forward network adds to each dimension, ``[L, d]``, in float64.
+    """Returns the mean square of what the feed-forward network adds to each dimension, ``[L, d]``, in float64.
 
     Over the real query tokens of all sequences, of the ``total`` of the scope that ends in ``_ff`` (one of
     ``vectors``, as for `cancellation`): the network's output with all biases. Raises ValueError where there is none.
@@ -103,13 +103,13 @@ def ff_energy(vectors: _Scopes) -> Tensor:
     >>> ffattr.analysis.ff_energy([vectors]).shape
     torch.Size([3, 40])
     """
-    ff, _ = _feed_forward(_together(vectors))
-    energy: Tensor = ff.total.double().square().sum((1, 2)) / _real(ff).sum()  # padding is zero
+    ff, _ = _find_feed_forward(_group_by_scope(vectors))
+    energy: Tensor = ff.total.double().square().sum((1, 2)) / _mark_real_queries(ff).sum()  # padding is zero
     return energy
 
 
 def norm_balance(vectors: _Scopes) -> pandas.DataFrame:
-    """How long the feed-forward network's output is beside what the residual connection adds to it.
+    """Measures how long the feed-forward network's output is beside what the residual connection adds to it.
 
     A long bypass swamps the network's effect on the map, and ``RES`` undoes ``FF``. For every layer the means over
     real query tokens of ``ff = ||FF(x_i)||``, of ``bypass = ||y_i - FF(x_i)||``, where ``y_i`` is the sum with the
@@ -126,11 +126,11 @@ def norm_balance(vectors: _Scopes) -> pandas.DataFrame:
     """
     import pandas as pd
 
-    by_scope = _together(vectors)
-    ff, scope = _feed_forward(by_scope)
+    by_scope = _group_by_scope(vectors)
+    ff, scope = _find_feed_forward(by_scope)
     if f"{scope}_res" not in by_scope:
         raise ValueError(f"no vectors of {scope}_res among those of {', '.join(by_scope)}: what is bypassed is in them")
-    real = _real(ff)
+    real = _mark_real_queries(ff)
     of_ff = ff.total.double().norm(dim=-1)[:, real]  # [L, real tokens]
     bypass = (by_scope[f"{scope}_res"].total.double() - ff.total.double()).norm(dim=-1)[:, real]
     columns = {"ff": of_ff, "bypass": bypass, "ratio": of_ff / bypass}
@@ -139,15 +139,15 @@ def norm_balance(vectors: _Scopes) -> pandas.DataFrame:
     return frame
 
 
-def _together(vectors: _Scopes) -> dict[str, Decomposed]:
-    """By scope. Raises ValueError where they are not of the same inputs, layers and queries."""
+def _group_by_scope(vectors: _Scopes) -> dict[str, Decomposed]:
+    """Returns the vectors by scope. Raises ValueError where they are not of the same inputs, layers and queries."""
     vectors = list(vectors.values()) if isinstance(vectors, Mapping) else vectors
     if not vectors:
         raise ValueError("no vectors: expected those of scopes that follow each other, for instance of atb and atb_ff")
     first = vectors[0]
     for one in vectors:
         same = (
-            summed(one).shape == summed(first).shape
+            read_summed_values(one).shape == read_summed_values(first).shape
             and tuple(one.layers) == tuple(first.layers)
             and tuple(one.queries) == tuple(first.queries)
             and one.mask.equal(first.mask)
@@ -161,26 +161,26 @@ def _together(vectors: _Scopes) -> dict[str, Decomposed]:
     return {one.scope: one for one in vectors}
 
 
-def _feed_forward(by_scope: dict[str, Decomposed]) -> tuple[Decomposed, str]:
+def _find_feed_forward(by_scope: dict[str, Decomposed]) -> tuple[Decomposed, str]:
     for scope, one in by_scope.items():
         if scope.endswith("_ff"):
             return one, scope
     raise ValueError(f"no vectors of the feed-forward network (atb_ff or atb_ln_ff) among {', '.join(by_scope)}")
 
 
-def _real(vectors: Decomposed) -> Tensor:
-    """``[B, N]``: True at query tokens that are no padding."""
+def _mark_real_queries(vectors: Decomposed) -> Tensor:
+    """Returns ``[B, N]``, True at query tokens that are no padding."""
     queries = torch.tensor(list(vectors.queries), dtype=torch.long, device=vectors.mask.device)
     return vectors.mask[:, queries].to(vectors.total.device)
 
 
 def _looks_ahead(vectors: Decomposed) -> bool:
-    """Whether anything comes from a key after the query."""
+    """Tells whether anything comes from a key after the query."""
     return any(bool(vectors.values[:, :, row, query + 1 :].any()) for row, query in enumerate(vectors.queries))
 
 
-def _cuts(removed: Sequence[int], width: int) -> list[int]:
-    """The numbers in order, each once."""
+def _sort_cuts(removed: Sequence[int], width: int) -> list[int]:
+    """Returns the numbers in order, each once. Raises ValueError for one that is none."""
     if not removed:
         raise ValueError("removed is empty, expected numbers of dimensions, for instance [0, 1, 2]")
     for k in removed:
@@ -191,8 +191,8 @@ def _cuts(removed: Sequence[int], width: int) -> list[int]:
     return sorted(set(removed))
 
 
-def _orders(by_scope: dict[str, Decomposed], order: str, scores: Tensor | None, seed: int) -> Tensor:
-    """The dimensions of every layer, those that go first in front: ``[L, d]``."""
+def _order_dimensions(by_scope: dict[str, Decomposed], order: str, scores: Tensor | None, seed: int) -> Tensor:
+    """Returns the dimensions of every layer, those that go first in front: ``[L, d]``."""
     one = next(iter(by_scope.values()))
     shape = len(one.layers), one.values.shape[-1]
     if scores is not None:
@@ -209,11 +209,11 @@ def _orders(by_scope: dict[str, Decomposed], order: str, scores: Tensor | None, 
     return scores.to(one.values.device).sort(dim=-1, descending=True, stable=True).indices
 
 
-def _energies(values: Tensor, order: Tensor, cuts: Sequence[int]) -> Tensor:
-    """Squared norms without the first ``k`` dimensions of ``order`` ``[d]``, for each ``k`` of ``cuts``: ``[K, N, T]``.
+def _sum_remaining_squares(values: Tensor, order: Tensor, cuts: Sequence[int]) -> Tensor:
+    """Returns squared norms without the first ``k`` dimensions of ``order`` ``[d]``, for each ``k`` of ``cuts``.
 
-    ``values`` ``[N, T, d]``. Ranks are the same as those of the norms. Only sums of squares are added up, from the
-    last dimension on, so nothing cancels.
+    ``values`` are ``[N, T, d]``, the result is ``[K, N, T]``. Ranks are the same as those of the norms. Only sums
+    of squares are added up, from the last dimension on, so nothing cancels.
     """
     queries, tokens, width = values.shape
     found = values.new_zeros((len(cuts), queries, tokens), dtype=torch.float64)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import numpy
     import pandas
 
-__all__ = ["Categories", "Kinds", "Nlp", "of_pairs", "of_sequences", "pair_categories"]
+__all__ = ["Categories", "Kinds", "Nlp", "categorize_pairs", "pair_categories", "read_kinds"]
 
 _BY_WORDS = ("subwords", "adjacent", "repeated", "special_or_punctuation")
 _BY_GRAMMAR = ("compound", "verb_object", "verb_subject", "named_entity")
@@ -30,7 +30,7 @@ _SUBJECTS = ("nsubj", "nsubjpass", "nsubj:pass")
 
 
 class Nlp(Protocol):
-    """What is used of a spaCy pipeline."""
+    """Names what is used of a spaCy pipeline."""
 
     @property
     def vocab(self) -> Any: ...
@@ -45,7 +45,7 @@ def pair_categories(
     special: Collection[str] | None = None,
     words: Sequence[int | None] | None = None,
 ) -> dict[str, Tensor]:
-    """The categories of all pairs of one sequence's tokens, without padding: bool ``[T, T]`` each, by name.
+    """Returns the categories of all pairs of one sequence's tokens, without padding: bool ``[T, T]`` each, by name.
 
     All are symmetric and may overlap; none holds for a token and itself. See `Categories`, whose ``words`` are of many
     sequences, these of one.
@@ -57,14 +57,14 @@ def pair_categories(
     if words is not None and len(words) != len(tokens):
         raise ValueError(f"words has {len(words)} entries, expected one for each of {len(tokens)} tokens")
     chosen = Categories(nlp, special)
-    kinds = Kinds.of(Words.of(tokens, mark_of(tokens), chosen.special, words), chosen.nlp)
+    kinds = Kinds.from_words(Words.from_tokens(tokens, mark_of(tokens), chosen.special, words), chosen.nlp)
     at = torch.arange(len(tokens))
     return kinds(at[:, None], at)
 
 
 @dataclass(frozen=True)
 class Categories:
-    """Which categories pairs of tokens are told apart by. A pair may be in several.
+    """Says which categories pairs of tokens are told apart by. A pair may be in several.
 
     ``subwords``: two pieces of one word. ``adjacent``: of neighbouring words; punctuation and special tokens count as
     words here. ``repeated``: of two occurrences of the same word, whatever its case; not of punctuation.
@@ -96,14 +96,14 @@ class Categories:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of all categories, in order."""
+        """The names of all categories, in order."""
         return (*_BY_WORDS, *(_BY_GRAMMAR if self.nlp is not None else ()), "other")
 
 
-def of_sequences(
+def read_kinds(
     attribution: NamedMaps, categories: Categories, batches: Collection[int] | None = None
 ) -> dict[int, Kinds]:
-    """The kinds of tokens of each sequence of ``batches`` (None: all), by their position; none at padding.
+    """Returns the kinds of tokens of each sequence of ``batches`` (None: all), by their position; none at padding.
 
     Raises ValueError for maps whose columns are not the tokens of their rows, and for ``words`` of other sequences.
     """
@@ -124,22 +124,22 @@ def of_sequences(
     for batch in range(len(masks)) if batches is None else sorted(batches):
         places = masks[batch].nonzero()[:, 0]
         given = None if words is None else [words[batch][at] for at in places.tolist()]
-        read = Words.of([names[batch][at] for at in places.tolist()], mark, categories.special, given)
-        found[batch] = Kinds.of(read, categories.nlp).at(places, masks.shape[1])
+        read = Words.from_tokens([names[batch][at] for at in places.tolist()], mark, categories.special, given)
+        found[batch] = Kinds.from_words(read, categories.nlp).place_at(places, masks.shape[1])
     return found
 
 
-def of_pairs(
+def categorize_pairs(
     pairs: pandas.DataFrame, attribution: NamedMaps, categories: Categories
 ) -> dict[str, numpy.ndarray[Any, Any]]:
-    """Of the ``batch``, ``query`` and ``key`` in each row of ``pairs``: bool ``[p]`` by name. Raises ValueError as
-    `of_sequences` does."""
+    """Returns by the name of a category whether each row of ``pairs`` (``batch``, ``query``, ``key``) is in it, bool
+    ``[p]``. Raises ValueError as `read_kinds` does."""
     import numpy as np
 
     found = {name: np.zeros(len(pairs), dtype=bool) for name in categories.names}
     batch = pairs["batch"].to_numpy()
     query, key = (torch.tensor(pairs[name].to_numpy(dtype="int64", copy=True)) for name in ("query", "key"))
-    for number, kinds in of_sequences(attribution, categories, set(batch.tolist())).items():
+    for number, kinds in read_kinds(attribution, categories, set(batch.tolist())).items():
         at = np.flatnonzero(batch == number)
         for name, holds in kinds(query[at], key[at]).items():
             found[name][at] = holds.numpy()
@@ -148,9 +148,9 @@ def of_pairs(
 
 @dataclass(frozen=True)
 class Kinds:
-    """Of each token ``[T]``: its ``word``, the number of that word's text (-1: it is none), whether it stands ``apart``
-    (special, punctuation), and what there is of grammar: the number of what it is in (-1: nothing) in ``groups``, the
-    word that its word belongs to (-1: none) in ``heads``."""
+    """Holds for each token ``[T]`` its ``word``, the number of that word's text (-1: it is none), whether it stands
+    ``apart`` (special, punctuation), and what there is of grammar: the number of what it is in (-1: nothing) in
+    ``groups``, the word that its word belongs to (-1: none) in ``heads``."""
 
     word: Tensor
     text: Tensor
@@ -159,8 +159,8 @@ class Kinds:
     heads: dict[str, Tensor]
 
     @classmethod
-    def of(cls, words: Words, nlp: Nlp | None) -> Kinds:
-        grammar = None if nlp is None else _Grammar.of(words, nlp)
+    def from_words(cls, words: Words, nlp: Nlp | None) -> Kinds:
+        grammar = None if nlp is None else _Grammar.from_words(words, nlp)
         apart = [special or symbols for special, symbols in zip(words.special, words.symbols, strict=True)]
         no_words = {word for word, one in zip(words.number, words.special, strict=True) if one}
         same: dict[str, int] = {}
@@ -170,40 +170,40 @@ class Kinds:
             texts.append(same.setdefault(text.casefold(), len(same)) if plain else -1)
         number = torch.tensor(words.number, dtype=torch.int64)
 
-        def of_words(values: list[int]) -> Tensor:
+        def repeat_for_tokens(values: list[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.int64)[number]
 
         groups = {} if grammar is None else {"compound": grammar.compound, "named_entity": grammar.entity}
         heads = {} if grammar is None else {"verb_object": grammar.object_of, "verb_subject": grammar.subject_of}
         return cls(
             number,
-            of_words(texts),
+            repeat_for_tokens(texts),
             torch.tensor(apart, dtype=torch.bool),
-            {name: of_words(values) for name, values in groups.items()},
-            {name: of_words(values) for name, values in heads.items()},
+            {name: repeat_for_tokens(values) for name, values in groups.items()},
+            {name: repeat_for_tokens(values) for name, values in heads.items()},
         )
 
-    def at(self, places: Tensor, tokens: int) -> Kinds:
-        """The same of tokens that are at ``places`` of ``tokens`` positions."""
+    def place_at(self, places: Tensor, tokens: int) -> Kinds:
+        """Returns the same for tokens that are at ``places`` of ``tokens`` positions."""
 
-        def spread(values: Tensor) -> Tensor:
+        def scatter_values(values: Tensor) -> Tensor:
             return values.new_full((tokens,), -1 if values.dtype == torch.int64 else 0).index_copy(0, places, values)
 
-        groups, heads = ({name: spread(v) for name, v in of.items()} for of in (self.groups, self.heads))
-        return Kinds(spread(self.word), spread(self.text), spread(self.apart), groups, heads)
+        groups, heads = ({name: scatter_values(v) for name, v in of.items()} for of in (self.groups, self.heads))
+        return Kinds(scatter_values(self.word), scatter_values(self.text), scatter_values(self.apart), groups, heads)
 
     def __call__(self, queries: Tensor, keys: Tensor) -> dict[str, Tensor]:
-        """Whether each pair of positions is in a category, by name. Shapes broadcast."""
+        """Returns by name whether each pair of positions is in a category. Shapes broadcast."""
         others = queries != keys
         apart = self.word[queries] - self.word[keys]  # how many words
 
-        def same(of: Tensor) -> Tensor:
+        def share_number(of: Tensor) -> Tensor:
             return (of[queries] == of[keys]) & (of[queries] >= 0) & others
 
         found = {
             "subwords": (apart == 0) & others,
             "adjacent": apart.abs() == 1,
-            "repeated": same(self.text) & (apart != 0),
+            "repeated": share_number(self.text) & (apart != 0),
             "special_or_punctuation": (self.apart[queries] | self.apart[keys]) & others,
         }
         for name in _BY_GRAMMAR:
@@ -211,15 +211,15 @@ class Kinds:
                 head = self.heads[name]
                 found[name] = (head[queries] == self.word[keys]) | (head[keys] == self.word[queries])
             elif name in self.groups:
-                found[name] = same(self.groups[name]) & ((apart != 0) | (name != "compound"))
+                found[name] = share_number(self.groups[name]) & ((apart != 0) | (name != "compound"))
         found["other"] = others & ~torch.stack(list(found.values())).any(0)
         return found
 
 
 @dataclass(frozen=True)
 class _Grammar:
-    """Of each word: the number of its ``compound`` and of its ``entity``, and the words that it is ``object_of`` and
-    ``subject_of``; -1: none."""
+    """Holds for each word the number of its ``compound`` and of its ``entity``, and the words that it is ``object_of``
+    and ``subject_of``; -1: none."""
 
     compound: list[int]
     entity: list[int]
@@ -227,8 +227,8 @@ class _Grammar:
     subject_of: list[int]
 
     @classmethod
-    def of(cls, words: Words, nlp: Nlp) -> _Grammar:
-        """Raises ValueError where the pipeline lacks a parser or an entity recogniser."""
+    def from_words(cls, words: Words, nlp: Nlp) -> _Grammar:
+        """Reads the words with the pipeline. Raises ValueError where it lacks a parser or an entity recogniser."""
         empty = {word for word, one in zip(words.number, words.special, strict=True) if one}
         said = [word for word, text in enumerate(words.texts) if text and word not in empty]
         found = cls(*([-1] * len(words.texts) for _ in range(4)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .amplification import BY_MARKS, AmplifiedPairs
-from .categories import Categories, of_pairs, of_sequences
+from .categories import Categories, categorize_pairs, read_kinds
 from .rows import AT_ONCE, NamedMaps, check_same_run
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ __all__ = ["category_rates"]
 def category_rates(
     pairs: pandas.DataFrame | AmplifiedPairs, attribution: NamedMaps, categories: Categories = BY_MARKS
 ) -> pandas.DataFrame:
-    """How often the pairs of each layer are in each category, beside how often all pairs are.
+    """Counts how often the pairs of each layer are in each category, beside how often all pairs are.
 
     ``pairs`` is a frame with ``layer``, ``batch``, ``query`` and ``key``, as `amplified_pairs` gives it, or what
     collected it; ``attribution`` what `ffattr.attribute` returned of the same run, of which only the tokens are read.
@@ -45,8 +45,8 @@ def category_rates(
     if len(frame):
         tokens = int(frame[["query", "key"]].max().max()) + 1
         check_same_run(attribution, set(frame["layer"].tolist()), int(frame["batch"].max()) + 1, tokens)
-    found = of_pairs(frame, attribution, categories)
-    total, counts = _all_pairs(attribution, categories)
+    found = categorize_pairs(frame, attribution, categories)
+    total, counts = _count_all_pairs(attribution, categories)
     rows = []
     for layer in frame["layer"].unique().tolist():
         here = (frame["layer"] == layer).to_numpy()
@@ -55,17 +55,17 @@ def category_rates(
             count, everywhere = int(found[name][here].sum()), counts[name]
             share, base = count / drawn, everywhere / total
             lift = share / base if base else math.nan
-            chance = _at_least(count, drawn, everywhere, total)
+            chance = _chance_of_at_least(count, drawn, everywhere, total)
             rows.append((layer, name, drawn, count, share, total, everywhere, base, lift, chance))
     columns = ["layer", "category", "pairs", "count", "share", "all_pairs", "all_count", "base_rate", "lift", "p_value"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _all_pairs(attribution: NamedMaps, categories: Categories) -> tuple[int, dict[str, int]]:
-    """How many pairs of two tokens there are, and how many of them in each category."""
+def _count_all_pairs(attribution: NamedMaps, categories: Categories) -> tuple[int, dict[str, int]]:
+    """Counts the pairs of two tokens, and those of them in each category."""
     queries, mask = torch.tensor(list(attribution.queries), dtype=torch.int64), attribution.mask.cpu()
     total, counts = 0, dict.fromkeys(categories.names, 0)
-    for batch, kinds in of_sequences(attribution, categories).items():
+    for batch, kinds in read_kinds(attribution, categories).items():
         rows, keys = queries[mask[batch][queries]], mask[batch].nonzero()[:, 0]
         for some in rows.split(max(1, AT_ONCE // max(1, len(keys)))):
             allowed = some[:, None] != keys
@@ -77,17 +77,17 @@ def _all_pairs(attribution: NamedMaps, categories: Categories) -> tuple[int, dic
     return total, counts
 
 
-def _at_least(count: int, drawn: int, marked: int, of: int) -> float:
-    """The chance of ``count`` or more marked ones among ``drawn`` of ``of``, of which ``marked`` are."""
+def _chance_of_at_least(count: int, drawn: int, marked: int, of: int) -> float:
+    """Returns the chance of ``count`` or more marked ones among ``drawn`` of ``of``, of which ``marked`` are."""
     first, last = max(count, drawn - (of - marked)), min(drawn, marked)
     if first <= max(0, drawn - (of - marked)):
         return 1.0
     number = torch.arange(first, last + 1, dtype=torch.float64)
 
-    def choose(n: float, k: torch.Tensor) -> torch.Tensor:
+    def log_binomial(n: float, k: torch.Tensor) -> torch.Tensor:
         top = torch.tensor(n + 1.0, dtype=torch.float64)
         return top.lgamma() - (k + 1).lgamma() - (n - k + 1).lgamma()
 
     draws = torch.tensor(float(drawn), dtype=torch.float64)
-    chances = choose(marked, number) + choose(of - marked, drawn - number) - choose(of, draws)
+    chances = log_binomial(marked, number) + log_binomial(of - marked, drawn - number) - log_binomial(of, draws)
     return min(1.0, float(chances.exp().sum()))

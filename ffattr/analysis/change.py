@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from .ranks import spearman
-from .rows import Maps, check_one_stack, counted
+from .rows import Maps, check_one_stack, mark_counted_pairs
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["COLUMNS", "contextualization_change", "mean", "steps"]
+__all__ = ["COLUMNS", "average_defined", "contextualization_change", "find_components"]
 
 COLUMNS = ["layer", "component", "before", "after", "value"]
 _COMPONENTS = {"ff": "FF", "res": "RES", "ln": "LN"}
@@ -24,7 +24,7 @@ _BLOCK = "FF block"
 
 
 def contextualization_change(attribution: Maps) -> pandas.DataFrame:
-    """How much each component between two neighbouring scopes rearranges the map: ``1 - Spearman rho``.
+    """Measures how much each component between two neighbouring scopes rearranges the map: ``1 - Spearman rho``.
 
     One row per layer and component: ``layer``, ``component`` (``FF``, ``RES``, ``LN`` or the whole ``FF block``),
     ``before``, ``after`` (the two scopes) and ``value``, the mean over the sequences. Only pairs of real tokens count,
@@ -39,8 +39,8 @@ def contextualization_change(attribution: Maps) -> pandas.DataFrame:
     import pandas as pd
 
     check_one_stack(attribution)
-    found = steps(attribution.scopes)
-    pairs = counted(attribution)
+    found = find_components(attribution.scopes)
+    pairs = mark_counted_pairs(attribution)
     shape = (len(pairs), *pairs[0].shape) if pairs else (0,)
     for scope in {scope for _, *both in found for scope in both}:
         if scope not in attribution.maps or (pairs and attribution.maps[scope].shape[1:] != shape):
@@ -53,12 +53,12 @@ def contextualization_change(attribution: Maps) -> pandas.DataFrame:
         for component, before, after in found:
             first, second = attribution.maps[before][place], attribution.maps[after][place]
             changes = [1 - spearman(a[p], b[p]) for a, b, p in zip(first, second, pairs, strict=True)]
-            rows.append((layer, component, before, after, mean(changes)))
+            rows.append((layer, component, before, after, average_defined(changes)))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def steps(scopes: Sequence[str]) -> list[tuple[str, str, str]]:
-    """``(component, scope before, scope after)``. A scope's name is its predecessor's plus the component added.
+def find_components(scopes: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Returns ``(component, scope before, scope after)``. A scope's name is its predecessor's plus the component added.
 
     A layer without norms between its scopes is told by ``attn`` next to ``atb``: without it there is no ``FF block``.
     Raises ValueError where there is none.
@@ -83,6 +83,6 @@ def steps(scopes: Sequence[str]) -> list[tuple[str, str, str]]:
     return found
 
 
-def mean(changes: Sequence[float]) -> float:
-    """Over the sequences where it is defined."""
+def average_defined(changes: Sequence[float]) -> float:
+    """Returns the mean over the sequences where a change is defined; NaN where there is none."""
     return float(torch.tensor(changes, dtype=torch.float64).nanmean())

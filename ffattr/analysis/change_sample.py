@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .change import COLUMNS, mean, steps
+from .change import COLUMNS, average_defined, find_components
 from .ranks import spearman, standard_error
-from .rows import Block, pieces
+from .rows import Block, split_rows
 
 if TYPE_CHECKING:
     import pandas
@@ -23,7 +23,7 @@ __all__ = ["ChangeSample"]
 
 
 class ChangeSample:
-    """`contextualization_change` without keeping the maps: of random pairs of each layer and sequence.
+    """Measures `contextualization_change` without keeping the maps, on random pairs of each layer and sequence.
 
         sample = ChangeSample()
         ffattr.attribute(model, inputs, scopes="all", keep=ffattr.Reduce(sample))
@@ -56,23 +56,23 @@ class ChangeSample:
     def __call__(self, rows: Block) -> None:
         """Takes the next block of rows. Raises ValueError for scopes without a component and for rows that were here
         before."""
-        self._steps = steps(list(rows.maps))
-        scopes = self._scopes()
+        self._steps = find_components(list(rows.maps))
+        scopes = self._list_scopes()
         drawn = self._drawn.setdefault(rows.layer, {})
         both = drawn.setdefault(rows.batch, (_Drawn(self.pairs, len(scopes)), _Drawn(self.pairs, len(scopes))))
-        for queries, keys, tiles in pieces(rows, scopes):
+        for queries, keys, tiles in split_rows(rows, scopes):
             after = keys > queries[:, None]
-            lots = _lots(self.seed, rows.batch, queries, keys)
+            lots = _draw_lots(self.seed, rows.batch, queries, keys)
             self._ahead = self._ahead or bool(((tiles[0] != 0) & after).any())
             for part, offered in zip(both, (~after, after), strict=True):
-                if not part.offer(lots, offered, tiles):
+                if not part.add_pairs(lots, offered, tiles):
                     raise ValueError(
                         f"layer {rows.layer} of sequence {rows.batch} came twice: use a new ChangeSample for every "
                         "call of attribute and for every stack of layers, and name each layer once"
                     )
 
     def contextualization_change(self) -> pandas.DataFrame:
-        """The frame of `contextualization_change` with two more columns.
+        """Returns the frame of `contextualization_change` with two more columns.
 
         ``pairs`` is how many were compared, of all sequences together, and ``standard_error`` how far ``value`` is
         likely to be from that of all pairs: 0 where it is of all.
@@ -88,9 +88,9 @@ class ChangeSample:
         if not self._drawn:
             raise ValueError("nothing was drawn yet: call attribute with keep=ffattr.Reduce(sample) first")
         causal = not self._ahead if self.causal is None else self.causal
-        scopes, rows = self._scopes(), []
+        scopes, rows = self._list_scopes(), []
         for layer, drawn in self._drawn.items():
-            samples = [_sample(past, future, causal) for past, future in drawn.values()]
+            samples = [_merge_draws(past, future, causal) for past, future in drawn.values()]
             pairs = sum(values.shape[1] for values, _ in samples)
             for component, before, after in self._steps:
                 sides = [(v[scopes.index(before)], v[scopes.index(after)], of) for v, of in samples]
@@ -99,15 +99,15 @@ class ChangeSample:
                     standard_error(a, b, of) for (a, b, of), c in zip(sides, changes, strict=True) if not math.isnan(c)
                 ]
                 error = math.hypot(*errors) / len(errors) if errors else math.nan
-                rows.append((layer, component, before, after, mean(changes), pairs, error))
+                rows.append((layer, component, before, after, average_defined(changes), pairs, error))
         return pd.DataFrame(rows, columns=[*COLUMNS, "pairs", "standard_error"])
 
-    def _scopes(self) -> list[str]:
+    def _list_scopes(self) -> list[str]:
         return list(dict.fromkeys(scope for _, *both in self._steps for scope in both))
 
 
 class _Drawn:
-    """Of all pairs offered, the ``size`` with the lowest lots: ``values`` ``[scopes, size]`` in the lots' order."""
+    """Keeps of the pairs offered the ``size`` with the lowest lots: ``values`` ``[scopes, size]`` in their order."""
 
     def __init__(self, size: int, scopes: int) -> None:
         self.size, self.offered = size, 0
@@ -115,8 +115,8 @@ class _Drawn:
         self.values = torch.empty(scopes, 0)
         self._limit = torch.iinfo(torch.int64).max
 
-    def offer(self, lots: Tensor, offered: Tensor, tiles: Sequence[Tensor]) -> bool:
-        """Pairs of a block ``[n, t]``: those where ``offered`` is True. False if they were offered before."""
+    def add_pairs(self, lots: Tensor, offered: Tensor, tiles: Sequence[Tensor]) -> bool:
+        """Takes the pairs of a block ``[n, t]`` where ``offered`` is True. Returns False if they came before."""
         self.offered += int(offered.sum())
         at = (offered & (lots < self._limit)).nonzero(as_tuple=True)
         if len(at[0]) > self.size:
@@ -133,8 +133,8 @@ class _Drawn:
         return not bool((merged[1:] == merged[:-1]).any())
 
 
-def _sample(past: _Drawn, future: _Drawn, causal: bool) -> tuple[Tensor, int]:
-    """Values ``[scopes, p]`` of the pairs that count, in random order, and of how many pairs they are a sample."""
+def _merge_draws(past: _Drawn, future: _Drawn, causal: bool) -> tuple[Tensor, int]:
+    """Returns ``[scopes, p]`` values of the pairs that count, in random order, and of how many they are a sample."""
     if causal:
         return past.values, past.offered
     order = torch.cat([past.lots, future.lots]).argsort()[: past.size]
@@ -142,15 +142,15 @@ def _sample(past: _Drawn, future: _Drawn, causal: bool) -> tuple[Tensor, int]:
     return torch.cat([past.values.to(dtype), future.values.to(dtype)], 1)[:, order], past.offered + future.offered
 
 
-def _lots(seed: int, batch: int, queries: Tensor, keys: Tensor) -> Tensor:
-    """A random number ``[n, t]`` of 63 bits for every pair, which depends on nothing else."""
-    base = _mixed(_mixed(torch.tensor(seed % 2**63, device=keys.device)) + batch)
-    rows, columns = _mixed(base ^ queries), _mixed(_mixed(base + 1) ^ keys)
-    return _mixed(rows[:, None] ^ columns) & (2**63 - 1)
+def _draw_lots(seed: int, batch: int, queries: Tensor, keys: Tensor) -> Tensor:
+    """Returns a random number of 63 bits for every pair, ``[n, t]``, which depends on nothing else."""
+    base = _mix_bits(_mix_bits(torch.tensor(seed % 2**63, device=keys.device)) + batch)
+    rows, columns = _mix_bits(base ^ queries), _mix_bits(_mix_bits(base + 1) ^ keys)
+    return _mix_bits(rows[:, None] ^ columns) & (2**63 - 1)
 
 
-def _mixed(bits: Tensor) -> Tensor:
-    """Every bit of the result depends on all 64 of ``bits``: SplitMix64 (Steele et al. 2014), a one-to-one map."""
+def _mix_bits(bits: Tensor) -> Tensor:
+    """Makes every bit depend on all 64 of ``bits``: SplitMix64 (Steele et al. 2014), a one-to-one map."""
     for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64)):
         bits = (bits ^ ((bits >> shift) & (2 ** (64 - shift) - 1))) * factor
     return bits ^ ((bits >> 31) & (2**33 - 1))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .rows import Decomposed, summed
+from .rows import Decomposed, read_summed_values
 
 if TYPE_CHECKING:
     import pandas
@@ -18,7 +18,7 @@ __all__ = ["mixing_ratio"]
 
 
 def mixing_ratio(vectors: Decomposed) -> pandas.DataFrame:
-    """The context-mixing ratio of every token: ``context / (context + own)``, the bias left out.
+    """Returns the context-mixing ratio of every token: ``context / (context + own)``, the bias left out.
 
     With ``F_i(x_j)`` the vector that token ``j`` brings to token ``i``, ``context`` is ``||sum of F_i(x_j), j != i||``
     and ``own`` is ``||F_i(x_i)||`` (Kobayashi et al. 2021: AttnResLn-N is the scope ``atb`` of BERT, AttnRes-N
@@ -43,7 +43,7 @@ def mixing_ratio(vectors: Decomposed) -> pandas.DataFrame:
     """
     import pandas as pd
 
-    values = summed(vectors)
+    values = read_summed_values(vectors)
     if vectors.key_mask is not None:
         raise ValueError(
             f"the keys of {vectors.scope} are the encoder's tokens, none of which is the query's own: "

@@ -11,7 +11,7 @@ __all__ = ["spearman", "standard_error"]
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of all elements of ``a`` and ``b``, ties at their average rank.
+    """Returns Spearman's rank correlation of all elements of ``a`` and ``b``, ties at their average rank.
 
     NaN where it is not defined: fewer than two elements, all elements of one side equal, or a NaN among them.
 
@@ -25,14 +25,14 @@ def spearman(a: Tensor, b: Tensor) -> float:
         raise ValueError(f"rank correlation needs equal shapes, got {list(a.shape)} and {list(b.shape)}")
     if a.isnan().any() or b.isnan().any():
         return math.nan
-    first, second = _ranks(a.flatten()), _ranks(b.flatten())
+    first, second = _rank_values(a.flatten()), _rank_values(b.flatten())
     first, second = first - first.mean(), second - second.mean()
     spread = first.norm() * second.norm()
     return float(first @ second / spread) if spread > 0 else float("nan")
 
 
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, in float64; equal values share the mean of their places."""
+def _rank_values(values: Tensor) -> Tensor:
+    """Returns ranks from 1, in float64; equal values share the mean of their places."""
     _, place, counts = torch.unique(values, sorted=True, return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     average: Tensor = last - (counts.double() - 1) / 2
@@ -40,21 +40,21 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def standard_error(a: Tensor, b: Tensor, of: int) -> float:
-    """Standard error of the rank correlation of a random sample of ``of`` pairs, by the delta method.
+    """Returns the standard error of the rank correlation of a random sample of ``of`` pairs, by the delta method.
 
     The correlation is ``C / sqrt(A B)`` of means over products of ranks. One more pair changes them by its own product
     and by the ranks of all others, on the side that it comes in below.
     """
-    f, g = ((_ranks(side) - 0.5) / len(side) - 0.5 for side in (a, b))
+    f, g = ((_rank_values(side) - 0.5) / len(side) - 0.5 for side in (a, b))
     variance_a, variance_b, covariance = (f * f).mean(), (g * g).mean(), (f * g).mean()
-    by_covariance = f * g + _above(a, g) + _above(b, f)
-    by_variances = (f * f + 2 * _above(a, f)) / variance_a + (g * g + 2 * _above(b, g)) / variance_b
+    by_covariance = f * g + _sum_above(a, g) + _sum_above(b, f)
+    by_variances = (f * f + 2 * _sum_above(a, f)) / variance_a + (g * g + 2 * _sum_above(b, g)) / variance_b
     change = (by_covariance - covariance * by_variances / 2) / (variance_a * variance_b).sqrt()
     return float(change.std(correction=0)) / math.sqrt(len(a)) * math.sqrt(1 - len(a) / of)
 
 
-def _above(values: Tensor, weights: Tensor) -> Tensor:
-    """For each of ``values``, the sum of ``weights`` of the larger ones, and half of those of its equals, per value."""
+def _sum_above(values: Tensor, weights: Tensor) -> Tensor:
+    """Sums for each of ``values`` the ``weights`` of the larger ones and half of those of its equals, per value."""
     found, place = torch.unique(values, sorted=True, return_inverse=True)
     sums = weights.new_zeros(len(found)).index_add_(0, place, weights)
     return ((sums.sum() - sums.cumsum(0) + sums / 2) / len(values))[place]

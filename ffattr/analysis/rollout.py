@@ -30,7 +30,7 @@ def rollout(
     start: int | None = None,
     mask: Tensor | None = None,
 ) -> pandas.DataFrame:
-    """`rollout_maps` as a table, one row for each pair of real tokens after each layer.
+    """Returns `rollout_maps` as a table, one row for each pair of real tokens after each layer.
 
     Columns: ``scope`` (of a model's attention weights: ``weights``), ``layer`` (up to and including which one),
     ``batch``, ``query``, ``key`` (positions), ``query_token``, ``key_token`` (attention weights come without tokens:
@@ -51,7 +51,7 @@ def rollout(
     for name in (scope,) if isinstance(scope, str) else scope:
         shares = rollout_maps(maps, name, residual=residual, start=start, mask=mask)
         if isinstance(maps, (Tensor, list, tuple)):
-            real = _real(shares, mask)
+            real = _read_mask(shares, mask)
             tokens: Sequence[Sequence[str]] = []
             called, first = "weights", 0 if start is None else start
         else:
@@ -78,7 +78,7 @@ def rollout_maps(
     start: int | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Products of the row-normalised maps of layers ``start`` to each layer, ``[L, B, T, T]``, zero at padding.
+    """Multiplies the row-normalised maps of layers ``start`` to each layer: ``[L, B, T, T]``, zero at padding.
 
     With ``M`` the map of a layer, every row divided by its sum over the real tokens, ``A = (1 - r) M + r I`` and
     ``R_l = A_l R_(l-1)``, where ``R`` before the first layer is ``I`` (``r``: ``residual``). Row ``i`` of ``R_l`` says
@@ -106,13 +106,13 @@ def rollout_maps(
     if isinstance(maps, (Tensor, list, tuple)):
         if scope != "layer":
             raise ValueError(f"scope={scope!r} is for an Attribution; attention weights have none")
-        layers, share = _weights(maps), _HALF if residual is None else residual
+        layers, share = _stack_weights(maps), _HALF if residual is None else residual
         numbers: Sequence[int] = range(len(layers))
-        real = _real(layers, mask)
+        real = _read_mask(layers, mask)
     else:
         if mask is not None:
             raise ValueError("mask= is for attention weights; an Attribution has its own")
-        layers, share = _chained(maps, scope), 0.0 if residual is None else residual
+        layers, share = _read_chained_maps(maps, scope), 0.0 if residual is None else residual
         numbers, real = maps.layers, maps.mask
     if not 0 <= share < 1:
         raise ValueError(f"residual={share!r}, expected a number of at least 0 and below 1")
@@ -133,8 +133,8 @@ def rollout_maps(
     return torch.stack(found) if found else layers.to(dtype)
 
 
-def _weights(weights: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """``[L, B, T, T]``. Raises ValueError for other shapes than those of attention weights."""
+def _stack_weights(weights: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    """Returns the weights as ``[L, B, T, T]``. Raises ValueError for other shapes than those of attention weights."""
     if not isinstance(weights, Tensor):
         if not weights or any(layer is None for layer in weights):
             raise ValueError(
@@ -150,7 +150,8 @@ def _weights(weights: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     return weights.mean(2) if weights.dim() == 5 else weights
 
 
-def _real(layers: Tensor, mask: Tensor | None) -> Tensor:
+def _read_mask(layers: Tensor, mask: Tensor | None) -> Tensor:
+    """Returns ``[B, T]``, True at real tokens: everywhere without a ``mask``."""
     shape = layers.shape[1:3]
     if mask is None:
         return torch.ones(shape, dtype=torch.bool, device=layers.device)
@@ -159,8 +160,8 @@ def _real(layers: Tensor, mask: Tensor | None) -> Tensor:
     return mask.to(layers.device).bool()
 
 
-def _chained(maps: Maps, scope: str) -> Tensor:
-    """The maps ``[L, B, T, T]`` of a scope. Raises ValueError where those of one layer are not the next one's input."""
+def _read_chained_maps(maps: Maps, scope: str) -> Tensor:
+    """Returns the maps ``[L, B, T, T]`` of a scope. Raises ValueError where a layer's are not the next one's input."""
     check_one_stack(maps)
     name = scope_named(scope, maps.scopes)
     sequences, tokens = maps.mask.shape

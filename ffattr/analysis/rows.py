@@ -21,20 +21,20 @@ __all__ = [
     "NamedMaps",
     "check_one_stack",
     "check_same_run",
-    "counted",
+    "iterate_rows",
     "key_mask",
-    "pairs",
-    "pieces",
+    "mark_counted_pairs",
+    "mark_real_pairs",
+    "read_summed_values",
     "row_shares",
-    "rows_of",
-    "summed",
+    "split_rows",
 ]
 
 AT_ONCE = 2**20  # pairs that are worked on together, in 64 bits
 
 
 class Maps(Protocol):
-    """What analyses read of an `ffattr.Attribution`."""
+    """Names what analyses read of an `ffattr.Attribution`."""
 
     @property
     def maps(self) -> Mapping[str, Tensor]: ...
@@ -53,7 +53,7 @@ class Maps(Protocol):
 
 
 class NamedMaps(Maps, Protocol):
-    """Maps and what their tokens are called."""
+    """Adds what the tokens of the maps are called."""
 
     @property
     def tokens(self) -> Sequence[Sequence[str]]: ...
@@ -62,7 +62,7 @@ class NamedMaps(Maps, Protocol):
 
 
 class Block(Protocol):
-    """What analyses of a stream read of an `ffattr.Rows`."""
+    """Names what analyses of a stream read of an `ffattr.Rows`."""
 
     @property
     def layer(self) -> int: ...
@@ -77,7 +77,7 @@ class Block(Protocol):
 
 
 class Decomposed(Protocol):
-    """What analyses read of `ffattr.Vectors`."""
+    """Names what analyses read of `ffattr.Vectors`."""
 
     @property
     def values(self) -> Tensor: ...
@@ -100,18 +100,18 @@ class Decomposed(Protocol):
 
 
 def key_mask(attribution: Maps) -> Tensor:
-    """Which columns of the maps are real, ``[B, T]``: those of the queries' own tokens where there are no others."""
+    """Returns which columns of the maps are real, ``[B, T]``: those of the queries' own tokens or of others."""
     return attribution.mask if attribution.key_mask is None else attribution.key_mask
 
 
-def counted(attribution: Maps) -> list[Tensor]:
-    """Per sequence ``[N, T]``: True at the pairs that count."""
+def mark_counted_pairs(attribution: Maps) -> list[Tensor]:
+    """Returns ``[N, T]`` per sequence, True at the pairs that count."""
     causal = bool(attribution.arguments.get("causal"))
-    return pairs(attribution.mask, key_mask(attribution), attribution.queries, causal)
+    return mark_real_pairs(attribution.mask, key_mask(attribution), attribution.queries, causal)
 
 
-def pairs(mask: Tensor, keys: Tensor, queries: Sequence[int], causal: bool) -> list[Tensor]:
-    """Per sequence ``[N, T]``: True at pairs of real tokens, with ``causal`` those with no key after the query.
+def mark_real_pairs(mask: Tensor, keys: Tensor, queries: Sequence[int], causal: bool) -> list[Tensor]:
+    """Returns ``[N, T]`` per sequence, True at pairs of real tokens, with ``causal`` those with no key after the query.
 
     ``mask`` and ``keys`` ``[B, T]`` are True at the real ones of rows and of columns.
     """
@@ -122,8 +122,8 @@ def pairs(mask: Tensor, keys: Tensor, queries: Sequence[int], causal: bool) -> l
     return [row[rows][:, None] & key[None, :] & allowed for row, key in zip(mask, keys, strict=True)]
 
 
-def summed(vectors: Decomposed) -> Tensor:
-    """``values`` ``[L, B, N, T, d]``. Raises ValueError where they are told apart by head or by expert."""
+def read_summed_values(vectors: Decomposed) -> Tensor:
+    """Returns ``values`` ``[L, B, N, T, d]``. Raises ValueError where they are told apart by head or by expert."""
     if vectors.values.dim() != 5:
         raise ValueError(
             f"the vectors of {vectors.scope} are told apart by head or by expert, expected those of a scope that sums "
@@ -134,7 +134,7 @@ def summed(vectors: Decomposed) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class KeptRows:
-    """Rows of kept maps in the form in which a stream brings them, a `Block`.
+    """Holds rows of kept maps in the form in which a stream brings them, a `Block`.
 
     ``place`` is that of the layer, ``rows`` ``[n]`` those of the queries on the axes of the kept maps.
     """
@@ -148,14 +148,14 @@ class KeptRows:
     rows: Tensor
 
 
-def rows_of(
+def iterate_rows(
     attribution: Maps,
     scopes: Sequence[str],
     collector: str,
     layers: Sequence[int] | None = None,
     batches: Sequence[int] | None = None,
 ) -> Iterator[KeptRows]:
-    """All rows of one layer and sequence at a time, real tokens only, as `ffattr.Reduce` hands them on in pieces.
+    """Yields all rows of one layer and sequence at a time, real tokens only; `ffattr.Reduce` hands on such in pieces.
 
     ``layers`` and ``batches`` are places on the axes of the maps (None: all). Raises ValueError where whole maps of
     ``scopes`` were not kept, naming the ``collector`` that needs none, and TypeError for several stacks of layers.
@@ -189,7 +189,7 @@ def check_one_stack(attribution: object) -> None:
 
 
 def check_same_run(attribution: Maps, layers: Collection[int], sequences: int, tokens: int) -> None:
-    """What was collected of ``layers`` and of so many sequences and tokens, or more, is of this attribution.
+    """Checks that what was collected of ``layers`` and of at least so many sequences and tokens is of this attribution.
 
     Raises ValueError where it is not, TypeError for an `ffattr.StackedAttribution`.
     """
@@ -203,8 +203,8 @@ def check_same_run(attribution: Maps, layers: Collection[int], sequences: int, t
         )
 
 
-def pieces(rows: Block, scopes: Sequence[str]) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
-    """``(queries [n], keys [t], [tile [n, t] of each scope])`` of a few rows at a time, all on the tiles' device."""
+def split_rows(rows: Block, scopes: Sequence[str]) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+    """Yields ``(queries [n], keys [t], [tile [n, t] of each scope])`` for a few rows at a time, on one device."""
     tiles = [rows.maps[scope] for scope in scopes]
     device = tiles[0].device
     queries, keys = rows.queries.to(device), rows.keys.to(device)
@@ -215,7 +215,7 @@ def pieces(rows: Block, scopes: Sequence[str]) -> Iterator[tuple[Tensor, Tensor,
 
 
 def row_shares(tile: Tensor) -> Tensor:
-    """Every row of ``tile`` ``[n, t]`` over its sum, in float64; a row of zeros stays one."""
+    """Returns every row of ``tile`` ``[n, t]`` over its sum, in float64; a row of zeros stays one."""
     wide = tile.double()
     total = wide.sum(-1, keepdim=True)
     return wide / total.masked_fill(total == 0, 1)

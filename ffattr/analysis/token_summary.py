@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..selection import scope_named
-from .rows import Block, NamedMaps, check_one_stack, check_same_run, pieces, row_shares, rows_of
+from .rows import Block, NamedMaps, check_one_stack, check_same_run, iterate_rows, row_shares, split_rows
 
 if TYPE_CHECKING:
     import pandas
@@ -23,7 +23,7 @@ _COLUMNS = ["layer", "batch", "position", "token", "norm", "own", "takes", "give
 
 
 def token_summary(attribution: NamedMaps, scope: str = "layer") -> pandas.DataFrame:
-    """One row per layer, sequence and real token: what it takes and gives in the maps ``M`` of one scope.
+    """Returns one row per layer, sequence and real token: what it takes and gives in the maps ``M`` of one scope.
 
     With the shares ``p[i, j] = M[i, j] / sum_k M[i, k]``, in which a row of zeros has none, the columns after
     ``layer``, ``batch``, ``position`` and ``token`` are of token ``t``
@@ -49,13 +49,13 @@ def token_summary(attribution: NamedMaps, scope: str = "layer") -> pandas.DataFr
     if name in attribution.maps:
         _check_summed(name, attribution.maps[name].dim() - 2)  # [L, B, N, T]
     collector = TokenSummary(name)
-    for rows in rows_of(attribution, [name], "TokenSummary"):
+    for rows in iterate_rows(attribution, [name], "TokenSummary"):
         collector(rows)
     return collector.frame(attribution)
 
 
 class TokenSummary:
-    """`token_summary` without keeping the maps:
+    """Collects the frame of `token_summary` without keeping the maps:
 
         summary = TokenSummary()
         attr = ffattr.attribute(model, inputs, tokenizer=tokenizer, keep=ffattr.Reduce(summary))
@@ -81,14 +81,18 @@ class TokenSummary:
         scope = scope_named(self.scope, list(rows.maps))
         _check_summed(scope, rows.maps[scope].dim())
         at = (rows.layer, rows.batch)
-        for queries, keys, (tile,) in pieces(rows, [scope]):
+        for queries, keys, (tile,) in split_rows(rows, [scope]):
             shares = row_shares(tile)
             diagonal = queries[:, None] == keys
             own = (shares * diagonal).sum(-1)
             others = shares * ~diagonal
             of_rows = torch.stack([tile.double().sum(-1), own, others.sum(-1)]).cpu()
             rows_at, keys_at = queries.cpu(), keys.cpu()
-            sums = self._room(at, 1 + int(torch.cat([rows_at, keys_at]).max())) if len(keys) else self._room(at, 0)
+            sums = (
+                self._make_room(at, 1 + int(torch.cat([rows_at, keys_at]).max()))
+                if len(keys)
+                else self._make_room(at, 0)
+            )
             if not sums[0, rows_at].isnan().all():
                 raise ValueError(
                     f"layer {rows.layer} of sequence {rows.batch} came twice: use a new TokenSummary for every call of "
@@ -98,7 +102,7 @@ class TokenSummary:
             sums[3].index_add_(0, keys_at, others.sum(0).cpu())
 
     def frame(self, attribution: NamedMaps) -> pandas.DataFrame:
-        """The frame of `token_summary`; ``attribution`` is what `ffattr.attribute` returned of this run.
+        """Returns the frame of `token_summary`; ``attribution`` is what `ffattr.attribute` returned of this run.
 
         Raises ValueError where nothing came yet, where it is of other layers or tokens, and for maps whose columns are
         not the tokens of their rows.
@@ -120,14 +124,14 @@ class TokenSummary:
         check_same_run(attribution, {layer for layer, _ in self._sums}, sequences, most)
         tokens = attribution.mask.shape[1]
         mask, causal = attribution.mask.cpu(), bool(attribution.arguments.get("causal"))
-        seen_by = [_others(real, attribution.queries, causal) for real in mask]
+        seen_by = [_count_viewers(real, attribution.queries, causal) for real in mask]
         frames = []
         for layer in dict.fromkeys(attribution.layers):
             for batch, real in enumerate(mask):
                 if (layer, batch) not in self._sums:
                     continue  # no query among its tokens
                 places = real.nonzero()[:, 0]
-                norm, own, takes, gives = self._room((layer, batch), tokens)[:, places]
+                norm, own, takes, gives = self._make_room((layer, batch), tokens)[:, places]
                 names = attribution.tokens[batch] if attribution.tokens else [str(at) for at in range(tokens)]
                 by = seen_by[batch][places]
                 columns = [
@@ -140,8 +144,8 @@ class TokenSummary:
                 frames.append(pd.DataFrame(dict(zip(_COLUMNS, columns, strict=True))))
         return pd.concat(frames, ignore_index=True)
 
-    def _room(self, at: tuple[int, int], tokens: int) -> Tensor:
-        """The sums of a layer and sequence, for at least so many tokens."""
+    def _make_room(self, at: tuple[int, int], tokens: int) -> Tensor:
+        """Returns the sums ``[4, T]`` of a layer and sequence, with room for at least so many tokens."""
         sums = self._sums.get(at, torch.empty(4, 0, dtype=torch.float64))
         missing = tokens - sums.shape[1]
         if missing > 0:
@@ -152,8 +156,8 @@ class TokenSummary:
         return sums
 
 
-def _others(real: Tensor, queries: Sequence[int], causal: bool) -> Tensor:
-    """How many of the queries could see each token, itself left out: ``[T]``."""
+def _count_viewers(real: Tensor, queries: Sequence[int], causal: bool) -> Tensor:
+    """Counts the queries that could see each token, itself left out: ``[T]``."""
     asked = torch.zeros_like(real, dtype=torch.float64)
     asked[torch.tensor(list(queries), dtype=torch.int64)] = 1
     asked *= real

@@ -26,7 +26,7 @@ _SPECIAL = re.compile(r"\[(?:[A-Z][A-Z0-9_ ]*|unused\d+)\]|<[|\uff5c].*[|\uff5c]
 
 @dataclass(frozen=True)
 class Words:
-    """``number`` ``[T]`` is each token's word, ``texts`` what the words are.
+    """Holds each token's word, ``number`` ``[T]``, and what the words are, ``texts``.
 
     ``special`` ``[T]`` is True at tokens that are no text, ``symbols`` ``[T]`` at those of no letter and no digit:
     punctuation, space. Each of these is a word of its own; a bare mark of a space belongs to the word that it begins.
@@ -38,21 +38,24 @@ class Words:
     symbols: list[bool]
 
     @classmethod
-    def of(
+    def from_tokens(
         cls,
         tokens: Sequence[str],
         mark: str | None,
         special: Collection[str] | None = None,
         words: Sequence[int | None] | None = None,
     ) -> Words:
-        """``mark`` is the tokens' kind of mark (`mark_of`; None: every token is a word), ``special`` the tokens that
-        are no text (None: those in brackets as ``[SEP]``, ``<s>``, ``<|endoftext|>``), ``words`` the number of each
-        token's word where marks do not tell (None: it is special)."""
+        """Reads the words of ``tokens``.
+
+        mark: the tokens' kind of mark (`mark_of`; None: every token is a word).
+        special: the tokens that are no text (None: those in brackets as ``[SEP]``, ``<s>``, ``<|endoftext|>``).
+        words: the number of each token's word where marks do not tell (None: it is special).
+        """
         apart = [_SPECIAL.fullmatch(token) is not None if special is None else token in special for token in tokens]
         if words is not None:
             apart = [found or word is None for found, word in zip(apart, words, strict=True)]
-        pieces = [_piece(token, None if one else mark) for token, one in zip(tokens, apart, strict=True)]
-        symbols = [not one and _symbols(piece) for piece, one in zip(pieces, apart, strict=True)]
+        pieces = [_read_piece(token, None if one else mark) for token, one in zip(tokens, apart, strict=True)]
+        symbols = [not one and _has_only_symbols(piece) for piece, one in zip(pieces, apart, strict=True)]
         number: list[int] = []
         for at, token in enumerate(tokens):
             if at == 0:
@@ -61,7 +64,7 @@ class Words:
                 begins = apart[at] or apart[at - 1] or words[at] != words[at - 1]
             else:
                 closed = apart[at - 1] or (symbols[at - 1] and tokens[at - 1] != mark)
-                begins = closed or apart[at] or symbols[at] or _begins(token, tokens[at - 1], pieces[at], mark)
+                begins = closed or apart[at] or symbols[at] or _begins_word(token, tokens[at - 1], pieces[at], mark)
             number.append(number[-1] + begins if at else 0)
         joined = [b""] * (number[-1] + 1 if number else 0)
         for word, piece in zip(number, pieces, strict=True):
@@ -70,7 +73,7 @@ class Words:
 
 
 def mark_of(tokens: Iterable[str]) -> str | None:
-    """The kind of mark that most of the tokens bear: ``##``, ``Ġ``, ``▁``, ``</w>``, ``@@``. None: none has any."""
+    """Returns the mark that most of the tokens bear: ``##``, ``Ġ``, ``▁``, ``</w>``, ``@@``. None: none has any."""
     counts = dict.fromkeys(_MARKS, 0)
     for token in tokens:
         for mark, bears in _MARKS.items():
@@ -79,8 +82,8 @@ def mark_of(tokens: Iterable[str]) -> str | None:
     return most if counts[most] else None
 
 
-def _begins(token: str, before: str, piece: bytes, mark: str | None) -> bool:
-    """Whether a word begins with ``token``, by its marks alone."""
+def _begins_word(token: str, before: str, piece: bytes, mark: str | None) -> bool:
+    """Tells whether a word begins with ``token``, by its marks alone."""
     if mark == "##":
         return not token.startswith(mark)
     if mark in ("</w>", "@@"):
@@ -88,8 +91,8 @@ def _begins(token: str, before: str, piece: bytes, mark: str | None) -> bool:
     return mark is None or piece[:1].isspace()
 
 
-def _piece(token: str, mark: str | None) -> bytes:
-    """What a token adds to the text. Some tokens are parts of a character."""
+def _read_piece(token: str, mark: str | None) -> bytes:
+    """Returns what a token adds to the text. Some tokens are parts of a character."""
     byte = _BYTE.fullmatch(token)
     if byte:
         return bytes([int(byte[1], 16)])
@@ -107,15 +110,15 @@ def _piece(token: str, mark: str | None) -> bytes:
 
 @functools.cache
 def _byte_alphabet() -> dict[str, bytes]:
-    """GPT-2's letters for the 256 bytes: those that print stand for themselves, the others count on from 256."""
+    """Returns GPT-2's letters for the 256 bytes: those that print are themselves, the others count on from 256."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     letters = {chr(byte): bytes([byte]) for byte in plain}
     return letters | {chr(256 + number): bytes([byte]) for number, byte in enumerate(others)}
 
 
-def _symbols(piece: bytes) -> bool:
-    """Whether there is no letter and no digit. What is not a whole character may be part of one."""
+def _has_only_symbols(piece: bytes) -> bool:
+    """Tells whether there is no letter and no digit. What is not a whole character may be part of one."""
     try:
         text = piece.decode()
     except UnicodeDecodeError:

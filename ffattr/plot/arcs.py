@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .style import GREY, OKABE_ITO, plain, short
+from .style import GREY, OKABE_ITO, plain_text, short_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,7 @@ def arcs(
     limit: int = 24,
     query_token: str | None = None,
 ) -> Figure:
-    """What one token reads: ``values`` ``[T]``, row ``query`` of a map, as arcs over its key tokens.
+    """Draws what one token reads, ``values`` ``[T]``, row ``query`` of a map, as arcs over its key tokens.
 
     The width and the opacity of an arc tell the key's share of the row; the disc at the query its own share, in the
     area. Only the ``limit`` strongest are drawn. ``other`` ``[T]`` is a second row, drawn below the first in the same
@@ -61,13 +61,15 @@ def arcs(
         raise ValueError(f"limit={limit}, expected the number of arcs to draw, at least 1")
     if query_token is None and (query is None or not 0 <= query < len(tokens)):
         raise IndexError(f"query {query} is none of the {len(tokens)} tokens: name a position from 0, or query_token=")
-    rows = [_shares(values, tokens)] if other is None else [_shares(values, tokens), _shares(other, tokens)]
+    rows = (
+        [_read_shares(values, tokens)] if other is None else [_read_shares(values, tokens), _read_shares(other, tokens)]
+    )
     if names is not None and len(names) != len(rows):
         raise ValueError(f"names={list(names)!r}, expected one for each of the {len(rows)} rows")
     own = query if query_token is None else None
-    drawn = [_strongest(row, own, limit) for row in rows]
+    drawn = [_pick_strongest(row, own, limit) for row in rows]
     named = {key for keys in drawn for key in keys} | ({own} if own is not None else set())
-    line = _line(tokens, named, both=other is not None)
+    line = _lay_out_tokens(tokens, named, both=other is not None)
 
     names = names or [""] * len(rows)
     top = max(max((float(row[key]) for key in keys), default=0.0) for row, keys in zip(rows, drawn, strict=True)) or 1.0
@@ -76,8 +78,8 @@ def arcs(
     high = _HIGHEST if own is None else min(_HIGHEST, 0.6 * reach)
     room = high + (0.35 if own is not None else 0.6)
     low = line.low - (room if other is not None else 0.05)
-    figure, axes = _canvas(line.width, low, room)
-    _write(axes, tokens, line, own, both=other is not None)
+    figure, axes = _make_canvas(line.width, low, room)
+    _write_tokens(axes, tokens, line, own, both=other is not None)
     for place, (row, keys, name) in enumerate(zip(rows, drawn, names, strict=True)):
         up, base = (1, 0.0) if place == 0 else (-1, line.low)
         colour = OKABE_ITO[place]
@@ -85,24 +87,24 @@ def arcs(
             end = line.places[key]
             # The farther the key, the higher, so that no arc crosses another.
             height = up * high * (abs(end - start) / reach) ** 0.6
-            shape = _fan(start, end, base, up * high) if own is None else _arc(start, end, base, height)
-            _stroke(axes, shape, colour, float(row[key]) / top)
+            shape = _bend_down(start, end, base, up * high) if own is None else _bend_arc(start, end, base, height)
+            _draw_arc(axes, shape, colour, float(row[key]) / top)
         if own is not None:
             axes.scatter([start], [base], s=_DISC * float(row[own]), color=colour, alpha=0.85, lw=0, zorder=4)
         else:
             where, side = base + up * (high + 0.06), "bottom" if up > 0 else "top"
-            axes.text(start, where, short(query_token or ""), ha="center", va=side, fontsize=_FONT, color=_QUERY)
-        said = _said(row, keys, own, name)
+            axes.text(start, where, short_text(query_token or ""), ha="center", va=side, fontsize=_FONT, color=_QUERY)
+        said = _describe_row(row, keys, own, name)
         axes.text(0.0, base + up * (room - 0.12), said, ha="left", va="center", fontsize=8.5, color=colour)
-    _legend(figure, top)
-    axes.set_xlabel("key token $j$" if own is None else f"key token $j$ of query token $i$, {short(tokens[own])}")
-    axes.set_title(plain(title or "what a token reads"), fontsize=11)
+    _draw_legend(figure, top)
+    axes.set_xlabel("key token $j$" if own is None else f"key token $j$ of query token $i$, {short_text(tokens[own])}")
+    axes.set_title(plain_text(title or "what a token reads"), fontsize=11)
     return figure
 
 
 @dataclass(frozen=True)
 class _Line:
-    """Where tokens are: ``places`` of all, ``labels`` of those named, both in inches; ``low`` is the lower line."""
+    """Says where tokens are: ``places`` of all, ``labels`` of those named, in inches; ``low`` is the lower line."""
 
     places: list[float]
     labels: dict[int, float]
@@ -111,9 +113,9 @@ class _Line:
     upright: bool
 
 
-def _line(tokens: Sequence[str], named: set[int], both: bool) -> _Line:
-    """Side by side like a sentence where that fits, or evenly with the ``named`` ones written on end."""
-    widths = {place: _width(token) for place, token in enumerate(tokens) if place in named or len(tokens) <= 60}
+def _lay_out_tokens(tokens: Sequence[str], named: set[int], both: bool) -> _Line:
+    """Puts tokens side by side like a sentence where that fits, or evenly with the ``named`` ones written on end."""
+    widths = {place: _measure_label(token) for place, token in enumerate(tokens) if place in named or len(tokens) <= 60}
     if len(widths) == len(tokens) and sum(widths.values()) + 0.14 * len(tokens) <= _WIDEST:
         places, x = [], 0.0
         for place in range(len(tokens)):
@@ -127,13 +129,13 @@ def _line(tokens: Sequence[str], named: set[int], both: bool) -> _Line:
     order = sorted(named)
     width = max(_LINE * len(order) + 0.2, min(_LINE * len(tokens), _WIDEST))
     places = [width * (place + 0.5) / len(tokens) for place in range(len(tokens))]
-    spread = _spread([places[place] for place in order], _LINE, width)
-    tall = max(_width(tokens[place]) for place in order)
+    spread = _spread_labels([places[place] for place in order], _LINE, width)
+    tall = max(_measure_label(tokens[place]) for place in order)
     return _Line(places, dict(zip(order, spread, strict=True)), width, -(tall + (0.66 if both else 0.36)), upright=True)
 
 
-def _spread(wanted: Sequence[float], gap: float, width: float) -> list[float]:
-    """Ascending places at least ``gap`` apart within ``width``, each group of crowded ones around their middle."""
+def _spread_labels(wanted: Sequence[float], gap: float, width: float) -> list[float]:
+    """Returns ascending places at least ``gap`` apart within ``width``, crowded ones in groups around their middle."""
     groups: list[tuple[float, int]] = []  # of labels side by side: where the first one is, how many
     for x in wanted:
         first, count = x, 1
@@ -148,16 +150,16 @@ def _spread(wanted: Sequence[float], gap: float, width: float) -> list[float]:
     return [first + gap * place for first, count in groups for place in range(count)]
 
 
-def _width(token: str) -> float:
-    """Inches that a token's label takes."""
+def _measure_label(token: str) -> float:
+    """Returns the inches that a token's label takes."""
     from matplotlib.textpath import TextPath
 
-    shown = short(token)
+    shown = short_text(token)
     return float(TextPath((0, 0), shown, size=_FONT).get_extents().width) / 72 if shown.strip() else 0.05
 
 
-def _canvas(width: float, low: float, room: float) -> tuple[Figure, Axes]:
-    """Axes in inches: what is written must not overlap, so no layout may stretch them."""
+def _make_canvas(width: float, low: float, room: float) -> tuple[Figure, Axes]:
+    """Makes axes in inches: what is written must not overlap, so no layout may stretch them."""
     from matplotlib.figure import Figure
 
     beside, below, above = 0.15, 0.7, 0.35
@@ -169,60 +171,62 @@ def _canvas(width: float, low: float, room: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _write(axes: Axes, tokens: Sequence[str], line: _Line, own: int | None, both: bool) -> None:
-    """The tokens' labels, and where they are on end a leader from each to its place on the line, or on both lines."""
+def _write_tokens(axes: Axes, tokens: Sequence[str], line: _Line, own: int | None, both: bool) -> None:
+    """Writes the tokens, and where they are on end draws a leader from each to its place on the line, or both lines."""
     for place, x in line.labels.items():
         colour = _QUERY if place == own else "black"
         if not line.upright:
-            axes.text(x, line.low / 2, short(tokens[place]), ha="center", va="center", fontsize=_FONT, color=colour)
+            axes.text(
+                x, line.low / 2, short_text(tokens[place]), ha="center", va="center", fontsize=_FONT, color=colour
+            )
             continue
-        axes.text(x, -0.3, short(tokens[place]), ha="center", va="top", fontsize=_FONT, rotation=90, color=colour)
+        axes.text(x, -0.3, short_text(tokens[place]), ha="center", va="top", fontsize=_FONT, rotation=90, color=colour)
         leader, at = (colour if place == own else GREY), line.places[place]
         axes.plot([at, at, x], [0.0, -0.06, -0.27], color=leader, lw=0.7)
         if both:
-            ends = [line.low, line.low + 0.06, line.low + 0.27, -0.36 - _width(tokens[place])]
+            ends = [line.low, line.low + 0.06, line.low + 0.27, -0.36 - _measure_label(tokens[place])]
             axes.plot([at, at, x, x], ends, color=leader, lw=0.7)
     for height in (0.0, line.low)[: (1 + both) * line.upright]:
         axes.plot(line.places, [height] * len(line.places), ".", ms=1.5, color="black")
 
 
-def _arc(start: float, end: float, base: float, height: float) -> list[tuple[float, float]]:
-    """Control points of a curve that rises by ``height`` and comes back."""
+def _bend_arc(start: float, end: float, base: float, height: float) -> list[tuple[float, float]]:
+    """Returns control points of a curve that rises by ``height`` and comes back."""
     over = base + height * 4 / 3
     return [(start, base), (start, over), (end, over), (end, base)]
 
 
-def _fan(start: float, end: float, base: float, height: float) -> list[tuple[float, float]]:
-    """Control points of a curve from the query, ``height`` above the line, down to a key."""
+def _bend_down(start: float, end: float, base: float, height: float) -> list[tuple[float, float]]:
+    """Returns control points of a curve from the query, ``height`` above the line, down to a key."""
     return [(start, base + height), (start, base + height / 2), (end, base + height / 2), (end, base)]
 
 
-def _stroke(axes: Axes, points: list[tuple[float, float]], colour: str, share: float) -> None:
-    """``share``: of the largest one."""
+def _draw_arc(axes: Axes, points: list[tuple[float, float]], colour: str, share: float) -> None:
+    """Draws one arc as wide and as opaque as its ``share`` of the largest one says."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
 
     path = Path(points, [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])
-    axes.add_patch(PathPatch(path, fc="none", ec=colour, capstyle="butt", clip_on=False, **_look(share)))
+    axes.add_patch(PathPatch(path, fc="none", ec=colour, capstyle="butt", clip_on=False, **_choose_line_style(share)))
 
 
-def _look(share: float) -> dict[str, Any]:
+def _choose_line_style(share: float) -> dict[str, Any]:
     return {"lw": max(0.4, _THICKEST * share), "alpha": 0.25 + 0.6 * share}
 
 
-def _legend(figure: Figure, top: float) -> None:
-    """What three widths stand for."""
+def _draw_legend(figure: Figure, top: float) -> None:
+    """Explains below the picture what three widths stand for."""
     from matplotlib.lines import Line2D
 
     parts = (1.0, 0.5, 0.2)
-    lines = [Line2D([], [], color="#404040", **_look(part)) for part in parts]
+    lines = [Line2D([], [], color="#404040", **_choose_line_style(part)) for part in parts]
     names = [f"{100 * part * top:.2g} % of the row" for part in parts]
     figure.legend(lines, names, loc="lower center", ncols=3, frameon=False, fontsize=8, borderaxespad=0.3)
 
 
-def _said(row: Tensor, keys: Sequence[int], own: int | None, name: str) -> str:
-    """What is written above a row's arcs: its name, the own share, and what was left out."""
-    parts = [plain(name)] if name else []
+def _describe_row(row: Tensor, keys: Sequence[int], own: int | None, name: str) -> str:
+    """Returns what is written above a row's arcs: its name, the own share, and what was left out."""
+    parts = [plain_text(name)] if name else []
     if own is not None:
         parts.append(f"own token {100 * float(row[own]):.0f} %")
     rest = int((row > 0).sum()) - len(keys) - (own is not None and bool(row[own] > 0))
@@ -231,7 +235,8 @@ def _said(row: Tensor, keys: Sequence[int], own: int | None, name: str) -> str:
     return " · ".join(parts)
 
 
-def _shares(values: Tensor, tokens: Sequence[str]) -> Tensor:
+def _read_shares(values: Tensor, tokens: Sequence[str]) -> Tensor:
+    """Returns a row ``[T]`` over its sum, in float64. Raises ValueError for one that has no shares."""
     if values.dim() != 1 or len(values) != len(tokens):
         raise ValueError(f"expected one row of a map, [{len(tokens)}] as there are tokens, got {list(values.shape)}")
     row = values.detach().cpu().double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -242,7 +247,7 @@ def _shares(values: Tensor, tokens: Sequence[str]) -> Tensor:
     return row / row.sum()
 
 
-def _strongest(row: Tensor, own: int | None, limit: int) -> list[int]:
-    """Keys other than the query, the largest share first; those without any are left out."""
+def _pick_strongest(row: Tensor, own: int | None, limit: int) -> list[int]:
+    """Returns keys other than the query, the largest share first; those without any are left out."""
     order: list[int] = torch.argsort(row, descending=True, stable=True).tolist()
     return [key for key in order if key != own and row[key] > 0][:limit]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .style import GREY, MARKERS, OKABE_ITO, check_frame, plain
+from .style import GREY, MARKERS, OKABE_ITO, check_frame, plain_text
 
 if TYPE_CHECKING:
     import numpy
@@ -21,7 +21,7 @@ _CHANGE = r"contextualization change, $1 - \rho$ (Spearman)"
 
 
 def change_chart(frame: pandas.DataFrame, title: str | None = None, *, columns: int | None = None) -> Figure:
-    """What each component changes, layer by layer: a line per ``component`` over ``layer``, at ``value``.
+    """Draws what each component changes, layer by layer: a line per ``component`` over ``layer``, at ``value``.
 
     With columns ``low`` and ``high``, or ``standard_error``, a band of that range (of one standard error to both
     sides); with ``model`` a panel for each, on one scale. Further columns are ignored. Raises ValueError where one of
@@ -49,24 +49,24 @@ def change_chart(frame: pandas.DataFrame, title: str | None = None, *, columns: 
         *(name for name in _COMPONENTS if name in found),
         *(name for name in found if name not in _COMPONENTS),
     ]
-    figure, panels = _panels(len(models), columns, 3.4 if len(models) > 1 else 5.0, 2.6, one_x=False)
+    figure, panels = _make_panels(len(models), columns, 3.4 if len(models) > 1 else 5.0, 2.6, one_x=False)
     for axes, model in zip(panels, models, strict=True):
         rows = frame if model is None else frame[frame["model"] == model]
         for place, component in enumerate(components):
             one = rows[rows["component"] == component].sort_values("layer")
             if len(one):
-                _line(axes, one, plain(str(component)), place)
+                _draw_line(axes, one, plain_text(str(component)), place)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if model is not None:
-            axes.set_title(plain(str(model)), fontsize=10)
-    _finish(figure, panels, "layer", _CHANGE, title or "what each component changes in the map")
+            axes.set_title(plain_text(str(model)), fontsize=10)
+    _finish_figure(figure, panels, "layer", _CHANGE, title or "what each component changes in the map")
     return figure
 
 
 def category_bars(
     frame: pandas.DataFrame, title: str | None = None, *, by_layer: bool = False, columns: int | None = None
 ) -> Figure:
-    """How often amplified pairs are of each ``category`` (``share``), beside how often any pair is (``base_rate``).
+    """Draws how often amplified pairs are of a ``category`` (``share``), beside how often any pair is (``base_rate``).
 
     Two bars per category, the mean over the layers where there is a column ``layer``, and how many times more frequent
     the category is among amplified pairs; or, ``by_layer``, a panel per category with both as lines over the layers.
@@ -85,16 +85,16 @@ def category_bars(
     rates = (("share", OKABE_ITO[0], "among amplified pairs"), ("base_rate", GREY, "among all pairs"))
     heading = title or "categories of the pairs that FF amplifies"
     if by_layer:
-        figure, panels = _panels(len(kinds), columns, width=2.6, height=2.0)
+        figure, panels = _make_panels(len(kinds), columns, width=2.6, height=2.0)
         for axes, kind in zip(panels, kinds, strict=True):
             rows = frame[frame["category"] == kind].groupby("layer")[["share", "base_rate"]].mean()
             for (column, colour, name), marker in zip(rates, MARKERS, strict=False):
                 axes.plot(rows.index, rows[column], color=colour, marker=marker, ms=4, lw=1.5, label=name)
-            axes.set_title(plain(str(kind)), fontsize=9)
+            axes.set_title(plain_text(str(kind)), fontsize=9)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         panels[0].set_ylim(bottom=0.0)
-        _finish(figure, panels, "layer", "share of the pairs", heading)
+        _finish_figure(figure, panels, "layer", "share of the pairs", heading)
         return figure
 
     from matplotlib.figure import Figure
@@ -110,16 +110,16 @@ def category_bars(
             axes.annotate(
                 f"{share / base:.1f} times", place_at, (3, 0), textcoords="offset points", va="center", fontsize=8
             )
-    axes.set_yticks(range(len(means)), [plain(str(kind)) for kind in means.index])
+    axes.set_yticks(range(len(means)), [plain_text(str(kind)) for kind in means.index])
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    _finish(figure, [axes], "share of the pairs", "category", heading)
+    _finish_figure(figure, [axes], "share of the pairs", "category", heading)
     return figure
 
 
 def cancellation_chart(frame: pandas.DataFrame, title: str | None = None, *, columns: int | None = None) -> Figure:
-    """What a component still changes (``value``) once dimensions are ``removed``: one panel per ``component``.
+    """Draws what a component still changes (``value``) without the ``removed`` dimensions, a panel per ``component``.
 
     Dimensions are removed in some ``order``: with a single one there is a line per ``layer``, with several a line per
     order, the mean over the layers. Raises ValueError where a column is missing or there are no rows.
@@ -138,22 +138,24 @@ def cancellation_chart(frame: pandas.DataFrame, title: str | None = None, *, col
     check_frame(frame, ("layer", "component", "order", "removed", "value"), "cancellation_chart")
     components, orders = list(frame["component"].unique()), list(frame["order"].unique())
     layers = sorted(frame["layer"].unique())
-    figure, panels = _panels(len(components), columns, width=3.0, height=2.4)
+    figure, panels = _make_panels(len(components), columns, width=3.0, height=2.4)
     shades = matplotlib.colormaps["viridis"]([0.9 * place / max(len(layers) - 1, 1) for place in range(len(layers))])
     for axes, component in zip(panels, components, strict=True):
         rows = frame[frame["component"] == component]
         if len(orders) > 1:
             for place, order in enumerate(orders):
                 mean = rows[rows["order"] == order].groupby("removed")["value"].mean()
-                axes.plot(mean.index, mean, label=plain(str(order)), **_look(place))
+                axes.plot(mean.index, mean, label=plain_text(str(order)), **_choose_line_style(place))
         else:
             for layer, shade in zip(layers, shades, strict=True):
                 one = rows[rows["layer"] == layer].sort_values("removed")
                 axes.plot(one["removed"], one["value"], color=shade, lw=1.4, marker="o", ms=3)
-        axes.set_title(plain(str(component)), fontsize=10)
-        _powers(axes, float(frame["removed"].max()))
-    order = "" if len(orders) > 1 else f", {plain(str(orders[0]))}"
-    _finish(figure, panels, f"removed dimensions{order}", _CHANGE, title or "what is left without some dimensions")
+        axes.set_title(plain_text(str(component)), fontsize=10)
+        _set_count_axis(axes, float(frame["removed"].max()))
+    order = "" if len(orders) > 1 else f", {plain_text(str(orders[0]))}"
+    _finish_figure(
+        figure, panels, f"removed dimensions{order}", _CHANGE, title or "what is left without some dimensions"
+    )
     if len(orders) == 1 and len(layers) > 1:
         bounds = [place - 0.5 for place in range(len(layers) + 1)]
         from matplotlib.colors import ListedColormap
@@ -166,11 +168,11 @@ def cancellation_chart(frame: pandas.DataFrame, title: str | None = None, *, col
     return figure
 
 
-def _panels(
+def _make_panels(
     count: int, columns: int | None, width: float, height: float, one_x: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of ``count`` axes on one scale, across only with ``one_x``; at most four (or ``columns``) side by
-    side."""
+    """Makes a figure of ``count`` axes on one scale, across only with ``one_x``; at most four (or ``columns``) stand
+    side by side."""
     from matplotlib.figure import Figure
 
     if columns is not None and columns < 1:
@@ -186,15 +188,15 @@ def _panels(
     return figure, list(grid.flat[:count])
 
 
-def _line(axes: Axes, rows: pandas.DataFrame, name: str, place: int) -> None:
-    look = _look(place)
+def _draw_line(axes: Axes, rows: pandas.DataFrame, name: str, place: int) -> None:
+    look = _choose_line_style(place)
     axes.plot(rows["layer"], rows["value"], label=name, **look)
-    band = _band(rows)
+    band = _read_band(rows)
     if band is not None:
         axes.fill_between(rows["layer"], *band, color=look["color"], alpha=0.2, lw=0)
 
 
-def _band(rows: pandas.DataFrame) -> tuple[numpy.ndarray, numpy.ndarray] | None:
+def _read_band(rows: pandas.DataFrame) -> tuple[numpy.ndarray, numpy.ndarray] | None:
     if {"low", "high"} <= set(rows):
         return rows["low"].to_numpy(float), rows["high"].to_numpy(float)
     if "standard_error" in rows:
@@ -203,21 +205,21 @@ def _band(rows: pandas.DataFrame) -> tuple[numpy.ndarray, numpy.ndarray] | None:
     return None
 
 
-def _look(place: int) -> dict[str, Any]:
+def _choose_line_style(place: int) -> dict[str, Any]:
     at = place % len(OKABE_ITO)
     return {"color": OKABE_ITO[at], "marker": MARKERS[at], "ms": 5, "lw": 1.5}
 
 
-def _powers(axes: Axes, top: float) -> None:
-    """A logarithmic axis of counts that begins at zero."""
+def _set_count_axis(axes: Axes, top: float) -> None:
+    """Makes the horizontal axis a logarithmic one of counts that begins at zero."""
     axes.set_xscale("symlog", linthresh=1.0, linscale=0.5)
     ticks = [0] + [10**power for power in range(math.floor(math.log10(max(top, 1.0))) + 1)]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.set_xlim(-0.15, max(top, 1.0) * 1.25)
 
 
-def _finish(figure: Figure, panels: Sequence[Axes], x: str, y: str, title: str) -> None:
-    """Names of the axes, the title, and one legend of all panels' lines above them."""
+def _finish_figure(figure: Figure, panels: Sequence[Axes], x: str, y: str, title: str) -> None:
+    """Names the axes, and adds the title and one legend of all panels' lines."""
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(visible=True, color="#e4e4e4", lw=0.6)
@@ -227,7 +229,7 @@ def _finish(figure: Figure, panels: Sequence[Axes], x: str, y: str, title: str) 
         if spec.rowspan.stop == spec.get_gridspec().nrows or axes.xaxis.get_tick_params()["labelbottom"]:
             axes.set_xlabel(x)  # no supxlabel: the legend would lie on it
     figure.supylabel(y, fontsize=10)
-    figure.suptitle(plain(title), fontsize=11)
+    figure.suptitle(plain_text(title), fontsize=11)
     entries = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     if len(entries) > 1:
         panels[0].figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=4, frameon=False)

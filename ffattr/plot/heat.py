@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from .style import Scale, array, check_map, colormap, colours, label, plain, thinning
+from .style import Scale, check_map, find_colormap, label_axis, label_step, plain_text, scale_colours, to_array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ def map_figure(
     size: float | None = None,
     colour_label: str | None = None,
 ) -> Figure:
-    """A heat map of ``values`` ``[N, T]`` with its query tokens down and its key tokens across.
+    """Draws a heat map of ``values`` ``[N, T]`` with its query tokens down and its key tokens across.
 
     ``scale="log"`` shows small entries beside a strong diagonal, ``"diverging"`` differences of two maps: zero has the
     middle colour. ``size`` is the longer side of the map in inches, ``cmap`` a colour map of matplotlib (None: viridis,
@@ -43,19 +43,25 @@ def map_figure(
     from matplotlib.figure import Figure
 
     check_map(values, query_tokens, key_tokens)
-    norm, chosen = colours(values, scale), colormap(cmap, scale)
+    norm, chosen = scale_colours(values, scale), find_colormap(cmap, scale)
     rows, columns = values.shape
     longest = size or min(max(0.24 * max(rows, columns), 3.5), 12.0)
     inch = longest / max(rows, columns, 1)
     figure = Figure(figsize=(max(inch * columns, 2.0) + 2.6, max(inch * rows, 2.0) + 1.6), layout="compressed")
     axes = figure.add_subplot()
-    image = axes.imshow(array(values), cmap=chosen, norm=norm)
-    axes.set_xlabel("key token $j$" + _every(label(axes, "x", key_tokens, _font(inch, key_tokens))))
-    axes.set_ylabel("query token $i$" + _every(label(axes, "y", query_tokens, _font(inch, query_tokens))))
+    image = axes.imshow(to_array(values), cmap=chosen, norm=norm)
+    axes.set_xlabel(
+        "key token $j$" + _note_thinning(label_axis(axes, "x", key_tokens, _choose_font_size(inch, key_tokens)))
+    )
+    axes.set_ylabel(
+        "query token $i$" + _note_thinning(label_axis(axes, "y", query_tokens, _choose_font_size(inch, query_tokens)))
+    )
     if title:
-        axes.set_title(plain(title))
+        axes.set_title(plain_text(title))
     default = "difference of the maps" if scale == "diverging" else _NORM
-    figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, label=plain(colour_label) if colour_label else default)
+    figure.colorbar(
+        image, ax=axes, fraction=0.04, pad=0.02, label=plain_text(colour_label) if colour_label else default
+    )
     return figure
 
 
@@ -68,7 +74,7 @@ def layer_grid(
     scale: Scale = "linear",
     cmap: str | None = None,
 ) -> Figure:
-    """One small map per layer of ``values`` ``[L, N, T]``, each with its own colours: norms grow along the layers.
+    """Draws one small map per layer of ``values`` ``[L, N, T]``, each with its own colours, because norms grow.
 
     >>> from ffattr.plot import layer_grid
     >>> figure = layer_grid(attr["layer"][:, 0], attr.layers)
@@ -88,7 +94,7 @@ def layer_grid(
             axes.set_axis_off()
             continue
         one = values[place]
-        image = axes.imshow(array(one), cmap=colormap(cmap, scale), norm=colours(one, scale))
+        image = axes.imshow(to_array(one), cmap=find_colormap(cmap, scale), norm=scale_colours(one, scale))
         axes.set_title(f"layer {layers[place]}", fontsize=9)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -97,14 +103,14 @@ def layer_grid(
     figure.supxlabel("key token $j$", fontsize=9)
     figure.supylabel("query token $i$", fontsize=9)
     what = "difference" if scale == "diverging" else "norm"
-    figure.suptitle(plain(f"{title} (colour: {what})" if title else f"colour: {what}"), fontsize=10)
+    figure.suptitle(plain_text(f"{title} (colour: {what})" if title else f"colour: {what}"), fontsize=10)
     return figure
 
 
-def _font(inch: float, tokens: Sequence[str]) -> float:
-    """Points, of labels whose cells are ``inch`` high."""
-    return min(max(inch * thinning(tokens) * 40, 5.0), 9.0)
+def _choose_font_size(inch: float, tokens: Sequence[str]) -> float:
+    """Returns the size in points of labels whose cells are ``inch`` high."""
+    return min(max(inch * label_step(tokens) * 40, 5.0), 9.0)
 
 
-def _every(step: int) -> str:
+def _note_thinning(step: int) -> str:
     return "" if step == 1 else f" (one in {step} named)"

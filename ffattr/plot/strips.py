@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .style import Scale, array, check_map, colormap, colours, label, largest_but, plain, short
+from .style import (
+    Scale,
+    check_map,
+    find_colormap,
+    label_axis,
+    largest_but,
+    plain_text,
+    scale_colours,
+    short_text,
+    to_array,
+)
 
 if TYPE_CHECKING:
     import numpy
@@ -39,7 +49,7 @@ def scope_strip(
     cmap: str | None = None,
     columns: int | None = None,
 ) -> Figure:
-    """The maps ``[N, T]`` of one layer, one per scope in the order given, as in Figure 1 of Kobayashi et al. 2024.
+    """Draws the maps ``[N, T]`` of one layer, one per scope in the order given: Figure 1 of Kobayashi et al. 2024.
 
     An arrow between neighbours names the component that lies between them: ``RES``, ``LN`` or ``FF``, as the names of
     the scopes tell it (none where they do not). With ``normalize`` every row of a map is divided by its sum, so that
@@ -59,16 +69,18 @@ def scope_strip(
         raise ValueError("scope_strip got no maps: pass {scope: map [queries, keys]} of at least one scope")
     for scope, values in maps.items():
         check_map(values, query_tokens, key_tokens, f"the map of {scope}")
-    shown = {scope: _shares(values, scope) if normalize else values for scope, values in maps.items()}
-    chosen, together = colormap(cmap, scale), torch.stack([one.detach().double().cpu() for one in shown.values()])
-    norms = [colours(together if normalize else one, scale) for one in shown.values()]
+    shown = {scope: _divide_rows(values, scope) if normalize else values for scope, values in maps.items()}
+    chosen, together = find_colormap(cmap, scale), torch.stack([one.detach().double().cpu() for one in shown.values()])
+    norms = [scale_colours(together if normalize else one, scale) for one in shown.values()]
 
     count, names = len(shown), list(shown)
     few = max(len(query_tokens), len(key_tokens)) <= _NAMED
     side = min(max(0.13 * max(len(query_tokens), len(key_tokens)), 1.5), 2.6) if few else 1.65
     ratio = len(query_tokens) / max(len(key_tokens), 1)
-    rows, columns = _wrapped(count, columns, side + 0.5)
-    beside, below = (0.06 * max(len(short(token)) for token in tokens) * few for tokens in (query_tokens, key_tokens))
+    rows, columns = _wrap_panels(count, columns, side + 0.5)
+    beside, below = (
+        0.06 * max(len(short_text(token)) for token in tokens) * few for tokens in (query_tokens, key_tokens)
+    )
     height = side * min(max(ratio, 0.25), 4.0) + 0.3
     between = 0.5 if normalize else 0.95
     figure = Figure(
@@ -79,17 +91,17 @@ def scope_strip(
         if place >= count:
             axes.set_axis_off()
             continue
-        image = axes.imshow(array(shown[names[place]]), cmap=chosen, norm=norms[place])
-        axes.set_title(plain(names[place]), fontsize=9)
+        image = axes.imshow(to_array(shown[names[place]]), cmap=chosen, norm=norms[place])
+        axes.set_title(plain_text(names[place]), fontsize=9)
         axes.set(xticks=[], yticks=[])
-        if place and (component := _component(names[place - 1], names[place], names)):
-            _arrow(axes, component)
+        if place and (component := _name_component(names[place - 1], names[place], names)):
+            _draw_arrow(axes, component)
         if not normalize:
             figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).ax.tick_params(labelsize=6)
     first = grid.flat[0]
     if few:
-        label(first, "x", key_tokens, 7)
-        label(first, "y", query_tokens, 7)
+        label_axis(first, "x", key_tokens, 7)
+        label_axis(first, "y", query_tokens, 7)
     first.set_xlabel("key token $j$", fontsize=8)
     first.set_ylabel("query token $i$", fontsize=8)
     what = "share of the row (each sums to one)" if normalize else "norms, each map with its own colours"
@@ -98,7 +110,7 @@ def scope_strip(
         bar.set_label(what, fontsize=8)
         bar.ax.tick_params(labelsize=7)
     default = "one layer's maps, component by component"
-    figure.suptitle(plain((title or default) + ("" if normalize else f" ({what})")), fontsize=10)
+    figure.suptitle(plain_text((title or default) + ("" if normalize else f" ({what})")), fontsize=10)
     return figure
 
 
@@ -114,7 +126,7 @@ def amp_strip(
     cmap: str | None = None,
     columns: int | None = None,
 ) -> Figure:
-    """What the feed-forward block of each layer amplifies: ``values`` ``[L, N, T]``, shares of rows after minus before.
+    """Draws what the feed-forward block of each layer amplifies: ``values`` ``[L, N, T]``, shares after minus before.
 
     All layers share one colour scale, symmetric around zero and blind to the few largest entries, which the ends of
     the colour bar stand for. The ``mark`` (at most 5) strongest positive pairs of a layer are marked and named below
@@ -138,8 +150,8 @@ def amp_strip(
         raise ValueError(f"mark={mark}, expected 0 to {len(_RINGS)}: more names do not fit below a map")
     finite = int(values.isfinite().sum())
     top = largest_but(values, max(1, finite // 500)) or largest_but(values, 0)
-    norm, chosen = colours(values, "diverging", top), colormap(cmap, "diverging")
-    rows, columns = _wrapped(len(layers), columns, 2.0)
+    norm, chosen = scale_colours(values, "diverging", top), find_colormap(cmap, "diverging")
+    rows, columns = _wrap_panels(len(layers), columns, 2.0)
     height = 1.75 * min(max(len(query_tokens) / max(len(key_tokens), 1), 0.25), 4.0) + 0.35 + 0.13 * mark
     figure = Figure(figsize=(columns * 2.0 + 1.2, rows * height + 0.7), layout="compressed")
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -147,27 +159,29 @@ def amp_strip(
         if place >= len(layers):
             axes.set_axis_off()
             continue
-        one = array(values[place])
+        one = to_array(values[place])
         image = axes.imshow(one, cmap=chosen, norm=norm)
         axes.set_title(f"layer {layers[place]}", fontsize=9)
         axes.set(xticks=[], yticks=[])
-        candidates = one if unmarked is None else array(values[place].masked_fill(unmarked, float("-inf")))
+        candidates = one if unmarked is None else to_array(values[place].masked_fill(unmarked, float("-inf")))
         names = []
-        for (query, key), (marker, sign) in zip(_strongest(candidates, mark), _RINGS, strict=False):
+        for (query, key), (marker, sign) in zip(_find_strongest_pairs(candidates, mark), _RINGS, strict=False):
             axes.plot(key, query, marker, ms=6.5, mfc="none", mec="black", mew=0.9, clip_on=False)
-            names.append(f"{plain(sign)} {short(query_tokens[query], 13)} ← {short(key_tokens[key], 13)}")
+            names.append(
+                f"{plain_text(sign)} {short_text(query_tokens[query], 13)} ← {short_text(key_tokens[key], 13)}"
+            )
         axes.set_xlabel("\n".join(names), fontsize=7, ha="left", x=0.0)
     bar = figure.colorbar(image, ax=list(grid.flat), fraction=0.03, pad=0.015, aspect=14 * rows, extend="both")
     bar.set_label("change of a row's share through FF", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     figure.supxlabel("key token $j$", fontsize=9)
     figure.supylabel("query token $i$", fontsize=9)
-    figure.suptitle(plain(title or "what the feed-forward blocks amplify"), fontsize=10)
+    figure.suptitle(plain_text(title or "what the feed-forward blocks amplify"), fontsize=10)
     return figure
 
 
-def _shares(values: Tensor, scope: str) -> Tensor:
-    """Every row divided by the sum of its numbers; a row of zeros stays one."""
+def _divide_rows(values: Tensor, scope: str) -> Tensor:
+    """Returns every row divided by the sum of its numbers; a row of zeros stays one."""
     wide = values.detach().to(torch.promote_types(values.dtype, torch.float32))
     if bool((wide < 0).any()):
         raise ValueError(
@@ -178,8 +192,8 @@ def _shares(values: Tensor, scope: str) -> Tensor:
     return wide / torch.where(sums > 0, sums, 1)
 
 
-def _component(before: str, after: str, names: Sequence[str]) -> str | None:
-    """What is between two neighbouring scopes of ``names``: a scope's name is its predecessor's and the component.
+def _name_component(before: str, after: str, names: Sequence[str]) -> str | None:
+    """Names what is between two neighbours of ``names``: a scope's name is its predecessor's and the component.
 
     But ``atb``, the whole attention block: it ends with its norm where there is one, whose scopes before and after are
     ``attn_res`` and ``atb``, and with its residual where there is none.
@@ -198,8 +212,8 @@ def _component(before: str, after: str, names: Sequence[str]) -> str | None:
     return " + ".join(part.upper() for part in parts)
 
 
-def _arrow(axes: Axes, component: str) -> None:
-    """Into the left side of a map, with the component's name above it."""
+def _draw_arrow(axes: Axes, component: str) -> None:
+    """Draws an arrow into the left side of a map, with the component's name above it."""
     # One annotation for both: the layout leaves no room for an arrow without text. It starts below the text's left end.
     look = {"arrowstyle": "-|>", "color": "black", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 9}
     look |= {"relpos": (0, 0), "patchA": None}
@@ -215,8 +229,8 @@ def _arrow(axes: Axes, component: str) -> None:
     )
 
 
-def _wrapped(count: int, columns: int | None, width: float) -> tuple[int, int]:
-    """Rows and columns of ``count`` pictures ``width`` inches wide, evenly filled."""
+def _wrap_panels(count: int, columns: int | None, width: float) -> tuple[int, int]:
+    """Returns rows and columns of ``count`` pictures ``width`` inches wide, evenly filled."""
     if columns is not None and columns < 1:
         raise ValueError(f"columns={columns}, expected at least 1 or None")
     most = columns or max(1, int(_WIDEST / width))
@@ -224,8 +238,8 @@ def _wrapped(count: int, columns: int | None, width: float) -> tuple[int, int]:
     return rows, min(most, count) if columns else math.ceil(count / rows)
 
 
-def _strongest(values: numpy.ndarray, count: int) -> list[tuple[int, int]]:
-    """Row and column of the ``count`` largest positive numbers, the largest first."""
+def _find_strongest_pairs(values: numpy.ndarray, count: int) -> list[tuple[int, int]]:
+    """Returns row and column of the ``count`` largest positive numbers, the largest first."""
     import numpy as np
 
     flat = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0).ravel()

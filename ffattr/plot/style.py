@@ -22,16 +22,16 @@ __all__ = [
     "MARKERS",
     "OKABE_ITO",
     "Scale",
-    "array",
     "check_frame",
     "check_map",
-    "colormap",
-    "colours",
-    "label",
+    "find_colormap",
+    "label_axis",
+    "label_step",
     "largest_but",
-    "plain",
-    "short",
-    "thinning",
+    "plain_text",
+    "scale_colours",
+    "short_text",
+    "to_array",
 ]
 
 Scale = Literal["linear", "log", "diverging"]
@@ -57,8 +57,8 @@ _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories without a picture: control and format characters, surrogates, line and paragraph ends."""
 
 
-def plain(text: str) -> str:
-    """Text as matplotlib should show it.
+def plain_text(text: str) -> str:
+    """Returns text as matplotlib should show it.
 
     Word-start marks are left out and spaces visible where there is nothing else, line ends are ``\\n``, ``$`` starts no
     mathematics, and characters that nothing can be drawn for are their code points, ``\\u4f60``: those of control, and
@@ -71,17 +71,17 @@ def plain(text: str) -> str:
     bare = bare.replace("\u010a", "\n")
     if not bare.isascii() or not bare.isprintable():
         known = _known_characters()
-        bare = "".join(_visible(character, known) for character in bare)
+        bare = "".join(_show_character(character, known) for character in bare)
     return bare.replace("$", r"\$")
 
 
-def short(text: str, longest: int = _LONGEST) -> str:
-    """`plain` text, cut where it has more characters than ``longest``."""
-    shown = plain(text).replace(r"\$", "$")
+def short_text(text: str, longest: int = _LONGEST) -> str:
+    """Returns `plain_text`, cut where it has more characters than ``longest``."""
+    shown = plain_text(text).replace(r"\$", "$")
     return (shown if len(shown) <= longest else f"{shown[: longest - 1]}…").replace("$", r"\$")
 
 
-def _visible(character: str, known: Sequence[frozenset[int]]) -> str:
+def _show_character(character: str, known: Sequence[frozenset[int]]) -> str:
     code = ord(character)
     if unicodedata.category(character) not in _UNSEEN and any(code in font for font in known):
         return character
@@ -91,31 +91,31 @@ def _visible(character: str, known: Sequence[frozenset[int]]) -> str:
 
 
 def _known_characters() -> list[frozenset[int]]:
-    """Of each font that matplotlib tries."""
+    """Returns the code points of each font that matplotlib tries."""
     import matplotlib
     from matplotlib.font_manager import FontProperties, findfont
 
     families = matplotlib.rcParams["font.family"]
-    return [_of_font(str(findfont(FontProperties(family=[family])))) for family in families]
+    return [_read_font(str(findfont(FontProperties(family=[family])))) for family in families]
 
 
 @cache
-def _of_font(path: str) -> frozenset[int]:
+def _read_font(path: str) -> frozenset[int]:
     from matplotlib.font_manager import get_font
 
     return frozenset(get_font(path).get_charmap())
 
 
-def thinning(tokens: Sequence[str]) -> int:
-    """Every how many-th token is named on an axis."""
+def label_step(tokens: Sequence[str]) -> int:
+    """Returns ``n`` where every ``n``-th token is named on an axis."""
     return max(1, math.ceil(len(tokens) / _LABELS))
 
 
-def label(axes: Axes, axis: Literal["x", "y"], tokens: Sequence[str], font: float) -> int:
+def label_axis(axes: Axes, axis: Literal["x", "y"], tokens: Sequence[str], font: float) -> int:
     """Writes the tokens at an axis, every n-th where there are too many; returns n."""
-    step = thinning(tokens)
+    step = label_step(tokens)
     places = range(0, len(tokens), step)
-    labels = [short(tokens[place]) for place in places]
+    labels = [short_text(tokens[place]) for place in places]
     if axis == "x":
         axes.set_xticks(places, labels, rotation=90, fontsize=font)
     else:
@@ -123,14 +123,15 @@ def label(axes: Axes, axis: Literal["x", "y"], tokens: Sequence[str], font: floa
     return step
 
 
-def array(values: Tensor) -> numpy.ndarray:
-    """In float32 at least, as matplotlib needs it."""
+def to_array(values: Tensor) -> numpy.ndarray:
+    """Returns the values in float32 at least, which matplotlib needs."""
     result: numpy.ndarray = values.detach().cpu().to(torch.promote_types(values.dtype, torch.float32)).numpy()
     return result
 
 
-def colormap(cmap: str | None, scale: str) -> Colormap:
-    """By name, or one that suits the scale; grey where there is no number. Raises ValueError naming an unknown one."""
+def find_colormap(cmap: str | None, scale: str) -> Colormap:
+    """Returns the colour map ``cmap``, or one that suits the scale; grey where there is no number. Raises ValueError,
+    naming it, for an unknown one."""
     import matplotlib
 
     name = cmap or ("RdBu_r" if scale == "diverging" else "viridis")
@@ -142,8 +143,9 @@ def colormap(cmap: str | None, scale: str) -> Colormap:
     return matplotlib.colormaps[name].with_extremes(bad=GREY)
 
 
-def colours(values: Tensor, scale: str, top: float | None = None) -> Normalize:
-    """From numbers to places on a colour map: from 0 (``"diverging"``: from ``-top``) to ``top``, their largest one."""
+def scale_colours(values: Tensor, scale: str, top: float | None = None) -> Normalize:
+    """Returns what takes numbers to places on a colour map: from 0 (``"diverging"``: from ``-top``) to ``top``, their
+    largest one."""
     from matplotlib.colors import LogNorm, Normalize
 
     if scale not in ("linear", "log", "diverging"):
@@ -161,7 +163,7 @@ def colours(values: Tensor, scale: str, top: float | None = None) -> Normalize:
 
 
 def largest_but(values: Tensor, left_out: int) -> float:
-    """The largest absolute value but for ``left_out`` larger ones; 0 where there is none. Only finite ones count."""
+    """Returns the largest absolute value but for ``left_out`` larger ones, among finite ones; 0 where there is none."""
     finite = values.detach()[values.detach().isfinite()].abs().double()
     if len(finite) <= left_out:
         return 0.0

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import NonFiniteError
 
-__all__ = ["GRIDS", "Coded", "Grid", "Sample", "array_of", "encode"]
+__all__ = ["GRIDS", "Coded", "Grid", "Sample", "array_of", "encode_map"]
 
 _ROWS_AT_ONCE = 2**20  # entries that are worked on together
 _JUDGED = 2**18  # entries from which the better of two ways to compress is told
@@ -25,11 +25,11 @@ _BYTE = 256
 
 @dataclass(frozen=True)
 class Grid:
-    """How exactly values are kept: each within a factor of ``1 + accuracy``, or, below ``floor`` times the largest of
-    its map, as that.
+    """Says how exactly values are kept: each within a factor of ``1 + accuracy``, or, below ``floor`` times the largest
+    of its map, as that.
 
         >>> from ffattr.report.encode import Grid
-        >>> Grid(0.01, 1e-9).levels(top=1.0, least=0.5)
+        >>> Grid(0.01, 1e-9).count_levels(top=1.0, least=0.5)
         36
     """
 
@@ -38,11 +38,11 @@ class Grid:
 
     @property
     def step(self) -> float:
-        """Between the logarithms of two neighbouring levels."""
+        """The distance between the logarithms of two neighbouring levels."""
         return 2 * math.log1p(self.accuracy)
 
-    def levels(self, top: float, least: float) -> int:
-        """How many levels there are, with values from ``least`` to ``top``. Exact zeros are one more."""
+    def count_levels(self, top: float, least: float) -> int:
+        """Counts the levels that there are, with values from ``least`` to ``top``. Exact zeros are one more."""
         if top == 0:
             return 1
         return 1 + round(math.log(top / max(least, top * self.floor)) / self.step)
@@ -59,7 +59,7 @@ GRIDS = (
 
 @dataclass(frozen=True)
 class Coded:
-    """A map ``[n, m]`` as text: in base64, the sums of its rows (float32), then the compressed codes.
+    """Holds a map ``[n, m]`` as text: in base64, the sums of its rows (float32), then the compressed codes.
 
     Code 0 is an exact zero, code ``c`` the value ``top * exp(step * (c - levels))``. Each row of codes but the first is
     kept as its difference, modulo ``levels + 1``, to the one ``above`` it, where that compresses better. Beyond 256
@@ -73,7 +73,7 @@ class Coded:
 
 
 def array_of(tensor: Tensor, name: str) -> numpy.ndarray:
-    """The values of a map in float64, or in float32 where they have no more; ``name`` calls it in errors.
+    """Returns the values of a map in float64, or in float32 where they have no more; ``name`` calls it in errors.
 
     Raises ValueError where one is negative, `NonFiniteError` where one is NaN or infinite.
     """
@@ -88,7 +88,7 @@ def array_of(tensor: Tensor, name: str) -> numpy.ndarray:
 
 @dataclass(frozen=True)
 class Sample:
-    """Some rows of a map, from which `size` tells about how many bytes of text all of it takes on a grid."""
+    """Holds some rows of a map, from which `estimate_size` tells about how many bytes of text all of it takes."""
 
     bands: list[numpy.ndarray]
     top: float
@@ -96,44 +96,44 @@ class Sample:
     rows: int
 
     @classmethod
-    def of(cls, values: numpy.ndarray, entries: float) -> Sample:
-        """Four bands of the rows of a map ``[n, m]``, ``entries`` in all or a little more."""
+    def from_map(cls, values: numpy.ndarray, entries: float) -> Sample:
+        """Takes four bands of the rows of a map ``[n, m]``, ``entries`` in all or a little more."""
         rows, columns = values.shape
         height = math.ceil(entries / 4 / columns)
         starts = [0] if rows <= 4 * height else [round((rows - height) * place) for place in (0.1, 0.4, 0.7, 1.0)]
         bands = [values] if len(starts) == 1 else [values[start : start + height].copy() for start in starts]
-        return cls(bands, *_extremes(values), rows)
+        return cls(bands, *_find_extremes(values), rows)
 
-    def size(self, grid: Grid) -> float:
-        levels = grid.levels(self.top, self.least)
-        codes = [_codes(band, grid, self.top, levels) for band in self.bands]
-        packed = sum(len(plane) for some in codes for plane in _best(some, levels)[1])
+    def estimate_size(self, grid: Grid) -> float:
+        levels = grid.count_levels(self.top, self.least)
+        codes = [_quantise_rows(band, grid, self.top, levels) for band in self.bands]
+        packed = sum(len(plane) for some in codes for plane in _compress_codes(some, levels)[1])
         return (packed * self.rows / sum(map(len, codes)) + 4 * self.rows) * 4 / 3
 
 
-def encode(values: numpy.ndarray, grid: Grid) -> Coded:
-    """A map ``[n, m]`` on a grid."""
-    top, least = _extremes(values)
-    levels = grid.levels(top, least)
-    codes = numpy.concatenate([_codes(rows, grid, top, levels) for rows in _blocks(values)])
-    above, packed = _best(codes, levels)
+def encode_map(values: numpy.ndarray, grid: Grid) -> Coded:
+    """Encodes a map ``[n, m]`` on a grid."""
+    top, least = _find_extremes(values)
+    levels = grid.count_levels(top, least)
+    codes = numpy.concatenate([_quantise_rows(rows, grid, top, levels) for rows in _split_rows(values)])
+    above, packed = _compress_codes(codes, levels)
     sums = values.sum(1, dtype=numpy.float64).astype("<f4").tobytes()
     return Coded(top, levels, above, ".".join(base64.b64encode(part).decode() for part in (sums, *packed)))
 
 
-def _extremes(values: numpy.ndarray) -> tuple[float, float]:
-    """The largest entry and the smallest that is not zero (0 where all are)."""
-    least = min((float(rows[rows > 0].min(initial=numpy.inf)) for rows in _blocks(values)), default=math.inf)
+def _find_extremes(values: numpy.ndarray) -> tuple[float, float]:
+    """Returns the largest entry and the smallest that is not zero (0 where all are)."""
+    least = min((float(rows[rows > 0].min(initial=numpy.inf)) for rows in _split_rows(values)), default=math.inf)
     return (float(values.max()), least) if math.isfinite(least) else (0.0, 0.0)
 
 
-def _blocks(values: numpy.ndarray) -> Iterator[numpy.ndarray]:
+def _split_rows(values: numpy.ndarray) -> Iterator[numpy.ndarray]:
     step = max(1, _ROWS_AT_ONCE // values.shape[1])
     for start in range(0, len(values), step):
         yield values[start : start + step]
 
 
-def _codes(values: numpy.ndarray, grid: Grid, top: float, levels: int) -> numpy.ndarray:
+def _quantise_rows(values: numpy.ndarray, grid: Grid, top: float, levels: int) -> numpy.ndarray:
     if top == 0:
         return numpy.zeros(values.shape, numpy.uint16)
     with numpy.errstate(divide="ignore"):
@@ -142,16 +142,16 @@ def _codes(values: numpy.ndarray, grid: Grid, top: float, levels: int) -> numpy.
     return numpy.where(values > 0, levels - near, 0).astype(numpy.uint16)
 
 
-def _best(codes: numpy.ndarray, levels: int) -> tuple[bool, list[bytes]]:
-    """Whether differences to the row above are shorter, judged by some rows, and the compressed planes of bytes."""
+def _compress_codes(codes: numpy.ndarray, levels: int) -> tuple[bool, list[bytes]]:
+    """Returns whether differences to the row above are shorter, judged by some rows, and the compressed planes."""
     rows = max(2, _JUDGED // codes.shape[1])
     some = codes[len(codes) // 2 :][:rows] if len(codes) > rows else codes
-    plain, differences = (sum(map(len, _planes(some, levels, above))) for above in (False, True))
+    plain, differences = (sum(map(len, _compress_planes(some, levels, above))) for above in (False, True))
     above = differences < plain
-    return above, _planes(codes, levels, above)
+    return above, _compress_planes(codes, levels, above)
 
 
-def _planes(codes: numpy.ndarray, levels: int, above: bool) -> list[bytes]:
+def _compress_planes(codes: numpy.ndarray, levels: int, above: bool) -> list[bytes]:
     if above:
         differences = codes.astype(numpy.int32)
         differences[1:] -= codes[:-1]

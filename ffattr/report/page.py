@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from .encode import GRIDS, Coded, Grid, Sample, encode
+from .encode import GRIDS, Coded, Grid, Sample, encode_map
 from .panels import Panel
 
 __all__ = ["render"]
@@ -42,7 +42,7 @@ _ESCAPED = str.maketrans({character: f"\\u{ord(character):04x}" for character in
 def render(
     panels: Sequence[Panel], title: str, *, facts: Mapping[str, str] | None = None, limit: int = 15_000_000
 ) -> Iterator[str]:
-    """The pieces of an HTML document that shows the maps of ``panels``, of at most ``limit`` bytes in UTF-8.
+    """Returns the pieces of an HTML document that shows the maps of ``panels``, at most ``limit`` bytes in UTF-8.
 
     Everything is checked and compressed before this returns. Values are kept within 0.02 % where the page stays
     small, less exactly the larger it gets; the page says how exactly. ``facts`` are shown below the title.
@@ -60,12 +60,12 @@ def render(
         raise ValueError("a page needs at least one panel, got none")
     for panel in panels:
         panel.check()
-    frame = _frame(title)
-    described = [_description(panel) for panel in panels]
+    frame = _split_page(title)
+    described = [_describe_panel(panel) for panel in panels]
     head = {"title": title, "facts": [[name, str(value)] for name, value in (facts or {}).items()]}
-    fixed = sum(len(part.encode()) for part in frame) + len(_json(described)) + len(_json(head)) + 2000
-    for grid in _candidates(panels, limit, limit - fixed):
-        coded = _encoded(panels, grid, limit - fixed)
+    fixed = sum(len(part.encode()) for part in frame) + len(_to_json(described)) + len(_to_json(head)) + 2000
+    for grid in _choose_grids(panels, limit, limit - fixed):
+        coded = _encode_panels(panels, grid, limit - fixed)
         if coded is not None:
             break
     else:
@@ -76,12 +76,14 @@ def render(
         )
     texts: list[str] = []
     for content, maps in zip(described, coded, strict=True):
-        content["maps"] = {scope: [[_entry(one, texts) for one in parts] for parts in of] for scope, of in maps.items()}
+        content["maps"] = {
+            scope: [[_add_entry(one, texts) for one in parts] for parts in of] for scope, of in maps.items()
+        }
     data = {**head, "accuracy": grid.accuracy, "floor": grid.floor, "step": grid.step, "panels": described}
-    return _pieces(frame, _json(data), texts)
+    return _join_page(frame, _to_json(data), texts)
 
 
-def _pieces(frame: tuple[str, str, str], data: str, texts: Iterable[str]) -> Iterator[str]:
+def _join_page(frame: tuple[str, str, str], data: str, texts: Iterable[str]) -> Iterator[str]:
     before, between, after = frame
     yield before
     yield f'<script type="application/json" id="data">{data}</script>\n'
@@ -91,24 +93,24 @@ def _pieces(frame: tuple[str, str, str], data: str, texts: Iterable[str]) -> Ite
     yield after
 
 
-def _candidates(panels: Sequence[Panel], limit: int, room: float) -> Iterator[Grid]:
-    """Grids on which the maps should fit ``room`` bytes, the finest first."""
+def _choose_grids(panels: Sequence[Panel], limit: int, room: float) -> Iterator[Grid]:
+    """Yields grids on which the maps should fit ``room`` bytes, the finest first."""
     share = _SAMPLED / sum(panel.entries for panel in panels)
     maps = (values for panel in panels for _, _, parts in panel.maps() for values in parts)
-    samples = [Sample.of(values, values.size * min(1.0, share)) for values in maps]
+    samples = [Sample.from_map(values, values.size * min(1.0, share)) for values in maps]
     for grid in GRIDS:
         allowed = room if grid.accuracy >= _FINE else min(room, limit * _SMALL)
-        if sum(sample.size(grid) for sample in samples) <= allowed * _SLACK:
+        if sum(sample.estimate_size(grid) for sample in samples) <= allowed * _SLACK:
             yield grid
 
 
-def _encoded(panels: Sequence[Panel], grid: Grid, room: float) -> list[dict[str, list[list[Coded]]]] | None:
-    """The maps of every panel by scope, layer and part; None as soon as they take more than ``room`` bytes."""
+def _encode_panels(panels: Sequence[Panel], grid: Grid, room: float) -> list[dict[str, list[list[Coded]]]] | None:
+    """Encodes the maps of every panel by scope, layer and part; None as soon as they take more than ``room`` bytes."""
     coded: list[dict[str, list[list[Coded]]]] = []
     for panel in panels:
         of_panel: dict[str, list[list[Coded]]] = {scope: [] for scope in panel.scopes}
         for scope, _, parts in panel.maps():
-            of_panel[scope].append([encode(values, grid) for values in parts])
+            of_panel[scope].append([encode_map(values, grid) for values in parts])
             room -= sum(len(one.text) + 110 for one in of_panel[scope][-1])  # with its element and entry
             if room < 0:
                 return None
@@ -116,12 +118,12 @@ def _encoded(panels: Sequence[Panel], grid: Grid, room: float) -> list[dict[str,
     return coded
 
 
-def _entry(coded: Coded, texts: list[str]) -> list[Any]:
+def _add_entry(coded: Coded, texts: list[str]) -> list[Any]:
     texts.append(coded.text)
     return [len(texts) - 1, coded.top, coded.levels, int(coded.above)]
 
 
-def _description(panel: Panel) -> dict[str, Any]:
+def _describe_panel(panel: Panel) -> dict[str, Any]:
     return {
         "name": panel.name,
         "queries": list(panel.queries),
@@ -136,34 +138,34 @@ def _description(panel: Panel) -> dict[str, Any]:
     }
 
 
-def _json(content: Any) -> str:
-    """In ASCII, without a character that HTML reads."""
+def _to_json(content: Any) -> str:
+    """Returns JSON in ASCII, without a character that HTML reads."""
     return json.dumps(content, allow_nan=False, separators=(",", ":")).translate(_ESCAPED)
 
 
-def _frame(title: str) -> tuple[str, str, str]:
-    """The document before its data, between the data and the maps, and after them."""
-    style, script = _file("style.css"), _script()
+def _split_page(title: str) -> tuple[str, str, str]:
+    """Returns the document before its data, between the data and the maps, and after them."""
+    style, script = _read_file("style.css"), _join_scripts()
     policy = (
-        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
+        f"default-src 'none'; script-src '{_hash_source(script)}'; style-src '{_hash_source(style)}'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
     shown = html.escape(title.encode("utf-8", "replace").decode())
-    page = _file("page.html").replace("%POLICY%", policy).replace("%STYLE%", style).replace("%SCRIPT%", script)
+    page = _read_file("page.html").replace("%POLICY%", policy).replace("%STYLE%", style).replace("%SCRIPT%", script)
     before, _, rest = page.partition("%DATA%\n")
     between, _, after = rest.partition("%MAPS%\n")
     return before.replace("%TITLE%", shown), between, after
 
 
-def _script() -> str:
-    parts = "\n".join(_file(f"{name}.js") for name in _SCRIPTS)
+def _join_scripts() -> str:
+    parts = "\n".join(_read_file(f"{name}.js") for name in _SCRIPTS)
     return f'(() => {{\n"use strict";\n{parts}}})();\n'
 
 
-def _hash(text: str) -> str:
+def _hash_source(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 @cache
-def _file(name: str) -> str:
+def _read_file(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -15,7 +15,7 @@ __all__ = ["Panel"]
 
 @dataclass(frozen=True)
 class Panel:
-    """The maps of one sequence (of one stack of layers, where a model has an encoder and a decoder).
+    """Holds the maps of one sequence (of one stack of layers, where a model has an encoder and a decoder).
 
     ``queries`` and ``keys`` are the tokens of the rows and of the columns, with their positions in the text;
     ``same_tokens`` says whether both are positions of one sequence. ``read(scope, place)`` returns the map
@@ -64,12 +64,12 @@ class Panel:
 
     @property
     def entries(self) -> int:
-        """Of all maps together."""
+        """The number of entries of all maps together."""
         maps = sum(len(self.parts.get(scope, " ")) for scope in self.scopes)
         return len(self.queries) * len(self.keys) * len(self.layers) * maps
 
     def maps(self) -> Iterator[tuple[str, int, list[numpy.ndarray]]]:
-        """Scope, place of the layer, and the maps ``[n, m]`` of its parts (of the scope itself where it has none).
+        """Yields scope, place of the layer, and the maps ``[n, m]`` of its parts (or of the scope where it has none).
 
         Raises ValueError, naming panel, scope and layer, for a wrong shape or wrong values.
         """

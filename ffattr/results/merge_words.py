@@ -79,7 +79,7 @@ class _WordMerger:
         real = [[row[place] for place in of.tolist()] for row, of in zip(tokens, places, strict=True)]
         mark = mark_of(token for row in real for token in row)
         found = [
-            Words.of(
+            Words.from_tokens(
                 row,
                 mark,
                 words=None if given is None else _select_words(given[batch], places[batch], batch, len(mask[0])),

@@ -85,7 +85,7 @@ def make_panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> l
 
 def _join_tokens(tokens: Sequence[str]) -> str:
     """Returns the text of tokens, by which a reader tells sequences apart; of blocks, their names."""
-    words = Words.of(tokens, mark_of(tokens))
+    words = Words.from_tokens(tokens, mark_of(tokens))
     special = {number for number, apart in zip(words.number, words.special, strict=True) if apart}
     symbols = {number for number, symbol in zip(words.number, words.symbols, strict=True) if symbol}
     texts = [(number, text) for number, text in enumerate(words.texts) if number not in special]

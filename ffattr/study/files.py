@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import plot
-from ..analysis.change import steps
+from ..analysis.change import find_components
 from ..machine import replacing
 from ..results.files import write_text
 from .frames import Study
-from .tables import tables
+from .tables import write_tables
 
 if TYPE_CHECKING:
     import pandas
@@ -62,7 +62,7 @@ def write(studies: Sequence[Study], folder: str | os.PathLike[str], formats: Seq
 
     check(folder, formats)
     names = [study.name for study in studies]
-    if not names or len(set(map(_of_file, names))) < len(names):
+    if not names or len(set(map(_to_file_name, names))) < len(names):
         raise ValueError(f"studies are called {names}, expected one or more, each by a name of its own")
     frames: dict[str, pandas.DataFrame] = {}
     for analysis in dict.fromkeys(name for study in studies for name in study.frames):
@@ -70,48 +70,48 @@ def write(studies: Sequence[Study], folder: str | os.PathLike[str], formats: Seq
         together = pd.concat(of_analysis, ignore_index=True)
         frames[analysis] = together[["model", *(column for column in together if column != "model")]]
     target = Path(folder)
-    with _named(target):
+    with _name_failed_file(target):
         target.mkdir(parents=True, exist_ok=True)
     written = []
     for name, frame in frames.items():
         written.append(target / f"{name}.csv")
         _write_text(written[-1], [frame.to_csv(index=False)])
     written.append(target / "tables.md")
-    _write_text(written[-1], tables(frames, studies))
-    for name, figure in _pictures(frames, studies):
+    _write_text(written[-1], write_tables(frames, studies))
+    for name, figure in _draw_pictures(frames, studies):
         for kind in formats:
             written.append(target / f"{name}.{kind}")
-            with _named(written[-1]), replacing(written[-1]) as temporary:
+            with _name_failed_file(written[-1]), replacing(written[-1]) as temporary:
                 figure.savefig(temporary, format=kind, dpi=150)
     return written
 
 
-def _of_file(name: str) -> str:
-    """What stands for the name of a study in that of a file."""
+def _to_file_name(name: str) -> str:
+    """Returns what stands for the name of a study in that of a file."""
     return re.sub(r"[^-.\w]+", "-", name)
 
 
 def _write_text(path: Path, pieces: Iterable[str]) -> None:
-    """Half a character, which a token may be, is written as its code."""
-    with _named(path):
+    """Writes a text file; half a character, which a token may be, is written as its code."""
+    with _name_failed_file(path):
         write_text(path, (piece.encode("utf-8", "backslashreplace").decode() for piece in pieces))
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """An OSError says what could not be written: that of a full disk does not."""
+def _name_failed_file(path: Path) -> Iterator[None]:
+    """Makes an OSError say what could not be written: that of a full disk does not."""
     try:
         yield
     except OSError as error:
         raise OSError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
-def _pictures(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) -> Iterator[tuple[str, Figure]]:
-    """By the names of their files."""
+def _draw_pictures(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) -> Iterator[tuple[str, Figure]]:
+    """Yields the pictures, each with the name of its file."""
     if "contextualization_change" in frames:
         yield "contextualization_change", plot.change_chart(frames["contextualization_change"])
     for study in studies:
-        of = f"_{_of_file(study.name)}" if len(studies) > 1 else ""
+        of = f"_{_to_file_name(study.name)}" if len(studies) > 1 else ""
         if "amplified_categories" in study.frames:
             title = f"{study.name}: pairs that the feed-forward network amplifies"
             yield f"amplified_categories{of}", plot.category_bars(study.frames["amplified_categories"], title)
@@ -119,21 +119,21 @@ def _pictures(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) 
             title = f"{study.name}: without some dimensions"
             yield f"cancellation{of}", plot.cancellation_chart(study.frames["cancellation"], title)
         changes = study.frames.get("contextualization_change")
-        if study.example is None or changes is None or not _fits(study.example):
+        if study.example is None or changes is None or not _fits_picture(study.example):
             continue
         yield f"scopes{of}", study.example.plot_scopes(_most_changed(changes))
-        if any(component == "FF" for component, *_ in steps(study.example.scopes)):
+        if any(component == "FF" for component, *_ in find_components(study.example.scopes)):
             yield f"amplification{of}", study.example.plot_amplification()
 
 
-def _fits(example: Attribution) -> bool:
-    """Whether the maps of the first sequence make a picture."""
+def _fits_picture(example: Attribution) -> bool:
+    """Tells whether the maps of the first sequence make a picture."""
     real = example.mask[:1]
     return 1 < int(real.sum()) <= _DRAWN and bool(real[:, list(example.queries)].any())
 
 
 def _most_changed(changes: pandas.DataFrame) -> int:
-    """The layer whose feed-forward network (else the block, else any part of it) rearranges the map most."""
+    """Returns the layer whose feed-forward network (else the block, else any part of it) rearranges the map most."""
     known = changes.dropna(subset="value")
     for components in (["FF"], ["FF block"], list(known["component"])):
         some = known[known["component"].isin(components)].nlargest(1, "value")

@@ -40,8 +40,8 @@ _MOST_ROLLED = 512  # tokens: beyond, a table of the pairs of rollout is of no u
 
 @dataclass
 class Study:
-    """What was found of one model (or file) ``name``: ``frames`` by the name of the analysis; ``left_out`` says why
-    others are missing; ``example`` are whole maps of one text, to draw.
+    """Holds what was found of one model (or file) ``name``: ``frames`` by the name of the analysis; ``left_out`` says
+    why others are missing; ``example`` are whole maps of one text, to draw.
 
     >>> study = ffattr.study.of_maps("tiny", attr)
     >>> study.add("shares", lambda: ffattr.analysis.token_summary(attr, "attn"))  # one more to write
@@ -55,7 +55,7 @@ class Study:
     example: Attribution | None = None
 
     def add(self, name: str, analysis: Callable[[], pandas.DataFrame]) -> None:
-        """The frame of an analysis, or why there is none."""
+        """Adds the frame of an analysis, or why there is none."""
         try:
             found = analysis()
         except ValueError as error:
@@ -68,7 +68,7 @@ class Study:
 
 
 def of_maps(name: str, attribution: Attribution, *, k: int = 50, categories: Categories | None = None) -> Study:
-    """Of maps that were kept: every analysis that they allow.
+    """Makes every analysis that maps which were kept allow.
 
     k: how many pairs of each layer are the most amplified ones. categories: of pairs; None: those read off tokens.
     Raises ValueError where they allow none.
@@ -108,8 +108,8 @@ def of_model(
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Study:
-    """Of a model on a corpus, in one pass that keeps no maps; then, of the first ``detailed`` texts, what takes vectors
-    (mixing ratio, cancellation, balance of norms).
+    """Analyses a model on a corpus in one pass that keeps no maps; then, on the first ``detailed`` texts, adds what
+    takes vectors (mixing ratio, cancellation, balance of norms).
 
     Rollout and the maps to draw are of one of the first texts, of about 100 characters. ``options`` are arguments of
     `ffattr.attribute`. Raises ValueError for a model with an encoder and a decoder and for a text that is longer than
@@ -145,10 +145,10 @@ def of_model(
         behind_attention = [scope.name for scope in scopes if scope.point not in ("attn", "attn_res")]
         given = {option: options[option] for option in ("tokenizer", *_OF_VECTORS) if option in options}
 
-        def of_layer(layer: int) -> dict[str, Vectors]:
+        def read_layer(layer: int) -> dict[str, Vectors]:
             return vectors(model, list(texts[:detailed]), scope=behind_attention, layers=layer, **given)
 
-        _add_detailed(study, description, attribution.layers, of_layer)
+        _add_detailed(study, description, attribution.layers, read_layer)
     return study
 
 
@@ -170,29 +170,29 @@ def _add_categories(study: Study, attribution: Attribution, categories: Categori
 
 
 def _add_rollout(study: Study, attribution: Attribution, first: int = 0) -> None:
-    """Up to the last layer, without and with the feed-forward blocks. ``first`` is the number of the first sequence."""
+    """Adds rollout up to the last layer, without and with feed-forward blocks. ``first`` numbers the first sequence."""
     if attribution.mask.shape[1] > _MOST_ROLLED:
         study.left_out["rollout"] = f"{attribution.mask.shape[1]} tokens are too many for a table of pairs"
         return
 
-    def last() -> pandas.DataFrame:
+    def roll_to_last() -> pandas.DataFrame:
         scopes = dict.fromkeys(scope for scope in ("atb", attribution.scopes[-1]) if scope in attribution.scopes)
         found = rollout(attribution, list(scopes))
         return found[found["layer"] == attribution.layers[-1]].assign(batch=lambda rows: rows["batch"] + first)
 
-    study.add("rollout", last)
+    study.add("rollout", roll_to_last)
 
 
 def _add_detailed(
-    study: Study, description: ModelDescription, layers: Sequence[int], of_layer: Callable[[int], dict[str, Vectors]]
+    study: Study, description: ModelDescription, layers: Sequence[int], read_layer: Callable[[int], dict[str, Vectors]]
 ) -> None:
-    """What takes the vectors themselves, layer by layer: they are wide."""
+    """Adds what takes the vectors themselves, layer by layer: they are wide."""
     import pandas as pd
 
     frames: dict[str, list[pandas.DataFrame]] = {"mixing_ratio": [], "cancellation": [], "norm_balance": []}
     for layer in layers:
         try:
-            found = of_layer(layer)
+            found = read_layer(layer)
         except ValueError as error:  # what was found without vectors stays
             study.left_out |= dict.fromkeys(frames, f"{error}; or take fewer texts (detailed)")
             return
@@ -201,7 +201,7 @@ def _add_detailed(
         frames["mixing_ratio"].append(mixing_ratio(found["atb"]))
         try:
             frames["norm_balance"].append(norm_balance(found))
-            for order, scores in _orders(None if norm is None else norm.weight):
+            for order, scores in _list_orders(None if norm is None else norm.weight):
                 frames["cancellation"].append(cancellation(found, order=order, scores=scores))
         except ValueError as error:  # a parallel block, or one without a residual connection
             study.left_out["cancellation"] = str(error)
@@ -210,9 +210,9 @@ def _add_detailed(
             study.frames[name] = pd.concat(of_layers, ignore_index=True)
 
 
-def _orders(gain: Tensor | None) -> Iterator[tuple[str, Tensor | None]]:
-    """By which the dimensions are removed: those that the network writes most to, those that the norm scales down most,
-    and as many at random."""
+def _list_orders(gain: Tensor | None) -> Iterator[tuple[str, Tensor | None]]:
+    """Yields the orders in which dimensions are removed: those first that the network writes most to, those that the
+    norm scales down most, and as many at random."""
     yield "ff", None
     if gain is not None:
         yield "gain", -gain.detach().abs().double().cpu()

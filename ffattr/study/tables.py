@@ -10,13 +10,14 @@ from .frames import Study
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["tables"]
+__all__ = ["write_tables"]
 
 _LINE_ENDS = {ord(end): "⏎" for end in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"}  # those that any reader may see
 _NAMED = 10  # most amplified pairs of each layer
 
 
-def tables(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) -> Iterator[str]:
+def write_tables(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) -> Iterator[str]:
+    """Yields the lines of one Markdown document: a heading and a table per analysis, then what was left out and why."""
     yield "# " + ", ".join(study.name for study in studies) + "\n"
     for name, (heading, rule) in _TABLES.items():
         if name in frames:
@@ -24,7 +25,7 @@ def tables(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) -> 
             for model, of_model in frames[name].groupby("model", sort=False):
                 if len(studies) > 1:
                     yield f"{model}\n\n"
-                yield _markdown(rule(of_model)) + "\n"
+                yield _to_markdown(rule(of_model)) + "\n"
     left_out = [
         f"- {study.name}, {name.replace('_', ' ')}: {why}\n"
         for study in studies
@@ -35,61 +36,67 @@ def tables(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) -> 
         yield from left_out
 
 
-def _changes(frame: pandas.DataFrame) -> pandas.DataFrame:
+def _pivot_changes(frame: pandas.DataFrame) -> pandas.DataFrame:
     wide = frame.pivot_table(index="layer", columns="component", values="value", sort=False)
     return wide.sort_index().reset_index()
 
 
-def _strongest(frame: pandas.DataFrame) -> pandas.DataFrame:
-    """The first pairs of each layer that read differently, with how often they are among all that were kept."""
+def _list_strongest_pairs(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """Lists the first pairs of each layer that read differently, with how often they are among all that were kept."""
 
-    def named(pairs: pandas.Series[str]) -> str:
+    def join_names(pairs: pandas.Series[str]) -> str:
         counts = pairs.value_counts()
         first = pairs.drop_duplicates().head(_NAMED)
         return ", ".join(pair if counts[pair] == 1 else f"{pair} ({counts[pair]} times)" for pair in first)
 
     marks = "^[Ġ▁]"  # of a space before the token
     query, key = (frame[of].astype(str).str.replace(marks, "", regex=True) for of in ("query_token", "key_token"))
-    found = frame.assign(pair=query + " ← " + key).groupby("layer")["pair"].agg(named)
+    found = frame.assign(pair=query + " ← " + key).groupby("layer")["pair"].agg(join_names)
     return found.rename("query ← key, most amplified first").reset_index()
 
 
-def _means(*values: str) -> Callable[[Any], Any]:
-    """Of each layer."""
+def _average_columns(*values: str) -> Callable[[Any], Any]:
+    """Returns a rule that averages the columns ``values`` over each layer."""
 
-    def rule(frame: pandas.DataFrame) -> pandas.DataFrame:
+    def average_layers(frame: pandas.DataFrame) -> pandas.DataFrame:
         return frame.groupby("layer")[list(values)].mean().reset_index()
 
-    return rule
+    return average_layers
 
 
-def _categories(frame: pandas.DataFrame) -> pandas.DataFrame:
+def _average_categories(frame: pandas.DataFrame) -> pandas.DataFrame:
     found = frame.groupby("category", sort=False)[["share", "base_rate"]].mean()
     found["lift"] = found["share"] / found["base_rate"]
     return found.reset_index()
 
 
-def _removed(frame: pandas.DataFrame) -> pandas.DataFrame:
+def _pivot_removed(frame: pandas.DataFrame) -> pandas.DataFrame:
     return frame.pivot_table(index=["order", "component"], columns="removed", values="value", sort=False).reset_index()
 
 
 _TABLES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "contextualization_change": ("Contextualization change, 1 - Spearman's rho", _changes),
-    "amplified_pairs": ("Pairs that the feed-forward network amplifies most", _strongest),
-    "amplified_categories": ("Categories of amplified pairs, and of all pairs (means over layers)", _categories),
-    "mixing_ratio": ("Context-mixing ratio after the attention block", _means("ratio")),
-    "norm_balance": ("Norms of the network's output and of what bypasses it", _means("ff", "bypass", "ratio")),
-    "cancellation": ("Contextualization change without some dimensions (how many; means over layers)", _removed),
+    "contextualization_change": ("Contextualization change, 1 - Spearman's rho", _pivot_changes),
+    "amplified_pairs": ("Pairs that the feed-forward network amplifies most", _list_strongest_pairs),
+    "amplified_categories": (
+        "Categories of amplified pairs, and of all pairs (means over layers)",
+        _average_categories,
+    ),
+    "mixing_ratio": ("Context-mixing ratio after the attention block", _average_columns("ratio")),
+    "norm_balance": (
+        "Norms of the network's output and of what bypasses it",
+        _average_columns("ff", "bypass", "ratio"),
+    ),
+    "cancellation": ("Contextualization change without some dimensions (how many; means over layers)", _pivot_removed),
 }
 
 
-def _markdown(frame: pandas.DataFrame) -> str:
-    """A table in GitHub's dialect; a bar or a line break in a token would end its cell."""
+def _to_markdown(frame: pandas.DataFrame) -> str:
+    """Returns a table in GitHub's dialect; a bar or a line break in a token would end its cell."""
 
-    def shown(value: Any) -> str:
+    def format_cell(value: Any) -> str:
         text = f"{value:.3f}" if isinstance(value, float) else str(value)
         return text.replace("\\", "\\\\").replace("|", "\\|").translate(_LINE_ENDS).replace("<", "&lt;")
 
     head = [" | ".join(map(str, frame.columns)), " | ".join("---" for _ in frame.columns)]
-    rows = [" | ".join(map(shown, row)) for row in frame.itertuples(index=False)]
+    rows = [" | ".join(map(format_cell, row)) for row in frame.itertuples(index=False)]
     return "".join(f"| {row} |\n" for row in (*head, *rows))

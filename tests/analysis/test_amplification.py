@@ -21,7 +21,7 @@ from ffattr.analysis import (
     ff_amp_maps,
     pair_categories,
 )
-from ffattr.analysis.category_rates import _at_least
+from ffattr.analysis.category_rates import _chance_of_at_least
 
 MAPS = {
     "padded": (some(POST_LN), ("atb", "atb_ff")),
@@ -239,7 +239,7 @@ def test_the_chance_of_as_many_at_random(drawn, marked, of):
     ways = [math.comb(marked, x) * math.comb(of - marked, drawn - x) for x in range(drawn + 1)]
     for count in range(max(0, drawn - (of - marked)), min(drawn, marked) + 1):
         expected = sum(ways[count:]) / math.comb(of, drawn)
-        assert _at_least(count, drawn, marked, of) == pytest.approx(expected, rel=1e-8)
+        assert _chance_of_at_least(count, drawn, marked, of) == pytest.approx(expected, rel=1e-8)
 
 
 def test_what_is_refused():

@@ -44,7 +44,7 @@ def test_punctuation_is_no_word_that_repeats():
 
 
 def words_of(tokens, **how):
-    return Words.of(tokens, mark_of(tokens), **how)
+    return Words.from_tokens(tokens, mark_of(tokens), **how)
 
 
 @pytest.mark.parametrize(

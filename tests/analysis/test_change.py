@@ -8,7 +8,7 @@ from synthetic import POST_LN, PRE_LN, attribution
 
 from ffattr import Pool, Reduce, TopK
 from ffattr.analysis import ChangeSample, contextualization_change, spearman
-from ffattr.analysis.change_sample import _sample
+from ffattr.analysis.change_sample import _merge_draws
 from ffattr.analysis.ranks import standard_error
 
 
@@ -236,7 +236,7 @@ def test_a_sample_is_drawn_from_all_pairs_alike():
     for seed in range(100):
         sample = ChangeSample(400, seed)
         kept(Reduce(sample), attr, cut=11)
-        values, of = _sample(*sample._drawn[4][0], causal=False)
+        values, of = _merge_draws(*sample._drawn[4][0], causal=False)
         assert of == 1600
         assert torch.equal(values[1], 2 * values[0])
         counts[values[0].long() - 1] += 1

@@ -9,7 +9,7 @@ import torch
 
 from ffattr import plot
 from ffattr.plot import layer_grid, map_figure
-from ffattr.plot.style import GREY, colours, plain, short
+from ffattr.plot.style import GREY, plain_text, scale_colours, short_text
 
 
 def _labels(axes, axis):
@@ -150,8 +150,8 @@ def test_a_wrong_colour_map_is_named():
 
 
 def test_the_scale_is_blind_to_what_is_no_number():
-    assert colours(torch.tensor([torch.nan, 2.0]), "linear").vmax == 2.0
-    assert colours(torch.tensor([torch.nan]), "log").vmax == 1.0
+    assert scale_colours(torch.tensor([torch.nan, 2.0]), "linear").vmax == 2.0
+    assert scale_colours(torch.tensor([torch.nan]), "log").vmax == 1.0
 
 
 @pytest.mark.parametrize(
@@ -171,23 +171,23 @@ def test_the_scale_is_blind_to_what_is_no_number():
     ],
 )
 def test_every_character_is_visible(token, shown):
-    assert plain(token) == shown
+    assert plain_text(token) == shown
 
 
 def test_fonts_of_the_user_are_asked():
     import matplotlib
 
-    assert plain("\ua4d0") == "\ua4d0"  # Lisu, which DejaVu has
+    assert plain_text("\ua4d0") == "\ua4d0"  # Lisu, which DejaVu has
     with matplotlib.rc_context({"font.family": ["STIXGeneral"]}):
-        assert plain("\ua4d0") == "\\ua4d0"
+        assert plain_text("\ua4d0") == "\\ua4d0"
     with matplotlib.rc_context({"font.family": ["STIXGeneral", "DejaVu Sans"]}):
-        assert plain("\ua4d0") == "\ua4d0"
+        assert plain_text("\ua4d0") == "\ua4d0"
 
 
 def test_long_tokens_are_cut():
-    assert short("a" * 28) == "a" * 28
-    assert short("a" * 29) == "a" * 27 + "…"
-    assert short("$$$$", 3) == r"\$\$…"
+    assert short_text("a" * 28) == "a" * 28
+    assert short_text("a" * 29) == "a" * 27 + "…"
+    assert short_text("$$$$", 3) == r"\$\$…"
 
 
 def test_tokens_without_glyphs_are_drawn_without_a_warning():

@@ -12,7 +12,7 @@ import torch
 
 from ffattr.errors import NonFiniteError
 from ffattr.report import Panel, render
-from ffattr.report.encode import GRIDS, Grid, Sample, encode
+from ffattr.report.encode import GRIDS, Grid, Sample, encode_map
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -126,7 +126,7 @@ def test_every_grid_keeps_its_word(grid, dtype):
     true = _spread(40, 30, decades=11).to(dtype)
     true[0] = 0
     true[1] = torch.linspace(1e-3, 1, 30)
-    coded = encode(true.numpy(), grid)
+    coded = encode_map(true.numpy(), grid)
     assert coded.levels < 2**16
     data = {"step": grid.step}
     page = f'<script id="data">{json.dumps(data)}</script><script id="map-0">{coded.text}</script>'
@@ -138,7 +138,7 @@ def test_every_grid_keeps_its_word(grid, dtype):
 def test_differences_between_rows_are_taken_where_they_are_shorter(alike):
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(1 if alike else 256, 256, generator=generator).exp()
-    assert encode(rows.expand(256, 256).contiguous().numpy(), GRIDS[3]).above == alike
+    assert encode_map(rows.expand(256, 256).contiguous().numpy(), GRIDS[3]).above == alike
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1e-30], ids=["zeros", "ones", "tiny"])
@@ -174,7 +174,7 @@ def test_the_larger_the_data_the_fewer_the_levels_and_never_beyond_the_limit():
 
 def test_the_limit_holds_also_where_the_estimate_is_wrong(monkeypatch):
     panel = _panel(_spread(1, 400, 400, decades=9))
-    monkeypatch.setattr(Sample, "size", lambda sample, grid: 0)
+    monkeypatch.setattr(Sample, "estimate_size", lambda sample, grid: 0)
     page = "".join(render([panel], "x", limit=300_000))
     assert len(page.encode()) <= 300_000
 
