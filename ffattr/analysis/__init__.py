@@ -1,6 +1,22 @@
 """What the maps say: analyses of an `ffattr.Attribution`, of its rows while they are computed, or of vectors.
 
-All return tidy pandas frames, one row for each thing that was measured.
+In come the maps of one stack of layers, blocks of their rows (`ffattr.Reduce` hands them to a collector), or
+`ffattr.Vectors`. Out come tidy pandas frames, one row for each thing that was measured. No model is needed.
+
+Read
+    rows.py            what is read of maps, rows and vectors, and what the names of scopes say
+    change.py          how much each component rearranges the map
+    change_sample.py   the same from a sample of pairs, without maps
+    ranks.py           the rank correlation behind both
+    amplification.py   FF-amp, and the pairs that the feed-forward network amplifies most
+    words.py           the words that tokens make up
+    categories.py      what kind of pair two tokens are
+    category_rates.py  how much more often amplified pairs are of a category
+    token_summary.py   what every token takes and gives
+    rollout.py         maps multiplied through the layers
+    mixing.py          how much of a token's vector comes from the others
+    cancellation.py    which dimensions the effects of the feed-forward block lie in
+    several.py         several collectors in one pass
 """
 
 from .amplification import AmplifiedPairs, amplified_pairs, ff_amp, ff_amp_maps

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from ..selection import layer_place, sequence
 from .categories import Categories, categorize_pairs
-from .change import find_components
 from .rows import (
     Block,
     NamedMaps,
     check_one_stack,
     check_same_run,
+    find_scopes_around_ff,
     iterate_rows,
     key_mask,
     mark_counted_pairs,
@@ -47,7 +47,7 @@ def ff_amp_maps(attribution: NamedMaps) -> Tensor:
     >>> found.shape, found.sum(-1).abs().max() < 1e-12
     (torch.Size([3, 2, 9, 9]), tensor(True))
     """
-    scopes = _find_ff_scopes(attribution)
+    scopes = _check_ff_scopes(attribution)
     sizes = (len(attribution.layers), len(attribution.mask), len(attribution.queries), key_mask(attribution).shape[1])
     found = torch.zeros(sizes, dtype=torch.float64)
     for rows in iterate_rows(attribution, scopes, "AmplifiedPairs"):
@@ -73,7 +73,7 @@ def ff_amp(attribution: NamedMaps, layer: int | None = None, batch: int | None =
     """
     import pandas as pd
 
-    scopes = _find_ff_scopes(attribution)
+    scopes = _check_ff_scopes(attribution)
     layers = None if layer is None else [layer_place(layer, attribution.layers)]
     batches = None if batch is None else [sequence(batch, len(attribution.mask))]
     allowed = [pairs.cpu() for pairs in mark_counted_pairs(attribution)]
@@ -105,7 +105,7 @@ def amplified_pairs(
     (15, ['layer', 'rank', 'batch', 'query'])
     """
     collector = AmplifiedPairs(k, per, self_pairs)
-    for rows in iterate_rows(attribution, _find_ff_scopes(attribution), "AmplifiedPairs"):
+    for rows in iterate_rows(attribution, _check_ff_scopes(attribution), "AmplifiedPairs"):
         collector(rows)
     return collector.frame(attribution, categories)
 
@@ -145,7 +145,7 @@ class AmplifiedPairs:
         """Takes the next block of rows. Raises ValueError for scopes without the two around the network, and for rows
         that were here before."""
         best = self._best.setdefault(rows.layer, {}).setdefault(rows.batch if self.per == "sequence" else 0, _Best())
-        for queries, keys, tiles in split_rows(rows, around_ff(list(rows.maps))):
+        for queries, keys, tiles in split_rows(rows, find_scopes_around_ff(list(rows.maps))):
             before, after = map(row_shares, tiles)
             offered = (before > 0) | (after > 0)
             if not self.self_pairs:
@@ -227,20 +227,10 @@ class _Best:
         self.places, self.values = self.places[:, order], self.values[:, order]
 
 
-def around_ff(scopes: Sequence[str]) -> list[str]:
-    """Returns the scopes right before and right after the feed-forward network. Raises ValueError without them."""
-    for component, before, after in find_components(scopes):
-        if component == "FF":
-            return [before, after]
-    raise ValueError(
-        f"no scopes right before and right after the feed-forward network among {', '.join(scopes)}: compute the maps "
-        "with scopes='all', or name both: atb and atb_ff, in a pre-LN model atb_ln and atb_ln_ff"
-    )
-
-
-def _find_ff_scopes(attribution: NamedMaps) -> list[str]:
+def _check_ff_scopes(attribution: NamedMaps) -> list[str]:
+    """Returns the two scopes around the feed-forward network. Raises TypeError for several stacks of layers."""
     check_one_stack(attribution)
-    return around_ff(attribution.scopes)
+    return find_scopes_around_ff(attribution.scopes)
 
 
 def _build_frame(layer: int, places: Tensor, values: Tensor, attribution: NamedMaps) -> pandas.DataFrame:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .change import average_defined, find_components
+from .change import average_defined
 from .ranks import spearman
-from .rows import Decomposed, mark_real_pairs, read_summed_values
+from .rows import Decomposed, find_components, find_ff_output, join_residual, mark_real_pairs, read_summed_values
 
 if TYPE_CHECKING:
     import pandas
@@ -103,7 +103,8 @@ def ff_energy(vectors: _Scopes) -> Tensor:
     >>> ffattr.analysis.ff_energy([vectors]).shape
     torch.Size([3, 40])
     """
-    ff, _ = _find_feed_forward(_group_by_scope(vectors))
+    by_scope = _group_by_scope(vectors)
+    ff = by_scope[find_ff_output(list(by_scope))]
     energy: Tensor = ff.total.double().square().sum((1, 2)) / _mark_real_queries(ff).sum()  # padding is zero
     return energy
 
@@ -127,12 +128,13 @@ def norm_balance(vectors: _Scopes) -> pandas.DataFrame:
     import pandas as pd
 
     by_scope = _group_by_scope(vectors)
-    ff, scope = _find_feed_forward(by_scope)
-    if f"{scope}_res" not in by_scope:
-        raise ValueError(f"no vectors of {scope}_res among those of {', '.join(by_scope)}: what is bypassed is in them")
+    scope = find_ff_output(list(by_scope))
+    ff, behind = by_scope[scope], join_residual(scope)
+    if behind not in by_scope:
+        raise ValueError(f"no vectors of {behind} among those of {', '.join(by_scope)}: what is bypassed is in them")
     real = _mark_real_queries(ff)
     of_ff = ff.total.double().norm(dim=-1)[:, real]  # [L, real tokens]
-    bypass = (by_scope[f"{scope}_res"].total.double() - ff.total.double()).norm(dim=-1)[:, real]
+    bypass = (by_scope[behind].total.double() - ff.total.double()).norm(dim=-1)[:, real]
     columns = {"ff": of_ff, "bypass": bypass, "ratio": of_ff / bypass}
     frame = pd.DataFrame({name: values.mean(1).cpu().numpy() for name, values in columns.items()})
     frame.insert(0, "layer", list(ff.layers))
@@ -159,13 +161,6 @@ def _group_by_scope(vectors: _Scopes) -> dict[str, Decomposed]:
                 f"{list(one.layers)}"
             )
     return {one.scope: one for one in vectors}
-
-
-def _find_feed_forward(by_scope: dict[str, Decomposed]) -> tuple[Decomposed, str]:
-    for scope, one in by_scope.items():
-        if scope.endswith("_ff"):
-            return one, scope
-    raise ValueError(f"no vectors of the feed-forward network (atb_ff or atb_ln_ff) among {', '.join(by_scope)}")
 
 
 def _mark_real_queries(vectors: Decomposed) -> Tensor:

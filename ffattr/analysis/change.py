@@ -11,16 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from .ranks import spearman
-from .rows import Maps, check_one_stack, mark_counted_pairs
+from .rows import Maps, check_one_stack, find_components, mark_counted_pairs
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["COLUMNS", "average_defined", "contextualization_change", "find_components"]
+__all__ = ["COLUMNS", "average_defined", "contextualization_change"]
 
 COLUMNS = ["layer", "component", "before", "after", "value"]
-_COMPONENTS = {"ff": "FF", "res": "RES", "ln": "LN"}
-_BLOCK = "FF block"
 
 
 def contextualization_change(attribution: Maps) -> pandas.DataFrame:
@@ -55,32 +53,6 @@ def contextualization_change(attribution: Maps) -> pandas.DataFrame:
             changes = [1 - spearman(a[p], b[p]) for a, b, p in zip(first, second, pairs, strict=True)]
             rows.append((layer, component, before, after, average_defined(changes)))
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def find_components(scopes: Sequence[str]) -> list[tuple[str, str, str]]:
-    """Returns ``(component, scope before, scope after)``. A scope's name is its predecessor's plus the component added.
-
-    A layer without norms between its scopes is told by ``attn`` next to ``atb``: without it there is no ``FF block``.
-    Raises ValueError where there is none.
-    """
-    found = []
-    for scope in scopes:
-        before, _, part = scope.rpartition("_")
-        if part in _COMPONENTS and before.startswith("atb") and before in scopes:
-            found.append((_COMPONENTS[part], before, scope))
-    ends = ["_ln_ff_res", "_ff_res_ln"]  # of a pre-LN and of a post-LN layer
-    if "attn" in scopes and "attn_res" not in scopes:  # of one whose norms are within its blocks, as in OLMo 2
-        ends.append("atb_ff_res")
-    whole = [scope for scope in scopes if scope.startswith("atb") and scope.endswith(tuple(ends))]
-    last = max(whole, key=len, default="")
-    if "atb" in scopes and last:
-        found.append((_BLOCK, "atb", last))
-    if not found:
-        raise ValueError(
-            f"no two neighbouring scopes of the feed-forward block among {', '.join(scopes)}: compute the "
-            "maps with scopes='all' (or name the scopes around the component)"
-        )
-    return found
 
 
 def average_defined(changes: Sequence[float]) -> float:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .change import COLUMNS, average_defined, find_components
+from .change import COLUMNS, average_defined
 from .ranks import spearman, standard_error
-from .rows import Block, split_rows
+from .rows import Block, find_components, split_rows
 
 if TYPE_CHECKING:
     import pandas

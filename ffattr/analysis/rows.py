@@ -1,4 +1,4 @@
-"""What analyses read: maps that were kept, or blocks of rows as they are computed.
+"""What analyses read: maps that were kept, or blocks of rows as they are computed, and what names of scopes say.
 
 Shapes: ``L`` layers, ``B`` sequences, ``N`` query tokens, ``T`` tokens, ``d`` model width.
 """
@@ -21,7 +21,12 @@ __all__ = [
     "NamedMaps",
     "check_one_stack",
     "check_same_run",
+    "find_components",
+    "find_ff_output",
+    "find_scopes_around_ff",
+    "has_ff_component",
     "iterate_rows",
+    "join_residual",
     "key_mask",
     "mark_counted_pairs",
     "mark_real_pairs",
@@ -31,6 +36,8 @@ __all__ = [
 ]
 
 AT_ONCE = 2**20  # pairs that are worked on together, in 64 bits
+_COMPONENTS = {"ff": "FF", "res": "RES", "ln": "LN"}
+_BLOCK = "FF block"
 
 
 class Maps(Protocol):
@@ -219,3 +226,64 @@ def row_shares(tile: Tensor) -> Tensor:
     wide = tile.double()
     total = wide.sum(-1, keepdim=True)
     return wide / total.masked_fill(total == 0, 1)
+
+
+# What names of scopes say. Nothing else in `ffattr.analysis` takes them apart.
+
+
+def find_components(scopes: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Returns ``(component, scope before, scope after)``. A scope's name is its predecessor's plus the component added.
+
+    A layer without norms between its scopes is told by ``attn`` next to ``atb``: without it there is no ``FF block``.
+    Raises ValueError where there is none.
+    """
+    found = []
+    for scope in scopes:
+        before, _, part = scope.rpartition("_")
+        if part in _COMPONENTS and before.startswith("atb") and before in scopes:
+            found.append((_COMPONENTS[part], before, scope))
+    ends = ["_ln_ff_res", "_ff_res_ln"]  # of a pre-LN and of a post-LN layer
+    if "attn" in scopes and "attn_res" not in scopes:  # of one whose norms are within its blocks, as in OLMo 2
+        ends.append("atb_ff_res")
+    whole = [scope for scope in scopes if scope.startswith("atb") and scope.endswith(tuple(ends))]
+    last = max(whole, key=len, default="")
+    if "atb" in scopes and last:
+        found.append((_BLOCK, "atb", last))
+    if not found:
+        raise ValueError(
+            f"no two neighbouring scopes of the feed-forward block among {', '.join(scopes)}: compute the "
+            "maps with scopes='all' (or name the scopes around the component)"
+        )
+    return found
+
+
+def has_ff_component(scopes: Sequence[str]) -> bool:
+    """Tells whether the scopes right before and right after the feed-forward network are among ``scopes``.
+
+    Raises ValueError as `find_components` does.
+    """
+    return any(component == "FF" for component, *_ in find_components(scopes))
+
+
+def find_scopes_around_ff(scopes: Sequence[str]) -> list[str]:
+    """Returns the scopes right before and right after the feed-forward network. Raises ValueError without them."""
+    for component, before, after in find_components(scopes):
+        if component == "FF":
+            return [before, after]
+    raise ValueError(
+        f"no scopes right before and right after the feed-forward network among {', '.join(scopes)}: compute the maps "
+        "with scopes='all', or name both: atb and atb_ff, in a pre-LN model atb_ln and atb_ln_ff"
+    )
+
+
+def find_ff_output(scopes: Sequence[str]) -> str:
+    """Returns the scope whose vectors are the feed-forward network's output. Raises ValueError without one."""
+    for scope in scopes:
+        if scope.endswith("_ff"):
+            return scope
+    raise ValueError(f"no vectors of the feed-forward network (atb_ff or atb_ln_ff) among {', '.join(scopes)}")
+
+
+def join_residual(scope: str) -> str:
+    """Returns the name of the scope behind the residual connection that follows ``scope``."""
+    return f"{scope}_res"

@@ -1,8 +1,15 @@
 """Pictures: one map, one map per layer or scope, one row of a map as arcs, charts of what the analyses measure.
 
-Figures are made without pyplot: they belong to nobody's global state, need no display and are freed when dropped.
-Their text is in the fonts of matplotlib's ``rcParams["font.family"]``; characters that these lack are written as their
-code points.
+In come tensors with the tokens of their rows and columns, or frames of `ffattr.analysis`. Out come matplotlib figures.
+They are made without pyplot: they belong to nobody's global state, need no display and are freed when dropped. Their
+text is in the fonts of ``rcParams["font.family"]``; characters that these lack are written as their code points.
+
+Read
+    style.py   what all share: text as it is shown, colours and their scales, checks of what is drawn
+    heat.py    one map with its tokens, or a small map per layer
+    strips.py  a layer's maps component by component, and what each layer amplifies
+    arcs.py    one row of a map as arcs
+    charts.py  frames of the analyses as lines and bars
 """
 
 from .arcs import arcs

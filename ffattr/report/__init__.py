@@ -1,4 +1,14 @@
-"""Maps on one HTML page that needs no network: to look around in, to send to somebody, to print."""
+"""Maps on one HTML page that needs no network: to look around in, to send to somebody, to print.
+
+In come panels: tokens, and a function that reads the map of a scope and layer. Out come the pieces of one document,
+which holds its maps, its style and its program and stays below a number of bytes.
+
+Read
+    panels.py  what a page shows, checked
+    encode.py  a map as text: quantised, compressed, in base64
+    page.py    the document: as finely as the size allows
+    page.html, style.css, *.js  its parts; decode.js reads what encode.py wrote, main.js starts
+"""
 
 from .page import render
 from .panels import Panel

@@ -1,4 +1,13 @@
-"""All analyses at once: of saved maps, or of a model and a corpus in one pass; as tables and pictures in a folder."""
+"""All analyses at once: of saved maps, or of a model and a corpus in one pass; as tables and pictures in a folder.
+
+In come an `ffattr.Attribution`, or a model, a tokenizer and texts. Out comes a `Study`, frames by the name of the
+analysis and why others are missing; `write` puts studies into a folder.
+
+Read
+    frames.py  `Study`, and the analyses that fill it
+    tables.py  its frames as Markdown, those that fit a page
+    files.py   a folder of CSV files, tables and pictures
+"""
 
 from .files import check, write
 from .frames import Study, of_maps, of_model

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import plot
-from ..analysis.change import find_components
+from ..analysis.rows import has_ff_component
 from ..machine import replacing
 from ..results.files import write_text
 from .frames import Study
@@ -122,7 +122,7 @@ def _draw_pictures(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Stu
         if study.example is None or changes is None or not _fits_picture(study.example):
             continue
         yield f"scopes{of}", study.example.plot_scopes(_most_changed(changes))
-        if any(component == "FF" for component, *_ in find_components(study.example.scopes)):
+        if has_ff_component(study.example.scopes):
             yield f"amplification{of}", study.example.plot_amplification()
 
 
