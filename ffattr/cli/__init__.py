@@ -1,4 +1,13 @@
-"""The command line."""
+"""The command line: ``ffattr map``, ``analyze``, ``check``, ``models``, ``info`` and ``bench``.
+
+In come the texts of arguments and options; out go lines and tables on the terminal, files, and an exit code.
+
+Read
+    app.py          the commands with their options; errors become one line
+    arguments.py    the values that the texts of options stand for
+    map.py          the work of ``map``; analyze.py, check.py (with ``models``) and bench.py: that of the others
+    progress.py     the bar that says how far a computation is
+"""
 
 from .app import app, main
 

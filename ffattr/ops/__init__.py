@@ -1,4 +1,16 @@
-"""The four operators: what they compute, who computes them, and why another one cannot."""
+"""The four operators: what they compute, who computes them, and why another one cannot.
+
+In come tensors of one layer: attention weights, and Gram matrices, features or values of keys. Out come the norms of
+pairs, ``[N, M]`` or ``[2 or 3, N, M]``, and the Integrated-Gradients factors ``[S, N, F]``.
+
+Read
+    contract.py         schemas, shapes and dtypes of the operators
+    torch_kernels.py    the operators in plain PyTorch, in chunks of queries
+    backends.py         the implementations, and which one runs
+    availability.py     why another one cannot run here; selfcheck.py: whether a GPU's kernels compute what PyTorch does
+    out_of_memory.py    whether memory ran out, also where the error does not say so
+    triton/             the operators as Triton kernels
+"""
 
 from .contract import MOST_HEADS, OPERATORS, SCHEMAS
 
