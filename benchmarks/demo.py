@@ -6,13 +6,16 @@ Writes ``demo/<model>.html`` (a page to look around in), ``demo/<model>.png`` (e
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
-from models import MODELS
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "paper"))
+from models import MODELS
 
 import ffattr
 from ffattr.analysis import contextualization_change

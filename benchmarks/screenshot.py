@@ -12,8 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from models import minilm
 from playwright.sync_api import sync_playwright
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "paper"))
+from models import minilm
 
 import ffattr
 

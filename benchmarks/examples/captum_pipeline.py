@@ -16,7 +16,7 @@ from captum.attr import Attribution, LayerIntegratedGradients
 from captum.attr import visualization as viz
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "paper"))
 from models import minilm
 
 import ffattr

@@ -7,7 +7,7 @@ that tells the sample's norms best.
 
 The usual ``P = [B | (I - B B^T) Gaussian]`` is unbiased, but most of its error is the noise of ``r`` random directions;
 how much the other directions hold is better told from the rows that are known. On trained models the median error is a
-quarter to a half smaller for it (``benchmarks/bench_sketch.py``).
+quarter to a half smaller for it (``benchmarks/cpu/bench_sketch.py``).
 
 Subspace iteration: Halko, Martinsson, Tropp 2011 (arXiv 0909.4061), algorithm 4.4.
 """

@@ -1,4 +1,4 @@
-"""The record of what ``benchmarks/verify.py`` measured: how closely each family of models is reproduced."""
+"""The record of what ``benchmarks/paper/verify.py`` measured: how closely each family of models is reproduced."""
 
 from __future__ import annotations
 

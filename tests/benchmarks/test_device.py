@@ -1,4 +1,4 @@
-"""benchmarks/device.py: processes that hang or die, what it reports, and a dry run from end to end."""
+"""benchmarks/gpu/device.py: processes that hang or die, what it reports, and a dry run from end to end."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from paths import ROOT
+from paths import BENCHMARKS, ROOT
 
-FOLDER = ROOT / "benchmarks"
+FOLDER = BENCHMARKS / "gpu"
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """What the kernels take of GPUs that nobody needs to have: compiled ahead of time for sm_80, sm_90 and sm_100.
 
 CI compiles the tiles for up to 32 heads in bfloat16 and float8, which takes a minute of two cores where Triton has not
-kept them (``TRITON_CACHE_DIR``); ``python benchmarks/resources.py`` compiles all of them, in seven minutes.
+kept them (``TRITON_CACHE_DIR``); ``python benchmarks/gpu/resources.py`` compiles all of them, in seven minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from paths import BENCHMARKS
 
 pytest.importorskip("triton")
 
-FOLDER = BENCHMARKS
+FOLDER = BENCHMARKS / "gpu"
 SHARED = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes of a program, at most; CUDA's programming guide
 # Without the interpreter, which tests/conftest.py asks for.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

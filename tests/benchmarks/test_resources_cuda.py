@@ -8,7 +8,7 @@ import sys
 import pytest
 from paths import BENCHMARKS
 
-FOLDER = BENCHMARKS
+FOLDER = BENCHMARKS / "gpu"
 sys.path.insert(0, str(FOLDER))
 import resources_cuda  # noqa: E402
 from resources_cuda import Missing  # noqa: E402

@@ -29,7 +29,7 @@ from ffattr.models.families.table import FAMILIES
 from ffattr.models.verified import Layers, Row
 from ffattr.pipeline.reproduce import reproduce
 
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(BENCHMARKS / "paper"))
 import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -270,7 +270,7 @@ def test_what_needs_no_torch_loads_none(arguments: list[str]) -> None:
 
 def test_the_record_covers_every_family_and_variant() -> None:
     record = verified.read()
-    again = "run benchmarks/verify.py again"
+    again = "run benchmarks/paper/verify.py again"
     assert {variant.model_type for variant in record.variants} == {*FAMILIES, *torch_encoder.NAMES}, again
     assert [variant.name for variant in record.variants] == list(tiny_configs.MODELS), again
 
@@ -302,7 +302,7 @@ def test_the_record_describes_the_layers_as_they_are() -> None:
 def test_the_readme_has_the_record() -> None:
     text = verify.README.read_text(encoding="utf-8")
     written = text.split(verify.BEGIN)[1].split(verify.END)[0]
-    assert written == verify.markdown(verified.read()), "run benchmarks/verify.py --markdown"
+    assert written == verify.markdown(verified.read()), "run benchmarks/paper/verify.py --markdown"
 
 
 def test_nothing_is_recorded_that_is_not_within_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:

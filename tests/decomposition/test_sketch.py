@@ -1,4 +1,4 @@
-"""Projections that keep norms approximately, on random rows; benchmarks/bench_sketch.py has those of trained models."""
+"""Projections that keep norms approximately, on random rows; on trained models: benchmarks/cpu/bench_sketch.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loaders of ``benchmarks``: what they read is trained, and in its place."""
+"""The loaders of ``benchmarks/paper``: what they read is trained, and in its place."""
 
 from __future__ import annotations
 

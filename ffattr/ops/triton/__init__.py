@@ -1,6 +1,16 @@
 """The ``triton`` backend: the operators of `ffattr.ops` as Triton kernels.
 
-Importing this imports triton; `ffattr.ops.backends` does so when the backend is first wanted.
+In come the operators' arguments, out comes what the contract says; importing this imports triton, which
+`ffattr.ops.backends` does when the backend is first wanted.
+
+Read
+    arguments.py        checks of arguments; blocks.py: blocks of queries within one sequence
+    configs.py          tile sizes, measured or by rule
+    ff_norms.py         feed-forward maps by pairs; operator_norms.py: by a matrix for each query
+    tiles.py            tiles of matrices and their products; epilogue.py: from rows to norms
+    gram_norms.py       attention-level maps
+    ig_slope.py         slopes; activations.py and gates.py: the functions that they are made of
+    runtime.py          whether kernels are interpreted, and on which device they run
 """
 
 from .ff_norms import ff_norms

@@ -1,7 +1,8 @@
 """Tile sizes: what was measured on this device if `ffattr bench --tune` was run on it, else by rule.
 
-The rules rest on registers and shared memory as compiled ahead of time (``benchmarks/resources.py`` prints them); none
-has been timed on a GPU yet. A thread has 255 registers, and the sums of a tile take ``queries * columns / threads``.
+The rules rest on registers and shared memory as compiled ahead of time (``benchmarks/gpu/resources.py`` prints them);
+none has been timed on a GPU yet. A thread has 255 registers, and the sums of a tile take
+``queries * columns / threads``.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from torch import Tensor
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a missing file is an error, not a download
 
-CACHE = Path(__file__).resolve().parent.parent / ".cache"
+CACHE = Path(__file__).resolve().parents[2] / ".cache"
 
 
 class Loaded(NamedTuple):

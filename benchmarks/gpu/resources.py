@@ -1,6 +1,6 @@
 """What GPU kernels take of a GPU, from compiling ahead of time: no GPU is needed.
 
-    python benchmarks/resources.py [--capability 80 90 100] [--usual] [--workers 2] [--json FILE]
+    python benchmarks/gpu/resources.py [--capability 80 90 100] [--usual] [--workers 2] [--json FILE]
 
 First Triton's, of the wide maps, in every tile that the rules of `ffattr.ops.triton.configs` give; ``--usual`` leaves
 those for at most 32 heads in bfloat16 and float8, many queries and a model as wide as BERT-base, and "own" on sm_90
@@ -299,7 +299,7 @@ def main() -> None:
         rows = list(track(pool.map(Case.row, found), "compiling", len(found), console=Console(stderr=True)))
     Console(width=None if Console().is_terminal else 160).print(table(rows))
     if asked.usual:
-        print("No CUDA kernels with --usual: python benchmarks/resources_cuda.py")
+        print("No CUDA kernels with --usual: python benchmarks/gpu/resources_cuda.py")
     else:
         rows += resources_cuda.show(asked.capability)
     if asked.json:

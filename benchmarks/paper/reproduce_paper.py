@@ -1,6 +1,6 @@
 """The findings of Kobayashi et al. (ICLR 2024, arXiv 2302.00456) on trained models, on 221 sentences of real English.
 
-    python benchmarks/reproduce_paper.py [MODEL ...] [--texts N] [--detailed N] [--out DIR]
+    python benchmarks/paper/reproduce_paper.py [MODEL ...] [--texts N] [--detailed N] [--out DIR]
 
 For each model what `ffattr.study.of_model` finds: how much each component rearranges the maps (section 4 of the
 paper), which pairs feed-forward networks amplify (5), whether their effects are undone, and by what (6). Without names:

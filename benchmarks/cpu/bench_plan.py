@@ -1,6 +1,6 @@
 """How well `ffattr.plan` predicts time and memory: layers of many shapes, predicted and measured (memory on Linux).
 
-    python benchmarks/bench_plan.py [--rounds 3] [--only TEXT] [--write]
+    python benchmarks/cpu/bench_plan.py [--rounds 3] [--only TEXT] [--write]
 
 Nothing is measured whose rows differ from the float64 definition. Times are those of one thread on a processor: whoever
 shares the machine counts little. Rates are measured anew for every round, and the figures are medians of rounds.
@@ -44,7 +44,7 @@ from ffattr.ops import backends
 
 CPU = torch.device("cpu")
 MiB = 1 << 20
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 MINILM, BASE = SHAPES["minilm"], SHAPES["bert-base"]
 SIZES = {
     "384": MINILM,

@@ -1,6 +1,6 @@
 """Speed of one BERT-base-shaped layer on this CPU, in one run: as shares of the machine's own sgemm rate.
 
-    python benchmarks/bench_cpu.py [--tokens 128 256 512] [--threads 2] [--rounds 5] [--write]
+    python benchmarks/cpu/bench_cpu.py [--tokens 128 256 512] [--threads 2] [--rounds 5] [--write]
 
 Every variant computes all feed-forward scopes of one layer (d 768, H 12, F 3072, float32, random weights) from input
 to norms, and is first compared with the float64 definition on a sample of queries: a wrong one is not timed. Rounds
@@ -32,7 +32,7 @@ from ffattr.machine import name_processor
 from ffattr.ops import backends
 
 SIZE = SHAPES["bert-base"]
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 CPU = torch.device("cpu")
 
 

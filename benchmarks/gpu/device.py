@@ -1,7 +1,7 @@
 """Everything that is measured on a GPU, by one command, within a time limit.
 
-    python benchmarks/device.py [--minutes 8.5] [--no-build] [--no-tests] [--tune] [--profile] [--sanitize]
-    python benchmarks/device.py --dry-run      # the same program on a CPU, with tiny layers in Triton's interpreter
+    python benchmarks/gpu/device.py [--minutes 8.5] [--no-build] [--no-tests] [--tune] [--profile] [--sanitize]
+    python benchmarks/gpu/device.py --dry-run      # the same program on a CPU, with tiny layers in Triton's interpreter
 
 Builds the extension with its CUDA kernels, runs the GPU tests, measures the machine (copies, matrix product) and then
 one layer after the other, the most telling first. Every result is compared with the float64 definition before it is
@@ -29,12 +29,15 @@ from device_plan import FIRST, SHAPES, Estimate, Job, dtype_of, is_cuda, jobs
 from device_process import Worker, run_limited
 from device_report import Report
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 JOBS = Path(__file__).with_name("device_jobs.py")
 
 # In two runs: a CUDA kernel that hangs shall not take the time of the others' tests.
 CUDA_TESTS = ("csrc/test_cuda_*.py", "ops/test_selfcheck.py")
-TESTS = ("ops/triton/test_*.py", "engine/test_run_triton.py", "ops/test_contract*.py", "ops/test_backends*.py")
+TESTS = (
+    *("ops/triton/test_*.py", "engine/test_run_triton.py", "benchmarks/test_resources.py"),
+    *("ops/test_contract*.py", "ops/test_backends*.py"),
+)
 CHECKED = ("bfloat16", "float8_e4m3fn", "float32", "float16")
 # Seconds.
 BUILD_LIMIT, CUDA_TEST_LIMIT, TEST_LIMIT, CHECK_LIMIT = 180.0, 60.0, 150.0, 45.0
@@ -251,7 +254,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         paths = [*stand_ins(Path(temporary)), str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        folders = [Path(__file__).parent / "results"]
+        folders = [Path(__file__).parents[1] / "results"]
         if asked.dry_run:
             environment |= {"TRITON_INTERPRET": "1", "FFATTR_CACHE": temporary}
             folders = [Path(tempfile.mkdtemp(prefix="ffattr-dry-run-"))]

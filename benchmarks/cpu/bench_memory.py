@@ -1,6 +1,6 @@
 """Peak memory of `ffattr.attribute` on this machine, each case in a process of its own (Linux).
 
-    python benchmarks/bench_memory.py [--write]
+    python benchmarks/cpu/bench_memory.py [--write]
 
 "extra" is the largest resident size while attributing, less the resident size just before (model loaded, first small
 call made) and less the maps returned; "process" is the largest resident size in all; "anonymous" is the largest one
@@ -24,7 +24,7 @@ from typing import Any
 import ffattr
 
 MiB = 1 << 20
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 # name: (configuration of a BERT, tokens, arguments of attribute)
 BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 1}

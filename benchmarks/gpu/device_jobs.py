@@ -3,8 +3,8 @@
 A process of its own, because a kernel that fails can leave the GPU unusable to its process, and one that hangs ends
 only with it. Needs torch, Triton and the parts of ffattr that compute, nothing else.
 
-    python benchmarks/device_jobs.py [--dry-run]                 # jobs from stdin
-    python benchmarks/device_jobs.py --once bert-base 512        # Triton direct, twice, for a profiler
+    python benchmarks/gpu/device_jobs.py [--dry-run]                 # jobs from stdin
+    python benchmarks/gpu/device_jobs.py --once bert-base 512        # Triton direct, twice, for a profiler
 """
 
 from __future__ import annotations

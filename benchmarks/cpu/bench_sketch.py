@@ -1,7 +1,7 @@
 """How far sketched maps are from exact ones on trained models, and how much faster a layer is.
 
-    python benchmarks/bench_sketch.py [--models minilm smollm2] [--tokens 128 512] [--components 64] [--projections 64]
-    python benchmarks/bench_sketch.py --speed bert-base llama-7b [--tokens 512] [--backend cpu] [--rounds 3]
+    python benchmarks/cpu/bench_sketch.py [--models minilm smollm2] [--tokens 128 512] [--components 64]
+    python benchmarks/cpu/bench_sketch.py --speed bert-base llama-7b [--tokens 512] [--backend cpu] [--rounds 3]
 
 Accuracy, per layer and scope, each scope on its own: median and 99th percentile of the relative error over all pairs
 that have weight, the median that `ffattr.Attribution.sketch_error` expects, the ratio of the two, and ``1 - Spearman
@@ -18,15 +18,19 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from models import MODELS, Loaded
 from rich.console import Console
 from rich.table import Table
-from texts import prose
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "paper"))
+from models import MODELS, Loaded
+from texts import prose
 
 import ffattr
 from ffattr.analysis import spearman

@@ -1,6 +1,6 @@
 """Sentences per second through real models on this CPU: all layers, the last scope, in one run.
 
-    python benchmarks/bench_throughput.py [--sentences 64] [--threads 2] [--rounds 3] [--write]
+    python benchmarks/cpu/bench_throughput.py [--sentences 64] [--threads 2] [--rounds 3] [--write]
 
 Variants take turns, so that a change of the machine's speed meets them all; figures are medians. ``packed`` is
 ``ffattr.attribute`` with a list of texts; ``one by one`` calls it for every sentence; ``padded`` gives it the padded
@@ -15,14 +15,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from models import Loaded, minilm, smollm2
 from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "paper"))
+from models import Loaded, minilm, smollm2
 from texts import SENTENCES
 
 import ffattr
@@ -30,7 +33,7 @@ from ffattr.bench.timing import seconds_of
 from ffattr.bench.truth import WrongResult
 from ffattr.machine import name_processor
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 CPU = torch.device("cpu")
 MODELS: dict[str, Callable[[], Loaded]] = {"MiniLM-L6": minilm, "SmolLM2-135M": smollm2}
 

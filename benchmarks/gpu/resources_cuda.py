@@ -1,6 +1,6 @@
 """What the compiled CUDA kernels take of a GPU, and what their machine code contains: no GPU is needed.
 
-    python benchmarks/resources_cuda.py [--capability 80 90 100] [--json FILE]
+    python benchmarks/gpu/resources_cuda.py [--capability 80 90 100] [--json FILE]
 
 Registers and stack of a thread are ptxas's own, kept from the build. The rest is counted in the SASS of the extension
 with the CUDA toolkit's cuobjdump or the one that comes with Triton, in 10 seconds of two cores; without either, those
@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-CSRC = Path(__file__).resolve().parent.parent / "csrc"
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
 if str(CSRC) not in sys.path:
     sys.path.insert(0, str(CSRC))
 

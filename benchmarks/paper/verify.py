@@ -1,6 +1,6 @@
 """How closely every family of models is reproduced: writes ffattr/models/verified.json and README's table of it.
 
-    python benchmarks/verify.py [--markdown]
+    python benchmarks/paper/verify.py [--markdown]
 
 The small random models of the tests, every variant, in float64: layers recomputed from their descriptions against the
 model's own, maps of all scopes against the definition. Then trained models in float32, those that are installed
@@ -28,9 +28,9 @@ from ffattr.models.verified import Layers, Record, Trained, Variant, read, rows
 from ffattr.ops import backends
 from ffattr.pipeline.reproduce import Reproduction, reproduce
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = ROOT / "README.md"
-BEGIN, END = "<!-- by benchmarks/verify.py -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- by benchmarks/paper/verify.py -->\n", "<!-- end -->\n"
 MAPS = 1e-10  # of float64
 TITLES = {
     "minilm": "MiniLM-L6",
@@ -155,7 +155,7 @@ def markdown(record: Record) -> str:
         lines.append(f"| {' | '.join([*cells, f'{row.error:.0e}', f'{row.maps:.0e}', models])} |")
         above = scopes
     measured = ", ".join(f"{package} {number}" for package, number in record.versions.items() if package != "ffattr")
-    return "\n".join([*lines, "", f"Measured by `benchmarks/verify.py` with {measured}.", ""])
+    return "\n".join([*lines, "", f"Measured by `benchmarks/paper/verify.py` with {measured}.", ""])
 
 
 def write_readme(record: Record) -> None:
