@@ -160,7 +160,7 @@ class Jobs:
             return functools.partial(materialise_maps, case.cast_to(BF16), scopes), scopes, LOOSE
         backend: Any
         if name == "PyTorch, chunked, compiled":
-            compiled = Compiled("aot_eager" if self.dry_run else "inductor")
+            compiled: Any = Compiled("aot_eager" if self.dry_run else "inductor")
             backend, method, dtype = replace(backends.BACKENDS["torch"], load=lambda: compiled), "direct", BF16
         else:
             backend, method, dtype = _VARIANTS[name]
@@ -193,7 +193,7 @@ class Jobs:
 
     def slope(self, job: dict[str, Any]) -> Answer:
         """``ig_slope`` with 50 Riemann steps for all tokens of a layer."""
-        kernel = self._backend(job["backend"], torch.float32).operators.ig_slope
+        kernel = self._backend(job["backend"], torch.float32).require_operators().ig_slope
         size = self.sizes[job["shape"]]
         z = torch.randn(2 if size.gated else 1, job["tokens"], size.ff_width, device=self.device)
         rest = (None, None, size.activation, "right", 50)
@@ -206,7 +206,8 @@ class Jobs:
 
     def batch(self, job: dict[str, Any]) -> Answer:
         """``ff_norms`` of many short sequences: in one launch, or ("looped") one after the other."""
-        kernel = self._backend(job["backend"], BF16, self.sizes[job["shape"]].heads).operators.ff_norms
+        backend = self._backend(job["backend"], BF16, self.sizes[job["shape"]].heads)
+        kernel: Callable[..., Tensor] = backend.require_operators().ff_norms
         count, tokens = job["sequences"], job["tokens"]
         case = Case.draw_random(self.sizes[job["shape"]], tokens, device=self.device)
         one = record_operands(case, "direct", BF16)

@@ -49,6 +49,7 @@ def measure_rates(name: str, dtype: torch.dtype, device: torch.device, seconds: 
 class _Calibration:
     def __init__(self, backend: Backend, dtype: torch.dtype, device: torch.device, seconds: Seconds) -> None:
         self.backend, self.asked, self.device, self.seconds = backend, dtype, device, seconds
+        self.operators = backend.require_operators()
         self.dtype, self.result = operand_dtype(dtype), result_dtype(dtype)
         self.generator = torch.Generator(device).manual_seed(0)
         self.large = 4 if device.type == "cuda" else 1  # which is done with anything smaller before the next launch
@@ -112,15 +113,15 @@ class _Calibration:
 
         alpha, position = self.draw_normal(_HEADS, queries, keys, dtype=self.result), self.number_queries(queries)
         gram, of_pair = make_grams(), 2.0 * mixed * mixed
-        form = self.seconds(lambda: self.backend.operators.gram_norms(alpha, position, gram, None, None))
+        form = self.seconds(lambda: self.operators.gram_norms(alpha, position, gram, None, None))
         return of_pair * keys * 2 * _WIDTH / self.seconds(make_grams), of_pair * keys * queries / form
 
     def measure_slope(self, streams: int, activation: str) -> float:
         z = self.draw_normal(streams, 512 * self.large, 2 * _FF_WIDTH, dtype=self.result)
-        return z.numel() / self.seconds(lambda: self.backend.operators.ig_slope(z, None, None, activation, "exact", 0))
+        return z.numel() / self.seconds(lambda: self.operators.ig_slope(z, None, None, activation, "exact", 0))
 
     def measure_ff_maps(self) -> tuple[float, float, float]:
-        queries, keys, mixed, operators = 16 * self.large, 48 * self.large, _HEADS + 1, self.backend.operators
+        queries, keys, mixed, operators = 16 * self.large, 48 * self.large, _HEADS + 1, self.operators
         alpha = self.draw_normal(_HEADS, queries, keys, dtype=self.result)
         tail = (self.draw_normal(keys, mixed, _WIDTH), None, None, None, False, None)
         down, down_scale = self.draw_normal(_FF_WIDTH, _WIDTH), None
@@ -151,7 +152,7 @@ class _Calibration:
         given = (alpha[:, :few].contiguous(), self.number_queries(few), values, maps, own, slope, down, *tail)
         flops = 2.0 * few * _FF_WIDTH * _WIDTH * (inner + 1) + 2.0 * few * keys * inner * _WIDTH
         mixed = 2.0 * few * keys * (_HEADS + 1) * _WIDTH / mixing
-        return _compute_rate(self.seconds(lambda: self.backend.operators.operator_norms(*given)), flops, mixed)
+        return _compute_rate(self.seconds(lambda: self.operators.operator_norms(*given)), flops, mixed)
 
     def measure_fresh_memory(self) -> float:
         size = (1 << 25) * self.large

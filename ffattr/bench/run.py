@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ..engine.plan import EngineOptions, LayerPlan, LayerShape, plan_layer
 from ..engine.run import LayerResult, run_layer
 from ..ops import backends, torch_kernels
 from ..ops.backends import Backend
+from ..ops.contract import Operators
 from .cases import Case
 
 __all__ = ["Run", "compute_maps", "materialise_maps", "prepare_run", "record_operands", "run_dense"]
@@ -115,7 +116,7 @@ class _Recorder:
 def record_operands(case: Case, method: str, wide_dtype: torch.dtype) -> tuple[Any, ...]:
     """The arguments of the layer's first call of ``ff_norms`` (method "direct") or ``operator_norms``, of which
     ``sequences``, the last, is left out."""
-    recording = replace(backends.BACKENDS["torch"], load=_Recorder)
+    recording = replace(backends.BACKENDS["torch"], load=lambda: cast(Operators, _Recorder()))
     try:
         compute_maps(case, recording, method, case.wide_scopes, None, wide_dtype)
     except _Reached as reached:

@@ -7,6 +7,7 @@ seen those that are most likely of use.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -136,10 +137,11 @@ class _Problem:
 
         self.configs, self.run, self.dtype = configs, getattr(triton, operator), dtype
         self.arguments = record_operands(case, "direct" if operator == "ff_norms" else "operator", dtype)
-        self.expected: Tensor = getattr(torch_kernels, operator)(*self.arguments)
+        definition = getattr(torch_kernels, operator)
+        self.expected: Tensor = definition(*self.arguments)
         self.head_dim = case.weights.head_dim
-        alpha, down_at = self.arguments[0], 4 if operator == "ff_norms" else 6
-        self.shape = configs.Shape.from_operands(alpha, self.arguments[down_at], len(self.arguments[down_at - 1]))
+        named = inspect.signature(definition).bind(*self.arguments).arguments
+        self.shape = configs.Shape.from_operands(named["alpha"], named["down"], len(named["slope"]))
 
     def tune_kernel(self, kernel: str, remember: Remember, deadline: float, progress: Progress | None) -> Tuned:
         before = self._choose_config(kernel)

@@ -109,9 +109,8 @@ class GramNorms:
             every = [token * (self.heads + 1) + head for token in range(block.size) for head in heads]
             alpha, gram = alpha[every], gram[:, every][:, :, every]
         too_many = self.backend.for_gpus and len(alpha) >= MOST_HEADS
-        operators = torch_kernels if too_many else self.backend.operators
-        out: Tensor = operators.gram_norms(alpha, block.position, gram, scale, block.sequences)
-        return out
+        operators = torch_kernels if too_many else self.backend.require_operators()
+        return operators.gram_norms(alpha, block.position, gram, scale, block.sequences)
 
     @property
     def itself(self) -> Tensor:

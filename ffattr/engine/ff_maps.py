@@ -220,20 +220,17 @@ class KeyBlockOperands:
         tail: tuple[Any, ...],
     ) -> Tensor:
         ff, block, keys = self.keys.ff, self.block, self.keys
-        operators = ff.backend.operators
-        if ff.backend.for_gpus and len(block.alpha) > MOST_HEADS:  # of a large group
-            operators = torch_kernels
+        too_many = ff.backend.for_gpus and len(block.alpha) > MOST_HEADS  # of a large group
+        operators = torch_kernels if too_many else ff.backend.require_operators()
         if self.mixed is not None:
             mixed = self.mixed[..., neurons].contiguous()
-            out: Tensor = operators.ff_norms(block.alpha, block.position, mixed, slope, *down, *tail)
-            return out
+            return operators.ff_norms(block.alpha, block.position, mixed, slope, *down, *tail)
         if keys.source.path.reads_own_tokens:
             own = torch.stack([keys.ff_own[token_in_pack] @ weight[:, neurons] for weight in ff.projections])
         else:
             own = torch.zeros_like(slope)
         values, maps = keys.values[block.tokens], ff.maps[keys.number][..., neurons].contiguous()
-        out = operators.operator_norms(block.alpha, block.position, values, maps, own, slope, down[0], *tail)
-        return out
+        return operators.operator_norms(block.alpha, block.position, values, maps, own, slope, down[0], *tail)
 
 
 class FFMaps:

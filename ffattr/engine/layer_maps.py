@@ -94,7 +94,7 @@ class LayerMaps:
         self.task, self.pack, self.weights = task, pack, task.weights
         self.sources = [path.key_tokens(pack, task.value_bias) for path in task.paths]
         self.columns = [count_columns(source, pack) for source in self.sources]
-        self.slopes = Slopes(task.rule, task.backend.operators)
+        self.slopes = Slopes(task.rule, task.backend.require_operators())
         self.sketch_error: dict[Scope, float] = {}
         scopes = frozenset(task.scopes)
         self.attention_maps = AttentionMaps(self.weights, self.sources, scopes, task.backend)

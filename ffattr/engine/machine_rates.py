@@ -124,7 +124,7 @@ def measured(name: str, dtype: torch.dtype, device: torch.device, threads: int) 
     About 0.1 s, once for a machine.
     """
     del threads  # part of the key: another number of threads has other rates
-    operators = BACKENDS[name].operators
+    operators = BACKENDS[name].require_operators()
     heads, head_dim, width, ff_width, queries, keys = 8, 32, 256, 1024, 16, 192
     if device.type == "cuda":  # which would be done with these before the next kernel is launched
         heads, head_dim, width, ff_width, queries, keys = 12, 64, 768, 3072, 64, 1024

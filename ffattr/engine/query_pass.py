@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from ..decomposition.reference import Path, Rule
 from ..decomposition.routing import Routing
 from ..decomposition.scopes import Scope, Source
 from ..decomposition.walk import Stream, add_streams, walk
+from ..ops.contract import Operators
 from .key_tokens import KeyTokens
 from .pack import QueryBlock
 
@@ -34,15 +34,14 @@ class Slopes:
     """Integrated-Gradients factors by the backend's operator, where that knows the activation."""
 
     rule: Rule
-    operators: Any
+    operators: Operators
 
     def compute(self, branch: Branch, path: Path) -> Tensor:
         """The factors ``[S, n, F]`` of a path."""
         name = branch.activation.name
         if branch.clamp is not None or name not in ig.ACTIVATIONS:  # operators know names
             return reference.slopes(branch, path, self.rule)
-        out: Tensor = self.operators.ig_slope(path.z, path.base, None, name, self.rule.name, self.rule.steps)
-        return out
+        return self.operators.ig_slope(path.z, path.base, None, name, self.rule.name, self.rule.steps)
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import inspect
 import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from ..errors import BackendUnavailable
 from . import availability, contract, selfcheck, torch_kernels
+from .contract import Operators
 
 __all__ = ["BACKENDS", "Backend", "build_info", "report_backends", "select_backend"]
 
@@ -36,7 +38,7 @@ class Backend:
     name: str
     description: str
     check: Callable[[torch.device, torch.dtype, int], str | None]
-    load: Callable[[], Any] | None
+    load: Callable[[], Operators] | None
     for_gpus: bool = False
 
     def why_not(self, device: torch.device, dtype: torch.dtype, heads: int = 1) -> str | None:
@@ -45,7 +47,7 @@ class Backend:
         reason = self.check(device, dtype, heads)
         if reason is not None or not self.for_gpus or self.is_emulated(device):
             return reason
-        failure = selfcheck.find_failure(self.operators, device, dtype)
+        failure = selfcheck.find_failure(self.require_operators(), device, dtype)
         if failure is None:
             return None
         return f"its self-check in {dtype} on {device} failed: {failure}; use backend='torch'"
@@ -63,17 +65,29 @@ class Backend:
         return self.load is None
 
     @property
-    def operators(self) -> Any:
+    def operators(self) -> Operators | None:
         return None if self.load is None else self.load()
+
+    def require_operators(self) -> Operators:
+        """Returns the operators where the caller knows that this is not the definition."""
+        operators = self.operators
+        assert operators is not None, f"{self.name} has no operators"
+        return operators
 
 
 _TRITON = "Triton kernels, one pass for all feed-forward scopes"
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpu", "C++ kernels, all cores", availability.check_cpu, lambda: torch.ops.ffattr),
+        Backend("cpu", "C++ kernels, all cores", availability.check_cpu, lambda: cast(Operators, torch.ops.ffattr)),
         Backend("triton", _TRITON, availability.check_triton, availability.triton_ops, for_gpus=True),
-        Backend("cuda", "CUDA C++ kernels", availability.check_cuda, lambda: torch.ops.ffattr_cuda, for_gpus=True),
+        Backend(
+            "cuda",
+            "CUDA C++ kernels",
+            availability.check_cuda,
+            lambda: cast(Operators, torch.ops.ffattr_cuda),
+            for_gpus=True,
+        ),
         Backend(
             "torch",
             "chunked plain PyTorch",
@@ -151,15 +165,17 @@ def build_info() -> dict[str, str]:
     return info
 
 
-_DECIDING = {"ig_slope": 0, "gram_norms": 0, "ff_norms": 4, "operator_norms": 6}
-"""The place of the argument whose dtype a backend may refuse: ``down`` where there is one."""
+_DECIDING = {"ig_slope": "z", "gram_norms": "alpha", "ff_norms": "down", "operator_norms": "down"}
+"""Names the argument whose dtype a backend may refuse: ``down`` where there is one."""
 
 
 def _on_cuda(name: str) -> Callable[..., Tensor]:
     """Makes ``torch.ops.ffattr.<name>`` for CUDA tensors: Triton's kernel where it can run, plain PyTorch elsewhere."""
 
+    at = list(inspect.signature(getattr(torch_kernels, name)).parameters).index(_DECIDING[name])
+
     def run_on_cuda(*arguments: Any) -> Tensor:
-        first, deciding = arguments[0], arguments[_DECIDING[name]]
+        first, deciding = arguments[0], arguments[at]
         dtype = first.dtype if first.dtype == torch.float64 else deciding.dtype
         triton = BACKENDS["triton"]
         runs = triton.why_not(first.device, dtype, first.shape[0]) is None

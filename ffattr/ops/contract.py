@@ -57,13 +57,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from . import torch_kernels
 
-__all__ = ["MOST_HEADS", "OPERATORS", "SCHEMAS"]
+__all__ = ["MOST_HEADS", "OPERATORS", "SCHEMAS", "Operators"]
 
 MOST_HEADS = 128
 """The kernels for GPUs are written for up to this many: a tile holds the weights of all heads, and a wider one would
@@ -99,6 +100,54 @@ SCHEMAS = {
 }
 
 OPERATORS = tuple(SCHEMAS)
+
+
+class Operators(Protocol):
+    """Has the four operators, as a backend implements them; `SCHEMAS` says what they compute, and gives the shapes."""
+
+    def __hash__(self) -> int: ...  # what was found out about them is remembered
+
+    def ig_slope(
+        self, z: Tensor, base: Tensor | None, row_scale: Tensor | None, activation: str, rule: str, steps: int
+    ) -> Tensor: ...
+
+    def gram_norms(
+        self, alpha: Tensor, position: Tensor, gram: Tensor, row_scale: Tensor | None, sequences: Tensor | None = None
+    ) -> Tensor: ...
+
+    def ff_norms(
+        self,
+        alpha: Tensor,
+        position: Tensor,
+        features: Tensor,
+        slope: Tensor,
+        down: Tensor,
+        down_scale: Tensor | None,
+        residual: Tensor,
+        residual_scale: Tensor | None,
+        gamma: Tensor | None,
+        norm_scale: Tensor | None,
+        centre: bool,
+        sequences: Tensor | None = None,
+    ) -> Tensor: ...
+
+    def operator_norms(
+        self,
+        alpha: Tensor,
+        position: Tensor,
+        values: Tensor,
+        maps: Tensor,
+        own: Tensor,
+        slope: Tensor,
+        down: Tensor,
+        residual: Tensor,
+        residual_scale: Tensor | None,
+        gamma: Tensor | None,
+        norm_scale: Tensor | None,
+        centre: bool,
+        sequences: Tensor | None = None,
+    ) -> Tensor: ...
+
 
 _libraries = [torch.library.Library(namespace, "DEF") for namespace in ("ffattr", "ffattr_cuda")]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..decomposition.precision import operand_dtype, quantised
 from . import torch_kernels
+from .contract import Operators
 from .out_of_memory import OutOfMemoryWatch
 
 __all__ = ["find_failure"]
@@ -41,14 +42,14 @@ _LAYERS = (_Layer(70, 5, 144, 80, 1, True), _Layer(130, 17, 80, 496, 2, False), 
 _HEAD_DIM = 16
 
 
-def find_failure(operators: Any, device: torch.device, dtype: torch.dtype) -> str | None:
+def find_failure(operators: Operators, device: torch.device, dtype: torch.dtype) -> str | None:
     """Says what went wrong with a backend's ``operators`` on ``device`` with wide products in ``dtype``, or None."""
     current = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
     return _find_failure(operators, torch.device(device.type, current), dtype)
 
 
 @lru_cache
-def _find_failure(operators: Any, device: torch.device, dtype: torch.dtype) -> str | None:
+def _find_failure(operators: Operators, device: torch.device, dtype: torch.dtype) -> str | None:
     watch = OutOfMemoryWatch(device)
     try:
         for name, arguments in _make_cases(device, dtype):
