@@ -9,7 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOG := $(VENV)/build.log
 OLDEST := $(VENV)/oldest
-OLDEST_TESTS := tests/test_versions.py tests/models/test_registry.py tests/models/families tests/models/capture
+OLDEST_TESTS := tests/test_versions.py $(patsubst %,tests/models/%,test_registry.py test_huggingface.py \
+	test_torch_encoder.py families capture)
 # The whole suite runs in as many processes as there are cores, one thread each; of a part, starting them costs more than
 # it saves. Every file stays in one process, whose fixtures its tests share.
 WORKERS = $(if $(PYTEST_ARGS),,--numprocesses auto --dist loadfile)

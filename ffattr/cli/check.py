@@ -39,7 +39,7 @@ def check_model(name: str, text: str | None, dtype: torch.dtype | None, debug: b
         with console.status("loading the model") if console.is_terminal else nullcontext():
             model = pretrained.load_model(name, dtype)
         registry.resolve(model)  # before anything is made for a model that no description fits
-        example = examples.example(model, name, text)
+        example = examples.make_example(model, name, text)
         with console.status("running the model") if console.is_terminal else nullcontext():
             found = reproduce.reproduce(model, example.inputs, example.tokenizer)
     except FfattrError as error:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .pretrained import load_processor
 
-__all__ = ["Example", "example"]
+__all__ = ["Example", "make_example"]
 
 _SENTENCE = "The cat that sat on the mat saw two birds, and none of them saw the cat."
 _WRITTEN = 8
@@ -31,8 +31,8 @@ class Example:
     written: str = ""
 
 
-def example(model: Any, name: str, text: str | None = None) -> Example:
-    """An input for ``model``, which was loaded from ``name``: ``text`` where it reads text.
+def make_example(model: Any, name: str, text: str | None = None) -> Example:
+    """Makes an input for ``model``, which was loaded from ``name``: ``text`` where it reads text.
 
     Raises ValueError for text where none is read and for a model of other inputs, OSError where what makes the input
     is missing.
@@ -49,7 +49,7 @@ def example(model: Any, name: str, text: str | None = None) -> Example:
         return _with_decoder(model, {takes: ids}, tokenizer, f'"{text}"')
     if text is not None:
         raise ValueError(f"{name!r} takes {takes}, not text: leave out {text[:40]!r}")
-    made, words = _draw_picture(model, name) if takes == "pixel_values" else _play_tone(name, takes)
+    made, words = _draw_picture(model, name) if takes == "pixel_values" else _make_tone(name, takes)
     given = {takes: made.to(model.device, model.dtype)}
     if model.config.is_encoder_decoder:
         return _with_decoder(model, given, None, words)
@@ -57,7 +57,7 @@ def example(model: Any, name: str, text: str | None = None) -> Example:
 
 
 def _with_decoder(model: Any, given: dict[str, Tensor], tokenizer: Any, words: str) -> Example:
-    """The decoder reads what the model itself writes, each time the likeliest token."""
+    """Adds what the decoder reads, which is what the model itself writes, each time the likeliest token."""
     names = ("decoder_start_token_id", "bos_token_id")
     start = next((token for name in names if (token := getattr(model.config, name, None)) is not None), 0)
     ids = torch.tensor([[start]], device=model.device)
@@ -73,7 +73,7 @@ def _with_decoder(model: Any, given: dict[str, Tensor], tokenizer: Any, words: s
 
 
 def _draw_picture(model: Any, name: str) -> tuple[Tensor, str]:
-    """Colours that run into each other with stripes across, ``[1, C, H, W]``."""
+    """Draws colours that run into each other with stripes across, ``[1, C, H, W]``."""
     channels = int(getattr(model.config, "num_channels", 3))
     size: Any = getattr(model.config, "image_size", None)
     try:
@@ -81,27 +81,27 @@ def _draw_picture(model: Any, name: str) -> tuple[Tensor, str]:
     except OSError:
         processor = None
     if processor is not None:
-        image = (255 * _pick_colours(256, 256, 3)).astype(np.uint8)
+        image = (255 * _draw_colours(256, 256, 3)).astype(np.uint8)
         made = processor(images=image, return_tensors="pt")["pixel_values"]
         how = "by the model's image processor"
     elif size is not None:
         height, width = (size, size) if isinstance(size, int) else size
-        made = torch.from_numpy(2 * _pick_colours(height, width, channels) - 1).permute(2, 0, 1)[None]
+        made = torch.from_numpy(2 * _draw_colours(height, width, channels) - 1).permute(2, 0, 1)[None]
         how = "of the size in its configuration"
     else:
         raise OSError(f"{name!r} has neither an image processor nor an image_size in its configuration")
     return made, f"a generated picture, {list(made.shape[1:])}, {how}"
 
 
-def _pick_colours(height: int, width: int, channels: int) -> Any:
-    """Numbers from 0 to 1, ``[height, width, channels]``."""
+def _draw_colours(height: int, width: int, channels: int) -> Any:
+    """Returns numbers from 0 to 1, ``[height, width, channels]``."""
     rows, columns = np.mgrid[:height, :width] / max(height, width)
     stripes = 0.5 + 0.5 * np.sin(40 * (rows + 2 * columns))
     return np.stack([(rows, columns, stripes)[channel % 3] for channel in range(channels)], -1)
 
 
-def _play_tone(name: str, takes: str) -> tuple[Tensor, str]:
-    """A second of 440 Hz that grows louder."""
+def _make_tone(name: str, takes: str) -> tuple[Tensor, str]:
+    """Makes a second of 440 Hz that grows louder."""
     extractor = load_processor(name, takes)
     rate = int(extractor.sampling_rate)
     time = np.arange(rate) / rate

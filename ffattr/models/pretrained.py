@@ -21,35 +21,35 @@ _PROCESSORS = {
 
 
 def load(name: str) -> tuple[Any, Any]:
-    """The model (base model, without a head) and tokenizer of a folder, a GGUF file or a hub name."""
-    transformers, place, options = _open_file(name)
+    """Loads the model (base model, without a head) and tokenizer of a folder, a GGUF file or a hub name."""
+    transformers, place, options = _find_source(name)
     with _explain_failure(name, "a model and tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
         return _load_model(transformers, place, options), tokenizer
 
 
 def load_model(name: str, dtype: torch.dtype | None = None) -> Any:
-    """The base model or, where a decoder has to be given something to read, the model that can write it."""
-    transformers, place, options = _open_file(name)
+    """Loads the base model or, where a decoder has to be given something to read, the model that can write it."""
+    transformers, place, options = _find_source(name)
     with _explain_failure(name, "a model"):
         return _load_model(transformers, place, options, dtype, head=True)
 
 
 def load_processor(name: str, takes: str) -> Any:
-    """What makes the inputs called ``takes`` for the model: a tokenizer, an image processor or a feature extractor.
+    """Loads what makes the inputs called ``takes``: a tokenizer, an image processor or a feature extractor.
 
     Raises OSError where the model comes without, ValueError where no such inputs are known.
     """
     if takes not in _PROCESSORS:
         raise ValueError(f"{name!r} takes {takes}, expected a model of {', '.join(_PROCESSORS)}")
-    transformers, place, options = _open_file(name)
+    transformers, place, options = _find_source(name)
     cls, what = _PROCESSORS[takes]
     with _explain_failure(name, f"the {what}"):
         return getattr(transformers, cls).from_pretrained(place, **options)
 
 
-def _open_file(name: str) -> tuple[Any, str, dict[str, Any]]:
-    """transformers, and what its ``from_pretrained`` takes for ``name``. Raises OSError or ValueError."""
+def _find_source(name: str) -> tuple[Any, str, dict[str, Any]]:
+    """Returns transformers, and what its ``from_pretrained`` takes for ``name``. Raises OSError or ValueError."""
     path = Path(name)
     local = path.exists()
     if not local and (path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".gguf"):
@@ -81,7 +81,7 @@ def _explain_failure(name: str, what: str) -> Iterator[None]:
 def _load_model(
     transformers: Any, place: str, options: dict[str, Any], dtype: torch.dtype | None = None, head: bool = False
 ) -> Any:
-    """``head``: with a language head where there are an encoder and a decoder."""
+    """Loads a model; ``head``: with a language head where there are an encoder and a decoder."""
     import torch
     from transformers.models.auto import modeling_auto
 

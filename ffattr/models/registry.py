@@ -60,7 +60,7 @@ def register_adapter(model_type: str, fn: Adapter) -> None:
 
 
 def known_models() -> tuple[str, ...]:
-    """Every name that `resolve` recognises: built-in families and those added with `register_adapter`.
+    """Lists every name that `resolve` recognises: built-in families and those added with `register_adapter`.
 
     >>> "bert" in ffattr.known_models(), "TransformerEncoderLayer" in ffattr.known_models()
     (True, True)
@@ -89,19 +89,19 @@ def resolve(model: nn.Module) -> ModelDescription:
         if name in _registered:
             return _adapt_registered(name, base, _registered[name])
     if isinstance(model, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
-        layers, batch_first = torch_encoder.adapt(model)
+        layers, batch_first = torch_encoder.describe_encoder(model)
         return ModelDescription(model, layers, type(model).__name__, batch_first)
     parts = {name: child for name, child in base.named_children() if _is_pretrained(child)}
     if pretrained and len(parts) == 1 and not parts.keys().isdisjoint(("text_model", "vision_model")):
         return resolve(*parts.values())  # a head on one of CLIP's towers
     if pretrained and model_type in FAMILIES:
-        return huggingface.adapt(base, model_type)
+        return huggingface.describe_pretrained(base, model_type)
     if pretrained and parts.keys() >= {"text_model", "vision_model"}:
         raise UnsupportedModel(
             f"{type(model).__name__} has two towers, each with inputs of its own. Pass model.text_model or "
             "model.vision_model instead."
         )
-    return _by_structure(model, model_type, base)
+    return _describe_by_structure(model, model_type, base)
 
 
 def _is_pretrained(model: Any) -> bool:
@@ -110,7 +110,7 @@ def _is_pretrained(model: Any) -> bool:
 
 
 def _without_peft(model: nn.Module) -> nn.Module:
-    """The model that PEFT wraps, whose layers keep the adapters. Raises `UnsupportedModel` where more than they run."""
+    """Returns the model that PEFT wraps, whose layers keep the adapters. Raises `UnsupportedModel` where more runs."""
     while is_from(model, "peft"):
         wrapper: Any = model
         for name in wrapper.active_adapters:
@@ -134,16 +134,16 @@ def _adapt_registered(name: str, base: nn.Module, fn: Adapter) -> ModelDescripti
     return ModelDescription(base, layers, name)
 
 
-def _by_structure(model: nn.Module, model_type: str, base: nn.Module) -> ModelDescription:
+def _describe_by_structure(model: nn.Module, model_type: str, base: nn.Module) -> ModelDescription:
     from .detection import detect, template  # which most models do without
 
     try:
-        return detect.adapt(base)
+        return detect.describe_by_structure(base)
     except detect.Undetected as gave_up:
         what = type(model).__name__ + (f" (model_type {model_type!r})" if model_type else "")
         raise UnsupportedModel(
             f"{what} is an architecture that no adapter knows. Known: {', '.join(known_models())}. "
             "Describe its layers with ffattr.register_adapter(model_type, fn).\n"
             f"Its structure was not found either: {gave_up.reason}.\n\n"
-            f"{template.explain(base, model_type or type(model).__name__, gave_up.layers, gave_up.parts)}"
+            f"{template.explain_failure(base, model_type or type(model).__name__, gave_up.layers, gave_up.parts)}"
         ) from None

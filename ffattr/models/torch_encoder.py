@@ -8,15 +8,15 @@ from ..errors import UnsupportedModel
 from .spec.layer import LayerSpec
 from .spec.weights import Columns
 
-__all__ = ["NAMES", "adapt"]
+__all__ = ["NAMES", "describe_encoder"]
 
 NAMES = ("TransformerEncoder", "TransformerEncoderLayer")
 
 
-def adapt(model: nn.TransformerEncoder | nn.TransformerEncoderLayer) -> tuple[tuple[LayerSpec, ...], bool]:
-    """The layers of an encoder, or of one layer on its own, and whether it takes ``[batch, T, d]``."""
+def describe_encoder(model: nn.TransformerEncoder | nn.TransformerEncoderLayer) -> tuple[tuple[LayerSpec, ...], bool]:
+    """Describes the layers of an encoder, or of one layer on its own, and whether it takes ``[batch, T, d]``."""
     modules = [model] if isinstance(model, nn.TransformerEncoderLayer) else list(model.layers)
-    layers = tuple(_build_layer(getattr(module, "_orig_mod", module)) for module in modules)
+    layers = tuple(_make_spec(getattr(module, "_orig_mod", module)) for module in modules)
     if not layers:
         raise UnsupportedModel("the nn.TransformerEncoder has no layers")
     attention = layers[0].attention
@@ -24,7 +24,7 @@ def adapt(model: nn.TransformerEncoder | nn.TransformerEncoderLayer) -> tuple[tu
     return layers, bool(attention.batch_first)
 
 
-def _build_layer(layer: nn.Module) -> LayerSpec:
+def _make_spec(layer: nn.Module) -> LayerSpec:
     if not isinstance(layer, nn.TransformerEncoderLayer):
         raise UnsupportedModel(
             f"a layer of the nn.TransformerEncoder is a {type(layer).__name__}, expected nn.TransformerEncoderLayer. "

@@ -44,7 +44,7 @@ class Layers:
 
     @property
     def order(self) -> tuple[int, bool, bool, int, bool, str]:
-        """By which rows are sorted."""
+        """Is the key that rows are sorted by."""
         mixture = "mixture" in self.feed_forward
         place = _INPUTS.index(self.inputs), _NORMS.index(self.norms)
         return place[0], self.encoder_decoder, mixture, place[1], self.parallel, self.feed_forward
@@ -87,7 +87,7 @@ class Record:
     trained: tuple[Trained, ...]
 
     def write(self, path: Path = RECORD) -> None:
-        """One line for each model, so that a change of one is a change of its line."""
+        """Writes one line for each model, so that a change of one is a change of its line."""
         parts = [f'"versions": {json.dumps(dict(self.versions))}']
         for name, models in (("variants", self.variants), ("trained", self.trained)):
             lines = ",\n".join(f"  {json.dumps(asdict(model))}" for model in models)
@@ -119,7 +119,7 @@ def _parse_layers(values: dict[str, Any]) -> Layers:
 
 
 def rows(record: Record) -> list[Row]:
-    """Of all variants that share a description, sorted."""
+    """Makes a row of all variants that share a description, sorted."""
     found: dict[Layers, list[Variant]] = {}
     for variant in record.variants:
         found.setdefault(variant.layers, []).append(variant)
@@ -136,7 +136,7 @@ def rows(record: Record) -> list[Row]:
 
 
 def _label_rows(alike: Sequence[Variant], everything: Sequence[Variant]) -> tuple[str, ...]:
-    """The model types, with the variants meant where the others are in another row."""
+    """Names the model types, with the variants meant where the others are in another row."""
     of_type: dict[str, list[str]] = {}
     for variant in alike:
         of_type.setdefault(variant.model_type, []).append(variant.name)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..decomposition.attention import LayerRecord
-from ..models.capture.recorder import record
+from ..models.capture.recorder import record_layers
 from ..results.keep import Dense
 from .assemble import ResultBuilder, layer_tolerance
 from .options import Options
@@ -71,7 +71,7 @@ def reproduce(model: nn.Module, inputs: Any, tokenizer: Any = None) -> Reproduct
         allowed[stack.name, captured.index - stack.first] = layer_tolerance(stack, captured, request.dtype)
 
     encoder = request.inputs.encoder
-    record(
+    record_layers(
         request.description,
         request.inputs.kwargs,
         on_layer,

@@ -17,9 +17,9 @@ from ..decomposition.reference import Rule
 from ..engine.costs import LayerShape
 from ..engine.plan import EngineOptions, LayerPlan, group_into_packs, plan_layer
 from ..errors import BackendUnavailable, NonFiniteError, UnsupportedModel
-from ..models.capture.recorder import record
-from ..models.inputs.groups import of as groups_of
-from ..models.inputs.prepare import Inputs, prepare
+from ..models.capture.recorder import record_layers
+from ..models.inputs.groups import make_groups
+from ..models.inputs.prepare import Inputs, prepare_inputs
 from ..models.registry import ModelDescription, resolve
 from ..models.spec.weights import read_linear
 from ..ops import backends
@@ -53,12 +53,12 @@ class Request:
     def from_options(cls, model: nn.Module, inputs: Any, tokenizer: Any, options: Options) -> Request:
         """Raises ValueError, TypeError or an `FfattrError` that names the offending value."""
         description = resolve(model)
-        prepared = prepare(description, model, inputs, tokenizer)
+        prepared = prepare_inputs(description, model, inputs, tokenizer)
         options.check()
         engine = _choose_engine(description, options)
         if description.stacks and (options.keys is not None or options.groups is not None):
             raise ValueError("keys= and groups= are for models with one stack of layers, not for encoder and decoder")
-        groups = groups_of(options.groups, options.keys, inputs, tokenizer, prepared.mask, prepared.tokens)
+        groups = make_groups(options.groups, options.keys, inputs, tokenizer, prepared.mask, prepared.tokens)
         if options.groups is not None and options.method not in ("auto", "direct"):
             raise ValueError(
                 f"method={options.method!r} is for single tokens; with groups= leave it to 'auto', which is exact"
@@ -76,12 +76,12 @@ class Request:
 
     def batches(self) -> list[tuple[list[int], Inputs]]:
         """What the model is run on, one after the other, and which sequences that is."""
-        return self.inputs.batches(_TOKENS_AT_ONCE)
+        return self.inputs.split_batches(_TOKENS_AT_ONCE)
 
     def run_model(self, inputs: Inputs, on_layer: Callable[[LayerRecord], None], check: bool = True) -> None:
         """Run the model on ``inputs``, all of them or one batch, and hand on what each layer leaves."""
         encoder = None if inputs.encoder is None else inputs.encoder.mask
-        record(self.description, inputs.kwargs, on_layer, self.recorded, check, inputs.mask, encoder)
+        record_layers(self.description, inputs.kwargs, on_layer, self.recorded, check, inputs.mask, encoder)
 
     def stack_of_layer(self, layer: int) -> Stack:
         """Whose layer a layer of the model is."""

@@ -1,4 +1,4 @@
-"""``ffattr check`` and ``ffattr models``, and the record of what was measured."""
+"""``ffattr check`` and ``ffattr models``."""
 
 from __future__ import annotations
 
@@ -7,30 +7,23 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny_configs
 import torch
 from commands import HELP, fails, run
-from made_tokenizers import make_tokenizer
-from paths import BENCHMARKS
 from recording import state
+from saved_models import save_model
 from tiny_models import build, inputs
 from torch import nn
 from torch.nn import functional as F
 
 import ffattr
-from ffattr.decomposition.precision import output_tolerance
 from ffattr.errors import ArchitectureMismatch, UnsupportedModel
-from ffattr.models import examples, huggingface, pretrained, registry, torch_encoder, verified
-from ffattr.models.families.table import FAMILIES
-from ffattr.models.verified import Layers, Row
+from ffattr.models import huggingface, pretrained, registry, verified
 from ffattr.pipeline.reproduce import reproduce
-
-sys.path.insert(0, str(BENCHMARKS / "paper"))
-import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -38,17 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Saves a small random model, or the one given, with what makes its inputs."""
-    folder = tmp_path_factory.mktemp("models")
-
-    def save(name: str, model: nn.Module | None = None, processor: Any = None, **options: Any) -> Path:
-        target = folder / name
-        if not target.exists():
-            model = build(name, dtype=torch.float32, **options) if model is None else model
-            model.save_pretrained(target)
-            (make_tokenizer(pad_token="[PAD]") if processor is None else processor).save_pretrained(target)
-        return target
-
-    return save
+    return partial(save_model, tmp_path_factory.mktemp("models"))
 
 
 def table(output: str) -> list[list[str]]:
@@ -114,25 +97,6 @@ def test_encoder_without_its_decoder(saved: Callable[..., Path]) -> None:
     assert tokenizer("the cat")["input_ids"] == [5, 6]
 
 
-def test_decoding_is_the_models_own(saved: Callable[..., Path]) -> None:
-    folder = saved("bart-lm", build("bart", head="ForConditionalGeneration", dtype=torch.float32))
-    model = pretrained.load_model(str(folder))
-    before = state(model)
-    made = examples.example(model, str(folder), "the cat sat").inputs
-    assert state(model) == before
-    model.generation_config.eos_token_id = None
-    model.generation_config.forced_eos_token_id = None
-    expected = model.generate(made["input_ids"], max_new_tokens=7, do_sample=False, num_beams=1)
-    assert torch.equal(made["decoder_input_ids"], expected)
-
-
-def test_decoder_without_a_head(monkeypatch: pytest.MonkeyPatch, saved: Callable[..., Path]) -> None:
-    folder = str(saved("bart"))
-    made = examples.example(build("bart", dtype=torch.float32), folder)
-    assert made.inputs["decoder_input_ids"].tolist() == [[2]]
-    assert made.written == "its start token, 2"
-
-
 def test_images(saved: Callable[..., Path]) -> None:
     from transformers import ViTImageProcessor
 
@@ -177,7 +141,7 @@ def test_structure(saved: Callable[..., Path]) -> None:
 
 def test_every_layer_is_listed_where_one_differs(monkeypatch: pytest.MonkeyPatch, saved: Callable[..., Path]) -> None:
     def wrong(base: nn.Module) -> list[Any]:
-        first, *others = huggingface.adapt(base, "bert").layers
+        first, *others = huggingface.describe_pretrained(base, "bert").layers
         return [replace(first, activation=lambda z: F.gelu(z, approximate="tanh")), *others]
 
     folder = saved("bert")
@@ -235,7 +199,7 @@ def test_reproduce_is_what_attribute_checks(name: str) -> None:
 
 def test_what_does_not_pass_is_what_attribute_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(base: nn.Module) -> list[Any]:
-        layers = huggingface.adapt(base, "gpt2").layers
+        layers = huggingface.describe_pretrained(base, "gpt2").layers
         return [layers[0], replace(layers[1], norm_before_ff=layers[0].norm_before_ff)]
 
     monkeypatch.setattr(registry, "_registered", {"gpt2": wrong})
@@ -266,79 +230,3 @@ def test_what_needs_no_torch_loads_none(arguments: list[str]) -> None:
     result = subprocess.run([sys.executable, "-c", HELP, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "LOADED []" in result.stderr
-
-
-def test_the_record_covers_every_family_and_variant() -> None:
-    record = verified.read()
-    again = "run benchmarks/paper/verify.py again"
-    assert {variant.model_type for variant in record.variants} == {*FAMILIES, *torch_encoder.NAMES}, again
-    assert [variant.name for variant in record.variants] == list(tiny_configs.MODELS), again
-
-
-def test_every_recorded_error_is_within_tolerance() -> None:
-    record = verified.read()
-    own = {output_tolerance(torch.float64, torch.float64, single) for single in (False, True)}
-    for variant in record.variants:
-        assert variant.tolerance in own
-        assert 0 < variant.error <= variant.tolerance
-        assert 0 <= variant.maps <= verify.MAPS
-    for model in record.trained:
-        assert 0 < model.error <= model.tolerance == output_tolerance(torch.float32, torch.float32, True)
-        assert model.count > 1
-
-
-def test_the_record_describes_the_layers_as_they_are() -> None:
-    """One variant of each row, and what the script makes of one of them."""
-    record = verified.read()
-    of_layers = {variant.layers: variant for variant in record.variants}
-    for layers, variant in of_layers.items():
-        assert verify.described(build(variant.name)) == layers
-    (recorded,) = (variant for variant in record.variants if variant.name == "t5-gated")
-    found = verify.variant("t5-gated")
-    assert replace(found, error=recorded.error, maps=recorded.maps, backend=recorded.backend) == recorded
-    assert 0 < found.error < 1e-13
-
-
-def test_the_readme_has_the_record() -> None:
-    text = verify.README.read_text(encoding="utf-8")
-    written = text.split(verify.BEGIN)[1].split(verify.END)[0]
-    assert written == verify.markdown(verified.read()), "run benchmarks/paper/verify.py --markdown"
-
-
-def test_nothing_is_recorded_that_is_not_within_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verify, "MAPS", -1.0)
-    with pytest.raises(SystemExit, match="bert: an entry of a map is off by"):
-        verify.variant("bert")
-    found = reproduce(build("bert"), inputs("bert"))
-    wrong = replace(found, layers=(found.layers[0], replace(found.layers[1], error=1e-3)))
-    monkeypatch.setattr(verify, "reproduce", lambda model, given: wrong)
-    with pytest.raises(SystemExit, match=r"bert: the output of layer 1 is off by 1\.0e-03"):
-        verify.variant("bert")
-
-
-def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
-    record = verified.read()
-    record.write(tmp_path / "record.json")
-    assert verified.read(tmp_path / "record.json") == record
-    assert list(tmp_path.iterdir()) == [tmp_path / "record.json"]
-    assert (tmp_path / "record.json").read_text() == verified.RECORD.read_text()
-
-
-def test_rows_group_what_is_alike() -> None:
-    layers = Layers("text", False, "before", "dense", False, ("attn_heads", "attn", "atb"))
-    gated = replace(layers, feed_forward="gated")
-    one = replace(verified.read().variants[0], layers=layers, error=1e-12, maps=1e-13)
-    variants = (
-        replace(one, name="some-type", model_type="some_type", layers=gated),
-        replace(one, name="other-dense", model_type="other", error=3e-12),
-        replace(one, name="other-gated", model_type="other", layers=gated, maps=2e-13),
-        replace(one, name="some-type-small", model_type="some_type"),
-    )
-    model = replace(verified.read().trained[0], layers=gated)
-    assert verified.rows(verified.Record({}, variants, (model,))) == [
-        Row(("other (dense)", "some_type (small)"), layers, 3e-12, 1e-13, ()),
-        Row(("other (gated)", "some_type"), gated, 1e-12, 2e-13, (model,)),
-    ]
-    assert str(gated) == "norms before, gated"
-    many = replace(gated, inputs="sound", encoder_decoder=True, parallel=True, norms="none")
-    assert str(many) == "sound, encoder and decoder, no norms, parallel, gated"

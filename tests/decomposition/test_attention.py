@@ -15,8 +15,8 @@ from tiny_models import build
 from torch import Tensor, nn
 
 from ffattr.decomposition.attention import Attention, AttentionWeights, QueryKey
-from ffattr.models.capture.attention_hooks import attention_interface, calls_interface, own_attention
-from ffattr.models.capture.run import configs
+from ffattr.models.capture.attention_hooks import calls_interface, record_interface, record_own_attention
+from ffattr.models.capture.run import list_configs
 
 LENGTH = 7  # longer than every window
 _SMALL: dict[str, Any] = {
@@ -127,9 +127,9 @@ def recorded(name: str, model: nn.Module, given: dict[str, Tensor]) -> dict[tupl
         found[places[index][:2]] = attention
 
     if name in INTERFACE:
-        capturing = attention_interface(configs(model), modules, sink)
+        capturing = record_interface(list_configs(model), modules, sink)
     else:
-        capturing = own_attention(modules, dict.fromkeys(modules, model.config.num_attention_heads), sink)
+        capturing = record_own_attention(modules, dict.fromkeys(modules, model.config.num_attention_heads), sink)
     assert {calls_interface(module) for module in modules.values()} == {name in INTERFACE}
     before = state(model)
     with capturing, torch.no_grad():

@@ -19,7 +19,6 @@ from ffattr.decomposition.layer import Branch
 from ffattr.decomposition.reference import Rule
 from ffattr.decomposition.routing import Routing
 from ffattr.engine.plan import LayerShape
-from ffattr.models.spec.experts import Stacked, read_stacked
 
 ROWS = torch.arange(TOKENS)
 RULES = [Rule(), Rule(baseline="bias"), Rule("midpoint", 5), Rule("gauss-legendre", 7, "bias")]
@@ -128,18 +127,6 @@ def test_sets_of_experts() -> None:
     assert found == {(0, 2): ([1], [[0, 1]]), (1, 3): ([0, 2, 3], [[1, 0], [0, 1], [0, 1]])}
     of_one = {number: (tokens.tolist(), slots.tolist()) for number, tokens, slots in routing.by_expert()}
     assert of_one == {0: ([1], [0]), 1: ([0, 2, 3], [1, 0, 0]), 2: ([1], [1]), 3: ([0, 2, 3], [0, 1, 1])}
-
-
-def test_stacked_parameters() -> None:
-    module = torch.nn.Module()
-    module.both = torch.nn.Parameter(torch.arange(48.0).view(2, 6, 4))  # [E, out, in]
-    module.shift = torch.nn.Parameter(torch.arange(12.0).view(2, 6))
-    found = read_stacked(Stacked(module, "both", "shift", start=1, step=2))
-    assert torch.equal(found.weight[1], module.both[1, 1::2].T)
-    assert found.bias is not None
-    assert torch.equal(found.bias, module.shift[:, 1::2])
-    turned = read_stacked(Stacked(module, "both", stop=2, out_last=True))
-    assert torch.equal(turned.weight, module.both[:, :, :2])
 
 
 @pytest.mark.parametrize("base", [False, True])

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from ffattr.decomposition.activations import Activation
 from ffattr.decomposition.affine import Norm
 from ffattr.decomposition.attention import Attention, AttentionWeights, LayerRecord, QueryKey
-from ffattr.models.capture.recorder import record
-from ffattr.models.inputs.prepare import prepare
+from ffattr.models.capture.recorder import record_layers
+from ffattr.models.inputs.prepare import prepare_inputs
 from ffattr.models.registry import ModelDescription, resolve
 from ffattr.models.spec.layer import LayerSpec
 
@@ -22,9 +22,9 @@ def run(
     name: str, model: nn.Module, inputs: Any = None, **options: Any
 ) -> tuple[ModelDescription, list[LayerRecord], Tensor]:
     description = resolve(model)
-    prepared = prepare(description, model, tiny_models.inputs(name) if inputs is None else inputs)
+    prepared = prepare_inputs(description, model, tiny_models.inputs(name) if inputs is None else inputs)
     records: list[LayerRecord] = []
-    record(description, prepared.kwargs, records.append, mask=prepared.mask, **options)
+    record_layers(description, prepared.kwargs, records.append, mask=prepared.mask, **options)
     return description, records, prepared.mask
 
 

@@ -19,9 +19,16 @@ from torch.overrides import TorchFunctionMode
 
 from ...decomposition.attention import Attention, AttentionWeights, QueryKey
 from ...errors import CaptureError, UnsupportedModel
-from .run import configs
+from .run import list_configs
 
-__all__ = ["Sink", "attention_interface", "calls_interface", "multihead", "own_attention", "record_attention"]
+__all__ = [
+    "Sink",
+    "calls_interface",
+    "record_attention",
+    "record_interface",
+    "record_multihead",
+    "record_own_attention",
+]
 
 Sink = Callable[[int, Attention], None]
 
@@ -50,21 +57,21 @@ def record_attention(
         others = {i: module for i, module in others.items() if known.isdisjoint(map(id, module.modules()))}
     with ExitStack() as stack:
         if torch_modules:
-            stack.enter_context(multihead(torch_modules, sink))
+            stack.enter_context(record_multihead(torch_modules, sink))
         if callers:
-            stack.enter_context(attention_interface(configs(base), callers, sink))
+            stack.enter_context(record_interface(list_configs(base), callers, sink))
         if others:
-            stack.enter_context(own_attention(others, heads, sink))
+            stack.enter_context(record_own_attention(others, heads, sink))
         yield
 
 
 def calls_interface(module: nn.Module) -> bool:
-    """Whether a module finds its attention function through transformers' attention interface."""
-    return _module_global(module, "ALL_ATTENTION_FUNCTIONS", None) is not None
+    """Tells whether a module finds its attention function through transformers' attention interface."""
+    return _find_global(module, "ALL_ATTENTION_FUNCTIONS", None) is not None
 
 
 @contextmanager
-def attention_interface(configs: Sequence[Any], modules: Mapping[int, nn.Module], sink: Sink) -> Iterator[None]:
+def record_interface(configs: Sequence[Any], modules: Mapping[int, nn.Module], sink: Sink) -> Iterator[None]:
     """Record transformers attention by wrapping the function that the model itself uses, under a private name.
 
     ``sdpa`` and ``eager`` run as they are; others (flash, flex), which need masks of their own, run as ``sdpa``.
@@ -97,7 +104,7 @@ def attention_interface(configs: Sequence[Any], modules: Mapping[int, nn.Module]
 def _wrap_function(
     original: str, sdpa: Callable[..., Any], index_of: Mapping[int, int], sink: Sink
 ) -> Callable[..., Any]:
-    def attend(
+    def attend_and_record(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> Any:
         index = index_of.get(id(module))
@@ -105,12 +112,12 @@ def _wrap_function(
             sink(index, _hand_on_attention(module, query, key, attention_mask, original == "sdpa", kwargs))
         function = sdpa
         if original == "eager":
-            function = _module_global(module, "eager_attention_forward")
-        elif (local := _module_global(module, "ALL_ATTENTION_FUNCTIONS", None)) is not None:
+            function = _find_global(module, "eager_attention_forward")
+        elif (local := _find_global(module, "ALL_ATTENTION_FUNCTIONS", None)) is not None:
             function = local.get("sdpa", sdpa)  # a model may override it for itself
         return function(module, query, key, value, attention_mask, **kwargs)
 
-    return attend
+    return attend_and_record
 
 
 def _hand_on_attention(
@@ -135,7 +142,7 @@ def _hand_on_attention(
         causal=sdpa and mask is None and query.shape[-2] > 1 and bool(causal),
         softcap=kwargs.get("softcap"),
         sinks=kwargs.get("s_aux"),
-        bias=None if bias is None else _four_dimensions(bias),
+        bias=None if bias is None else _add_dimensions(bias),
         rounds_to_float32=not sdpa,  # most of transformers' eager functions do
     )
 
@@ -143,8 +150,8 @@ def _hand_on_attention(
 _REQUIRED: Any = object()
 
 
-def _module_global(module: nn.Module, name: str, default: Any = _REQUIRED) -> Any:
-    """A global of the file that defines the attention class, or a class it derives from."""
+def _find_global(module: nn.Module, name: str, default: Any = _REQUIRED) -> Any:
+    """Returns a global of the file that defines the attention class, or a class it derives from."""
     for cls in type(module).__mro__:
         found = getattr(sys.modules.get(cls.__module__), name, None)
         if found is not None:
@@ -158,19 +165,19 @@ def _module_global(module: nn.Module, name: str, default: Any = _REQUIRED) -> An
 
 
 @contextmanager
-def multihead(modules: Mapping[int, nn.MultiheadAttention], sink: Sink) -> Iterator[None]:
+def record_multihead(modules: Mapping[int, nn.MultiheadAttention], sink: Sink) -> Iterator[None]:
     """Record ``nn.MultiheadAttention`` used as self-attention, from its input. The fused fast path must be off."""
     with ExitStack() as stack:
         for index, module in modules.items():
-            hook = module.register_forward_pre_hook(_multihead_hook(index, sink), with_kwargs=True)
+            hook = module.register_forward_pre_hook(_make_multihead_hook(index, sink), with_kwargs=True)
             stack.callback(hook.remove)
         yield
 
 
-def _multihead_hook(index: int, sink: Sink) -> Callable[..., None]:
+def _make_multihead_hook(index: int, sink: Sink) -> Callable[..., None]:
     names = tuple(inspect.signature(nn.MultiheadAttention.forward).parameters)[1:]
 
-    def hook(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def record_call(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         x = given["query"]
         x = x[None] if x.dim() == 2 else x if module.batch_first else x.transpose(0, 1)
@@ -191,40 +198,40 @@ def _multihead_hook(index: int, sink: Sink) -> Callable[..., None]:
             mask = padding if mask is None else mask + padding
         sink(index, QueryKey(query, key, query.shape[-1] ** -0.5, mask, causal))
 
-    return hook
+    return record_call
 
 
 def _make_additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """PyTorch's own boolean masks are True where attention is forbidden."""
+    """Returns a mask of PyTorch's own, where a boolean one is True where attention is forbidden, as an additive one."""
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(mask, -torch.inf)
 
 
 @contextmanager
-def own_attention(modules: Mapping[int, nn.Module], heads: Mapping[int, int], sink: Sink) -> Iterator[None]:
+def record_own_attention(modules: Mapping[int, nn.Module], heads: Mapping[int, int], sink: Sink) -> Iterator[None]:
     """Record what any other module computes in its forward: ``scaled_dot_product_attention`` by its arguments, or else
     a softmax over the keys by its result, with the number of query heads of each layer's module in ``heads``."""
     running: list[int] = []
     with ExitStack() as stack:
         for index, module in modules.items():
 
-            def enter(module: nn.Module, args: Any, index: int = index) -> None:
+            def enter_module(module: nn.Module, args: Any, index: int = index) -> None:
                 running.append(index)
 
-            def leave(module: nn.Module, args: Any, output: Any) -> None:
+            def leave_module(module: nn.Module, args: Any, output: Any) -> None:
                 running.pop()
 
-            stack.callback(module.register_forward_pre_hook(enter).remove)
-            stack.callback(module.register_forward_hook(leave, always_call=True, prepend=True).remove)
-        stack.enter_context(_Watch(running, heads, sink))
+            stack.callback(module.register_forward_pre_hook(enter_module).remove)
+            stack.callback(module.register_forward_hook(leave_module, always_call=True, prepend=True).remove)
+        stack.enter_context(_AttentionWatch(running, heads, sink))
         yield
 
 
 _SOFTMAX = (nn.functional.softmax, torch.softmax, Tensor.softmax)  # nn.Softmax calls the first
 
 
-class _Watch(TorchFunctionMode):
+class _AttentionWatch(TorchFunctionMode):
     def __init__(self, running: list[int], heads: Mapping[int, int], sink: Sink) -> None:
         super().__init__()
         self._running = running
@@ -239,17 +246,17 @@ class _Watch(TorchFunctionMode):
             return func(*args, **kwargs)
         index = self._running[-1]
         if func is nn.functional.scaled_dot_product_attention:
-            self._sink(index, _sdpa_call(*args, **kwargs))
+            self._sink(index, _read_sdpa_call(*args, **kwargs))
         result = func(*args, **kwargs)
         if func in _SOFTMAX:
-            weights = _over_keys(result, kwargs.get("dim", args[1] if len(args) > 1 else None), self._heads[index])
+            weights = _read_softmax(result, kwargs.get("dim", args[1] if len(args) > 1 else None), self._heads[index])
             if weights is not None:
                 self._sink(index, weights)
         return result
 
 
-def _over_keys(result: Tensor, dim: int | None, heads: int) -> AttentionWeights | None:
-    """Attention weights ``[B, H, T, T]`` or ``[B * H, T, T]``; None for a softmax of anything else (a router's)."""
+def _read_softmax(result: Tensor, dim: int | None, heads: int) -> AttentionWeights | None:
+    """Returns attention weights ``[B, H, T, T]``, or None for a softmax of anything else (a router's)."""
     if dim not in (-1, result.dim() - 1):
         return None
     if result.dim() == 3 and result.shape[0] % heads == 0 and result.shape[1] == result.shape[2]:
@@ -257,7 +264,7 @@ def _over_keys(result: Tensor, dim: int | None, heads: int) -> AttentionWeights 
     return AttentionWeights(result) if result.dim() == 4 and result.shape[1] == heads else None
 
 
-def _sdpa_call(
+def _read_sdpa_call(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -269,10 +276,10 @@ def _sdpa_call(
 ) -> QueryKey:
     if query.dim() != 4:
         raise CaptureError(f"scaled_dot_product_attention got queries {tuple(query.shape)}, expected [B, H, T, dh]")
-    mask = None if attn_mask is None else _four_dimensions(attn_mask)
+    mask = None if attn_mask is None else _add_dimensions(attn_mask)
     return QueryKey(query, key, query.shape[-1] ** -0.5 if scale is None else float(scale), mask, is_causal)
 
 
-def _four_dimensions(mask: Tensor) -> Tensor:
-    """``[..., T, T]`` with as many dimensions as ``[B, H, T, T]``."""
+def _add_dimensions(mask: Tensor) -> Tensor:
+    """Returns a mask ``[..., T, T]`` with as many dimensions as ``[B, H, T, T]``."""
     return mask[(None,) * (4 - mask.dim())]

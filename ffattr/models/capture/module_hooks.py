@@ -15,17 +15,17 @@ from torch import Tensor, nn
 from ...decomposition.routing import Routing
 from ...errors import CaptureError
 
-__all__ = ["routings", "values_read"]
+__all__ = ["record_routings", "record_values_read"]
 
 
 @contextmanager
-def routings(modules: Mapping[int, nn.Module], sink: Callable[[int, Routing], None]) -> Iterator[None]:
+def record_routings(modules: Mapping[int, nn.Module], sink: Callable[[int, Routing], None]) -> Iterator[None]:
     """Record which experts each token goes to: the integers and weights that a module of experts is called with.
 
     Both are ``[tokens, k]``, the tokens of all sequences in one row.
     """
 
-    def seen(index: int, module: nn.Module, given: list[Tensor]) -> None:
+    def read_routing(index: int, module: nn.Module, given: list[Tensor]) -> None:
         numbers = [value for value in given if not value.is_floating_point()]
         floats = [value for value in given if value.is_floating_point()]
         weights = [value for value in floats if numbers and value.shape == numbers[0].shape]
@@ -36,12 +36,12 @@ def routings(modules: Mapping[int, nn.Module], sink: Callable[[int, Routing], No
             )
         sink(index, Routing(numbers[0].to(torch.int64), weights[0]))
 
-    with _hook_before(modules, seen):
+    with _hook_before(modules, read_routing):
         yield
 
 
 @contextmanager
-def values_read(modules: Mapping[int, nn.Module], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
+def record_values_read(modules: Mapping[int, nn.Module], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Record the input of value projections."""
     with _hook_before(modules, lambda index, module, given: sink(index, given[0])):
         yield
@@ -54,8 +54,8 @@ def _hook_before(
     with ExitStack() as stack:
         for index, module in modules.items():
 
-            def hook(module: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
+            def hand_on_tensors(module: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
                 seen(index, module, [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)])
 
-            stack.callback(module.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            stack.callback(module.register_forward_pre_hook(hand_on_tensors, with_kwargs=True).remove)
         yield

@@ -16,10 +16,10 @@ from ...decomposition.attention import Attention, LayerRecord
 from ...errors import CaptureError, NonFiniteError
 from ..registry import ModelDescription
 from .attention_hooks import record_attention
-from .module_hooks import routings, values_read
-from .run import hidden_states, require_same, switches, undisturbed
+from .module_hooks import record_routings, record_values_read
+from .run import find_switches, read_hidden_states, require_same, run_undisturbed
 
-__all__ = ["first_attention", "record"]
+__all__ = ["record_first_attention", "record_layers"]
 
 OnLayer = Callable[[LayerRecord], None]
 
@@ -34,7 +34,7 @@ _CALLED = {
 _active: ContextVar[_Recorder | None] = ContextVar("ffattr_active_capture", default=None)
 
 
-def record(
+def record_layers(
     description: ModelDescription,
     kwargs: Mapping[str, Any],
     on_layer: OnLayer,
@@ -51,30 +51,30 @@ def record(
     encoder and a decoder it is the decoder's, ``encoder_mask`` the encoder's.
     """
     base = description.base
-    wanted = _check_wanted(description, layers)
-    kwargs = {**kwargs, **switches(base, kwargs)}
-    with undisturbed(base):
-        plain = hidden_states(base(**kwargs)) if verify else None
+    wanted = _number_wanted(description, layers)
+    kwargs = {**kwargs, **find_switches(base, kwargs)}
+    with run_undisturbed(base):
+        plain = read_hidden_states(base(**kwargs)) if verify else None
         recorder = _Recorder(description, wanted, mask, on_layer, encoder_mask)
-        with recorder.installed():
+        with recorder.install_hooks():
             output = base(**kwargs)
-    recorder.finish()
+    recorder.check_all_ran()
     if plain is not None:
         of_output = mask if description.batch_first or mask is None else mask.T
-        require_same(plain, hidden_states(output), base, of_output)
+        require_same(plain, read_hidden_states(output), base, of_output)
 
 
-def first_attention(description: ModelDescription, kwargs: Mapping[str, Any]) -> Attention:
+def record_first_attention(description: ModelDescription, kwargs: Mapping[str, Any]) -> Attention:
     """Run ``description.base(**kwargs)`` up to the attention of its first layer, which is what is returned.
 
     It tells how many tokens an image or a recording makes, and which of them are padding.
     """
     base = description.base
-    with undisturbed(base):
-        recorder = _First(description, [0], None, lambda recorded: None)
+    with run_undisturbed(base):
+        recorder = _FirstAttention(description, [0], None, lambda recorded: None)
         try:
-            with recorder.installed():
-                base(**{**kwargs, **switches(base, kwargs)})
+            with recorder.install_hooks():
+                base(**{**kwargs, **find_switches(base, kwargs)})
         except _Reached as reached:
             return reached.attention
     raise CaptureError(f"the forward pass of {type(base).__name__} ended before the attention of its first layer")
@@ -102,18 +102,18 @@ class _Recorder:
         self.on_layer = on_layer
         self.done: set[int] = set()
         self._layers_of = {
-            layers[0]: layers for layers in _find_shared(description) if not set(layers).isdisjoint(wanted)
+            layers[0]: layers for layers in _group_by_module(description) if not set(layers).isdisjoint(wanted)
         }
         self._runs = dict.fromkeys(self._layers_of, 0)
         self._pending: dict[int, dict[str, Any]] = {}  # of layers that run, the fields of their records so far
 
     @property
-    def listening(self) -> bool:
-        """False in another thread, inside ``on_layer``, and during a capture nested into this one."""
+    def is_listening(self) -> bool:
+        """Is False in another thread, inside ``on_layer``, and during a capture nested into this one."""
         return _active.get() is self
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def install_hooks(self) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(_set_active(self))
             for first in self._layers_of:
@@ -126,31 +126,35 @@ class _Recorder:
             heads = {first: spec.heads for first, spec in specs.items()}
             for first, spec in specs.items():
                 if spec.cross is not None:
-                    modules[first + self._count_records], heads[first + self._count_records] = (
+                    modules[first + self._layer_count], heads[first + self._layer_count] = (
                         spec.cross.attention,
                         spec.cross.heads,
                     )
             stack.enter_context(record_attention(self.description.base, modules, heads, self._take_attention))
             experts = {first: spec.experts for first, spec in specs.items() if spec.experts is not None}
-            stack.enter_context(routings(experts, lambda first, routing: self._keep_tensor(first, "routing", routing)))
+            stack.enter_context(
+                record_routings(experts, lambda first, routing: self._keep_tensor(first, "routing", routing))
+            )
             values = {first: spec.cross.value for first, spec in specs.items() if spec.cross is not None}
-            stack.enter_context(values_read(values, lambda first, states: self._keep_tensor(first, "states", states)))
+            stack.enter_context(
+                record_values_read(values, lambda first, states: self._keep_tensor(first, "states", states))
+            )
             yield
 
-    def finish(self) -> None:
+    def check_all_ran(self) -> None:
         missing = [index for index in self.wanted if index not in self.done]
         if missing:
             raise CaptureError(f"layers {missing} of {self._name} did not run in the forward pass")
 
     @property
-    def _count_records(self) -> int:
+    def _layer_count(self) -> int:
         """Cross-attention goes by the number of its layer and this."""
         return len(self.description.layers)
 
     def _take_attention(self, number: int, attention: Attention) -> None:
-        if not self.listening:
+        if not self.is_listening:
             return
-        first, cross = number % self._count_records, number >= self._count_records
+        first, cross = number % self._layer_count, number >= self._layer_count
         index = self._running_layer(first)
         _, heads, queries, keys = attention.shape
         if queries != keys and not cross:
@@ -165,8 +169,8 @@ class _Recorder:
         self._keep_tensor(first, "cross" if cross else "attention", attention)
 
     def _keep_tensor(self, first: int, name: str, value: Any) -> None:
-        """A field of the record of the layer that runs."""
-        if not self.listening:
+        """Keeps one field of the record of the layer that runs."""
+        if not self.is_listening:
             return
         fields = self._pending.setdefault(first, {})
         if name in fields:
@@ -176,12 +180,12 @@ class _Recorder:
         fields[name] = value
 
     def _running_layer(self, first: int) -> int:
-        """Which layer it is that a module runs as."""
+        """Returns which layer it is that a module runs as."""
         layers = self._layers_of[first]
         return layers[min(self._runs[first], len(layers) - 1)]
 
     def _next_layer(self, first: int) -> int:
-        """Which layer it is that a module has just run as."""
+        """Returns which layer it is that a module has just run as, and counts the run."""
         layers, ran = self._layers_of[first], self._runs[first]
         if ran == len(layers):
             what = f"layer {first} of {self._name} ran twice in one forward pass, expected once"
@@ -195,26 +199,28 @@ class _Recorder:
         return layers[ran]
 
     def _layer_hook(self, first: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if not self.listening:
+        def hand_on_record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if not self.is_listening:
                 return
             index = self._next_layer(first)
             fields = self._pending.pop(first, {})
             if index not in self.wanted:
                 return
             self._check_whole(index, fields)
-            before = self._take_tokens(args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()))))
-            after = self._take_tokens(output if isinstance(output, Tensor) else output[0])
+            before = self._put_batch_first(
+                args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
+            )
+            after = self._put_batch_first(output if isinstance(output, Tensor) else output[0])
             for name, hidden in (("input", before), ("output", after)):
-                self._check_finite(f"the {name} of layer {index}", hidden, self._mask_of(index))
+                self._check_finite(f"the {name} of layer {index}", hidden, self._find_mask(index))
             self.done.add(index)
             with _set_active(None):
                 self.on_layer(LayerRecord(index, before, after, **fields))
 
-        return hook
+        return hand_on_record
 
     def _check_whole(self, index: int, fields: Mapping[str, Any]) -> None:
-        """Whether everything has been seen that the layer's record needs."""
+        """Raises `CaptureError` where something has not been seen that the layer's record needs."""
         spec = self.description.layers[index]
         parts = {"attention": spec.attention, "cross": spec.cross and spec.cross.attention}
         for name, module in parts.items():
@@ -231,11 +237,11 @@ class _Recorder:
                 "have taken their place. Load the model without kernels from the hub."
             )
 
-    def _mask_of(self, index: int) -> Tensor | None:
+    def _find_mask(self, index: int) -> Tensor | None:
         return self.encoder_mask if index in self.description.stacks.get("encoder", ()) else self.mask
 
-    def _take_tokens(self, hidden: Tensor) -> Tensor:
-        """``[B, T, d]`` of whatever layout the model uses."""
+    def _put_batch_first(self, hidden: Tensor) -> Tensor:
+        """Returns hidden states of whatever layout the model uses as ``[B, T, d]``."""
         if hidden.dim() == 2:
             return hidden[None]
         return hidden if self.description.batch_first else hidden.transpose(0, 1)
@@ -257,23 +263,23 @@ class _Recorder:
         return f"{type(self.description.base).__name__} ({self.description.family})"
 
 
-class _First(_Recorder):
+class _FirstAttention(_Recorder):
     """Stops at the first attention instead of recording it."""
 
     def _take_attention(self, first: int, attention: Attention) -> None:
-        if self.listening:
+        if self.is_listening:
             raise _Reached(attention)
 
 
 class _Reached(BaseException):
-    """Past any handler of errors on its way."""
+    """Carries the attention out of the model, past any handler of errors on its way."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         self.attention = attention
 
 
-def _check_wanted(description: ModelDescription, layers: Sequence[int] | None) -> list[int]:
+def _number_wanted(description: ModelDescription, layers: Sequence[int] | None) -> list[int]:
     count = len(description.layers)
     if layers is None:
         return list(range(count))
@@ -285,8 +291,8 @@ def _check_wanted(description: ModelDescription, layers: Sequence[int] | None) -
     return sorted({index % count for index in layers})
 
 
-def _find_shared(description: ModelDescription) -> list[list[int]]:
-    """The layers of each module, in the order in which it runs as them."""
+def _group_by_module(description: ModelDescription) -> list[list[int]]:
+    """Lists the layers of each module, in the order in which it runs as them."""
     found: dict[int, list[int]] = {}
     for index, spec in enumerate(description.layers):
         found.setdefault(id(spec.module), []).append(index)

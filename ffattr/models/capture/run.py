@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import CaptureError
 
-__all__ = ["configs", "find_device", "hidden_states", "require_same", "switches", "undisturbed"]
+__all__ = ["find_device", "find_switches", "list_configs", "read_hidden_states", "require_same", "run_undisturbed"]
 
 # Relative difference of the final hidden states above which recording is taken to have changed the model's output.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -22,7 +22,7 @@ _lock = threading.RLock()  # captures in several threads would take each other's
 
 
 @contextmanager
-def undisturbed(base: nn.Module) -> Iterator[None]:
+def run_undisturbed(base: nn.Module) -> Iterator[None]:
     """Runs in here see every hook, keep no gradients and wait for those of other threads.
 
     Raises `CaptureError` for a model in training mode.
@@ -31,12 +31,12 @@ def undisturbed(base: nn.Module) -> Iterator[None]:
         raise CaptureError(
             f"{type(base).__name__} is in training mode, where dropout makes every run different. Call model.eval()."
         )
-    with _lock, torch.no_grad(), _switch_off_compilation(base), _no_fastpath():
+    with _lock, torch.no_grad(), _switch_off_compilation(base), _switch_off_fastpath():
         yield
 
 
-def switches(base: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments that keep the model from caching, or from collecting what nobody asked for."""
+def find_switches(base: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns keyword arguments that keep the model from caching, or from collecting what nobody asked for."""
     found: dict[str, Any] = {}
     if "use_cache" in kwargs or "use_cache" in inspect.signature(base.forward).parameters:
         found["use_cache"] = False
@@ -46,14 +46,14 @@ def switches(base: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def configs(base: nn.Module) -> list[Any]:
-    """Each configuration of a transformers model or its parts that names an attention implementation."""
+def list_configs(base: nn.Module) -> list[Any]:
+    """Lists each configuration of a transformers model or its parts that names an attention implementation."""
     found = [getattr(module, "config", None) for module in base.modules()]
     return list({id(config): config for config in found if hasattr(config, "_attn_implementation_internal")}.values())
 
 
 @contextmanager
-def _no_fastpath() -> Iterator[None]:
+def _switch_off_fastpath() -> Iterator[None]:
     """PyTorch's fused encoder layer calls no hooks, and takes any float mask for a boolean one (NaN in torch 2.13)."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -77,8 +77,8 @@ def find_device(base: nn.Module) -> torch.device:
     return torch.device("cpu") if device.type == "meta" else device
 
 
-def hidden_states(output: Any) -> Tensor:
-    """The final hidden states of a tensor, a tuple or a transformers ModelOutput."""
+def read_hidden_states(output: Any) -> Tensor:
+    """Returns the final hidden states ``[B, T, d]`` of a tensor, a tuple or a transformers ModelOutput."""
     found = output if isinstance(output, Tensor) else output[0] if not isinstance(output, dict) else None
     if found is None:
         found = next((value for value in output.values() if isinstance(value, Tensor)), None)
@@ -96,7 +96,7 @@ def require_same(plain: Tensor, recorded: Tensor, base: nn.Module, mask: Tensor 
         plain, recorded = plain[mask.to(plain.device)], recorded[mask.to(plain.device)]
     plain, recorded = plain.double(), recorded.double()
     error = float((recorded - plain).norm() / plain.norm().clamp_min(1e-30))
-    tolerance = _TOLERANCE.get(_widest_dtype(base, plain.device.type), 1e-4)
+    tolerance = _TOLERANCE.get(_find_narrowest_dtype(base, plain.device.type), 1e-4)
     if not error <= tolerance:
         raise CaptureError(
             f"recording changed output of {type(base).__name__}: the final hidden states differ by {error:.1e} "
@@ -105,8 +105,8 @@ def require_same(plain: Tensor, recorded: Tensor, base: nn.Module, mask: Tensor 
         )
 
 
-def _widest_dtype(base: nn.Module, device_type: str) -> torch.dtype:
-    """The narrowest floating dtype of the parameters, or of autocast."""
+def _find_narrowest_dtype(base: nn.Module, device_type: str) -> torch.dtype:
+    """Returns the narrowest floating dtype of the parameters, or of autocast."""
     found = {parameter.dtype for parameter in base.parameters() if parameter.is_floating_point()}
     if torch.is_autocast_enabled(device_type):
         found.add(torch.get_autocast_dtype(device_type))

@@ -28,11 +28,11 @@ from ..capture.run import find_device
 from ..spec.described import ModelDescription
 from ..spec.layer import LayerSpec
 from ..spec.weights import Columns, ParameterRef, Scaled
-from .match import Cut, Part, Product, read
-from .observe import Run, observe
+from .match import Cut, Part, Product, match_parts
+from .observe import Run, observe_layers
 from .probe import Undetected
 
-__all__ = ["Found", "Undetected", "adapt", "detect", "specs"]
+__all__ = ["Found", "Undetected", "describe_by_structure", "detect_layers", "make_specs"]
 
 _log = logging.getLogger("ffattr")
 
@@ -53,30 +53,30 @@ class Found:
 _known: WeakKeyDictionary[nn.Module, Found] = WeakKeyDictionary()
 
 
-def adapt(base: nn.Module) -> ModelDescription:
+def describe_by_structure(base: nn.Module) -> ModelDescription:
     """Describe a model by its structure. Raises `Undetected`, and `CaptureError` for a model in training mode."""
     family = f"structure of {type(base).__name__}"
     found = _known.get(base)
     if found is None:
         # Values are compared in the model's own precision, on its device and on the CPU.
         with torch.autocast(find_device(base).type, enabled=False), torch.autocast("cpu", enabled=False):
-            found = _known[base] = detect(base)
+            found = _known[base] = detect_layers(base)
         _log.info("%s: layers at %r, %s", family, found.layers, dict(found.parts))
-    return ModelDescription(base, specs(base, found), family, found.batch_first, found.positions)
+    return ModelDescription(base, make_specs(base, found), family, found.batch_first, found.positions)
 
 
-def detect(base: nn.Module) -> Found:
-    """Where the parts of each layer are, verified in one small forward pass. Raises as `adapt` does."""
+def detect_layers(base: nn.Module) -> Found:
+    """Finds the parts of each layer, verified in one small forward pass. Raises as `describe_by_structure` does."""
     if getattr(getattr(base, "config", None), "add_cross_attention", False):
         raise Undetected("its layers have cross-attention (config.add_cross_attention is True)")
     if hasattr(base, "encoder") and hasattr(base, "decoder"):
         raise Undetected("it has an encoder and a decoder")
-    observed = observe(base)
+    observed = observe_layers(base)
     parts: dict[str, Part] = {}
     try:
-        batch_first = read(observed.runs[-1], parts)
+        batch_first = match_parts(observed.runs[-1], parts)
         found = Found(observed.path, parts, batch_first, observed.positions)
-        for number, (run, spec) in enumerate(zip(observed.runs, specs(base, found), strict=True)):
+        for number, (run, spec) in enumerate(zip(observed.runs, make_specs(base, found), strict=True)):
             _verify_layer(run, spec, f"layer {number} of {observed.path!r}", batch_first)
     except Undetected as gave_up:
         gave_up.layers, gave_up.parts = observed.path, parts
@@ -84,31 +84,31 @@ def detect(base: nn.Module) -> Found:
     return found
 
 
-def specs(base: nn.Module, found: Found) -> tuple[LayerSpec, ...]:
-    """Every layer by the same paths. Raises `Undetected` where one lacks a part."""
+def make_specs(base: nn.Module, found: Found) -> tuple[LayerSpec, ...]:
+    """Describes every layer by the same paths. Raises `Undetected` where one lacks a part."""
     layers = (getattr(layer, "_orig_mod", layer) for layer in _resolve_path(base, found.layers))
-    return tuple(_build_spec(layer, number, found) for number, layer in enumerate(layers))
+    return tuple(_make_spec(layer, number, found) for number, layer in enumerate(layers))
 
 
-def _build_spec(layer: nn.Module, number: int, found: Found) -> LayerSpec:
-    def part(name: str, where: Part) -> Any:
+def _make_spec(layer: nn.Module, number: int, found: Found) -> LayerSpec:
+    def find_part(name: str, where: Part) -> Any:
         if isinstance(where, Activation):
             return where.value
         if isinstance(where, Cut):
-            return Columns(at(name, where.path), where.start, where.stop, where.groups)
+            return Columns(find_module(name, where.path), where.start, where.stop, where.groups)
         if isinstance(where, Product):
             owner, _, parameter = where.factor.rpartition(".")
-            return Scaled(at(name, where.path), ParameterRef(at(name, owner), parameter))
-        return at(name, where) if isinstance(where, str) else where
+            return Scaled(find_module(name, where.path), ParameterRef(find_module(name, owner), parameter))
+        return find_module(name, where) if isinstance(where, str) else where
 
-    def at(name: str, path: str) -> Any:
+    def find_module(name: str, path: str) -> Any:
         try:
             module = _resolve_path(layer, path)
         except AttributeError:
             raise Undetected(f"layer {number} of {found.layers!r} has no {path!r}, which others have") from None
         return None if name.startswith("norm_") and isinstance(module, nn.Identity) else module
 
-    return LayerSpec(module=layer, **{name: part(name, where) for name, where in found.parts.items()})
+    return LayerSpec(module=layer, **{name: find_part(name, where) for name, where in found.parts.items()})
 
 
 def _resolve_path(root: Any, path: str) -> Any:
@@ -145,9 +145,9 @@ def _verify_layer(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> N
 
 
 def _compute_output(weights: LayerWeights, x: Tensor, attention: Attention, rows: Tensor) -> Tensor:
-    """The layer's output ``[T, d]`` for its input ``x`` ``[T, d]``, without any decomposition."""
+    """Computes the layer's output ``[T, d]`` for its input ``x`` ``[T, d]``, without any decomposition."""
 
-    def attend(source: Source) -> Stream:
+    def attend_to_tokens(source: Source) -> Stream:
         alpha = attention.attention_weights(rows)
         values, constant = reference.own_values(weights, x, "token")
         none = x.new_empty(len(rows), 0, weights.width)
@@ -156,5 +156,5 @@ def _compute_output(weights: LayerWeights, x: Tensor, attention: Attention, rows
     def feed_forward(read: Stream) -> Stream:
         return Stream.of_total(reference.feed_forward(weights, read.total, None))
 
-    *_, last = walk(weights, Stream.of_total(x), attend, feed_forward)
+    *_, last = walk(weights, Stream.of_total(x), attend_to_tokens, feed_forward)
     return last.stream.total

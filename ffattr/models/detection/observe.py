@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ...decomposition.attention import Attention
 from ..capture.attention_hooks import record_attention
-from ..capture.run import switches, undisturbed
-from .probe import BATCH, TOKENS, Undetected, inputs, refuse_experts, stacks_of
+from ..capture.run import find_switches, run_undisturbed
+from .probe import BATCH, TOKENS, Undetected, find_stacks, make_inputs, refuse_experts
 
-__all__ = ["Call", "Observed", "Run", "observe"]
+__all__ = ["Call", "Observed", "Run", "observe_layers"]
 
 _HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "nhead", "heads", "h")
 
@@ -59,34 +59,34 @@ class Observed:
     positions: int | None
 
 
-def observe(base: nn.Module) -> Observed:
+def observe_layers(base: nn.Module) -> Observed:
     """Run the model once on a few tokens. Raises `Undetected`, and `CaptureError` for a model in training mode."""
-    stacks = stacks_of(base)
+    stacks = find_stacks(base)
     if not stacks:
         raise Undetected("it has no nn.ModuleList or nn.Sequential of layers that are all of one class")
     for path, layers in stacks.items():
         for number, layer in enumerate(layers):
             refuse_experts(layer, path, number)
     failures = []
-    with undisturbed(base), _restore_after(base):
-        for kwargs in inputs(base):
+    with run_undisturbed(base), _restore_modules(base):
+        for kwargs in make_inputs(base):
             watch = _Watch(base, stacks)
             try:
-                with watch.installed():
-                    base(**{**kwargs, **switches(base, kwargs)})
+                with watch.install_hooks():
+                    base(**{**kwargs, **find_switches(base, kwargs)})
             except Exception as error:
                 given = ", ".join(f"{name} {list(value.shape)}" for name, value in kwargs.items())
                 failures.append(f"{given}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             else:
-                path = _only_stack(stacks, watch)
-                return Observed(path, watch.runs[path], watch.positions())
+                path = _find_stack(stacks, watch)
+                return Observed(path, watch.runs[path], watch.count_positions())
     raise Undetected(
         f"it could not be run on a small input ({'; '.join(failures) or 'no input is known that it takes'})"
     )
 
 
 @contextmanager
-def _restore_after(base: nn.Module) -> Iterator[None]:
+def _restore_modules(base: nn.Module) -> Iterator[None]:
     """Undo what a forward pass makes of its own modules: BigBird gives up sparse attention where tokens are few."""
     before = [
         (module, dict(module._modules), {k: v for k, v in vars(module).items() if isinstance(v, (str, int, float))})
@@ -114,19 +114,21 @@ class _Watch:
         self._entered: list[Tensor | None] = []
         self._tables: list[tuple[nn.Embedding, Tensor]] = []
 
-    def installed(self) -> ExitStack:
+    def install_hooks(self) -> ExitStack:
         with ExitStack() as stack:  # undone at once where a hook cannot be installed
             for path, layers in self.stacks.items():
                 for layer in {id(layer): layer for layer in layers}.values():
-                    stack.callback(layer.register_forward_pre_hook(self._begin_run(path), with_kwargs=True).remove)
+                    stack.callback(
+                        layer.register_forward_pre_hook(self._make_begin_hook(path), with_kwargs=True).remove
+                    )
                     stack.callback(layer.register_forward_hook(self._end_run).remove)
                 for name, module in layers[-1].named_modules():
                     if name:
                         stack.callback(module.register_forward_pre_hook(self._enter_module, with_kwargs=True).remove)
-                        stack.callback(module.register_forward_hook(self._leave_module(name)).remove)
+                        stack.callback(module.register_forward_hook(self._make_leave_hook(name)).remove)
             for module in self.base.modules():
                 if isinstance(module, nn.Embedding):
-                    stack.callback(module.register_forward_pre_hook(self._looked_up).remove)
+                    stack.callback(module.register_forward_pre_hook(self._note_lookup).remove)
             modules = dict(enumerate(self.base.modules()))
             heads = {i: self._count_heads(module) for i, module in modules.items()}
 
@@ -137,13 +139,13 @@ class _Watch:
             return stack.pop_all()
 
     def _count_heads(self, module: nn.Module) -> int:
-        """The number of heads by which a softmax over keys is told from any other; one that none has if unknown."""
+        """Returns the number of heads that a softmax over keys is known by; one that none has where it is unknown."""
         sources = (module, getattr(module, "config", None), getattr(self.base, "config", None))
         found = (getattr(source, name, None) for source in sources for name in _HEADS)
         return next((number for number in found if isinstance(number, int) and number > 0), 1 << 30)
 
-    def _begin_run(self, path: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _make_begin_hook(self, path: str) -> Callable[..., None]:
+        def begin_run(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
             if not isinstance(hidden, Tensor):
                 raise Undetected(f"a {type(layer).__name__} takes no tensor first but a {type(hidden).__name__}")
@@ -151,7 +153,7 @@ class _Watch:
             self.runs[path].append(run)
             self._running.append(run)
 
-        return hook
+        return begin_run
 
     def _end_run(self, layer: nn.Module, args: Any, output: Any) -> None:
         first = output if isinstance(output, Tensor) else output[0]
@@ -161,16 +163,16 @@ class _Watch:
         given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
         self._entered.append(None if given is None else given.clone())  # an activation may work in place
 
-    def _leave_module(self, path: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def _make_leave_hook(self, path: str) -> Callable[..., None]:
+        def note_call(module: nn.Module, args: Any, output: Any) -> None:
             given = self._entered.pop()
             found = output[0] if isinstance(output, tuple) and output else output
             if self._running and given is not None and isinstance(found, Tensor):
                 self._running[-1].calls.append(Call(path, module, given, found.clone()))
 
-        return hook
+        return note_call
 
-    def _looked_up(self, table: nn.Embedding, args: tuple[Any, ...]) -> None:
+    def _note_lookup(self, table: nn.Embedding, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor):
             self._tables.append((table, args[0].clone()))
 
@@ -180,8 +182,8 @@ class _Watch:
             return
         self._running[-1].attention.append((module, attention))
 
-    def positions(self) -> int | None:
-        """Rows of the table in which the tokens of a sequence looked up one row after the other."""
+    def count_positions(self) -> int | None:
+        """Counts the rows of the table in which the tokens of a sequence looked up one row after the other."""
         for table, ids in self._tables:
             if ids.dim() in (1, 2) and ids.shape[-1] == TOKENS and (ids.dim() == 1 or ids.shape[0] in (1, BATCH)):
                 row = ids.view(-1, TOKENS)[-1]
@@ -190,8 +192,8 @@ class _Watch:
         return None
 
 
-def _only_stack(stacks: Mapping[str, Sequence[nn.Module]], watch: _Watch) -> str:
-    """The one list of layers that attend, each exactly once, in order."""
+def _find_stack(stacks: Mapping[str, Sequence[nn.Module]], watch: _Watch) -> str:
+    """Returns the path of the one list of layers that attend, each exactly once, in order."""
     names = {id(module): name for name, module in watch.base.named_modules()}
     attending = [path for path, runs in watch.runs.items() if any(run.attention for run in runs)]
     if len(attending) > 1:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..capture.run import find_device
 
-__all__ = ["BATCH", "TOKENS", "Undetected", "inputs", "refuse_experts", "stacks_of"]
+__all__ = ["BATCH", "TOKENS", "Undetected", "find_stacks", "make_inputs", "refuse_experts"]
 
 BATCH, TOKENS = 2, 5  # unequal, so that a layout tells itself
 
@@ -26,25 +26,25 @@ class Undetected(Exception):
         self.parts: Mapping[str, Any] = {}
 
 
-def stacks_of(base: nn.Module) -> dict[str, list[nn.Module]]:
-    """Lists of modules of one class with projections in each, by path, those inside such a module left out."""
+def find_stacks(base: nn.Module) -> dict[str, list[nn.Module]]:
+    """Finds lists of modules of one class with projections in each, by path, those inside such a module left out."""
     found: dict[str, list[nn.Module]] = {}
 
-    def search(module: nn.Module, path: str) -> None:
+    def search_children(module: nn.Module, path: str) -> None:
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
             children = [getattr(child, "_orig_mod", child) for child in module]
             if len({type(child) for child in children}) == 1 and all(_has_matrices(child) for child in children):
                 found[path] = children
                 return
         for name, child in module.named_children():
-            search(child, f"{path}.{name}" if path else name)
+            search_children(child, f"{path}.{name}" if path else name)
 
-    search(base, "")
+    search_children(base, "")
     return found
 
 
 def _has_matrices(layer: nn.Module) -> bool:
-    """Several modules with a matrix: a block, where a list of single projections is none."""
+    """Tells a block, which has several modules with a matrix, from a single projection."""
     return sum(any(p.dim() == 2 for p in module.parameters(recurse=False)) for module in layer.modules()) > 1
 
 
@@ -61,8 +61,8 @@ def refuse_experts(layer: nn.Module, stack: str, number: int) -> None:
             raise Undetected(f"layer {number} of {stack!r} looks like a mixture of experts: {what}", stack)
 
 
-def inputs(base: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Small inputs to try in turn: ids that are neither special nor in order, an image, features."""
+def make_inputs(base: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Yields small inputs to try in turn: ids that are neither special nor in order, an image, features."""
     accepted = inspect.signature(base.forward).parameters
     device = find_device(base)
     dtype = next((p.dtype for p in base.parameters() if p.is_floating_point()), torch.float32)
@@ -87,7 +87,7 @@ def inputs(base: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def _find_width(module: nn.Module) -> int | None:
-    """How many features a module reads that comes first in a model of features."""
+    """Returns how many features a module reads that comes first in a model of features."""
     if isinstance(module, nn.LayerNorm):
         return int(module.normalized_shape[-1])
     if isinstance(module, nn.MultiheadAttention):

@@ -11,7 +11,7 @@ from torch import nn
 from ...decomposition.activations import Activation
 from .match import Cut, Part, Product
 
-__all__ = ["explain", "template", "tree"]
+__all__ = ["draw_tree", "explain_failure", "write_template"]
 
 _REQUIRED = ("attention", "heads", "kv_heads", "value", "out", "up", "down", "activation")
 _ROWS = (  # as they are written, one line each
@@ -25,20 +25,20 @@ _ROWS = (  # as they are written, one line each
 _LINES = 25
 
 
-def explain(base: nn.Module, model_type: str, layers: str | None, parts: Mapping[str, Part]) -> str:
-    """The first layer of a model, or the whole where layers were not found, and a description to complete."""
+def explain_failure(base: nn.Module, model_type: str, layers: str | None, parts: Mapping[str, Part]) -> str:
+    """Shows the first layer of a model, or the whole where layers were not found, and a description to complete."""
     where, module = "Its modules", base
     if layers is not None:
         where, module = f"The first layer of {layers!r}", next(iter(base.get_submodule(layers).children()))
     return (
-        f"{where}:\n\n{indent(tree(module), '    ')}\n\n"
+        f"{where}:\n\n{indent(draw_tree(module), '    ')}\n\n"
         "To complete, without the norms that it does not have, and to run before ffattr is called:\n\n"
-        f"{indent(template(model_type, layers, parts), '    ')}"
+        f"{indent(write_template(model_type, layers, parts), '    ')}"
     )
 
 
-def template(model_type: str, layers: str | None, parts: Mapping[str, Part]) -> str:
-    """Python that registers an adapter, from a description as far as it is known, with ``...`` for the rest."""
+def write_template(model_type: str, layers: str | None, parts: Mapping[str, Part]) -> str:
+    """Writes Python that registers an adapter, from a description as far as it is known, with ``...`` for the rest."""
     rows = []
     for names in _ROWS:
         fields = [f"{name}={_write_part(name, parts)}" for name in names if _is_written(name, parts)]
@@ -61,7 +61,7 @@ def template(model_type: str, layers: str | None, parts: Mapping[str, Part]) -> 
 
 
 def _is_written(name: str, parts: Mapping[str, Part]) -> bool:
-    """Parts that are there, that must be, and the norms that most layers have if none is known."""
+    """Tells whether to write a part: one that is there or must be, or a norm that most layers have if none is known."""
     if name in parts:
         return parts[name] is not None and parts[name] is not False
     return name in (*_REQUIRED, "norm_before_attn", "norm_before_ff")
@@ -87,8 +87,8 @@ def _write_expression(root: str, path: str) -> str:
     return re.sub(r"\.(\d+)", r"[\1]", f"{root}.{path}" if path else root)
 
 
-def tree(module: nn.Module) -> str:
-    """A module and those below it, with the shapes of their weights: at most 25 lines."""
+def draw_tree(module: nn.Module) -> str:
+    """Draws a module and those below it, with the shapes of their weights: at most 25 lines."""
     lines = [_draw_line(type(module).__name__, module), *_draw_branches(module, "  ")]
     if len(lines) > _LINES:
         lines[_LINES - 1 :] = [f"  ... and {len(lines) - _LINES + 1} more"]

@@ -91,13 +91,13 @@ def _choose_opt(config: Any) -> Family:
 
 
 def _choose_phi3(config: Any) -> Family:
-    """Queries, keys and values in one projection, in this order."""
+    """Reads queries, keys and values from one projection, in this order."""
     groups = config.num_attention_heads // config.num_key_value_heads
     return replace(GLM, value=Fused("self_attn.qkv_proj", index=groups + 1, count=groups + 2))
 
 
 def _gpt_neox(config: Any) -> Family:
-    """Query, key and value of a head side by side."""
+    """Reads query, key and value of a head side by side."""
     return Family(
         layers="layers",
         attention="attention",
@@ -113,7 +113,7 @@ def _gpt_neox(config: Any) -> Family:
 
 
 def _gpt_bigcode(config: Any) -> Family:
-    """One key and value for all heads, or query, key and value of a head side by side."""
+    """Reads one key and value for all heads, or query, key and value of a head side by side."""
     heads = config.num_attention_heads
     if config.multi_query:
         return replace(GPT2, value=Fused("attn.c_attn", index=heads + 1, count=heads + 2), kv_heads=1)

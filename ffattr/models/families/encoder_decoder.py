@@ -39,8 +39,8 @@ BART = EncoderDecoder(
 )
 
 
-def _norm_before(family: Family) -> Family:
-    """The same layer with its norms before the blocks."""
+def _move_norms_before(family: Family) -> Family:
+    """Returns the same layer with its norms before the blocks."""
     return replace(
         family,
         norm_before_attn=family.norm_after_attn,
@@ -51,7 +51,7 @@ def _norm_before(family: Family) -> Family:
     )
 
 
-MBART = EncoderDecoder(_norm_before(BART.encoder), _norm_before(BART.decoder))
+MBART = EncoderDecoder(_move_norms_before(BART.encoder), _move_norms_before(BART.decoder))
 WHISPER = replace(MBART, encoder=replace(MBART.encoder, positions=None))
 M2M100 = replace(WHISPER, decoder=replace(MBART.decoder, positions=None))  # computes its positions
 

@@ -112,7 +112,7 @@ WAV2VEC2_STABLE = replace(
 
 
 def _choose_albert(config: Any) -> Family:
-    """A few layers, each of which runs many times."""
+    """Lists a few layers, each of which runs many times."""
     groups = (int(i / (config.num_hidden_layers / config.num_hidden_groups)) for i in range(config.num_hidden_layers))
     layer = "encoder.albert_layer_groups.{}.albert_layers.{}"
     return Family(

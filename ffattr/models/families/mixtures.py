@@ -36,7 +36,7 @@ FLEX_OLMO = replace(
 
 
 def _gpt_oss(config: Any) -> Family:
-    """Biases, gate and up side by side, both cut off, and one added to up. The gate's activation is no module."""
+    """Adds biases; gate and up lie side by side, both cut off, one added to up. The gate's activation is no module."""
     alpha = float(getattr(config, "swiglu_alpha", 1.702))
     both = PerExpert("gate_up_proj", "gate_up_proj_bias", count=2, alternating=True, out_last=True)
     return replace(
@@ -50,18 +50,18 @@ def _gpt_oss(config: Any) -> Family:
 
 
 def _make_swish(alpha: float) -> Activation:
-    """``z sigmoid(alpha z)``."""
+    """Returns the activation ``z sigmoid(alpha z)``."""
     if alpha == 1.702:
         return ACTIVATIONS["quick_gelu"]
 
-    def value(z: Tensor) -> Tensor:
+    def apply_swish(z: Tensor) -> Tensor:
         return z * torch.sigmoid(alpha * z)
 
-    def derivative(z: Tensor) -> Tensor:
+    def differentiate_swish(z: Tensor) -> Tensor:
         s = torch.sigmoid(alpha * z)
         return s + alpha * z * s * (1 - s)
 
-    return Activation(f"swish({alpha})", value, derivative)
+    return Activation(f"swish({alpha})", apply_swish, differentiate_swish)
 
 
 #: ``config.model_type`` to its family, or to the choice of one by configuration.

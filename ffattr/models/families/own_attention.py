@@ -64,7 +64,7 @@ DEBERTA_V2 = replace(BERT, value="attention.self.value_proj")
 
 
 def _choose_bloom(config: Any) -> Family:
-    """Query, key and value of a head side by side."""
+    """Reads query, key and value of a head side by side."""
     if config.apply_residual_connection_post_layernorm:
         raise UnsupportedModel(
             "the residual connections start behind the norms (config.apply_residual_connection_post_layernorm is "
@@ -84,7 +84,7 @@ def _choose_bloom(config: Any) -> Family:
 
 
 def _choose_falcon(config: Any) -> Family:
-    """BLOOM's module tree, mostly parallel; heads may share keys and values, one of all or one of each group."""
+    """Has BLOOM's module tree, mostly parallel; heads may share keys and values, one of all or one of each group."""
     heads = config.num_attention_heads
     kv_heads = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else heads
     share = heads // kv_heads
@@ -107,7 +107,7 @@ def _choose_falcon(config: Any) -> Family:
 
 
 def _choose_deberta(config: Any) -> Family:
-    """Query, key and value of a head side by side, the value's bias apart."""
+    """Reads query, key and value of a head side by side, the value's bias apart."""
     value = Fused(
         "attention.self.in_proj", index=2, count=3, groups=config.num_attention_heads, bias="attention.self.v_bias"
     )
@@ -136,7 +136,7 @@ def _choose_mpt(config: Any) -> Family:
     return MPT
 
 
-#: As in `families.FAMILIES`.
+#: ``config.model_type`` to its family, or to the choice of one by configuration.
 OWN_ATTENTION: Mapping[str, Family | Callable[[Any], Family]] = MappingProxyType(
     {
         "bloom": _choose_bloom,

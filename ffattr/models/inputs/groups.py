@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ...selection import Indices, indices
 from .prepare import as_texts
-from .text import names
+from .text import name_ids
 
-__all__ = ["Groups", "of"]
+__all__ = ["Groups", "make_groups"]
 
 _REMEDY = (
     "Pass text with the model's fast tokenizer or what such a tokenizer returned; or else the groups themselves: an "
@@ -35,14 +35,14 @@ class Groups:
     mask: Tensor
 
 
-def of(
+def make_groups(
     groups: Any, keys: Indices, inputs: Any, tokenizer: Any, mask: Tensor, tokens: Sequence[Sequence[str]]
 ) -> Groups | None:
-    """What ``groups`` and ``keys`` of `ffattr.attribute` ask for; None where neither asks for anything.
+    """Makes what ``groups`` and ``keys`` of `ffattr.attribute` ask for; None where neither asks for anything.
 
     ``inputs`` and ``tokenizer`` are those of the user, ``mask`` ``[B, T]`` and ``tokens`` ``[B][T]`` what became of
     them. Words are what the tokenizer splits text into before it looks up parts of them: punctuation is apart where it
-    does that, and what it does not split, `of` splits at white space.
+    does that, and what it does not split, `make_groups` splits at white space.
 
     Raises TypeError, ValueError or IndexError that names the offending value.
     """
@@ -52,29 +52,29 @@ def of(
             "token, (position, position + 1)"
         )
     if keys is not None:
-        return _of_keys(keys, mask, tokens)
+        return _group_by_keys(keys, mask, tokens)
     if groups is None:
         return None
 
-    def joined(batch: int, places: list[int]) -> str:
+    def join_tokens(batch: int, places: list[int]) -> str:
         return _join_texts([tokens[batch][place] for place in places], tokenizer)
 
     if isinstance(groups, str):
         if groups != "words":
             raise ValueError(f"unknown groups {groups!r}, expected 'words', a tensor [batch, T] or lists of spans")
-        return _of_words(inputs, tokenizer, mask, tokens, joined)
+        return _group_by_words(inputs, tokenizer, mask, tokens, join_tokens)
     if isinstance(groups, Tensor):
-        return _of_index(_number_groups(groups, mask), joined)
+        return _group_by_index(_check_numbers(groups, mask), join_tokens)
     if isinstance(groups, Sequence):
-        return _of_index(_of_spans(groups, mask), joined)
+        return _group_by_index(_number_spans(groups, mask), join_tokens)
     raise TypeError(
         f"groups is a {type(groups).__name__}, expected 'words', an integer tensor [batch, T] or for each sequence a "
         "list of spans (start, stop)"
     )
 
 
-def _of_index(index: Tensor, text: Callable[[int, list[int]], str], count: int | None = None) -> Groups:
-    """``text`` says what to call the tokens of a column of a sequence; None for ``count``: the columns in use."""
+def _group_by_index(index: Tensor, text: Callable[[int, list[int]], str], count: int | None = None) -> Groups:
+    """Makes groups of ``index`` ``[B, T]``. ``text`` names the tokens of a column; no ``count``: the columns in use."""
     count = int(index.max()) + 1 if count is None else count
     texts, there = [], []
     for batch, row in enumerate(index.tolist()):
@@ -87,7 +87,7 @@ def _of_index(index: Tensor, text: Callable[[int, list[int]], str], count: int |
     return Groups(index, texts, torch.tensor(there, dtype=torch.bool, device=index.device))
 
 
-def _of_keys(keys: Indices, mask: Tensor, tokens: Sequence[Sequence[str]]) -> Groups:
+def _group_by_keys(keys: Indices, mask: Tensor, tokens: Sequence[Sequence[str]]) -> Groups:
     asked = indices("keys", keys, mask.shape[1])
     if not asked:
         raise ValueError(f"keys={keys!r} selects none of {mask.shape[1]} tokens, expected at least one")
@@ -97,10 +97,10 @@ def _of_keys(keys: Indices, mask: Tensor, tokens: Sequence[Sequence[str]]) -> Gr
     column = torch.full((mask.shape[1],), -1, dtype=torch.int64)
     column[list(asked)] = torch.arange(len(asked))
     index = column.to(mask.device).expand(mask.shape).masked_fill(~mask, -1)
-    return _of_index(index, lambda batch, places: tokens[batch][places[0]], len(asked))
+    return _group_by_index(index, lambda batch, places: tokens[batch][places[0]], len(asked))
 
 
-def _number_groups(groups: Tensor, mask: Tensor) -> Tensor:
+def _check_numbers(groups: Tensor, mask: Tensor) -> Tensor:
     integer = not (groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool)
     if not integer:
         raise TypeError(f"groups has dtype {groups.dtype}, expected integers: the column of each token, -1 for none")
@@ -121,7 +121,7 @@ def _number_groups(groups: Tensor, mask: Tensor) -> Tensor:
     return index
 
 
-def _of_spans(groups: Sequence[Any], mask: Tensor) -> Tensor:
+def _number_spans(groups: Sequence[Any], mask: Tensor) -> Tensor:
     batch, length = mask.shape
     if len(groups) != batch:
         raise ValueError(f"groups has {len(groups)} lists of spans, expected one for each of the {batch} sequences")
@@ -156,12 +156,12 @@ def _check_span(name: str, span: Any, length: int) -> tuple[int, int]:
     return start, stop
 
 
-def _of_words(
+def _group_by_words(
     inputs: Any,
     tokenizer: Any,
     mask: Tensor,
     tokens: Sequence[Sequence[str]],
-    joined: Callable[[int, list[int]], str],
+    join_tokens: Callable[[int, list[int]], str],
 ) -> Groups:
     texts = as_texts(inputs)
     encodings = _find_encodings(inputs, texts, tokenizer)
@@ -170,7 +170,7 @@ def _of_words(
     index = torch.full(mask.shape, -1, dtype=torch.int64)
     for row, (encoding, real) in enumerate(zip(encodings, mask.tolist(), strict=True)):
         places = [place for place, valid in enumerate(real) if valid]
-        known = names(encoding.ids, tokenizer)
+        known = name_ids(encoding.ids, tokenizer)
         for place in places:
             if place >= len(known) or known[place] != tokens[row][place]:
                 made = repr(known[place]) if place < len(known) else "none"
@@ -179,19 +179,19 @@ def _of_words(
                     f"the text was tokenised. {_REMEDY}"
                 )
         text = None if texts is None else texts[row]
-        index[row, places] = torch.tensor(list(_lay_out_columns(encoding, places, text)))
+        index[row, places] = torch.tensor(list(_number_words(encoding, places, text)))
     offsets = [encoding.offsets for encoding in encodings]
 
-    def word(batch: int, places: list[int]) -> str:
+    def name_word(batch: int, places: list[int]) -> str:
         spans = [offsets[batch][place] for place in places]
         found = "" if texts is None else texts[batch][min(start for start, _ in spans) : max(stop for _, stop in spans)]
-        return found.strip() or joined(batch, places)
+        return found.strip() or join_tokens(batch, places)
 
-    return _of_index(index.to(mask.device), word)
+    return _group_by_index(index.to(mask.device), name_word)
 
 
 def _find_encodings(inputs: Any, texts: list[str] | None, tokenizer: Any) -> list[Any]:
-    """What the fast tokenizer knows of each sequence. Raises ValueError where there is none."""
+    """Returns what the fast tokenizer knows of each sequence. Raises ValueError where there is none."""
     if texts is not None:
         found: list[Any] = []
         for text in texts:
@@ -208,8 +208,8 @@ def _find_encodings(inputs: Any, texts: list[str] | None, tokenizer: Any) -> lis
     return list(encodings)
 
 
-def _lay_out_columns(encoding: Any, places: Sequence[int], text: str | None) -> Iterator[int]:
-    """The column of each of the tokens ``places``: words from left to right, special tokens each their own.
+def _number_words(encoding: Any, places: Sequence[int], text: str | None) -> Iterator[int]:
+    """Yields the column of each of the tokens ``places``: words from left to right, special tokens each their own.
 
     Some tokenizers (Llama's, Gemma's) take a whole text for one word: white space splits that as well.
     """

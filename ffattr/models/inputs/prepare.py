@@ -1,4 +1,4 @@
-"""From what a user passes in to what a model's forward takes: keyword arguments, valid tokens, token strings."""
+"""What a user passes in, made into what a model's forward takes: keyword arguments, valid tokens, token strings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from ...errors import UnsupportedModel
 from ..capture.run import find_device
 from ..registry import ModelDescription
-from .signals import SIGNALS, check_signal, signal_tokens
-from .text import TEXT, Tokens, check_rows, text_tokens
+from .signals import SIGNALS, check_signal, find_signal_tokens
+from .text import TEXT, Tokens, check_rows, find_text_tokens
 
-__all__ = ["Inputs", "as_texts", "prepare"]
+__all__ = ["Inputs", "as_texts", "prepare_inputs"]
 
 # Left out silently: targets, what a tokenizer returns besides the model's inputs, and switches that capturing sets.
 _TARGETS = ("labels", "next_sentence_label", "start_positions", "end_positions")
@@ -41,8 +41,8 @@ class Inputs:
     encoder: Tokens | None = None
     lengths: tuple[int, ...] | None = None
 
-    def batches(self, limit: int) -> list[tuple[list[int], Inputs]]:
-        """The inputs in batches of about the same length: which of the sequences, and these alone.
+    def split_batches(self, limit: int) -> list[tuple[list[int], Inputs]]:
+        """Splits the inputs into batches of about the same length: which of the sequences, and these alone.
 
         A batch has at most ``limit`` tokens, padding included, but at least one sequence; the longest come first. Only
         text can be cut apart: of tensors that were given, nobody knows what their first axis means to the model.
@@ -58,7 +58,7 @@ class Inputs:
         return [(sorted(rows), self._select_rows(sorted(rows))) for rows in cut]
 
     def _select_rows(self, rows: list[int]) -> Inputs:
-        """These sequences, without the padding that none of them needs."""
+        """Returns these sequences, without the padding that none of them needs."""
         assert self.lengths is not None
         lengths = tuple(self.lengths[row] for row in rows)
         kwargs = {name: value[rows, : max(lengths)] for name, value in self.kwargs.items()}
@@ -66,7 +66,7 @@ class Inputs:
         return Inputs(kwargs, self.mask[rows, : max(lengths)], tokens, lengths=lengths)
 
 
-def prepare(description: ModelDescription, model: nn.Module, inputs: Any, tokenizer: Any = None) -> Inputs:
+def prepare_inputs(description: ModelDescription, model: nn.Module, inputs: Any, tokenizer: Any = None) -> Inputs:
     """Check ``inputs`` against the model and bring them into one form.
 
     Text is padded on the right whatever the tokenizer's own side, so that learned positions are those of the text on
@@ -78,7 +78,7 @@ def prepare(description: ModelDescription, model: nn.Module, inputs: Any, tokeni
     if texts is not None:
         given, lengths = _encode_texts(description, texts, tokenizer)
     elif isinstance(inputs, Mapping):
-        given = _keep_known(description, model, inputs)
+        given = _select_known(description, model, inputs)
     elif isinstance(inputs, Tensor):
         given = {first: inputs[None] if _takes_ids(description) and inputs.dim() == 1 else inputs}
     else:
@@ -101,12 +101,12 @@ def prepare(description: ModelDescription, model: nn.Module, inputs: Any, tokeni
     decoder = None
     if description.stacks:
         part = next(name for name in _DECODER if name in given)
-        decoder = text_tokens(description, given, part, tokenizer)
+        decoder = find_text_tokens(description, given, part, tokenizer)
     if name in SIGNALS:
         check_rows(given.get("attention_mask"))
-        found = Tokens(*signal_tokens(description, name, given))
+        found = Tokens(*find_signal_tokens(description, name, given))
     else:
-        found = text_tokens(description, given, name, tokenizer)
+        found = find_text_tokens(description, given, name, tokenizer)
     if decoder is None:
         return Inputs(given, found.mask, found.tokens, lengths=lengths)
     if len(decoder.mask) != len(found.mask):
@@ -132,7 +132,7 @@ def _add_decoder(model: nn.Module, inputs: Any, given: dict[str, Any]) -> None:
 
 
 def as_texts(inputs: Any) -> list[str] | None:
-    """The texts that a user passed as inputs; None if it is something else."""
+    """Returns the texts that a user passed as inputs; None if it is something else."""
     if isinstance(inputs, str):
         return [inputs]
     texts = isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(text, str) for text in inputs)
@@ -146,7 +146,7 @@ def _takes_ids(description: ModelDescription) -> bool:
 def _encode_texts(
     description: ModelDescription, texts: list[str], tokenizer: Any
 ) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """What the model takes, padded on the right, and how long each text is."""
+    """Returns what the model takes, padded on the right, and how long each text is."""
     if not _takes_ids(description):
         raise TypeError(
             f"{type(description.base).__name__} takes a float tensor of features, not text: {texts[0][:40]!r}"
@@ -170,16 +170,16 @@ def _encode_texts(
     for row_values in rows:
         row_values.setdefault("attention_mask", [1] * len(row_values["input_ids"]))
 
-    def column(name: str) -> Tensor:
+    def pad_column(name: str) -> Tensor:
         fill = padding.get(name, 0)
         return torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row in rows], device=device)
 
     parameters = inspect.signature(description.base.forward).parameters
-    return {name: column(name) for name in rows[0] if name in parameters}, lengths
+    return {name: pad_column(name) for name in rows[0] if name in parameters}, lengths
 
 
-def _keep_known(description: ModelDescription, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries that the base model's forward takes, without targets and without arguments of the head."""
+def _select_known(description: ModelDescription, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Selects the entries that the base model's forward takes, without targets and without arguments of the head."""
     parameters = inspect.signature(description.base.forward).parameters
     head = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ...decomposition.attention import Attention, AttentionWeights, QueryKey, allows_attention
 from ...errors import FfattrError
-from ..capture.recorder import first_attention
+from ..capture.recorder import record_first_attention
 from ..registry import ModelDescription
 
-__all__ = ["SIGNALS", "check_signal", "signal_tokens"]
+__all__ = ["SIGNALS", "check_signal", "find_signal_tokens"]
 
 #: The arguments of a forward that hold them, with their dimensions and what makes them.
 SIGNALS = {
@@ -48,14 +48,16 @@ def check_signal(description: ModelDescription, name: str, given: Mapping[str, A
         raise ValueError(f"attention_mask has shape {tuple(mask.shape)}, expected that of {name}: {shape}")
 
 
-def signal_tokens(description: ModelDescription, name: str, given: Mapping[str, Any]) -> tuple[Tensor, list[list[str]]]:
-    """Which tokens are valid ``[B, T]``, and their names: ``row,column`` of a patch, the position in a recording.
+def find_signal_tokens(
+    description: ModelDescription, name: str, given: Mapping[str, Any]
+) -> tuple[Tensor, list[list[str]]]:
+    """Finds which tokens are valid ``[B, T]``, and names them: ``row,column`` of a patch, a position in a recording.
 
     Raises ValueError with the model's own words where it takes no such inputs.
     """
     signal: Tensor = given[name]
     try:
-        attention = first_attention(description, given)
+        attention = record_first_attention(description, given)
     except (FfattrError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
@@ -67,14 +69,14 @@ def signal_tokens(description: ModelDescription, name: str, given: Mapping[str, 
         raise ValueError(
             f"attention_mask has shape {tuple(mask.shape)}, expected {(batch, length)}: {name} makes {length} tokens"
         )
-    valid = _valid_frames(attention).to(signal.device)
+    valid = _find_valid(attention).to(signal.device)
     names = _name_patches(description, signal, length) if name == "pixel_values" else None
     names = [str(position) for position in range(length)] if names is None else names
     return valid, [list(names) for _ in range(batch)]
 
 
-def _valid_frames(attention: Attention) -> Tensor:
-    """Which tokens of the batch ``[B, T]`` any query may attend to: all but padding."""
+def _find_valid(attention: Attention) -> Tensor:
+    """Returns which tokens of the batch ``[B, T]`` any query may attend to: all but padding."""
     batch, _, _, length = attention.shape
     allowed: Tensor | None = None
     if isinstance(attention, AttentionWeights):
@@ -85,7 +87,7 @@ def _valid_frames(attention: Attention) -> Tensor:
 
 
 def _name_patches(description: ModelDescription, images: Tensor, length: int) -> list[str] | None:
-    """Names of the special tokens and ``row,column`` of each patch; None where the patches are not so many."""
+    """Names the special tokens, and ``row,column`` of each patch; None where the patches are not so many."""
     size: Any = getattr(getattr(description.base, "config", None), "patch_size", None)
     if size is None:
         return None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...decomposition.attention import allows_attention
 from ..registry import ModelDescription
 
-__all__ = ["TEXT", "Tokens", "check_rows", "names", "text_tokens"]
+__all__ = ["TEXT", "Tokens", "check_rows", "find_text_tokens", "name_ids"]
 
 TEXT = ("input_ids", "inputs_embeds", "src")
 """The arguments of a forward that hold them."""
@@ -27,16 +27,16 @@ class Tokens:
     tokens: list[list[str]]
 
 
-def text_tokens(description: ModelDescription, given: Mapping[str, Any], name: str, tokenizer: Any) -> Tokens:
-    """The tokens that ``given[name]`` holds, for the decoder where the name says so.
+def find_text_tokens(description: ModelDescription, given: Mapping[str, Any], name: str, tokenizer: Any) -> Tokens:
+    """Returns the tokens that ``given[name]`` holds, for the decoder where the name says so.
 
     Raises TypeError or ValueError where the model could not make sense of it or of its mask.
     """
     prefix = _PREFIX if name.startswith(_PREFIX) else ""
     content = given[name]
-    batch, length = _size_of_batch(description, name, content)
+    batch, length = _read_size(description, name, content)
     _check_masks(given, prefix, batch, length)
-    mask = _token_mask(given, prefix, batch, length, content.device)
+    mask = _make_token_mask(given, prefix, batch, length, content.device)
     check_rows(mask)
     if name.removeprefix(prefix) == "input_ids":
         _check_vocabulary(description.base, name, content)
@@ -46,11 +46,11 @@ def text_tokens(description: ModelDescription, given: Mapping[str, Any], name: s
             f"{name if prefix else 'inputs'} have {length} tokens, but {type(description.base).__name__} has {most} "
             "learned positions. Cut the text into shorter pieces."
         )
-    return Tokens(mask, _token_texts(content, batch, length, tokenizer))
+    return Tokens(mask, _name_tokens(content, batch, length, tokenizer))
 
 
-def _token_mask(kwargs: Mapping[str, Any], prefix: str, batch: int, length: int, device: torch.device) -> Tensor:
-    """Which tokens are not padding, ``[B, T]``, from the masks a forward is given. Without one, all of them.
+def _make_token_mask(kwargs: Mapping[str, Any], prefix: str, batch: int, length: int, device: torch.device) -> Tensor:
+    """Finds the tokens that are not padding, ``[B, T]``, from the masks a forward is given. Without one, all of them.
 
     A ready-made ``[B, 1, T, T]`` attention mask leaves out the tokens that may attend to nothing.
     """
@@ -65,8 +65,8 @@ def _token_mask(kwargs: Mapping[str, Any], prefix: str, batch: int, length: int,
     return valid
 
 
-def _size_of_batch(description: ModelDescription, name: str, content: Tensor) -> tuple[int, int]:
-    """Batch size and number of tokens, of ids ``[B, T]`` or features ``[B, T, d]`` / ``[T, B, d]`` / ``[T, d]``."""
+def _read_size(description: ModelDescription, name: str, content: Tensor) -> tuple[int, int]:
+    """Returns batch size and length of ids ``[B, T]`` or features ``[B, T, d]`` / ``[T, B, d]`` / ``[T, d]``."""
     shape = tuple(content.shape)
     integer = not content.dtype.is_floating_point and not content.dtype.is_complex and content.dtype != torch.bool
     plain = name.removeprefix(_PREFIX)
@@ -107,7 +107,7 @@ def _check_masks(given: Mapping[str, Any], prefix: str, batch: int, length: int)
 
 
 def check_rows(mask: Any) -> None:
-    """No row of a mask ``[B, T]`` may be all padding."""
+    """Raises ValueError where a row of a mask ``[B, T]`` is all padding."""
     if isinstance(mask, Tensor) and mask.dim() == 2 and not (mask != 0).any(1).all():
         row = int((mask != 0).any(1).logical_not().nonzero()[0])
         raise ValueError(f"batch row {row} is all padding: every entry of its mask says so. Remove the row.")
@@ -127,13 +127,13 @@ def _check_vocabulary(base: nn.Module, name: str, ids: Tensor) -> None:
         )
 
 
-def _token_texts(content: Tensor, batch: int, length: int, tokenizer: Any) -> list[list[str]]:
+def _name_tokens(content: Tensor, batch: int, length: int, tokenizer: Any) -> list[list[str]]:
     if content.is_floating_point():
         return [[str(position) for position in range(length)] for _ in range(batch)]
-    return [names(row, tokenizer) for row in content.tolist()]
+    return [name_ids(row, tokenizer) for row in content.tolist()]
 
 
-def names(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """What the tokenizer calls token ids; their numbers where there is none that knows."""
+def name_ids(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """Returns what the tokenizer calls token ids; their numbers where there is none that knows."""
     convert = getattr(tokenizer, "convert_ids_to_tokens", None)
     return [str(token) for token in (ids if convert is None else convert(list(ids)))]

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from ...decomposition.activations import ACTIVATIONS, FALLBACK_NODES, Activation
 from ...decomposition.closed_forms import Function
 
-__all__ = ["identify"]
+__all__ = ["identify_activation"]
 
 
-def identify(fn: Callable[[Tensor], Tensor] | Activation) -> Activation:
-    """The `Activation` that a function or module computes, recognised by its values, not by its name or class.
+def identify_activation(fn: Callable[[Tensor], Tensor] | Activation) -> Activation:
+    """Returns the `Activation` that a function computes, recognised by its values, not by its name or class.
 
     ``fn`` is evaluated on a float32 grid (on its parameters' device if it has any) and must agree with a known
     activation to 1e-6; erf- and tanh-GELU differ by 4.7e-4. An unknown function gets a derivative by autograd and no
@@ -30,14 +30,14 @@ def identify(fn: Callable[[Tensor], Tensor] | Activation) -> Activation:
     parameter = next(fn.parameters(), None) if isinstance(fn, nn.Module) else None
     device = None if parameter is None else parameter.device
 
-    def value(x: Tensor) -> Tensor:
+    def apply_fn(x: Tensor) -> Tensor:
         return fn(x) if parameter is None else fn(x.to(parameter.dtype)).to(x.dtype)
 
     far = torch.logspace(1, 4, 16, device=device)  # a clipped GELU is no GELU
     x = torch.cat([-far, torch.linspace(-10, 10, 479, device=device), far, far.new_zeros(1)]).view(16, 32)
     with torch.no_grad():
-        y = _evaluate_probe(value, x, name)
-        _check_elementwise(value, x, y, name)
+        y = _evaluate_probe(apply_fn, x, name)
+        _check_elementwise(apply_fn, x, y, name)
         scale = y.abs().clamp_min(1)
         for activation in ACTIVATIONS.values():
             if ((activation.value(x) - y).abs() <= 1e-6 * scale).all():
@@ -49,12 +49,12 @@ def identify(fn: Callable[[Tensor], Tensor] | Activation) -> Activation:
         stacklevel=2,
     )
 
-    def derivative(x: Tensor) -> Tensor:
+    def differentiate_fn(x: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():  # the caller has usually switched gradients off
             x = x.detach().clone().requires_grad_()
-            return torch.autograd.grad(value(x).sum(), x)[0]
+            return torch.autograd.grad(apply_fn(x).sum(), x)[0]
 
-    return Activation(name, lambda x: value(x.detach()).detach(), derivative)
+    return Activation(name, lambda x: apply_fn(x.detach()).detach(), differentiate_fn)
 
 
 def _evaluate_probe(value: Function, x: Tensor, name: str) -> Tensor:

@@ -32,10 +32,10 @@ class Stacked:
 
 
 def read_stacked(part: Stacked) -> Linear:
-    """The parameters of all experts, ``[E, in, out]`` and ``[E, out]``, in the model's dtype."""
-    with wrapped.fetched(part.module):
-        weight = wrapped.dense(getattr(part.module, part.weight))
-        bias = None if part.bias is None else wrapped.dense(getattr(part.module, part.bias))
+    """Reads the parameters of all experts, ``[E, in, out]`` and ``[E, out]``, in the model's dtype."""
+    with wrapped.fetch_parameters(part.module):
+        weight = wrapped.make_dense(getattr(part.module, part.weight))
+        bias = None if part.bias is None else wrapped.make_dense(getattr(part.module, part.bias))
     weight = weight if part.out_last else weight.mT
     features = slice(part.start, part.stop, part.step)
     return Linear(weight[..., features], None if bias is None else bias[:, features])

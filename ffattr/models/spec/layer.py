@@ -16,7 +16,7 @@ from ...decomposition.affine import Linear
 from ...decomposition.clamp import Clamp
 from ...decomposition.layer import Branch, CrossWeights, LayerWeights
 from ...decomposition.scopes import Scoped
-from .activation import identify
+from .activation import identify_activation
 from .experts import Stacked, read_stacked
 from .weights import Columns, Scaled, read_linear, read_norm
 
@@ -35,7 +35,7 @@ class CrossSpec:
     norm_after_attn: nn.Module | None = None
 
     def weights(self, dtype: torch.dtype | None) -> CrossWeights:
-        """The parameters in ``dtype`` (None: as they are, nothing copied)."""
+        """Reads the parameters in ``dtype`` (None: as they are, nothing copied)."""
         return CrossWeights(
             heads=self.heads,
             kv_heads=self.kv_heads,
@@ -94,12 +94,12 @@ class LayerSpec(Scoped):
 
     @property
     def rounds_to_float32(self) -> bool:
-        """Whether a norm may round to float32, whatever the model's dtype, as those of transformers' own do."""
+        """Tells whether a norm may round to float32, whatever the model's dtype, as those of transformers' own do."""
         norms = (getattr(self, field.name) for field in fields(self) if field.name.startswith("norm_"))
         return any(norm is not None and type(norm) not in (nn.LayerNorm, nn.RMSNorm) for norm in norms)
 
     def weights(self, dtype: torch.dtype | None) -> LayerWeights:
-        """The layer's parameters in ``dtype`` (None: as they are, nothing copied).
+        """Reads the layer's parameters in ``dtype`` (None: as they are, nothing copied).
 
         Raises `UnsupportedModel` for a module that no formula covers.
         """
@@ -113,7 +113,7 @@ class LayerSpec(Scoped):
                     up=_read_projection(self.up, dtype),
                     gate=None if self.gate is None else _read_projection(self.gate, dtype),
                     down=_read_projection(self.down, dtype),
-                    activation=identify(self.activation),
+                    activation=identify_activation(self.activation),
                     clamp=self.clamp,
                 ),
             ),

@@ -56,7 +56,7 @@ class Scaled:
 
 
 def read_linear(module: nn.Module | Columns | Scaled, dtype: torch.dtype | None) -> Linear:
-    """What a projection computes, in ``dtype`` (None: as it is, and nothing copied of what is there).
+    """Reads what a projection computes, in ``dtype`` (None: as it is, and nothing copied of what is there).
 
     Raises `UnsupportedModel` for a module that is not known to be linear.
     """
@@ -71,20 +71,20 @@ def read_linear(module: nn.Module | Columns | Scaled, dtype: torch.dtype | None)
     if isinstance(module, Scaled):
         whole, factor = read_linear(module.module, dtype), _fetch_parameter(module.factor, dtype)
         return Linear(whole.weight * factor, None if whole.bias is None else whole.bias * factor)
-    module = wrapped.running(module)
+    module = wrapped.find_running(module)
     if wrapped.is_from(module, "peft") and hasattr(module, "base_layer"):
-        return _with_adapters(module, dtype)
-    with wrapped.fetched(module):
-        weight, bias = _weight_and_bias(module)
+        return _read_with_adapters(module, dtype)
+    with wrapped.fetch_parameters(module):
+        weight, bias = _read_weight_and_bias(module)
     return Linear(_fetch_parameter(weight, dtype), None if bias is None else _fetch_parameter(bias, dtype))
 
 
-def _weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """As `Linear` has them."""
+def _read_weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """Reads weight ``[in, out]`` and bias ``[out]`` of a module, as `Linear` has them."""
     parts: Any = module
     # Exact types: a subclass may compute something else with the same parameters.
     if type(module) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
-        weight = wrapped.dense(parts.weight).T
+        weight = wrapped.make_dense(parts.weight).T
         if type(parts.weight) not in (Tensor, nn.Parameter):  # quantised, with inputs that may be rounded as well
             wrapped.require_linear(module, weight, parts.bias, weight.dtype)
         return weight, parts.bias
@@ -95,20 +95,20 @@ def _weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     if type(module).__name__ == "Conv1D":  # transformers' Conv1D already stores [in, out]
         return parts.weight, parts.bias
     if wrapped.is_from(module, "bitsandbytes") and getattr(parts.weight, "quant_state", None) is not None:
-        return wrapped.four_bits(module), parts.bias
+        return wrapped.read_four_bits(module), parts.bias
     raise UnsupportedModel(
         f"a projection is a {type(module).__module__}.{type(module).__name__}, expected nn.Linear or transformers' "
         "Conv1D. Merge adapters (merge_and_unload) or dequantise the model first (dequantize() of transformers)."
     )
 
 
-def _with_adapters(module: nn.Module, dtype: torch.dtype | None) -> Linear:
-    """A projection inside a layer of PEFT. LoRA adds a product of two; other kinds are asked for their matrix."""
+def _read_with_adapters(module: nn.Module, dtype: torch.dtype | None) -> Linear:
+    """Reads a projection inside a layer of PEFT. LoRA adds a product of two; other kinds are asked for their matrix."""
     parts: Any = module
-    names = wrapped.active(parts)
+    names = wrapped.list_adapters(parts)
     if not type(module).__module__.startswith("peft.tuners.lora.") or any(name in parts.lora_variant for name in names):
         own = read_linear(parts.base_layer, None).weight
-        weight, bias = wrapped.matrix_of(module, own.shape[0], own.device, own.dtype)
+        weight, bias = wrapped.read_matrix(module, own.shape[0], own.device, own.dtype)
         return Linear(_fetch_parameter(weight, dtype), _fetch_parameter(bias, dtype))
     base = read_linear(parts.base_layer, dtype)
     for name in names:
@@ -128,12 +128,12 @@ def _add_optional(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 
 def read_norm(module: nn.Module | None, dtype: torch.dtype | None) -> Norm | None:
-    """What a norm computes, in ``dtype`` (None: as it is). Raises `UnsupportedModel` for one that is not known."""
+    """Reads what a norm computes, in ``dtype`` (None: as it is). Raises `UnsupportedModel` for an unknown one."""
     if module is None:
         return None
-    module = wrapped.running(module)
-    with wrapped.fetched(module):
-        weight, bias = _dense_parameter(module, "weight"), _dense_parameter(module, "bias")
+    module = wrapped.find_running(module)
+    with wrapped.fetch_parameters(module):
+        weight, bias = _read_parameter(module, "weight"), _read_parameter(module, "bias")
         eps: Any = getattr(module, "eps", getattr(module, "variance_epsilon", None))
         rms = type(module).__name__.endswith("RMSNorm")
         if not (rms or isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("LayerNorm")):
@@ -154,8 +154,10 @@ def read_norm(module: nn.Module | None, dtype: torch.dtype | None) -> Norm | Non
 
 @torch.no_grad()
 def _probe_norm(module: nn.Module, norm: Norm, weight: Tensor) -> Norm:
-    """Whether it centres, and whether its gain is ``1 + weight`` (Gemma): asked of the module, which knows, not of its
-    name (a T5LayerNorm does not centre)."""
+    """Finds whether a norm centres, and whether its gain is ``1 + weight`` (Gemma).
+
+    The module is asked, which knows, not its name: a T5LayerNorm does not centre.
+    """
     probe = torch.linspace(-1, 2, weight.numel(), dtype=weight.dtype, device=weight.device)[None]
     wide = torch.promote_types(weight.dtype, torch.float32)
     given = type(module).forward(module, probe).to(wide)  # past any hooks
@@ -172,14 +174,14 @@ def _probe_norm(module: nn.Module, norm: Norm, weight: Tensor) -> Norm:
     return replace(norm, kind=candidates[best].kind, weight=candidates[best].weight if best % 2 else weight)
 
 
-def _dense_parameter(module: nn.Module, name: str) -> Tensor | None:
+def _read_parameter(module: nn.Module, name: str) -> Tensor | None:
     found: Tensor | None = getattr(module, name, None)
-    return None if found is None else wrapped.dense(found)
+    return None if found is None else wrapped.make_dense(found)
 
 
 def _fetch_parameter(tensor: Tensor | ParameterRef, dtype: torch.dtype | None) -> Tensor:
     if isinstance(tensor, ParameterRef):
-        with wrapped.fetched(tensor.module):
+        with wrapped.fetch_parameters(tensor.module):
             return _fetch_parameter(getattr(tensor.module, tensor.name), dtype)
-    tensor = wrapped.dense(tensor)
+    tensor = wrapped.make_dense(tensor)
     return tensor if dtype is None else tensor.to(dtype)

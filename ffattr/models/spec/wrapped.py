@@ -14,7 +14,16 @@ from torch import Tensor, nn
 
 from ...errors import UnsupportedModel
 
-__all__ = ["active", "dense", "fetched", "four_bits", "is_from", "matrix_of", "require_linear", "running"]
+__all__ = [
+    "fetch_parameters",
+    "find_running",
+    "is_from",
+    "list_adapters",
+    "make_dense",
+    "read_four_bits",
+    "read_matrix",
+    "require_linear",
+]
 
 _ROWS = 1024  # of an identity matrix at once
 # A power of two, which no product rounds: beside large biases, half precisions would keep few digits of small weights.
@@ -26,16 +35,16 @@ _TOLERANCE = 5e-3
 _COPIES = {"modules_to_save": "original_module", "ln_tuning_layers": "base_layer"}
 
 
-def fetched(module: nn.Module) -> AbstractContextManager[object]:
-    """Inside, the module's own parameters are where it runs; accelerate may keep them elsewhere, or on disk."""
+def fetch_parameters(module: nn.Module) -> AbstractContextManager[object]:
+    """Sees to it that the module's own parameters are where it runs; accelerate may keep them elsewhere, or on disk."""
     if not hasattr(module, "_hf_hook"):
         return nullcontext()
     context: AbstractContextManager[object] = importlib.import_module("accelerate.utils").align_module_device(module)
     return context
 
 
-def dense(tensor: Tensor) -> Tensor:
-    """``tensor`` as a plain one, which quantised ones (torchao's) make of themselves. Raises `UnsupportedModel`."""
+def make_dense(tensor: Tensor) -> Tensor:
+    """Returns a plain tensor, which quantised ones (torchao's) make of themselves. Raises `UnsupportedModel`."""
     if tensor.is_meta:
         raise UnsupportedModel("a weight is on the meta device (offloaded). Load the model onto a real device first.")
     tensor = tensor.detach()
@@ -53,38 +62,38 @@ def dense(tensor: Tensor) -> Tensor:
     return found
 
 
-def four_bits(module: Any) -> Tensor:
-    """Weight ``[in, out]`` of bitsandbytes' 4-bit layers, whose inputs are not rounded."""
+def read_four_bits(module: Any) -> Tensor:
+    """Reads the weight ``[in, out]`` of bitsandbytes' 4-bit layers, whose inputs are not rounded."""
     state = module.weight.quant_state
     if getattr(state, "packing_format_for_cpu", False):  # arranged anew for the CPU, for one kernel alone
-        return matrix_of(module, module.in_features, module.weight.device, state.dtype)[0]
+        return read_matrix(module, module.in_features, module.weight.device, state.dtype)[0]
     weight: Tensor = importlib.import_module("bitsandbytes").functional.dequantize_4bit(module.weight.data, state)
     return weight.T
 
 
 def is_from(module: nn.Module, package: str) -> bool:
-    """Whether the module's class, or one that it derives from, belongs to a package."""
+    """Tells whether the module's class, or one that it derives from, belongs to a package."""
     return any(cls.__module__.partition(".")[0] == package for cls in type(module).__mro__)
 
 
-def active(layer: Any) -> list[str]:
-    """Names of the adapters that a layer of PEFT applies beside its own module."""
+def list_adapters(layer: Any) -> list[str]:
+    """Lists the names of the adapters that a layer of PEFT applies beside its own module."""
     return [] if layer.disable_adapters or layer.merged_adapters else list(layer.active_adapters)
 
 
-def running(module: nn.Module) -> nn.Module:
-    """The module that runs where PEFT keeps trained copies of one, and ``module`` elsewhere."""
+def find_running(module: nn.Module) -> nn.Module:
+    """Returns the module that runs where PEFT keeps trained copies of one, and ``module`` elsewhere."""
     parts: Any = module._modules
     for copies, original in _COPIES.items():
         if copies in parts and is_from(module, "peft"):
-            names = active(module)
+            names = list_adapters(module)
             trained = bool(names) and all(name in parts[copies] for name in names)
-            return running(parts[copies][names[0]] if trained else parts[original])
+            return find_running(parts[copies][names[0]] if trained else parts[original])
     return module
 
 
-def matrix_of(module: nn.Module, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Weight ``[in, out]`` and bias ``[out]`` of a module that is linear but keeps them in no such form.
+def read_matrix(module: nn.Module, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Reads weight ``[in, out]`` and bias ``[out]`` of a module that is linear but keeps them in no such form.
 
     It is run on the rows of an identity matrix, ``width`` of them, in ``dtype`` (its own). Raises `UnsupportedModel`
     where it is not linear.

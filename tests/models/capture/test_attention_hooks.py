@@ -15,7 +15,7 @@ from versions import needs
 
 from ffattr.decomposition.attention import LayerRecord
 from ffattr.errors import CaptureError, UnsupportedModel
-from ffattr.models.capture.recorder import record
+from ffattr.models.capture.recorder import record_layers
 from ffattr.models.registry import resolve
 
 
@@ -75,7 +75,7 @@ def test_cache_is_refused() -> None:
     cache = DynamicCache()
     model(input_ids=tiny_models.ids(), past_key_values=cache)
     with pytest.raises(CaptureError, match=r"layer 0 of GPT2Model.*7 queries but 14 keys.*past_key_values"):
-        record(resolve(model), {"input_ids": tiny_models.ids(), "past_key_values": cache}, print, verify=False)
+        record_layers(resolve(model), {"input_ids": tiny_models.ids(), "past_key_values": cache}, print, verify=False)
 
 
 @pytest.mark.parametrize("argument", ["softcap", "s_aux", "head_mask"])
@@ -84,7 +84,7 @@ def test_arguments_that_change_the_attention(argument: str) -> None:
     before = state(model)
     kwargs = {"input_ids": tiny_models.ids(), argument: torch.tensor(1.0)}
     with pytest.raises(UnsupportedModel, match=f"LlamaAttention passes '{argument}'"):
-        record(resolve(model), kwargs, print, verify=False)
+        record_layers(resolve(model), kwargs, print, verify=False)
     assert state(model) == before
 
 
@@ -96,7 +96,7 @@ def test_position_bias(shape: tuple[int, ...], padding: str | None) -> None:
     description = resolve(build("llama"))
     given = {**tiny_models.inputs("llama", padding=padding), "position_bias": bias}
     records: list[LayerRecord] = []
-    record(description, given, records.append)
+    record_layers(description, given, records.append)
     assert records[0].attention.causal == (padding is None)
     assert_recomputed(description, records, given["attention_mask"].bool())
 

@@ -13,14 +13,13 @@ import tiny_models
 import torch
 from compare_results import assert_same_layers
 from own_modules import DECODER, Attention, FeedForward, Torch, mine, renamed, transformers_model
-from recording import assert_recomputed, run, state
+from recording import assert_recomputed, run
 from tiny_models import build
 from torch import nn
 from torch.nn import functional as F
 
 import ffattr
 import ffattr.models.registry as adapters
-from ffattr.errors import CaptureError
 from ffattr.models.detection import detect
 from ffattr.models.registry import resolve
 from ffattr.models.spec.weights import Columns
@@ -139,40 +138,6 @@ def test_the_sequence_first(attention: Callable[[], nn.Module]) -> None:
     assert_recomputed(description, records, mask)
 
 
-def test_features_instead_of_ids() -> None:
-    layer = nn.TransformerEncoderLayer(24, 4, 30, activation="gelu", batch_first=True, dropout=0.0)
-    model = nn.Sequential(nn.Linear(10, 24), nn.TransformerEncoder(layer, 2)).double().eval()
-    description = resolve(model)
-    assert len(description.layers) == 2
-    assert description.layers[1].norm_after_ff is model[1].layers[1].norm2
-    assert description.layers[0].activation is F.gelu
-
-
-def test_training_mode() -> None:
-    model = mine().train()
-    before = state(model)
-    with pytest.raises(CaptureError, match=r"Mine is in training mode.*model\.eval"):
-        resolve(model)
-    assert state(model) == before
-
-
-def test_the_model_is_left_as_it_was() -> None:
-    model = renamed(build("bert"))
-    before = state(model)
-    resolve(model)
-    assert state(model) == before
-
-
-def test_what_a_model_does_to_itself_is_undone() -> None:
-    """BigBird, given a few tokens, replaces its sparse attention."""
-    heads = {k: v for k, v in DECODER.items() if k not in ("num_key_value_heads", "head_dim")}
-    model = transformers_model("BigBird", **heads)
-    modules, kind = list(model.modules()), model.attention_type
-    resolve(model)
-    assert list(model.modules()) == modules
-    assert model.attention_type == kind == "block_sparse"
-
-
 def test_a_model_is_run_once(caplog: pytest.LogCaptureFixture) -> None:
     model = mine()
     runs: list[nn.Module] = []
@@ -204,7 +169,7 @@ def test_known_models_are_not_run() -> None:
 
 def test_a_layer_that_lacks_a_part_is_named() -> None:
     model = mine()
-    found = detect.detect(model)
+    found = detect.detect_layers(model)
     del model.blocks[0].norm2
     with pytest.raises(detect.Undetected, match="layer 0 of 'blocks' has no 'norm2'"):
-        detect.specs(model, found)
+        detect.make_specs(model, found)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 import ffattr
 from ffattr.decomposition.attention import LayerRecord
 from ffattr.errors import ArchitectureMismatch, CaptureError, UnsupportedModel
-from ffattr.models.capture.recorder import record
+from ffattr.models.capture.recorder import record_layers
 from ffattr.models.registry import ModelDescription, resolve
 from ffattr.models.spec.layer import LayerSpec
 
@@ -58,7 +58,7 @@ def run_own(softmax: Callable[[Tensor], Tensor], flat: bool = False) -> tuple[Mo
     description = ModelDescription(layer, (spec,), "own")
     before = state(layer)
     try:
-        record(description, {"x": x}, records.append)
+        record_layers(description, {"x": x}, records.append)
     finally:
         assert state(layer) == before
     return description, records
@@ -123,7 +123,7 @@ def test_cache_of_a_model_with_attention_of_its_own() -> None:
     cache = DynamicCache()
     model(input_ids=tiny_models.ids(), past_key_values=cache)
     with pytest.raises(CaptureError, match=r"layer 0 of GPTJModel.*7 queries but 14 keys.*past_key_values"):
-        record(resolve(model), {"input_ids": tiny_models.ids(), "past_key_values": cache}, print, verify=False)
+        record_layers(resolve(model), {"input_ids": tiny_models.ids(), "past_key_values": cache}, print, verify=False)
 
 
 @pytest.mark.parametrize(("name", "causal"), [("gptj", True), ("gpt-neo", True), ("deberta-v2", False)])

@@ -15,7 +15,7 @@ from two_devices import THERE, TwoDevices, place, put
 from ffattr import attribute, vectors
 from ffattr.models.inputs import groups
 from ffattr.models.inputs.groups import Groups
-from ffattr.models.inputs.prepare import prepare
+from ffattr.models.inputs.prepare import prepare_inputs
 from ffattr.models.registry import resolve
 
 MASK = torch.tensor([[True] * 5, [False] * 2 + [True] * 3])
@@ -23,7 +23,7 @@ TOKENS = [["a", "b", "c", "d", "e"], ["[PAD]", "[PAD]", "x", "y", "z"]]
 
 
 def of(asked: Any = None, keys: Any = None, inputs: Any = None, tokenizer: Any = None) -> Groups:
-    found = groups.of(asked, keys, inputs, tokenizer, MASK, TOKENS)
+    found = groups.make_groups(asked, keys, inputs, tokenizer, MASK, TOKENS)
     assert found is not None
     assert found.index.dtype == torch.int64
     return found
@@ -56,14 +56,14 @@ def byte_level() -> Any:
 
 def words(inputs: Any, tokenizer: Any) -> Groups:
     model = tiny_models.build("bert")
-    prepared = prepare(resolve(model), model, inputs, tokenizer)
-    found = groups.of("words", None, inputs, tokenizer, prepared.mask, prepared.tokens)
+    prepared = prepare_inputs(resolve(model), model, inputs, tokenizer)
+    found = groups.make_groups("words", None, inputs, tokenizer, prepared.mask, prepared.tokens)
     assert found is not None
     return found
 
 
 def test_nothing_asked_for() -> None:
-    assert groups.of(None, None, None, None, MASK, TOKENS) is None
+    assert groups.make_groups(None, None, None, None, MASK, TOKENS) is None
 
 
 def test_keys() -> None:
@@ -78,7 +78,7 @@ def test_keys() -> None:
 
 def test_keys_that_end_with_padding_keep_their_columns() -> None:
     mask = torch.tensor([[True, True, False, False]])
-    found = groups.of(None, [0, 3], None, None, mask, [["a", "b", "p", "p"]])
+    found = groups.make_groups(None, [0, 3], None, None, mask, [["a", "b", "p", "p"]])
     assert found is not None
     assert found.mask.tolist() == [[True, False]]
     assert found.texts == [["a", ""]]
@@ -111,13 +111,15 @@ def test_columns_are_where_the_mask_is() -> None:
     with TwoDevices():
         mask = put(MASK.clone(), THERE)
         for asked, keys in ((here, None), ([[(0, 2)], []], None), (None, [0, 3])):
-            found = groups.of(asked, keys, None, None, mask, TOKENS)
+            found = groups.make_groups(asked, keys, None, None, mask, TOKENS)
             assert found is not None
             assert place(found.index) == place(found.mask) == THERE
         tokenizer = wordpiece()
         encoded = tokenizer(["the cats"], return_tensors="pt")
         tokens = [encoded.tokens()]
-        found = groups.of("words", None, encoded, tokenizer, put(torch.ones(1, 5, dtype=torch.bool), THERE), tokens)
+        found = groups.make_groups(
+            "words", None, encoded, tokenizer, put(torch.ones(1, 5, dtype=torch.bool), THERE), tokens
+        )
         assert found is not None
         assert place(found.index) == place(found.mask) == THERE
 
@@ -125,7 +127,7 @@ def test_columns_are_where_the_mask_is() -> None:
 def test_text_of_groups_is_decoded() -> None:
     tokenizer = wordpiece()
     mask = torch.ones(1, 4, dtype=torch.bool)
-    found = groups.of([[(0, 3), (3, 4)]], None, None, tokenizer, mask, [["the", "cat", "##s", "##ing"]])
+    found = groups.make_groups([[(0, 3), (3, 4)]], None, None, tokenizer, mask, [["the", "cat", "##s", "##ing"]])
     assert found is not None
     assert found.texts == [["the cats", "##ing"]]
 
@@ -219,7 +221,7 @@ def unclear(inputs: Any, tokenizer: Any, ids: Any, message: str) -> None:
     names = tokenizer or wordpiece()
     tokens = [names.convert_ids_to_tokens(row) for row in ids.tolist()]
     with pytest.raises(ValueError, match=message + r".*\[batch, T\] of column numbers.*list of spans") as error:
-        groups.of("words", None, inputs, tokenizer, torch.ones(ids.shape, dtype=torch.bool), tokens)
+        groups.make_groups("words", None, inputs, tokenizer, torch.ones(ids.shape, dtype=torch.bool), tokens)
     assert "'words'" in str(error.value)
 
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from ffattr import attribute
 from ffattr.decomposition.attention import LayerRecord
 from ffattr.errors import UnsupportedModel
-from ffattr.models.capture.recorder import record
-from ffattr.models.inputs.prepare import Inputs, prepare
+from ffattr.models.capture.recorder import record_layers
+from ffattr.models.inputs.prepare import Inputs, prepare_inputs
 from ffattr.models.registry import resolve
 
 
 def ready(model: nn.Module, inputs: Any, tokenizer: Any = None) -> Inputs:
-    return prepare(resolve(model), model, inputs, tokenizer)
+    return prepare_inputs(resolve(model), model, inputs, tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_text_without_a_pad_token(gpt2: nn.Module, special: dict[str, str]) -> N
 
     def outputs(prepared: Inputs) -> list[Tensor]:
         records: list[LayerRecord] = []
-        record(resolve(gpt2), prepared.kwargs, records.append)
+        record_layers(resolve(gpt2), prepared.kwargs, records.append)
         return [r.output for r in records]
 
     alone = outputs(ready(gpt2, "a dog", tokenizer))
@@ -129,7 +129,7 @@ TEXTS = [
 def test_texts_in_batches(bert: nn.Module, tokenizer: Any, limit: int, expected: list[list[int]]) -> None:
     whole = ready(bert, TEXTS, tokenizer)
     assert whole.lengths == (4, 8, 3, 5, 4, 8)
-    batches = whole.batches(limit)
+    batches = whole.split_batches(limit)
     assert [rows for rows, _ in batches] == expected
     for rows, batch in batches:
         alone = ready(bert, [TEXTS[row] for row in rows], tokenizer)
@@ -144,8 +144,8 @@ def test_texts_in_batches(bert: nn.Module, tokenizer: Any, limit: int, expected:
 
 def test_batches_change_no_map(bert: nn.Module, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = attribute(bert, TEXTS, tokenizer=tokenizer)
-    batches, seen = Inputs.batches, list[tuple[int, int]]()
-    monkeypatch.setattr(Inputs, "batches", lambda self, limit: batches(self, 12))
+    batches, seen = Inputs.split_batches, list[tuple[int, int]]()
+    monkeypatch.setattr(Inputs, "split_batches", lambda self, limit: batches(self, 12))
     cut = attribute(bert, TEXTS, tokenizer=tokenizer, progress=lambda done, total: seen.append((done, total)))
     torch.testing.assert_close(cut["layer"], whole["layer"], rtol=1e-10, atol=1e-10)
     assert torch.equal(cut.mask, whole.mask)
@@ -154,7 +154,7 @@ def test_batches_change_no_map(bert: nn.Module, tokenizer: Any, monkeypatch: pyt
 
 
 def test_one_text_is_one_batch(bert: nn.Module, tokenizer: Any) -> None:
-    ((rows, batch),) = ready(bert, "the cat", tokenizer).batches(1)
+    ((rows, batch),) = ready(bert, "the cat", tokenizer).split_batches(1)
     assert rows == [0]
     assert batch.tokens == [["[CLS]", "the", "cat", "[SEP]"]]
 
@@ -164,7 +164,7 @@ def test_tensors_are_not_cut_apart(bert: nn.Module, encoder: nn.Module, tokenize
     src = torch.randn(3, 5, 40, dtype=torch.float64)
     for whole in (ready(bert, batch, tokenizer), ready(bert, ids()), ready(encoder, src)):
         assert whole.lengths is None
-        ((rows, same),) = whole.batches(1)
+        ((rows, same),) = whole.split_batches(1)
         assert rows == list(range(len(whole.mask)))
         assert same is whole
 
@@ -259,17 +259,3 @@ def test_empty_text(bert: nn.Module, tokenizer: Any, texts: Any) -> None:
 def test_not_a_tokenizer(bert: nn.Module) -> None:
     with pytest.raises(TypeError, match="tokenizer is a int"):
         ready(bert, "the cat", 3)
-
-
-@pytest.mark.parametrize("name", ["roberta", "opt", "gpt2", "distilbert"])
-def test_as_long_as_the_positions_allow(name: str) -> None:
-    model = build(name)
-    prepared = ready(model, ids(1, 32))
-    record(resolve(model), prepared.kwargs, lambda recorded: None)
-    with pytest.raises(ValueError, match="33 tokens"):
-        ready(model, ids(1, 33))
-
-
-def test_rotary_positions_are_not_bounded() -> None:
-    model = build("llama")
-    record(resolve(model), ready(model, ids(1, 40)).kwargs, lambda recorded: None)

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 
 import ffattr
 from ffattr.errors import CaptureError, UnsupportedModel
-from ffattr.models.capture.recorder import first_attention, record
-from ffattr.models.inputs.prepare import Inputs, prepare
+from ffattr.models.capture.recorder import record_first_attention, record_layers
+from ffattr.models.inputs.prepare import Inputs, prepare_inputs
 from ffattr.models.registry import resolve
 
 PATCHES = [f"{row},{column}" for row in range(3) for column in range(3)]
 
 
 def ready(model: nn.Module, inputs: Any) -> Inputs:
-    return prepare(resolve(model), model, inputs)
+    return prepare_inputs(resolve(model), model, inputs)
 
 
 def images(*shape: int) -> Tensor:
@@ -79,7 +79,7 @@ def test_tokens_that_are_no_patches_are_numbered(vit: nn.Module) -> None:
     other = ffattr.models.registry.ModelDescription(
         description.base, description.layers, "mine"
     )  # knows of no special tokens
-    assert prepare(other, vit, images(1, 3, 12, 12)).tokens == [[str(position) for position in range(10)]]
+    assert prepare_inputs(other, vit, images(1, 3, 12, 12)).tokens == [[str(position) for position in range(10)]]
 
 
 @pytest.mark.parametrize("name", SOUND_FAMILIES)
@@ -171,7 +171,7 @@ def test_looking_ahead_leaves_nothing_behind(name: str, implementation: str) -> 
     assert state(model) == before
     for hook in hooks:
         hook.remove()
-    record(resolve(model), given, lambda recorded: None)
+    record_layers(resolve(model), given, lambda recorded: None)
 
 
 def test_another_thread_is_not_stopped(vit: nn.Module) -> None:
@@ -211,7 +211,7 @@ def test_a_model_that_ends_before_its_layers() -> None:
     description = resolve(model)
     model.layers = nn.ModuleList().eval()
     with pytest.raises(CaptureError, match="ViTModel ended before the attention of its first layer"):
-        first_attention(description, tiny_models.inputs("vit"))
+        record_first_attention(description, tiny_models.inputs("vit"))
 
 
 def test_what_no_formula_covers_is_named_as_such(vit: nn.Module) -> None:

@@ -12,7 +12,7 @@ from activation_cases import NAMES, OFFICIAL, check, derivative, path_integrals
 from torch import Tensor, nn
 
 from ffattr.decomposition import integrated_gradients as ig
-from ffattr.models.spec.activation import identify
+from ffattr.models.spec.activation import identify_activation
 
 MODULES = {
     "gelu": nn.GELU(),
@@ -28,13 +28,13 @@ MODULES = {
 def test_modules_are_recognised(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert identify(MODULES[name]) is ig.ACTIVATIONS[name]
+        assert identify_activation(MODULES[name]) is ig.ACTIVATIONS[name]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_functions_are_recognised(name: str) -> None:
-    assert identify(OFFICIAL[name]) is ig.ACTIVATIONS[name]
-    assert identify(ig.ACTIVATIONS[name]) is ig.ACTIVATIONS[name]
+    assert identify_activation(OFFICIAL[name]) is ig.ACTIVATIONS[name]
+    assert identify_activation(ig.ACTIVATIONS[name]) is ig.ACTIVATIONS[name]
 
 
 @pytest.mark.parametrize(
@@ -66,9 +66,9 @@ def test_transformers_activations(key: str, name: str | None) -> None:
         pytest.skip(f"this transformers has no {key}")
     if name is None:
         with pytest.warns(UserWarning, match="64 nodes"):
-            assert identify(table[key]).slope is None
+            assert identify_activation(table[key]).slope is None
     else:
-        assert identify(table[key]) is ig.ACTIVATIONS[name]
+        assert identify_activation(table[key]) is ig.ACTIVATIONS[name]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_unknown_activation_warns_and_falls_back_to_quadrature(
     fn: Callable[[Tensor], Tensor], g: Callable[[Tensor], Tensor], value_tolerance: float
 ) -> None:
     with pytest.warns(UserWarning, match="falls back to Gauss-Legendre quadrature with 64 nodes"):
-        activation = identify(fn)
+        activation = identify_activation(fn)
     assert activation.slope is None
     assert activation.integral is None
     u = torch.tensor([1e-3, 2.0, -3.0, 19.0, -20.0], dtype=torch.float64)
@@ -121,4 +121,4 @@ def test_unknown_activation_warns_and_falls_back_to_quadrature(
 def test_functions_that_are_not_elementwise_are_refused(fn: Callable[[Tensor], Tensor]) -> None:
     name = type(fn).__name__ if isinstance(fn, nn.Module) else "lambda"
     with pytest.raises(ValueError, match=name):
-        identify(fn)
+        identify_activation(fn)

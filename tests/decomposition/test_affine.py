@@ -1,0 +1,14 @@
+"""Norms in two parts: a frozen scale and what is linear."""
+
+from __future__ import annotations
+
+import torch
+from plain_layers import WIDTH, random
+
+from ffattr.decomposition.affine import Norm
+
+
+def test_a_norm_without_parameters_centres_only() -> None:
+    p = random(3, WIDTH)
+    assert torch.equal(Norm("rms", None, None, 0.0).linear(p), p)
+    assert torch.equal(Norm("layer", None, None, 0.0).linear(p), p - p.mean(-1, keepdim=True))

@@ -1,0 +1,89 @@
+"""How the user's model is run: as it is, in eval mode, and put back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from recording import assert_recomputed, run, state
+from tiny_models import build
+from torch import nn
+
+from ffattr.errors import CaptureError
+from ffattr.models.capture.run import find_device, find_switches, list_configs, read_hidden_states, run_undisturbed
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def test_config_flags_do_not_collect_outputs() -> None:
+    model = build("bert", output_hidden_states=True, return_dict=False)
+    before = state(model)
+    assert len(run("bert", model)[1]) == 2
+    assert state(model) == before  # no output-collecting hooks were installed
+
+
+def test_compiled_model() -> None:
+    model = build("bert")
+    compiled = torch.compile(model, backend="eager")
+    assert_recomputed(*run("bert", compiled))
+    for layer in model.encoder.layer:
+        layer.compile(backend="eager")
+    assert_recomputed(*run("bert", model))
+    wrapped = build("llama")
+    for index, layer in enumerate(wrapped.layers):
+        wrapped.layers[index] = torch.compile(layer, backend="eager")
+    assert_recomputed(*run("llama", wrapped))
+
+
+def test_training_mode() -> None:
+    with pytest.raises(CaptureError, match=r"BertModel is in training mode.*model\.eval\(\)"):
+        run("bert", build("bert").train())
+    model = build("bert")
+    model.encoder.layer[1].output.dropout.train()
+    with pytest.raises(CaptureError, match="training mode"):
+        run("bert", model)
+
+
+def test_random_model_is_noticed() -> None:
+    model = build("bert")
+    generator = torch.Generator().manual_seed(0)
+    hook = model.embeddings.register_forward_hook(
+        lambda module, args, output: output + torch.randn(output.shape, generator=generator, dtype=output.dtype)
+    )
+    with pytest.raises(CaptureError, match="recording changed output of BertModel"):
+        run("bert", model)
+    hook.remove()
+
+
+def test_the_fast_path_is_off_and_gradients_are_not_kept() -> None:
+    model = build("torch-pre")
+    before = torch.backends.mha.get_fastpath_enabled()
+    with run_undisturbed(model):
+        assert not torch.backends.mha.get_fastpath_enabled()
+        assert not torch.is_grad_enabled()
+    assert torch.backends.mha.get_fastpath_enabled() == before
+    assert torch.is_grad_enabled()
+
+
+def test_switches() -> None:
+    model = build("gpt2", output_attentions=True)
+    assert find_switches(model, {}) == {"use_cache": False, "output_attentions": False}
+    assert find_switches(build("torch-pre"), {}) == {}
+
+
+def test_every_configuration_once() -> None:
+    model = build("bart")
+    assert list_configs(model) == [model.config]
+    assert list_configs(build("torch-pre")) == []
+
+
+def test_device() -> None:
+    assert find_device(nn.Linear(2, 2)) == find_device(nn.Identity()) == torch.device("cpu")
+    assert find_device(nn.Linear(2, 2, device="meta")) == torch.device("cpu")  # offloaded: fetched when needed
+
+
+def test_hidden_states() -> None:
+    x = torch.ones(1, 2, 3)
+    for output in (x, (x, None), {"loss": None, "last_hidden_state": x}):
+        assert read_hidden_states(output) is x
+    with pytest.raises(CaptureError, match="returned a dict that does not start with a tensor"):
+        read_hidden_states({"text": "no"})
