@@ -11,9 +11,11 @@ LOG := $(VENV)/build.log
 OLDEST := $(VENV)/oldest
 OLDEST_TESTS := tests/test_versions.py $(patsubst %,tests/models/%,test_registry.py test_huggingface.py \
 	test_torch_encoder.py families capture)
-# The whole suite runs in as many processes as there are cores, one thread each; of a part, starting them costs more than
-# it saves. Every file stays in one process, whose fixtures its tests share.
-WORKERS = $(if $(PYTEST_ARGS),,--numprocesses auto --dist loadfile)
+# As many processes as there are cores, with one thread each (tests/conftest.py), take file after file: tests of a file share
+# fixtures, and the slowest files come first. Not for a file that PYTEST_ARGS names, nor for the debugger: starting
+# processes would cost more than it saves.
+WORKERS = $(if $(findstring .py,$(PYTEST_ARGS))$(findstring --pdb,$(PYTEST_ARGS)),,--numprocesses logical \
+	--maxprocesses 8 --dist loadfile --no-loadscope-reorder)
 # The interpreter .venv is made with: the first python3 that is new enough for the pinned versions.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; do \
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
@@ -30,11 +32,11 @@ demo: install
 	$(BIN)/python benchmarks/demo.py
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 # What knows transformers' modules, with the oldest version supported; not what computes maps of them once more.
 test-oldest: install $(OLDEST)/.installed
-	OMP_NUM_THREADS=1 PYTHONPATH="$(CURDIR)/$(OLDEST)" $(BIN)/python -m pytest $(WORKERS) $(OLDEST_TESTS) \
+	PYTHONPATH="$(CURDIR)/$(OLDEST)" $(BIN)/python -m pytest $(WORKERS) $(OLDEST_TESTS) \
 		-k "not test_every_backend and not adds_up and not add_up" $(PYTEST_ARGS)
 
 # Slower, and downloads 500 MB on first use: no part of what a change must pass.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +11,8 @@ from guards import Guards
 from op_cases import case
 from torch import Tensor
 from wide_cases import FLOAT8, LIMITS, DirectPromises, definition, error, last_pair, narrowed, needs_memory
+
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 HOPPER = EMULATED or torch.cuda.get_device_capability() == (9, 0)
 KERNELS = ("sm90", "sm80") if HOPPER else ("sm80",)
@@ -43,14 +44,6 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """Which of the two kernels runs where both can."""
     monkeypatch.setenv("FFATTR_CUDA_SM90", "1" if request.param == "sm90" else "0")
     return str(request.param)
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Memory from ``torch.empty`` is full of NaN, so that what a kernel leaves out shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)  # cuBLAS would want an environment variable
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 class CudaPromises(DirectPromises):

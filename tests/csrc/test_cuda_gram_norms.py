@@ -10,9 +10,11 @@ import pytest
 import torch
 from emulated import DEVICE
 from gram_cases import Promises, several
-from guards import Guards, poisoned  # noqa: F401  the last of every test
+from guards import Guards
 from op_cases import case
 from torch import Tensor
+
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 class TestPromises(Promises):

@@ -8,10 +8,11 @@ import contextlib
 import pytest
 import torch
 from emulated import DEVICE
-from guards import Guards, poisoned  # noqa: F401  of every test
-from slope_case import random
-from slope_cases import Promises
+from guards import Guards
+from slope_cases import Promises, random
 from torch import Tensor
+
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 class TestPromises(Promises):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,16 +29,16 @@ CPU = torch.device("cpu")
 MiB = 1 << 20
 
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
 @pytest.fixture(autouse=True)
-def rates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, tuple[float, float]]]:
+def rates(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, tuple[float, float]]:
     """No test measures this machine or knows its rates: both methods run at one speed unless a test says otherwise."""
     monkeypatch.setenv("FFATTR_CACHE", str(tmp_path))
     speed = {"both": (1e9, 1e9)}
     monkeypatch.setattr(planning, "measured", lambda *key: speed["both"])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield speed
-    torch.set_num_threads(threads)
+    return speed
 
 
 def shape(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,19 +16,10 @@ from torch.nn import functional as F
 import ffattr
 from ffattr import Attribution, GaussLegendre, Riemann
 
+pytestmark = pytest.mark.usefixtures("poisoned", "one_thread")
+
 WAYS = [(backend, method) for backend in BACKENDS for method in ("direct", "operator")]
 CAUSAL = ("bert-decoder", "gpt2", "opt", "opt-350m", "opt-no-affine", "llama", "llama-bias", "mistral", "qwen2")
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Memory from ``torch.empty`` is full of NaN, so that what is left out shows; one thread: tensors are small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 def reference(model: nn.Module, given: Any, **options: Any) -> Attribution:

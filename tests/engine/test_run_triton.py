@@ -12,14 +12,16 @@ from triton_cases import (
     DEVICE,
     function,
     needs_float8,
-    surroundings,  # noqa: F401  of every test
 )
 
 from ffattr import ops
 from ffattr.ops import contract
 
 # A lane that is not selected may well divide by zero: the interpreter's NumPy warns.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::RuntimeWarning"),
+    pytest.mark.usefixtures("poisoned", "one_thread", "rounded_as_on_gpus"),
+]
 
 
 class TestTriton(Engine):

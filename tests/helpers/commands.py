@@ -1,4 +1,4 @@
-"""."""
+"""The command line in this process, with what it says when it fails, and a script that runs it in another."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ RUNNER = CliRunner()
 
 
 def run(*arguments):
+    """Runs ``ffattr`` with these arguments in this process."""
     return RUNNER.invoke(cli.app, [str(argument) for argument in arguments])
 
 
 def fails(code, message, *arguments):
+    """Asserts that ``ffattr`` ends with ``code`` and one line that has ``message``, and no traceback."""
     result = run(*arguments)
     assert result.exit_code == code, result.output
     assert message in result.stderr

@@ -1,9 +1,11 @@
-"""."""
+"""Comparisons of whole results: maps and biases of two attributions, descriptions of two models."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 
+import tiny_models
 import torch
 
 from ffattr import Attribution
@@ -14,9 +16,21 @@ BACKENDS = tuple(
     name for name in ("cpu", "torch") if not backends.BACKENDS[name].why_not(torch.device("cpu"), torch.float32)
 )
 
+_WAYS = (("torch", "direct"), ("cpu", "operator")), (("torch", "operator"), ("cpu", "direct"))
+
+
+def ways_of(name: str, padding: str | None, names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    """Returns backends and methods to try with a family, one of ``names``, and a kind of padding: two of the four, so
+    that each meets every family, and every kind of padding in another one; all where a family has no other padding."""
+    kinds = tiny_models.paddings(name)
+    if len(kinds) == 1:
+        return _WAYS[0] + _WAYS[1]
+    return _WAYS[(list(names).index(name) + kinds.index(padding)) % 2]
+
 
 def assert_same(found: Attribution, expected: Attribution, limit: float | None = None) -> None:
-    """Maps and biases within ``limit`` of the largest entry of the layer's scope; float32 unless given."""
+    """Asserts that maps and biases are within ``limit`` of the largest entry of the layer's scope, their dtype's unless
+    given."""
     assert found.scopes == expected.scopes
     for scope in expected.scopes:
         for name in ("maps", "bias"):
@@ -29,6 +43,7 @@ def assert_same(found: Attribution, expected: Attribution, limit: float | None =
 
 
 def assert_same_layers(found: ModelDescription, expected: ModelDescription) -> None:
+    """Asserts that two descriptions say the same of every layer."""
     for layer, other in zip(found.layers, expected.layers, strict=True):
         for field in fields(layer):
             a, b = getattr(layer, field.name), getattr(other, field.name)

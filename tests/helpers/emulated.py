@@ -4,6 +4,7 @@ for. Elsewhere importing this registers the same kernels for the CPU, compiled b
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -43,7 +44,7 @@ _FLAGS = [
 
 
 def library(sources: Iterable[Path]) -> Path:
-    """Shared, of ``sources`` for the emulator; in ``build/emulated`` for as long as nothing changes. Skips the test, or
+    """Compiles ``sources`` for the emulator to a shared library, which ``.cache/emulated`` keeps. Skips the test, or
     the module that is being imported, where there is no g++."""
     compiler = shutil.which("g++")
     if compiler is None:
@@ -68,12 +69,16 @@ def _digest(*parts: bytes) -> bytes:
 
 
 def _made(key: bytes, name: str, command: list[str]) -> Path:
-    """``build/emulated/KEY/NAME``, by ``command`` if it is not there; never half written, whoever else makes it."""
-    target = ROOT / "build" / "emulated" / key.hex()[:16] / name
+    """Returns ``.cache/emulated/KEY/NAME``, made by ``command`` if it is not there. It is never half written, and made
+    once: another process that wants it meanwhile waits, and makes what nobody has begun."""
+    target = ROOT / ".cache" / "emulated" / key.hex()[:16] / name
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+    with (target.parent / "lock").open("w") as lock, tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            return target
         made = Path(folder) / name
         done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True)
         if done.returncode != 0:

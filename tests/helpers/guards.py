@@ -7,19 +7,10 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """To be imported. Memory from ``torch.empty`` is full of NaN, so that what a kernel leaves out shows."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 class Guards:

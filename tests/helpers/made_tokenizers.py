@@ -9,9 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 
 def make_tokenizer(**special: str) -> Any:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
+    """Returns one of whole words; ``special`` names its special tokens, as transformers does."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "the", "cat", "sat", "on", "a", "mat", "dog", "ran"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -27,6 +25,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 
 
 def fast(tokenizer: Tokenizer, special: bool = False) -> Any:
+    """Wraps ``tokenizer`` for transformers; with ``special`` it puts [CLS] and [SEP] around a text."""
     if special:
         tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
@@ -38,6 +37,7 @@ def fast(tokenizer: Tokenizer, special: bool = False) -> Any:
 
 
 def wordpiece() -> Any:
+    """Returns one that cuts words into pieces, as BERT's does."""
     pieces = [*SPECIAL, "the", "cat", "##s", "play", "##ing", ".", "a"]
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -1,4 +1,4 @@
-"""."""
+"""Arguments of the operators of ``torch.ops.ffattr``, right ones and wrong ones, and their comparison with float64."""
 
 from __future__ import annotations
 
@@ -18,17 +18,6 @@ MAPS = ("gram_norms", *WIDE)
 OPERATORS: Any = torch.ops.ffattr
 
 
-@pytest.fixture(autouse=True)
-def poisoned() -> Iterator[None]:
-    """Memory from ``torch.empty`` is full of NaN, so that what a kernel leaves out shows; one thread, but for some."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
-
-
 def case(
     operator: str,
     queries: int = 5,
@@ -43,8 +32,8 @@ def case(
     seed: int = 0,
     density: float = 1,
 ) -> dict[str, Any]:
-    """Arguments by name. ``tail``: which of the optional ones are there; ``density``: share of neurons with a slope
-    other than zero, not the same for each query."""
+    """Returns random arguments by name. ``tail`` says which of the optional ones are there; ``density`` is the share of
+    neurons with a slope other than zero, not the same for each query."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -82,11 +71,12 @@ def case(
 
 
 def converted(given: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Returns the arguments with their floating-point tensors in ``dtype``."""
     return {n: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t for n, t in given.items()}
 
 
 def check(operator: str, given: dict[str, Any]) -> Tensor:
-    """Within rounding of the largest entry of its scope; inputs stay as they are."""
+    """Asserts that the operator is right within rounding of its scope's largest entry, and leaves its inputs alone."""
     before = {name: t.clone() for name, t in given.items() if isinstance(t, Tensor)}
     out: Tensor = getattr(OPERATORS, operator)(*given.values())
     assert all(torch.equal(given[name], t) for name, t in before.items())
@@ -100,7 +90,7 @@ def check(operator: str, given: dict[str, Any]) -> Tensor:
 
 
 def results() -> dict[str, Tensor]:
-    """Of several cases; the test below runs this with other instruction sets."""
+    """Returns what several cases give; `test_contract` runs this with other instruction sets, too."""
     kinds: dict[str, dict[str, Any]] = {"dense": {}, "sparse": {"density": 0.2}, "many heads": {"heads": 50}}
     return {
         f"{operator} {dtype} {keys} {kind}": getattr(OPERATORS, operator)(
@@ -118,7 +108,7 @@ DEFINING = {"alpha": (0, 1, 2), "residual": (2,), "features": (0, 3), "values": 
 
 
 def wrong(operator: str) -> Iterator[tuple[str, Tensor]]:
-    """Arguments of a wrong shape or dtype, one at a time."""
+    """Yields arguments of a wrong shape or dtype, one at a time."""
     for name, tensor in case(operator).items():
         if isinstance(tensor, Tensor):
             for axis in set(range(tensor.dim())).difference(DEFINING.get(name, ())):
@@ -134,11 +124,12 @@ KEY_AXIS = {"features": 1, "values": 0, "residual": 0, "gram": 0}
 
 
 def table(sizes: list[tuple[int, int]]) -> Tensor:
+    """Returns the argument ``sequences``, ``[B + 1, 2]``, for sequences of so many queries and keys."""
     return torch.tensor([(0, 0), *sizes]).cumsum(0)
 
 
 def batch(operator: str, sizes: list[tuple[int, int]], **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Arguments of every sequence, and of all in one call, with NaN where alpha must not be read."""
+    """Returns the arguments of every sequence, and those of all in one call, with NaN where alpha must not be read."""
     single = [case(operator, *size, seed=b, **options) for b, size in enumerate(sizes)]
     shared = {n: t for n, t in single[0].items() if n != "alpha" and n not in QUERY_AXIS and n not in KEY_AXIS}
     single = [{**given, **shared} for given in single]
@@ -173,7 +164,7 @@ WRONG = {
 
 
 def arguments(operator: str, dtype: torch.dtype, wide: torch.dtype) -> list[Any]:
-    """Tensors enough to tell where a call goes."""
+    """Returns small tensors, enough to tell where a call goes."""
     alpha, position = torch.rand(2, 3, 4, dtype=dtype), torch.tensor([0, 1, 2])
     if operator == "ig_slope":
         return [torch.rand(1, 3, 5, dtype=dtype), None, None, "gelu", "exact", 0]

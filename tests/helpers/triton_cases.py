@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -127,19 +127,6 @@ def check_last_pair(operator: str, given: dict[str, Any]) -> None:
     expected = definition(operator, last_pair(given))
     assert error(out[..., -1:, -1:], expected) <= LIMITS[given["residual"].dtype]
     assert out.count_nonzero() == expected.numel()
-
-
-@pytest.fixture(autouse=True)
-def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """To be imported. Memory from ``torch.empty`` is full of NaN, so that what a kernel leaves out shows; one thread:
-    tensors are small; and the interpreter rounds as GPUs do."""
-    round_as_gpus_do(monkeypatch)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True, warn_only=True)  # cuBLAS would want an environment variable
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
 
 
 class TritonPromises(Promises):

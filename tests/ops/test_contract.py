@@ -26,6 +26,8 @@ from torch import Tensor
 
 from ffattr.ops import torch_kernels
 
+pytestmark = pytest.mark.usefixtures("poisoned", "one_thread")
+
 # ---- sizes and arguments
 
 
@@ -159,8 +161,11 @@ def test_threads_agree(operator: str) -> None:
     given = case(operator, 33, 50, heads=12, streams=2)
     one = getattr(OPERATORS, operator)(*given.values())
     torch.set_num_threads(2)
-    torch.testing.assert_close(getattr(OPERATORS, operator)(*given.values()), one, rtol=2e-6, atol=0)
-    check(operator, given)
+    try:
+        torch.testing.assert_close(getattr(OPERATORS, operator)(*given.values()), one, rtol=2e-6, atol=0)
+        check(operator, given)
+    finally:
+        torch.set_num_threads(1)
 
 
 @needs_binary

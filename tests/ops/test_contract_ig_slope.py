@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from slope_case import EXTREMES, expected, random
+from slope_cases import EXTREMES, expected, random
 from torch import Tensor
 
 import ffattr.ops.contract  # noqa: F401  declares the operators

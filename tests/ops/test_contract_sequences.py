@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import COLUMNS, KEY_AXIS, MAPS, OPERATORS, QUERY_AXIS, WRONG, batch, case, converted, poisoned, table  # noqa: F401  fixture of every test
+from op_cases import COLUMNS, MAPS, OPERATORS, WRONG, batch, case, converted, table
 from torch import Tensor
 
 from ffattr.ops import torch_kernels
+
+pytestmark = pytest.mark.usefixtures("poisoned", "one_thread")
 
 SIZES = [(1, 1), (4, 33), (0, 7), (5, 5), (2, 0), (3, 40)]
 """Queries and keys of every sequence: none, fewer queries than keys, as many, and queries without keys."""

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import OPERATORS, WIDE, batch, case, check, needs_binary, poisoned  # noqa: F401  fixture of every test
+from op_cases import OPERATORS, WIDE, batch, case, check, needs_binary
 from torch import Tensor
 
 from ffattr.ops import torch_kernels
+
+pytestmark = pytest.mark.usefixtures("poisoned", "one_thread")
 
 SKIPPING = [
     pytest.param(OPERATORS.ff_norms, "ff_norms", marks=needs_binary, id="ff_norms"),

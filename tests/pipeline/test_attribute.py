@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -24,15 +24,13 @@ from ffattr.models.spec.layer import LayerSpec
 from ffattr.ops import availability
 from ffattr.pipeline import vectors
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A registry of adapters of its own; one thread, because the tensors are small."""
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registry of adapters of its own."""
     monkeypatch.setattr(registry, "_registered", {})
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def attribute(name: str = "bert", model: nn.Module | None = None, padding: str | None = None, **options: Any) -> Any:

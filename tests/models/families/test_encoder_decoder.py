@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
+from compare_results import ways_of
 from recording import state
 from tiny_models import ENCODER_DECODERS, MORE_ENCODER_DECODERS, build
 from versions import needs
@@ -49,7 +50,7 @@ def test_layers_and_maps(name: str, padding: str | None) -> None:
     for stack, shape in {"encoder": (2, 2, read, read), "decoder": (3, 2, 6, 6), "cross": (3, 2, 6, read)}.items():
         assert stacks(expected)[stack].maps["atb"].shape == shape
         assert stacks(expected)[stack].error.max() < 1e-10
-    for backend, method in (("torch", "direct"), ("torch", "operator"), ("cpu", "direct"), ("cpu", "operator")):
+    for backend, method in ways_of(name, padding, ENCODER_DECODERS):
         found = ffattr.attribute(model, given, scopes="all", backend=backend, method=method, dtype=torch.float64)
         assert found.scopes == expected.scopes
         for scope in found.scopes:

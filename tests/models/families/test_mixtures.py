@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny_models
 import torch
-from compare_results import assert_same
+from compare_results import assert_same, ways_of
 from recording import state
 from tiny_models import MIXTURES, MORE_MIXTURES, build
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def test_layers_and_maps(name: str, padding: str | None) -> None:
     before = state(model)
     expected = ffattr.attribute(model, given, scopes=["all", SCOPE], backend="reference")
     assert expected.error.max() < 1e-10
-    for backend, method in (("torch", "direct"), ("torch", "operator"), ("cpu", "direct"), ("cpu", "operator")):
+    for backend, method in ways_of(name, padding, MIXTURES):
         found = ffattr.attribute(
             model, given, scopes=["all", SCOPE], backend=backend, method=method, dtype=torch.float64
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tiny_models
 import torch
-from compare_results import assert_same
+from compare_results import assert_same, ways_of
 from recording import assert_recomputed, run
 from tiny_models import IMAGE_FAMILIES, MORE_FAMILIES, SOUND_FAMILIES, build
 
@@ -116,7 +116,7 @@ def test_vectors_and_bias_add_up(name: str, value_bias: str) -> None:
 def test_every_backend(name: str, padding: str | None) -> None:
     model, given = build(name), tiny_models.inputs(name, length=LENGTH, padding=padding)
     expected = ffattr.attribute(model, given, scopes="all", backend="reference")
-    for backend, method in (("torch", "direct"), ("torch", "operator"), ("cpu", "direct"), ("cpu", "operator")):
+    for backend, method in ways_of(name, padding, MORE_FAMILIES):
         found = ffattr.attribute(model, given, scopes="all", backend=backend, method=method, dtype=torch.float64)
         assert_same(found, expected)
         assert found.error.max() < 1e-6

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from gram_cases import Promises, several
-from guards import DEVICE, poisoned  # noqa: F401  the last of every test
+from guards import DEVICE
 from op_cases import case
 from torch import Tensor
 
@@ -16,7 +16,7 @@ module = pytest.importorskip("ffattr.ops.triton.gram_norms")
 query_blocks = pytest.importorskip("ffattr.ops.triton.blocks").query_blocks
 
 # A zero times infinity in padding, which is not selected: the interpreter's NumPy warns.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"), pytest.mark.usefixtures("poisoned")]
 
 CPU = torch.device("cpu")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from guards import DEVICE, Guards, poisoned  # noqa: F401  the last of every test
+from guards import DEVICE, Guards
 from slope_cases import Promises
 from torch import Tensor
 
@@ -17,7 +17,7 @@ ig_slope = pytest.importorskip("ffattr.ops.triton.ig_slope").ig_slope
 INTERPRETED = pytest.importorskip("ffattr.ops.triton.runtime").INTERPRETED
 
 # A lane that is not selected may well divide by zero: the interpreter's NumPy warns.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::RuntimeWarning"), pytest.mark.usefixtures("poisoned")]
 
 
 class TestPromises(Promises):
