@@ -2,109 +2,43 @@
 
 attr = ffattr.attribute(model, inputs, scopes="layer")
 attr.maps["atb_ff_res_ln"]  # [layers, batch, query, key]
+
+The public names are in ``__init__.pyi``, which editors and type checkers read as well.
 """
 
+import ast
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ._version import __version__
+from ._version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from .decomposition.integrated_gradients import GaussLegendre, Riemann
-    from .decomposition.sketch import Sketch
-    from .engine.plan import Plan
-    from .errors import (
-        ArchitectureMismatch,
-        BackendUnavailable,
-        CaptureError,
-        FfattrError,
-        NonFiniteError,
-        OutOfMemory,
-        UnsupportedModel,
-    )
-    from .models.registry import known_models, register_adapter
-    from .models.spec.layer import LayerSpec
-    from .models.spec.weights import Columns
-    from .pipeline.attribute import attribute
-    from .pipeline.plan import plan
-    from .pipeline.vectors import Vectors, vectors
-    from .results import Attribution, StackedAttribution, load
-    from .results.keep import Dense, Pool, Reduce, Rows, Top, TopK
 
-# Loaded at first use, see the end.
-_HOME = {
-    "models.registry": ("known_models", "register_adapter"),
-    "pipeline.attribute": ("attribute",),
-    "pipeline.plan": ("plan",),
-    "pipeline.vectors": ("Vectors", "vectors"),
-    "errors": (
-        "ArchitectureMismatch",
-        "BackendUnavailable",
-        "CaptureError",
-        "FfattrError",
-        "NonFiniteError",
-        "OutOfMemory",
-        "UnsupportedModel",
-    ),
-    "decomposition.integrated_gradients": ("GaussLegendre", "Riemann"),
-    "results.keep": ("Dense", "Pool", "Reduce", "Rows", "Top", "TopK"),
-    "models.spec.layer": ("LayerSpec",),
-    "models.spec.weights": ("Columns",),
-    "results": ("Attribution", "StackedAttribution", "load"),
-    "engine.plan": ("Plan",),
-    "decomposition.sketch": ("Sketch",),
-}
-_SUBPACKAGES = ("analysis", "ops", "plot", "report", "study")
-_MODULE = {name: module for module, names in _HOME.items() for name in names}
+def _read_homes() -> dict[str, str | None]:
+    """Reads from the stub in which module every public name is defined; a folder of modules is in none."""
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    imports = [statement for statement in stub.body if isinstance(statement, ast.ImportFrom)]
+    return {alias.name: statement.module for statement in imports for alias in statement.names}
 
-__all__ = [
-    "ArchitectureMismatch",
-    "Attribution",
-    "BackendUnavailable",
-    "CaptureError",
-    "Columns",
-    "Dense",
-    "FfattrError",
-    "GaussLegendre",
-    "LayerSpec",
-    "NonFiniteError",
-    "OutOfMemory",
-    "Plan",
-    "Pool",
-    "Reduce",
-    "Riemann",
-    "Rows",
-    "Sketch",
-    "StackedAttribution",
-    "Top",
-    "TopK",
-    "UnsupportedModel",
-    "Vectors",
-    "__version__",
-    "attribute",
-    "known_models",
-    "load",
-    "plan",
-    "register_adapter",
-    "vectors",
-]
+
+_HOMES = _read_homes()
+__all__ = sorted(name for name, module in _HOMES.items() if module is not None)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _SUBPACKAGES:
-        return import_module(f"{__name__}.{name}")
-    module = _MODULE.get(name)
-    if module is None:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _HOMES[name]
+    if module is None:
+        return import_module(f"{__name__}.{name}")
     value = getattr(import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_SUBPACKAGES})
+    return sorted({*globals(), *_HOMES})
 
 
 # The operators are there as soon as the package is imported; only the command line, whose --help must not wait for

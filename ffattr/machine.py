@@ -34,7 +34,7 @@ def name_processor(device: torch.device) -> str:
 
 
 def cache_file(name: str) -> Path:
-    """Where what was measured on this machine is kept; ``FFATTR_CACHE`` names another folder."""
+    """Returns the file for what was measured on this machine; ``FFATTR_CACHE`` names another folder."""
     folder = os.environ.get("FFATTR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ffattr"
     return Path(folder).expanduser() / name
 

@@ -10,7 +10,8 @@ Indices = int | slice | Sequence[int] | None
 
 
 def indices(name: str, asked: Indices, count: int) -> tuple[int, ...]:
-    """From 0 to ``count - 1``, in the order asked for; None asks for all, negative ones count from the end.
+    """Returns numbers from 0 to ``count - 1`` in the order asked for; None asks for all, negative ones count from the
+    end.
 
     Raises TypeError or IndexError that calls them ``name``.
     """

@@ -20,6 +20,7 @@ from ..engine.layer_maps import LayerTask
 from ..engine.machine_rates import Rates
 from ..engine.pack import OneSequence
 from ..ops.backends import BACKENDS, Backend
+from ..ops.contract import Epilogue
 from .cases import Case, Size
 from .run import prepare_run, run_dense
 from .timing import time_median
@@ -123,7 +124,7 @@ class _Calibration:
     def measure_ff_maps(self) -> tuple[float, float, float]:
         queries, keys, mixed, operators = 16 * self.large, 48 * self.large, _HEADS + 1, self.operators
         alpha = self.draw_normal(_HEADS, queries, keys, dtype=self.result)
-        tail = (self.draw_normal(keys, mixed, _WIDTH), None, None, None, False, None)
+        epilogue = Epilogue(self.draw_normal(keys, mixed, _WIDTH))
         down, down_scale = self.draw_normal(_FF_WIDTH, _WIDTH), None
         direct_down = down
         if self.asked != self.dtype:
@@ -134,7 +135,7 @@ class _Calibration:
                 self.draw_normal(streams, keys, mixed, _FF_WIDTH),
                 self.draw_normal(streams, queries, _FF_WIDTH),
             )
-            given = (alpha, self.number_queries(queries), made, slope, direct_down, down_scale, *tail)
+            given = (alpha, self.number_queries(queries), made, slope, direct_down, down_scale, *epilogue)
             return self.seconds(lambda: operators.ff_norms(*given))
 
         dense, gated = time_direct(1), time_direct(2)
@@ -142,14 +143,14 @@ class _Calibration:
         mixing = _compute_rate(gated, more, dense)
         once = 2.0 * queries * keys * mixed * (_FF_WIDTH + _WIDTH) / mixing
         rate = _compute_rate(dense, 2.0 * queries * keys * _FF_WIDTH * _WIDTH, once)
-        return rate, mixing, self.measure_operator(tail, down, alpha, mixing)
+        return rate, mixing, self.measure_operator(epilogue, down, alpha, mixing)
 
-    def measure_operator(self, tail: tuple[object, ...], down: Tensor, alpha: Tensor, mixing: float) -> float:
+    def measure_operator(self, epilogue: Epilogue, down: Tensor, alpha: Tensor, mixing: float) -> float:
         _, queries, keys = alpha.shape
         few, inner = queries // 4, _HEADS * _HEAD_DIM
         maps, values = self.draw_normal(1, inner, _FF_WIDTH), self.draw_normal(keys, _HEADS, _HEAD_DIM)
         own, slope = self.draw_normal(2, 1, few, _FF_WIDTH)
-        given = (alpha[:, :few].contiguous(), self.number_queries(few), values, maps, own, slope, down, *tail)
+        given = (alpha[:, :few].contiguous(), self.number_queries(few), values, maps, own, slope, down, *epilogue)
         flops = 2.0 * few * _FF_WIDTH * _WIDTH * (inner + 1) + 2.0 * few * keys * inner * _WIDTH
         mixed = 2.0 * few * keys * (_HEADS + 1) * _WIDTH / mixing
         return _compute_rate(self.seconds(lambda: self.operators.operator_norms(*given)), flops, mixed)

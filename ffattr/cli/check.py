@@ -121,9 +121,9 @@ def _tabulate_layers(found: Reproduction) -> Table:
 
 def _shorten_scopes(scopes: tuple[str, ...]) -> str:
     """Shortens the scopes of an encoder's tokens, which are the same once more."""
-    from ..decomposition.scopes import CROSS
+    from ..results.scope_names import split_stack
 
-    across = [scope for scope in scopes if scope.startswith(CROSS)]
+    across = [scope for scope in scopes if split_stack(scope)[0] == "cross"]
     own = " ".join(scope for scope in scopes if scope not in across)
     return f"{own} {across[0]} to {across[-1]}" if across else own
 

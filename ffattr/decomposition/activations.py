@@ -39,7 +39,6 @@ class Activation:
     value: Function
     derivative: Function
     slope: Function | None = None  # (g(z) - g(0)) / z, g'(0) at z = 0
-    integral: Function | None = None  # integral_0^u g
     gated: Callable[[Tensor], Pair] | None = None
     rise: Callable[[Tensor, Tensor], Tensor] | None = None
     path: Callable[[Tensor, Tensor, Tensor, Tensor], Pair] | None = None
@@ -74,7 +73,6 @@ def _self_gated(name: str, slope: Function, slope_derivative: Function, moment: 
         value=lambda z: z * slope(z),
         derivative=lambda z: slope(z) + z * slope_derivative(z),
         slope=slope,
-        integral=lambda u: u * (u * moment(u)),
         gated=gated,
         rise=rise,
         path=path,
@@ -98,7 +96,6 @@ ACTIVATIONS: dict[str, Activation] = {
             value=forms.relu,
             derivative=forms.step,
             slope=forms.step,
-            integral=lambda u: forms.relu(u).square() / 2,
             gated=lambda u: (forms.relu(u) / 2, forms.step(u) / 2),
             rise=forms.relu_rise,
             path=forms.relu_path,
@@ -109,7 +106,6 @@ ACTIVATIONS: dict[str, Activation] = {
             value=lambda z: forms.relu(z).square(),
             derivative=lambda z: forms.relu(z) * 2,
             slope=forms.relu,
-            integral=lambda u: forms.relu(u).pow(3) / 3,
             gated=lambda u: (forms.relu(u).square() / 3, forms.relu(u) * (2 / 3)),
             rise=lambda z, b: forms.relu_rise(z, b) * (forms.relu(z) + forms.relu(b)),
             path=forms.relu2_path,
@@ -120,7 +116,6 @@ ACTIVATIONS: dict[str, Activation] = {
             value=torch.tanh,
             derivative=forms.tanh_derivative,
             slope=forms.tanh_slope,
-            integral=forms.log_cosh,
             gated=forms.tanh_gated,
             rise=forms.tanh_rise,
             path=forms.tanh_path,
@@ -130,7 +125,6 @@ ACTIVATIONS: dict[str, Activation] = {
             value=torch.sigmoid,
             derivative=forms.sigmoid_derivative,
             slope=lambda z: forms.tanh_slope(z / 2) / 4,
-            integral=forms.sigmoid_integral,
             gated=forms.sigmoid_gated,
             rise=lambda z, b: forms.tanh_rise(z / 2, b / 2) / 4,
             path=forms.sigmoid_path,

@@ -18,7 +18,7 @@ __all__ = ["Clamp"]
 
 @dataclass(frozen=True)
 class Clamp:
-    """Where the gate is cut off above and up on both sides, and what is added to up afterwards."""
+    """Cuts the gate off above ``limit`` and up on both sides of it, and adds ``offset`` to up afterwards."""
 
     limit: float
     offset: float

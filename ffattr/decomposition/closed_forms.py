@@ -246,11 +246,6 @@ def sigmoid_gated(u: Tensor) -> Pair:
     return mean / 2 + 0.5, moment / 4
 
 
-def sigmoid_integral(u: Tensor) -> Tensor:
-    far = relu(u) + (torch.log1p(torch.exp(-u.abs())) - math.log(2))
-    return torch.where(u.abs() < 1, u / 2 + log_cosh(u / 2), far)
-
-
 def sigmoid_path(u: Tensor, v: Tensor, u0: Tensor, v0: Tensor) -> Pair:
     c_u, c_v = tanh_path(u / 2, v, u0 / 2, v0)
     return c_u / 4, c_v / 2 + 0.5

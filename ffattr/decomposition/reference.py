@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 Baseline = str | Tensor
-"""Where the path of Integrated Gradients starts: ``"zero"``, ``"bias"`` (only the bias stream present) or a tensor."""
+"""The start of the path of Integrated Gradients: ``"zero"``, ``"bias"`` (only the bias stream present) or a tensor."""
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ Axis = Literal["head", "expert"]
 """What vectors may be kept apart by instead of being summed over it."""
 
 Point = Literal["attn", "attn_res", "atb", "ff_input", "ff", "ff_res", "ff_res_ln"]
-"""Where a layer is decomposed: after attention, its residual connection, and the norm behind that (``atb``, the whole
-attention block); what the feed-forward block reads, after a norm of its own; and the same again of that block."""
+"""The place at which a layer is decomposed: after attention, its residual connection, and the norm behind that
+(``atb``, the whole attention block); what the feed-forward block reads, after a norm of its own; and the same again of
+that block."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from ..decomposition.routing import Routing
 from ..decomposition.scopes import Scope
 from ..ops import torch_kernels
 from ..ops.backends import Backend
-from ..ops.contract import MOST_HEADS
+from ..ops.contract import MOST_HEADS, Epilogue
 from .key_blocks import KeyBlock, cut_keys
 from .key_tokens import AttentionPath, KeyTokens
 from .pack import QueryBlock, concatenate
@@ -75,8 +74,8 @@ class FFOperands:
             self._load_branches(weights.branches)
 
     def set_projections(self, sketch: Mapping[Scope, Tensor], scopes: Iterable[Scope]) -> None:
-        """From now on, norms of ``scopes`` are exact, but for those in ``sketch``: of the vectors times
-        ``sketch[scope]`` ``[d, w]``."""
+        """Sets how norms of ``scopes`` are computed from now on: exactly, but for those in ``sketch``, whose vectors
+        are multiplied by ``sketch[scope]`` ``[d, w]`` before."""
         known = self.weights.pairwise_scopes
         targets = [
             NormTarget((scope,), min(known.index(scope), 1), self._with_norm(scope, p)) for scope, p in sketch.items()
@@ -195,15 +194,15 @@ class KeyBlockOperands:
         slope = queries.slope[..., neurons].contiguous()
         for target, (down, down_scale), residual in zip(ff.targets, ff.down, self.residual, strict=True):
             exact = target.linear is None
-            tail: tuple[Any, ...] = (
+            epilogue = Epilogue(
                 residual,
                 queries.residual_scale,
-                norm.weight if exact and norm is not None else None,
-                queries.norm_scale if exact else None,
-                exact and norm is not None and norm.kind == "layer",
-                self.block.sequences,
+                gamma=norm.weight if exact and norm is not None else None,
+                norm_scale=queries.norm_scale if exact else None,
+                centre=exact and norm is not None and norm.kind == "layer",
+                sequences=self.block.sequences,
             )
-            out = self._call_operator(queries.token_in_pack, slope, (down[neurons], down_scale), neurons, tail)
+            out = self._call_operator(queries.token_in_pack, slope, (down[neurons], down_scale), neurons, epilogue)
             for place, scope in enumerate(target.scopes, target.first):
                 found[scope] = out[place]
                 if not exact and norm is not None and scope.point == "ff_res_ln":
@@ -217,20 +216,20 @@ class KeyBlockOperands:
         slope: Tensor,
         down: tuple[Tensor, Tensor | None],
         neurons: slice,
-        tail: tuple[Any, ...],
+        epilogue: Epilogue,
     ) -> Tensor:
         ff, block, keys = self.keys.ff, self.block, self.keys
         too_many = ff.backend.for_gpus and len(block.alpha) > MOST_HEADS  # of a large group
         operators = torch_kernels if too_many else ff.backend.require_operators()
         if self.mixed is not None:
             mixed = self.mixed[..., neurons].contiguous()
-            return operators.ff_norms(block.alpha, block.position, mixed, slope, *down, *tail)
+            return operators.ff_norms(block.alpha, block.position, mixed, slope, down[0], down[1], *epilogue)
         if keys.source.path.reads_own_tokens:
             own = torch.stack([keys.ff_own[token_in_pack] @ weight[:, neurons] for weight in ff.projections])
         else:
             own = torch.zeros_like(slope)
         values, maps = keys.values[block.tokens], ff.maps[keys.number][..., neurons].contiguous()
-        return operators.operator_norms(block.alpha, block.position, values, maps, own, slope, down[0], *tail)
+        return operators.operator_norms(block.alpha, block.position, values, maps, own, slope, down[0], *epilogue)
 
 
 class FFMaps:

@@ -20,6 +20,7 @@ import torch
 from ..decomposition.precision import operand_dtype, result_dtype
 from ..machine import cache_file, name_processor, write_cache
 from ..ops.backends import BACKENDS
+from ..ops.contract import Epilogue
 
 __all__ = ["Rates", "calibrated", "keep", "key_of", "measured", "rates_file"]
 
@@ -75,7 +76,7 @@ def key_of(name: str, dtype: torch.dtype, device: torch.device, threads: int) ->
 
 
 def rates_file() -> Path:
-    """Where rates are kept."""
+    """Returns the file that keeps rates."""
     return cache_file("rates.json")
 
 
@@ -134,16 +135,17 @@ def measured(name: str, dtype: torch.dtype, device: torch.device, threads: int) 
 
     alpha, position = tensor(heads, queries, keys).to(result_dtype(dtype)), torch.arange(queries, device=device)
     slope, down = tensor(1, queries, ff_width), tensor(ff_width, width)
-    tail = (tensor(keys, heads + 1, width), None, None, None, False)
+    epilogue = Epilogue(tensor(keys, heads + 1, width))
     inner = heads * head_dim
 
     def direct() -> object:
         features = tensor(1, keys, heads + 1, ff_width)
-        return operators.ff_norms(alpha, position, features, slope, down, None, *tail)
+        return operators.ff_norms(alpha, position, features, slope, down, None, *epilogue)
 
     def operator() -> object:
         maps, own = tensor(1, inner, ff_width), tensor(1, queries, ff_width)
-        return operators.operator_norms(alpha, position, tensor(keys, heads, head_dim), maps, own, slope, down, *tail)
+        values = tensor(keys, heads, head_dim)
+        return operators.operator_norms(alpha, position, values, maps, own, slope, down, *epilogue)
 
     flops = (
         2.0 * queries * keys * ff_width * width,

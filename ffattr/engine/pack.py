@@ -167,12 +167,12 @@ class QueryBlock:
 
 
 def list_starts(lengths: Sequence[int]) -> tuple[int, ...]:
-    """Where each begins of what lies one after the other, and where the last one ends."""
+    """Returns where each part begins of what lies one after the other, and where the last one ends."""
     return (0, *itertools.accumulate(lengths))
 
 
 def _count_by_sequence(index: Tensor, starts: tuple[int, ...]) -> list[int]:
-    """How many of ``index`` are in each of the sequences that begin at ``starts``."""
+    """Counts how many of ``index`` are in each of the sequences that begin at ``starts``."""
     number = torch.searchsorted(torch.tensor(starts[1:], device=index.device), index, right=True)
     found: list[int] = number.bincount(minlength=len(starts) - 1).tolist()
     return found

@@ -57,14 +57,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from . import torch_kernels
 
-__all__ = ["MOST_HEADS", "OPERATORS", "SCHEMAS", "Operators"]
+__all__ = ["MOST_HEADS", "OPERATORS", "SCHEMAS", "Epilogue", "Operators"]
 
 MOST_HEADS = 128
 """The kernels for GPUs are written for up to this many: a tile holds the weights of all heads, and a wider one would
@@ -100,6 +100,17 @@ SCHEMAS = {
 }
 
 OPERATORS = tuple(SCHEMAS)
+
+
+class Epilogue(NamedTuple):
+    """The last operands of both wide operators: what is added to each vector, and the norm that follows."""
+
+    residual: Tensor
+    residual_scale: Tensor | None = None
+    gamma: Tensor | None = None
+    norm_scale: Tensor | None = None
+    centre: bool = False
+    sequences: Tensor | None = None
 
 
 class Operators(Protocol):

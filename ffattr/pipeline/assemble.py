@@ -1,4 +1,4 @@
-"""From the records of a forward pass to the result: packs of sequences, without padding."""
+"""Turns the records of a forward pass into the result: packs of sequences, without padding."""
 
 from __future__ import annotations
 

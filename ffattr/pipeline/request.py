@@ -144,7 +144,8 @@ def _choose_engine(description: ModelDescription, options: Options) -> EngineOpt
 
 
 def _locate_model(description: ModelDescription) -> tuple[torch.device, torch.dtype]:
-    """Where the model is computed and in which dtype: those of its first parameter that is not packed into integers."""
+    """Returns the device and the dtype in which the model is computed: those of its first parameter that is not packed
+    into integers."""
     parameter = next(one for one in description.base.parameters() if one.dtype.is_floating_point)
     if parameter.device.type != "meta":
         return parameter.device, parameter.dtype

@@ -1,4 +1,4 @@
-"""From the names that a user gives to the scopes of each stack of layers."""
+"""Turns the names that a user gives into the scopes of each stack of layers."""
 
 from __future__ import annotations
 

@@ -67,11 +67,11 @@ class Stack:
         return f"{self.name} layer {layer}".strip()
 
     def result_layers(self, layer: int) -> list[int]:
-        """Where on the layer axis of the result a layer of the stack goes."""
+        """Returns the places on the layer axis of the result to which a layer of the stack goes."""
         return [place for place, asked in enumerate(self.layers) if asked == layer]
 
     def index_sequence(self, batch: int) -> SequenceIndex:
-        """One batch row without its padding."""
+        """Returns one batch row without its padding."""
         mask = self.mask[batch]
         queries = torch.tensor(self.queries, device=mask.device, dtype=torch.int64)
         result_rows = mask[queries].nonzero()[:, 0]

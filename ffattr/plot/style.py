@@ -42,7 +42,7 @@ OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 GREY = "#b0b0b0"
-"""Of cells without a number, and of what is only there to compare with."""
+"""The colour of cells without a number, and of what is only there to compare with."""
 
 _LABELS = 60
 """Token labels on one axis that can still be read side by side; more are thinned out."""

@@ -54,7 +54,7 @@ GRIDS = (
     *(Grid(accuracy, 1e-4) for accuracy in (0.1, 0.15, 0.2)),
     *(Grid(accuracy, 1e-3) for accuracy in (0.3, 0.5)),
 )
-"""From the finest to one with ten levels. The finest has 51 800 of them, so that 16 bits always hold a code."""
+"""Grids from the finest to one with ten levels. The finest has 51 800 of them, so that 16 bits always hold a code."""
 
 
 @dataclass(frozen=True)

@@ -63,13 +63,11 @@ def test_left_tail_of_gelu_keeps_its_digits() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_value_derivative_and_integral(name: str) -> None:
+def test_value_and_derivative(name: str) -> None:
     activation, g = ig.ACTIVATIONS[name], OFFICIAL[name]
     x = torch.tensor(VALUES, dtype=torch.float64)
     torch.testing.assert_close(activation.value(x), g(x), rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(activation.derivative(x), derivative(g, x), rtol=1e-14, atol=1e-14)
-    assert activation.integral is not None
-    check(activation.integral(x), [u * path_integrals(g, 0, u, 0, 0)[2] for u in VALUES], 1e-13)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

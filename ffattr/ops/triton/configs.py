@@ -179,7 +179,7 @@ def list_candidates(shape: Shape) -> Iterator[Config]:
 
 
 def tuned_file() -> Path:
-    """Where tuned configs are kept, by device name."""
+    """Returns the file that keeps tuned configs, by device name."""
     return cache_file("triton.json")
 
 

@@ -87,7 +87,7 @@ def test_unknown_activation_warns_and_falls_back_to_quadrature(
     with pytest.warns(UserWarning, match="falls back to Gauss-Legendre quadrature with 64 nodes"):
         activation = identify_activation(fn)
     assert activation.slope is None
-    assert activation.integral is None
+    assert activation.gated is None
     u = torch.tensor([1e-3, 2.0, -3.0, 19.0, -20.0], dtype=torch.float64)
     v = torch.full_like(u, 1.5)
     expected = [path_integrals(g, 0.0, x, 0.0, 1.5) for x in u.tolist()]

@@ -1,0 +1,36 @@
+"""The public names, and where each is defined: `ffattr` reads this file and loads a name at its first use."""
+
+from . import analysis as analysis
+from . import ops as ops
+from . import plot as plot
+from . import report as report
+from . import study as study
+from ._version import __version__ as __version__
+from .decomposition.integrated_gradients import GaussLegendre as GaussLegendre
+from .decomposition.integrated_gradients import Riemann as Riemann
+from .decomposition.sketch import Sketch as Sketch
+from .engine.plan import Plan as Plan
+from .errors import ArchitectureMismatch as ArchitectureMismatch
+from .errors import BackendUnavailable as BackendUnavailable
+from .errors import CaptureError as CaptureError
+from .errors import FfattrError as FfattrError
+from .errors import NonFiniteError as NonFiniteError
+from .errors import OutOfMemory as OutOfMemory
+from .errors import UnsupportedModel as UnsupportedModel
+from .models.registry import known_models as known_models
+from .models.registry import register_adapter as register_adapter
+from .models.spec.layer import LayerSpec as LayerSpec
+from .models.spec.weights import Columns as Columns
+from .pipeline.attribute import attribute as attribute
+from .pipeline.plan import plan as plan
+from .pipeline.vectors import Vectors as Vectors
+from .pipeline.vectors import vectors as vectors
+from .results import Attribution as Attribution
+from .results import StackedAttribution as StackedAttribution
+from .results import load as load
+from .results.keep import Dense as Dense
+from .results.keep import Pool as Pool
+from .results.keep import Reduce as Reduce
+from .results.keep import Rows as Rows
+from .results.keep import Top as Top
+from .results.keep import TopK as TopK
