@@ -1,274 +1,249 @@
-"""Everything that is measured on a GPU, by one command, within a time limit.
+"""Everything that is measured on a GPU, in two calls of at most five minutes each.
 
-    python benchmarks/gpu/device.py [--minutes 8.5] [--no-build] [--no-tests] [--tune] [--profile] [--sanitize]
-    python benchmarks/gpu/device.py --dry-run      # the same program on a CPU, with tiny layers in Triton's interpreter
+    python benchmarks/gpu/device.py first     # compile, compare with float64, time, profile
+    python benchmarks/gpu/device.py second    # the GPU's tests, sanitizer, whole models, tuning
+    python benchmarks/gpu/device.py first --dry-run     # the same plan on a CPU, with tiny shapes; no figures
 
-Builds the extension with its CUDA kernels, runs the GPU tests, measures the machine (copies, matrix product) and then
-one layer after the other, the most telling first. Every result is compared with the float64 definition before it is
-timed; a wrong one is reported as such. What fails is recorded and does not stop the rest; what no longer fits the time
-is named. Results go to benchmarks/results/<device>.json with a table beside it, and to $OUT where that is set.
+Every kernel runs in a process of its own under a limit; every result is in the file of results before the next one is
+computed, and the table is made last, of what is there. Nothing is timed that differs from the definition. Results lie
+in ``--out`` (a new folder unless given, or ``$OUT``), and with ``--keep`` in benchmarks/results/<device>.json as well.
 
-Needs torch, Triton and the standard library: no part of ffattr that needs more is imported, and by this process none.
+Needs torch, Triton and the standard library; transformers for the second call.
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import functools
+import json
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any
 
-from device_plan import FIRST, SHAPES, Estimate, Job, dtype_of, is_cuda, jobs
-from device_process import Worker, run_limited
-from device_report import Report
+from device_plan import CALLS, CASES_PER_TEST, GATED, GPU_TESTS, Phase, Task, plan_call
+from device_process import Outcome, Process, run_phase
+from device_report import read_records, write_table
 
 ROOT = Path(__file__).resolve().parents[2]
-JOBS = Path(__file__).with_name("device_jobs.py")
-
-# In two runs: a CUDA kernel that hangs shall not take the time of the others' tests.
-CUDA_TESTS = ("csrc/test_cuda_*.py", "ops/test_selfcheck.py")
-TESTS = (
-    *("ops/triton/test_*.py", "engine/test_run_triton.py", "benchmarks/test_resources.py"),
-    *("ops/test_contract*.py", "ops/test_backends*.py"),
-)
-CHECKED = ("bfloat16", "float8_e4m3fn", "float32", "float16")
-# Seconds.
-BUILD_LIMIT, CUDA_TEST_LIMIT, TEST_LIMIT, CHECK_LIMIT = 180.0, 60.0, 150.0, 45.0
-PROFILE_LIMIT, SANITIZE_LIMIT, TUNE_LEAST = 90.0, 90.0, 120.0
-CAPABILITY = "import torch; print('{}.{}'.format(*torch.cuda.get_device_capability()))"
+TASKS = Path(__file__).with_name("device_tasks.py")
+RESULTS = Path(__file__).parents[1] / "results"
+CLOCKS = ("timestamp", "clocks.sm", "clocks.mem", "power.draw", "temperature.gpu", "utilization.gpu")
+SMALL = "tests/csrc/test_cuda_ff_norms.py"
 
 
-class Session:
-    """One run of this program: its clock, its report, the process that works for it."""
+class Call:
+    """One run of this program: its folder of results, and how a task becomes a process."""
 
-    def __init__(self, asked: argparse.Namespace, report: Report, environment: dict[str, str]) -> None:
-        self.asked, self.report, self.environment = asked, report, environment
-        self.end: float = time.monotonic() + 60 * asked.minutes
-        arguments = ["--dry-run"] if asked.dry_run else []
-        self.worker = Worker([sys.executable, str(JOBS), *arguments], environment, ROOT)
-        self.silent: dict[str, str] = {}  # dtypes in which CUDA kernels hang, or end the process
+    def __init__(self, asked: argparse.Namespace, folder: Path, temporary: Path) -> None:
+        self.asked, self.folder = asked, folder
+        self.results, self.start = folder / "results.jsonl", time.monotonic()
+        self.compared: dict[str, tuple[dict[str, Any], str]] = {}
+        paths = [str(ROOT), str(TASKS.parent), os.environ.get("PYTHONPATH", "")]
+        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
+        if asked.dry_run:
+            self.environment |= {"TRITON_INTERPRET": "1", "FFATTR_CACHE": str(temporary)}
 
-    @property
-    def left(self) -> float:
-        return self.end - time.monotonic()
+    # ---- what a task runs
 
-    def step(self, name: str, needed: float, run: Callable[[], str]) -> None:
-        """``run`` returns what became of it; not begun where fewer than ``needed`` seconds are left."""
-        if self.left < needed:
-            self.report.skip(name)
-            return
-        start = time.monotonic()
-        try:
-            status = run()
-        except Exception as error:
-            status = f"failed: {traceback.format_exception_only(error)[-1].strip()}"
-        self.report.step(name, status, time.monotonic() - start)
+    def make_process(self, task: Task) -> Process:
+        commands: dict[str, Callable[[], list[str]]] = {
+            "build": self._build,
+            "tests": self._test,
+            "memcheck": functools.partial(self._sanitize, "memcheck"),
+            "racecheck": functools.partial(self._sanitize, "racecheck"),
+            "profile": functools.partial(self._profile, task),
+        }
+        environment: dict[str, str] = {}
+        if task.arguments.get("kernel") == "sm80":
+            environment["FFATTR_CUDA_KERNEL"] = "sm80"
+        if task.kind == "compile":  # not what a dry run interprets
+            environment["TRITON_INTERPRET"] = "0"
+        if task.kind in ("memcheck", "racecheck"):
+            # Within a block that the allocator caches, any access would pass for a right one.
+            environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
+        if task.kind == "build":
+            environment |= {"FFATTR_CUDA": "1", "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST", "9.0a")}
+            environment["OMP_NUM_THREADS"] = str(os.cpu_count() or 1)
+        command = commands[task.kind]() if task.kind in commands else self._task(task)
+        waits = task.kind not in commands
+        return Process(task.name, tuple(command), task.limit, task.lane, waits, environment)
 
-    def ask(self, job: Job, limit: float) -> dict[str, Any]:
-        return self.worker.ask(job, min(limit, max(self.left, 1.0)))
+    def _task(self, task: Task, *more: str) -> list[str]:
+        about = json.dumps({"name": task.name, "kind": task.kind, "arguments": task.arguments})
+        dry = ["--dry-run"] if self.asked.dry_run else []
+        return [sys.executable, str(TASKS), about, str(self.results), *dry, *more]
 
-    # ---- steps
-
-    def build(self) -> str:
-        environment = self.environment
+    def _build(self) -> list[str]:
         # A dry run asks for no more than the name: another build may be in use.
-        arguments = ["--name"]
-        if not self.asked.dry_run:
-            arguments = ["build_ext", "--inplace"]
-            environment = {"FFATTR_CUDA": "1", **self._architecture(), **environment}
-        return self._command("build", [sys.executable, "setup.py", *arguments], BUILD_LIMIT, environment)
+        return [sys.executable, "setup.py", *(["--name"] if self.asked.dry_run else ["build_ext", "--inplace"])]
 
-    def _architecture(self) -> dict[str, str]:
-        """That of this GPU alone, for the time that others take; where it does not tell, all are built."""
-        code, output = run_limited([sys.executable, "-c", CAPABILITY], self.environment, ROOT, 60)
-        if code != 0:
-            return {}
-        capability = output.split()[-1]
-        return {"TORCH_CUDA_ARCH_LIST": "9.0a" if capability == "9.0" else capability}
+    def _test(self) -> list[str]:
+        patterns: Sequence[str] = ("tests/decomposition/test_precision.py",) if self.asked.dry_run else GPU_TESTS
+        files = [str(path.relative_to(ROOT)) for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+        # Verbose: what passed until the limit is known even where the end was not reached.
+        options = ["-v", "-rfE", "--tb=short", "-p", "no:cacheprovider", f"--cases-per-test={CASES_PER_TEST}"]
+        options += [] if self.asked.dry_run else ["--numprocesses=12", "--timeout=20"]
+        return [sys.executable, "-m", "pytest", *options, "--continue-on-collection-errors", *files]
 
-    def tests(self, name: str, patterns: tuple[str, ...], limit: float) -> str:
-        patterns = ("decomposition/test_precision.py",) if self.asked.dry_run else patterns
-        files = [str(path) for pattern in patterns for path in sorted((ROOT / "tests").glob(pattern))]
-        files.sort(key=lambda file: "resources" in file)  # compiles what needs no GPU: last, should time run out
-        # A file that needs what this machine does not have shall not keep the others from running.
-        options = ["-q", "-rfE", "--tb=short", "--durations=5", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-m", "pytest", *options, "--continue-on-collection-errors", *files]
-        return self._command(name, command, limit)
+    def _sanitize(self, tool: str) -> list[str]:
+        test = ["-m", "pytest", "-q", "-p", "no:cacheprovider", SMALL, "-k", "small", "--cases-per-test=1"]
+        return ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, *test]
 
-    def _command(self, name: str, command: list[str], limit: float, environment: dict[str, str] | None = None) -> str:
-        limit = min(limit, self.left)
-        code, output = run_limited(command, environment or self.environment, ROOT, limit)
-        self.report.log(name, output)
-        last = (output.strip().splitlines() or ["no output"])[-1]
-        return f"stopped after {limit:.0f} s: {last}" if code is None else ("" if code == 0 else "failed: ") + last
+    def _profile(self, task: Task) -> list[str]:
+        """Of three launches the last one of the kernel that computes pairs of different tokens."""
+        launch = Task(task.name, "launch", task.arguments)
+        backend = task.arguments["backend"]
+        kernels = {"triton": "direct_kernel", "cuda": "direct"}[backend]
+        command = ["ncu", "--clock-control", "none", "--set", "full", "--kernel-name", f"regex:{kernels}"]
+        command += ["--launch-skip", "4", "--launch-count", "1", "--csv", "--page", "raw"]
+        command += ["--log-file", str(self.folder / f"ncu-{backend}.csv")]
+        return [*command, *self._task(launch, "--now")]
 
-    def machine(self) -> str:
-        for kind in ("machine", "copy", "matrix"):
-            answer = self.ask({"kind": kind}, 120)
-            if answer["status"] != "ok":
-                raise RuntimeError(f"{kind}: {answer.get('reason', answer['status'])}")
-            self.report.machine(answer)
-        return str(self.report.about["name"])
+    # ---- running
 
-    def cuda(self) -> str:
-        """The self-check of the CUDA kernels in every dtype. Where it hangs nothing else is tried in that dtype."""
-        told = {}
-        for place, dtype in enumerate(CHECKED):
-            answer = self.ask({"kind": "check", "backend": "cuda", "dtype": dtype}, CHECK_LIMIT)
-            told[dtype] = answer.get("reason", "runs")
-            if answer["status"] == "failed" and "checked" not in answer:
-                self.silent = dict.fromkeys(CHECKED[place:], f"its self-check in {dtype}: {answer['reason']}")
-            if self.silent or (place == 0 and answer["status"] == "not available"):
-                break
-            told[dtype] = ("failed: " if answer["status"] == "failed" else "") + told[dtype]
-        self.report.machine({"CUDA kernels": told})
-        failed = self.silent or any(text.startswith("failed") for text in told.values())
-        return ("failed: " if failed else "") + "; ".join(f"{dtype} {text}" for dtype, text in told.items())
+    def run(self, phases: Sequence[Phase]) -> None:
+        with (self.folder / "log.txt").open("w") as log:
+            for phase in phases:
+                begin = time.monotonic() - self.start
+                self.say(f"{phase.name}: {len(phase.tasks)} tasks within {phase.seconds:.0f} s")
+                self.record(kind="phase", name=phase.name, begin=begin)
+                processes = []
+                for task in phase.tasks:
+                    process = self.make_process(task)
+                    unproven = self.find_unproven(task)
+                    if unproven:
+                        self.report(task, Outcome(task.name, f"not run: {unproven}", 0.0))
+                    elif shutil.which(process.command[0]) is None:
+                        self.report(task, Outcome(task.name, f"not run: no {process.command[0]} on the PATH", 0.0))
+                    else:
+                        processes.append(process)
+                tasks = {task.name: task for task in phase.tasks}
+                lanes = {"gpu": phase.gpu, "cpu": min(phase.cpu, 2 * (os.cpu_count() or 1))}
+                run_phase(
+                    processes,
+                    lanes,
+                    phase.seconds,
+                    self.environment,
+                    ROOT,
+                    log,
+                    lambda outcome, tasks=tasks: self.report(tasks[outcome.name], outcome),  # type: ignore[misc]
+                )
 
-    def layers(self) -> None:
-        estimate = Estimate()
-        reserved = (PROFILE_LIMIT if self.asked.profile else 0.0) + (TUNE_LEAST if self.asked.tune else 0.0)
-        reserved += 2 * SANITIZE_LIMIT if self.asked.sanitize else 0.0
-        for job in jobs([s for s in SHAPES if s in self.asked.shapes], self.asked.dry_run):
-            if self._known_missing(job):
-                continue
-            flops = self.report.about["flops_per_pair"][job["shape"]] * float(job["tokens"]) ** 2
-            needed = estimate.of(job, flops * job.get("sequences", 1))
-            if needed > self.left - reserved:
-                self.report.skip(self.report.title(job))
-                continue
-            answer = self._hopeless(job) or self.ask(job, max(60.0, 4 * needed))
-            if answer["status"] == "failed" and self.left < 1:  # given up because the end had come
-                self.report.skip(self.report.title(job))
-                continue
-            estimate.learn(job, answer)
-            self.report.result(job, answer)
-
-    def _hopeless(self, job: Job) -> dict[str, Any] | None:
-        """The answer of a variant that ran out of memory with fewer tokens, or failed twice, for the same shape."""
-        if is_cuda(job) and dtype_of(job) in self.silent:
-            return {"status": "not available", "reason": self.silent[dtype_of(job)]}
-        what = ("shape", "variant", "backend")
-        same = [r for r in self.report.results if all(r.get(key) == job.get(key) for key in what)]
-        full = [r["tokens"] for r in same if r["status"] == "out of memory" and r["tokens"] <= job["tokens"]]
-        if full:
-            return {"status": "out of memory", "reason": f"already at {min(full)} tokens"}
-        if "variant" in job and sum(r["status"] == "failed" for r in same) >= 2:
-            return {"status": "not tried", "reason": "failed twice before"}
+    def find_unproven(self, task: Task) -> str | None:
+        """Says why a kernel is not tried again: it hung, or died, when it was compared with its definition."""
+        if task.kind not in ("time", "profile"):
+            return None
+        mine = {key: task.arguments[key] for key in ("backend", "operator", "dtype", "kernel")}
+        for name, (given, status) in self.compared.items():
+            if mine.items() <= given.items() and status != "ok" and self._shapes(given) & self._shapes(task.arguments):
+                return f"{name} {status}"
         return None
 
-    def _known_missing(self, job: Job) -> bool:
-        """Whether the report has said that there is no such kernel here: once is enough."""
-        what = ("kind", "variant", "backend")
-        missing = [r for r in self.report.results if r["status"] == "not available"]
-        return any(all(r.get(key) == job.get(key) for key in what) for r in missing)
+    @staticmethod
+    def _shapes(given: dict[str, Any]) -> set[bool]:
+        """Whether the layers are gated: those are other kernels."""
+        return {shape == GATED for shape, _ in given["cases"]}
 
-    def sanitize(self, tool: str) -> str:
-        if shutil.which("compute-sanitizer") is None:
-            return "not run: compute-sanitizer is not on the PATH"
-        self.worker.stop()  # its memory and its time on the GPU
-        # Within a block that the allocator caches, any access would pass for a right one.
-        environment = {**self.environment, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable, "-m", "pytest"]
-        command += ["-q", "-p", "no:cacheprovider", "tests/csrc/test_cuda_ff_norms.py", "-k", "small"]
-        return self._command(tool, command, SANITIZE_LIMIT, environment)
+    def record(self, **found: object) -> None:
+        with self.results.open("a") as file:
+            file.write(json.dumps(found) + "\n")
 
-    def tune(self) -> str:
-        """The last of all: it takes what time is left, for the two layers that tell most."""
-        told = []
-        cases = [case for case in (FIRST[0], FIRST[2]) if case[0] in self.asked.shapes]
-        for number, (shape, tokens) in enumerate(cases):
-            seconds = max(5.0, (self.left - 45) / (len(cases) - number))  # and some more for what is under way then
-            job = {"kind": "tune", "shape": shape, "tokens": tokens, "dtype": "bfloat16", "seconds": seconds}
-            answer = self.ask(job, seconds + 60)
-            self.report.tuned(job, answer)
-            told.append(f"{shape} {answer['status']} {answer.get('reason', '')}".strip())
-        return ", ".join(told)
+    def report(self, task: Task, outcome: Outcome) -> None:
+        if task.kind == "correct":
+            self.compared[task.name] = task.arguments, outcome.status
+        self.record(kind="task", of=task.kind, arguments=task.arguments, **asdict(outcome))
+        self.say(f"{outcome.name}: {outcome.status}, {outcome.seconds:.1f} s")
 
-    def profile(self) -> str:
-        if shutil.which("ncu") is None:
-            raise FileNotFoundError("ncu is not on the PATH")
-        self.worker.stop()  # its memory and its time on the GPU
-        command = ["ncu", "--kernel-name", "regex:direct_kernel", "--launch-skip", "2", "--launch-count", "1"]
-        command += ["--set", "full", sys.executable, str(JOBS), "--once", *map(str, FIRST[0])]
-        return self._command("ncu", command, PROFILE_LIMIT)
-
-    def run(self) -> None:
-        if not self.asked.no_build:
-            self.step("build", 60, self.build)
-        if not self.asked.no_tests:
-            self.step("cuda-tests", 30, lambda: self.tests("cuda-tests", CUDA_TESTS, CUDA_TEST_LIMIT))
-            self.step("tests", 60, lambda: self.tests("tests", TESTS, TEST_LIMIT))
-        self.step("machine", 30, self.machine)
-        if "flops_per_second" not in self.report.about:
-            return
-        if not self.asked.no_layers:
-            self.step("cuda", 20, self.cuda)
-            self.layers()
-        if self.asked.sanitize:
-            for tool in ("memcheck", "racecheck"):
-                self.step(tool, 30, functools.partial(self.sanitize, tool))
-        if self.asked.profile:
-            self.step("profile", 40, self.profile)
-        if self.asked.tune:
-            self.step("tune", 40, self.tune)
+    def say(self, text: str) -> None:
+        print(f"[{time.monotonic() - self.start:5.1f} s] {text}", flush=True)
 
 
-def stand_ins(folder: Path) -> list[str]:
-    """What to put before PYTHONPATH: psutil, of which planning needs one number, where it is not installed."""
-    try:
-        import psutil  # noqa: F401
-    except ImportError:
-        (folder / "psutil.py").write_text(
-            "import os\nfrom types import SimpleNamespace\n\n\ndef virtual_memory():\n"
-            "    pages, size = os.sysconf('SC_AVPHYS_PAGES'), os.sysconf('SC_PAGE_SIZE')\n"
-            "    return SimpleNamespace(available=pages * size)\n"
-        )
-        return [str(folder)]
-    return []
+class Sampler:
+    """Writes clocks and power of the GPU ten times a second to a file, where there is nvidia-smi."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._child: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] | None = None
+
+    def __enter__(self) -> None:
+        if shutil.which("nvidia-smi") is not None:
+            command = ["nvidia-smi", f"--query-gpu={','.join(CLOCKS)}", "--format=csv,nounits", "--loop-ms=100"]
+            self._output = self.file.open("wb")
+            self._child = subprocess.Popen(command, stdout=self._output, stderr=subprocess.DEVNULL)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._child is not None and self._output is not None:
+            self._child.send_signal(signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                self._child.wait(2)
+            self._output.close()
 
 
-def parsed() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8.5, help="end of everything")
-    parser.add_argument("--no-build", action="store_true")
-    parser.add_argument("--no-tests", action="store_true")
-    parser.add_argument("--no-layers", action="store_true", help="with --tune, --profile, --sanitize: only these")
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--tune", action="store_true", help="search for better tiles in what time is left")
-    parser.add_argument("--profile", action="store_true", help="one launch of the direct kernel under ncu")
-    parser.add_argument("--sanitize", action="store_true", help="a small CUDA launch under compute-sanitizer, twice")
+    parser.add_argument("call", choices=CALLS)
     parser.add_argument("--dry-run", action="store_true", help="on a CPU, with tiny layers; no figures")
+    parser.add_argument("--phases", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--tasks", nargs="+", metavar="PATTERN", help="only those of these names, * for anything")
+    parser.add_argument("--no-build", action="store_true", help="the extension is built already")
+    parser.add_argument("--out", type=Path, help="folder of results (default: $OUT, else a new one)")
+    parser.add_argument("--keep", action="store_true", help="write benchmarks/results/<device>.json and .md too")
     return parser.parse_args()
 
 
+def choose_phases(asked: argparse.Namespace) -> list[Phase]:
+    phases = plan_call(asked.call)
+    names = [phase.name for phase in phases]
+    unknown = set(asked.phases or ()).difference(names)
+    if unknown:
+        raise SystemExit(f"no phase {', '.join(sorted(unknown))} in the {asked.call} call; it has {', '.join(names)}")
+    chosen = [phase for phase in phases if asked.phases is None or phase.name in asked.phases]
+    return [_pick_tasks(phase, asked) for phase in chosen]
+
+
+def _pick_tasks(phase: Phase, asked: argparse.Namespace) -> Phase:
+    """Limits of a dry run are four times as long: what takes a GPU milliseconds takes an interpreter seconds."""
+    wanted = asked.tasks or ["*"]
+    tasks = tuple(
+        replace(task, limit=task.limit * (4 if asked.dry_run else 1))
+        for task in phase.tasks
+        if any(fnmatch.fnmatch(task.name, pattern) for pattern in wanted)
+        and not (asked.no_build and task.kind == "build")
+    )
+    return replace(phase, tasks=tasks, seconds=phase.seconds * (4 if asked.dry_run else 1))
+
+
 def main() -> int:
-    asked = parsed()
+    asked = parse_arguments()
+    phases = choose_phases(asked)
+    out = asked.out or (
+        Path(os.environ["OUT"]) if os.environ.get("OUT") else Path(tempfile.mkdtemp(prefix="ffattr-gpu-"))
+    )
+    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
-        paths = [*stand_ins(Path(temporary)), str(ROOT), os.environ.get("PYTHONPATH", "")]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-        folders = [Path(__file__).parents[1] / "results"]
-        if asked.dry_run:
-            environment |= {"TRITON_INTERPRET": "1", "FFATTR_CACHE": temporary}
-            folders = [Path(tempfile.mkdtemp(prefix="ffattr-dry-run-"))]
-        if os.environ.get("OUT"):
-            folders.append(Path(os.environ["OUT"]))
-        report = Report(folders, asked.dry_run)
-        session = Session(asked, report, environment)
+        call = Call(asked, out, Path(temporary))
         try:
-            session.run()
-        finally:
-            session.worker.stop()
-            report.save()
-    print("\nresults:", *report.files)
-    return 1 if report.failures else 0
+            with Sampler(out / "clocks.csv"):
+                call.run(phases)
+        finally:  # also after Ctrl-C
+            records = read_records(call.results)
+            files = write_table(records, out, RESULTS if asked.keep and not asked.dry_run else None, asked.dry_run)
+            print("\nresults:", *files)
+    wrong = [r for r in records if r.get("right") is False or r["kind"] == "failed"]
+    ended = [r for r in records if r["kind"] == "task" and r["status"].startswith(("failed", "stopped"))]
+    return 1 if wrong or ended else 0
 
 
 if __name__ == "__main__":

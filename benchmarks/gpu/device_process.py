@@ -1,110 +1,167 @@
-"""Processes that can be given up: one command with a time limit, and one that answers jobs and may hang or die."""
+"""Processes side by side under limits: each may hang or die, none is waited for without end, none outlives its turn.
+
+A process of `device_tasks.py` is started ahead of its turn, so that importing torch costs the GPU no time. It closes
+its standard output when it is ready, and begins when a line arrives on its standard input: from there its limit counts.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import queue
+import select
 import signal
 import subprocess
-import tempfile
-import threading
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-__all__ = ["Worker", "run_limited"]
+__all__ = ["Outcome", "Process", "run_phase"]
 
-
-def run_limited(command: list[str], environment: dict[str, str], folder: Path, limit: float) -> tuple[int | None, str]:
-    """Exit code, None after ``limit`` seconds, and what it printed until then."""
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = _started(command, environment, folder, stdout=output, stderr=subprocess.STDOUT)
-        code: int | None
-        try:
-            code = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            _end(process)
-        output.seek(0)
-        return code, output.read()
+GRACE = 1.0
+"""Seconds between SIGINT, on which Python still says where it was, and SIGKILL; and again until it is given up."""
+AHEAD = 2
+"""How many processes of a lane get ready while others run."""
+READY_LIMIT = 30.0
+"""Seconds in which a process has to be ready."""
+PAUSE = 0.02
 
 
-class Worker:
-    """Starts its command when it is asked something, and anew after it died or was given up.
+@dataclass(frozen=True)
+class Process:
+    """What to start. ``waits``: it begins on a line from its standard input. ``lane``: the "gpu", or the "cpu"."""
 
-    The command reads a line of JSON for each job and prints ``answer`` and a line of JSON.
-    """
-
-    def __init__(self, command: list[str], environment: dict[str, str], folder: Path) -> None:
-        self._start = (command, environment, folder)
-        self._process: subprocess.Popen[str] | None = None
-        self._lines: queue.Queue[str | None] = queue.Queue()
-        self._errors: IO[str] | None = None
-
-    def ask(self, job: dict[str, Any], limit: float) -> dict[str, Any]:
-        """The answer, or ``{"status": "failed", "reason": ...}`` where there is none within ``limit`` seconds."""
-        try:
-            if self._process is None:
-                self._begin()
-            assert self._process is not None
-            assert self._process.stdin is not None
-            self._process.stdin.write(json.dumps(job) + "\n")
-            self._process.stdin.flush()
-            line = self._lines.get(timeout=limit)
-        except queue.Empty:
-            self.stop()
-            return {"status": "failed", "reason": f"no answer within {limit:.0f} s: given up"}
-        except OSError:  # it died between two jobs
-            line = None
-        if line is None:
-            reason = self._last_error()
-            self.stop()
-            return {"status": "failed", "reason": f"the process died: {reason}"}
-        answer: dict[str, Any] = json.loads(line)
-        if answer.pop("unusable", False):
-            self.stop()
-        return answer
-
-    def stop(self) -> None:
-        if self._process is not None:
-            _end(self._process)
-            self._process = None
-        if self._errors is not None:
-            self._errors.close()
-            self._errors = None
-
-    def _begin(self) -> None:
-        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed by stop
-        self._lines = queue.Queue()
-        self._process = _started(*self._start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors)
-        threading.Thread(target=_read, args=(self._process.stdout, self._lines), daemon=True).start()
-
-    def _last_error(self) -> str:
-        if self._errors is None:
-            return ""
-        self._errors.seek(0)
-        return (self._errors.read().strip().splitlines() or ["it said nothing"])[-1]
+    name: str
+    command: tuple[str, ...]
+    limit: float
+    lane: str = "gpu"
+    waits: bool = True
+    environment: dict[str, str] = field(default_factory=dict)
 
 
-def _read(source: Any, lines: queue.Queue[str | None]) -> None:
-    """Puts every answer into ``lines``, and None at the end."""
-    for line in source:
-        if line.startswith("answer "):
-            lines.put(line.removeprefix("answer "))
-    lines.put(None)
+@dataclass(frozen=True)
+class Outcome:
+    """``status``: "ok", "failed: exit 1", "stopped after 12 s" or "not begun"; ``seconds`` count from its turn."""
+
+    name: str
+    status: str
+    seconds: float
 
 
-def _started(command: list[str], environment: dict[str, str], folder: Path, **streams: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(command, env=environment, cwd=folder, text=True, start_new_session=True, **streams)
+class _Running:
+    def __init__(self, process: Process, environment: dict[str, str], folder: Path, log: IO[str]) -> None:
+        self.process = process
+        self.started, self.begun = time.monotonic(), 0.0
+        self.stopping: float | None = None
+        self.limit = process.limit
+        self.child = subprocess.Popen(
+            process.command,
+            env={**environment, **process.environment},
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if process.waits else log,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+
+    def is_ready(self) -> bool:
+        """Whether it may begin, or will never: what has died, or takes too long, begins to be reported."""
+        if not self.process.waits or self.child.poll() is not None:
+            return True
+        if time.monotonic() > self.started + READY_LIMIT:
+            self.signal(signal.SIGKILL)
+            return True
+        assert self.child.stdout is not None
+        return bool(select.select([self.child.stdout], [], [], 0)[0])
+
+    def begin(self, limit: float) -> None:
+        self.begun, self.limit = time.monotonic(), limit
+        assert self.child.stdin is not None
+        with suppress(OSError):  # it died while it waited: its exit code says so
+            if self.process.waits:
+                self.child.stdin.write("go\n")
+            self.child.stdin.close()
+
+    def poll(self) -> Outcome | None:
+        """Returns what became of it, if it is over; stops it where its limit has passed."""
+        now = time.monotonic()
+        code = self.child.poll()
+        if code is not None:
+            self.signal(signal.SIGKILL)  # what it may have started
+            if self.stopping is not None:
+                return self.outcome(f"stopped after {self.limit:.0f} s")
+            return self.outcome("ok" if code == 0 else f"failed: exit {code}")
+        if self.stopping is None:
+            if now >= self.begun + self.limit:
+                self.signal(signal.SIGINT)
+                self.stopping = now
+        elif now >= self.stopping + 2 * GRACE:
+            return self.outcome(f"stopped after {self.limit:.0f} s, and does not end")
+        elif now >= self.stopping + GRACE:
+            self.signal(signal.SIGKILL)
+        return None
+
+    def outcome(self, status: str) -> Outcome:
+        return Outcome(self.process.name, status, time.monotonic() - self.begun)
+
+    def signal(self, number: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.child.pid, number)
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """With all that it started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    if process.stdin is not None:
-        with suppress(OSError):  # what it no longer read
-            process.stdin.close()
+def run_phase(
+    processes: Sequence[Process],
+    lanes: dict[str, int],
+    seconds: float,
+    environment: dict[str, str],
+    folder: Path,
+    log: IO[str],
+    report: Callable[[Outcome], None],
+) -> None:
+    """Runs processes in order, at most ``lanes[lane]`` of a lane at once, and is over after ``seconds`` and the time
+    that stopping takes. ``report`` hears of each as soon as it is over, also of those that could not begin."""
+    deadline = time.monotonic() + seconds
+    left = list(processes)
+    waiting: list[_Running] = []
+    running: list[_Running] = []
+    try:
+        while left or waiting or running:
+            now = time.monotonic()
+            for one in list(running):
+                outcome = one.poll()
+                if outcome is not None:
+                    running.remove(one)
+                    report(outcome)
+            if now < deadline:
+                _begin_waiting(waiting, running, lanes, deadline)
+                while left and _has_room(left[0], waiting, running, lanes):
+                    waiting.append(_Running(left.pop(0), environment, folder, log))
+                _begin_waiting(waiting, running, lanes, deadline)
+            else:
+                for one in waiting:
+                    one.signal(signal.SIGKILL)
+                for process in [*(one.process for one in waiting), *left]:
+                    report(Outcome(process.name, "not begun", 0.0))
+                waiting, left = [], []
+            time.sleep(PAUSE)
+    finally:  # Ctrl-C, or an error of who reports
+        for one in [*waiting, *running]:
+            one.signal(signal.SIGKILL)
+
+
+def _begin_waiting(waiting: list[_Running], running: list[_Running], lanes: dict[str, int], deadline: float) -> None:
+    for one in [one for one in waiting if one.is_ready()]:
+        lane = one.process.lane
+        if sum(other.process.lane == lane for other in running) < lanes[lane]:
+            waiting.remove(one)
+            one.begin(max(0.0, min(one.process.limit, deadline - time.monotonic())))
+            running.append(one)
+
+
+def _has_room(process: Process, waiting: list[_Running], running: list[_Running], lanes: dict[str, int]) -> bool:
+    """Whether to start it by now: it may begin at once, or is among the next of its lane."""
+    mine = sum(one.process.lane == process.lane for one in running)
+    ahead = sum(one.process.lane == process.lane for one in waiting)
+    return mine + ahead < lanes[process.lane] + (AHEAD if process.waits else 0)

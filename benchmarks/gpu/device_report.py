@@ -1,237 +1,193 @@
-"""What `device.py` found, as JSON and as a table: written anew after every result, so that nothing is lost."""
+"""The table that `device.py` prints: kernel by kernel right or wrong, its time, its share of the machine, its limit."""
 
 from __future__ import annotations
 
+import csv
 import json
 import re
-import time
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Report"]
+from device_plan import name_kernel
 
-BASELINE, RATIO = "PyTorch, materialising", "CUDA / Triton"
-_DRY = "dry run, no figures"
-# What a dry run does not keep: Triton's interpreter has no speed to report.
-_FIGURES = {"seconds", "first_seconds", "share", "speedup", "bytes_per_second", "flops_per_second"}
-_FIGURES |= {"peak_bytes", "held_bytes", "share_of_layer", "times_triton"}
+__all__ = ["read_records", "write_table"]
 
-
-class Report:
-    """``about`` the machine, steps, results of jobs, and what was left out."""
-
-    def __init__(self, folders: list[Path], dry_run: bool) -> None:
-        self.folders, self.dry_run = folders, dry_run
-        self.about: dict[str, Any] = {}
-        self.steps: list[dict[str, Any]] = []
-        self.results: list[dict[str, Any]] = []
-        self.tunings: list[dict[str, Any]] = []
-        self.skipped: list[str] = []
-        self.logs: dict[str, str] = {}
-        self.files: list[Path] = []
-        self._start = time.monotonic()
-
-    @property
-    def failures(self) -> list[str]:
-        steps = [step["name"] for step in self.steps if step["status"].startswith(("failed", "stopped"))]
-        jobs = [self.title(r) for r in self.results + self.tunings if r["status"] in ("failed", "wrong")]
-        return steps + jobs
-
-    # ---- what happened
-
-    def step(self, name: str, status: str, seconds: float) -> None:
-        self.steps.append({"name": name, "status": status, "seconds": seconds})
-        self._say(f"{name}: {status}")
-        if "name" in self.about:  # files are called by it
-            self.save()
-
-    def log(self, name: str, output: str) -> None:
-        """Kept in a file of its own."""
-        self.logs[name] = output
-
-    def machine(self, answer: dict[str, Any]) -> None:
-        self.about |= {key: value for key, value in answer.items() if key != "status"}
-
-    def skip(self, name: str) -> None:
-        self.skipped.append(name)
-        self._say(f"{name}: no time left")
-
-    def result(self, job: dict[str, Any], answer: dict[str, Any]) -> None:
-        found = {**job, **answer}
-        if found.get("flops") and found.get("seconds") and self.about.get("flops_per_second"):
-            found["share"] = found["flops"] / found["seconds"] / self.about["flops_per_second"]
-        self.results.append(found)
-        self._compare()
-        text = found["status"] if found["status"] != "ok" or self.dry_run else f"{found['seconds'] * 1e3:.3f} ms"
-        for key, form in (("share", "{:.1%}"), ("error", "error {:.0e}"), ("reason", "{}")):
-            if found.get(key) is not None and not (self.dry_run and key in _FIGURES):
-                text += f", {form.format(found[key])}"
-        self._say(f"{self.title(job)}: {text}")
-        self.save()
-
-    def tuned(self, job: dict[str, Any], answer: dict[str, Any]) -> None:
-        self.tunings.append({**job, **answer})
-        self.save()
-
-    @staticmethod
-    def title(job: dict[str, Any]) -> str:
-        what = job.get("variant", job["kind"])
-        if job["kind"] == "batch":
-            what = f"{job['sequences']} sequences, {'one by one' if job['looped'] else 'in one launch'}"
-        if "backend" in job:
-            what += f", {job['backend']}"
-        return f"{job['shape']}, T = {job['tokens']}, {what}"
-
-    def _say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._start:5.0f} s] {text}", flush=True)
-
-    def _compare(self) -> None:
-        """Ratios between results: to materialising, to a whole layer, to one launch for all, of CUDA to Triton."""
-        for found in self.results:
-            if not found.get("seconds"):
-                continue
-            if found["kind"] == "layer" and (base := self._seconds(found, variant=BASELINE)):
-                found["speedup"] = base / found["seconds"]
-            if found["kind"] == "slope" and (layer := self._seconds(found, variant=_layer_of(found))):
-                found["share_of_layer"] = found["seconds"] / layer
-            if found["kind"] == "batch" and (loop := self._seconds(found, looped=True, backend=found.get("backend"))):
-                found["speedup"] = loop / found["seconds"]
-            if (like := _by_triton(found)) and (triton := self._seconds(found, **like)):
-                found["times_triton"] = found["seconds"] / triton
-
-    def _seconds(self, like: dict[str, Any], **wanted: Any) -> float | None:
-        wanted |= {"shape": like["shape"], "tokens": like["tokens"]}
-        same = (r for r in self.results if all(r.get(key) == value for key, value in wanted.items()))
-        return next((r["seconds"] for r in same if r.get("seconds")), None)
-
-    # ---- files
-
-    def save(self) -> None:
-        whole = {
-            "note": _DRY if self.dry_run else "medians; every result was compared with the float64 definition first",
-            "machine": self.about,
-            "steps": self.steps,
-            "results": self.results,
-            "tuning": self.tunings,
-            "no time left for": self.skipped,
-        }
-        if self.dry_run:
-            whole = _without_figures(whole)
-        name = re.sub(r"[^a-z0-9]+", "-", str(self.about.get("name", "unknown device")).lower()).strip("-")
-        texts = {f"{name}.json": json.dumps(whole, indent=1) + "\n", f"{name}.md": self._markdown(whole)}
-        texts |= {f"{name}.{log}.txt": output for log, output in self.logs.items()}
-        self.files = []
-        # Nothing is kept of a machine that did not even tell its name, but for who collects the output.
-        for folder in self.folders if "name" in self.about else self.folders[1:]:
-            folder.mkdir(parents=True, exist_ok=True)
-            for file, text in texts.items():
-                (folder / file).write_text(text)
-                self.files.append(folder / file)
-
-    def _markdown(self, whole: dict[str, Any]) -> str:
-        about = whole["machine"]
-        lines = [f"# {about.get('name', 'unknown device')}", "", f"{whole['note'].capitalize()}.", ""]
-        versions = [f"{key} {about[key]}" for key in ("torch", "triton", "cuda", "python") if about.get(key)]
-        if about.get("flops_per_second"):
-            versions.append(f"{about['dtype']} matrix product {about['flops_per_second'] / 1e12:.0f} TFLOP/s")
-        if about.get("bytes_per_second"):
-            versions.append(f"copies {about['bytes_per_second'] / 1e9:.0f} GB/s, read and written")
-        lines += [", ".join(versions) + ".", "", *_table(["step", "outcome", "s"], _steps(whole["steps"]))]
-        layers = [r for r in whole["results"] if r["kind"] == "layer"]
-        for shape in dict.fromkeys(r["shape"] for r in layers):
-            heads = ["T", "variant", "ms", "share of matrix rate", "peak GiB", "error", "times materialising", RATIO]
-            rows = sorted((r for r in layers if r["shape"] == shape), key=lambda r: int(r["tokens"]))
-            lines += ["", f"## {shape}, one layer", "", *_table(heads, (_layer(r) for r in rows))]
-        parts = [r for r in whole["results"] if r["kind"] != "layer"]
-        if parts:
-            heads = ["part", "ms", "of the layer's time", "times one by one", "error", RATIO]
-            lines += ["", "## Parts", "", *_table(heads, (_part(r, self.title(r)) for r in parts))]
-        for tuning in whole["tuning"]:
-            lines += ["", f"## Tuning: {self.title(tuning)}", "", *_tuning(tuning)]
-        if self.skipped:
-            lines += ["", "## No time left for", "", *(f"- {name}" for name in self.skipped)]
-        return "\n".join(lines) + "\n"
+Found = dict[str, Any]
+SHARED = "l1tex__data_pipe_lsu_wavefronts_mem_shared.*pct"
+# What a profile says of a kernel's limit: patterns of names of metrics, and what they are.
+LIMITS = (
+    (r"sm__(inst_executed_)?pipe_tensor.*\.avg\.pct.*", "tensor"),
+    (SHARED, "shared memory"),
+    (r"lts__t_sectors\.avg\.pct.*|lts__throughput.*pct.*", "L2"),
+    (r"gpu__dram_throughput.*pct.*|dram__throughput.*pct.*", "memory"),
+    (r"sm__inst_issued\.avg\.pct.*|sm__instruction_throughput.*pct.*", "issue"),
+)
+STALL = re.compile(r"smsp__average_warps_issue_stalled_(\w+?)_per_issue_active\.ratio")
 
 
-def _layer_of(found: dict[str, Any]) -> str:
-    """The variant that computes a whole layer with the same backend."""
-    return "CUDA direct" if found.get("backend") == "cuda" else "Triton direct"
+def read_records(file: Path) -> list[Found]:
+    """Reads what there is; a line that was cut off is left out."""
+    found = []
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
 
 
-def _by_triton(found: dict[str, Any]) -> dict[str, Any]:
-    """What the same job has by Triton; nothing for one that runs no CUDA kernel."""
-    if str(found.get("variant")).startswith("CUDA"):
-        return {"variant": found["variant"].replace("CUDA", "Triton")}
-    if found.get("backend") == "cuda":
-        return {key: found.get(key) for key in ("kind", "looped", "sequences")} | {"backend": "triton"}
-    return {}
+def write_table(records: Sequence[Found], folder: Path, keep: Path | None, dry_run: bool) -> list[Path]:
+    """Prints the table and writes it to ``folder``; to ``keep`` as well, with the records, by the device's name."""
+    text = _make_table(records, folder, dry_run)
+    print(f"\n{text}")
+    (folder / "table.md").write_text(text)
+    files = [folder / "table.md", folder / "results.jsonl"]
+    name = next((r["name"] for r in records if r["kind"] == "machine"), None)
+    if keep is not None and name is not None:
+        stem = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        keep.mkdir(parents=True, exist_ok=True)
+        for ending, content in (("json", json.dumps(list(records), indent=1) + "\n"), ("md", text)):
+            (keep / f"{stem}.{ending}").write_text(content)
+            files.append(keep / f"{stem}.{ending}")
+    return files
 
 
-def _without_figures(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: None if k in _FIGURES else _without_figures(v) for k, v in value.items()}
-    return [_without_figures(item) for item in value] if isinstance(value, list) else value
+def _make_table(records: Sequence[Found], folder: Path, dry_run: bool) -> str:
+    tasks = {r["name"]: r for r in records if r["kind"] == "task"}
+    machine = next((r for r in records if r["kind"] == "machine"), {})
+    rates = {r["dtype"]: r["flops_per_second"] for r in records if r["kind"] == "rate"}
+    lines = [f"# {machine.get('name', 'unknown device')}", ""]
+    versions = [f"{key} {machine[key]}" for key in ("torch", "triton", "cuda", "python") if machine.get(key)]
+    lines += [f"{'Dry run, no figures. ' if dry_run else ''}{', '.join(versions)}."]
+    if not dry_run:
+        lines += _list_rates(records, rates) + _list_clocks(folder / "clocks.csv")
+    lines += ["", *_compare(records, tasks)]
+    lines += ["", *_time(records, tasks, rates, folder, dry_run)]
+    others = [r for r in records if r["kind"] in ("layer", "attribute", "tuned", "compiled")]
+    if others:
+        lines += ["", *_format_table(["task", "ms", "error"], (_describe_other(r, dry_run) for r in others))]
+    ended = [r for r in tasks.values() if r["status"] != "ok"]
+    reasons = {r["task"]: r.get("reason", "") for r in records if r["kind"] in ("failed", "not available")}
+    unavailable = [name for name in reasons if tasks.get(name, {}).get("status") == "ok"]
+    if ended or unavailable:
+        rows = [[r["name"], r["status"], reasons.get(r["name"], "")] for r in ended]
+        rows += [[name, "not available", reasons[name]] for name in unavailable]
+        lines += ["", *_format_table(["without a result", "outcome", "reason"], rows)]
+    return "\n".join(lines) + "\n"
 
 
-def _table(heads: list[str], rows: Iterator[list[str]]) -> list[str]:
+def _list_rates(records: Sequence[Found], rates: dict[str, float]) -> list[str]:
+    copied = [f"copies {r['bytes_per_second'] / 1e12:.2f} TB/s" for r in records if r["kind"] == "copy"]
+    products = [f"{dtype} products {rate / 1e12:.0f} TFLOP/s" for dtype, rate in rates.items()]
+    return ["", ", ".join([*products, *copied]) + "."] if products or copied else []
+
+
+def _list_clocks(file: Path) -> list[str]:
+    """The clocks while the GPU worked."""
+    if not file.is_file():
+        return []
+    rows = list(csv.reader(file.read_text(errors="replace").splitlines(), skipinitialspace=True))
+    busy = []
+    for row in rows[1:]:
+        try:
+            busy.append((float(row[1]), float(row[3]), float(row[4]), float(row[5])))
+        except (ValueError, IndexError):  # a line that was cut off, or a value that the GPU does not tell
+            continue
+    busy = [row for row in busy if row[3] > 50]
+    if not busy:
+        return []
+    clock, power, heat, _ = zip(*busy, strict=True)
+    clocks = f"{min(clock):.0f} to {max(clock):.0f} MHz, {statistics.median(clock):.0f} in the median"
+    return ["", f"While it worked: {clocks}; at most {max(power):.0f} W and {max(heat):.0f} degrees."]
+
+
+def _kernel_of(task: Found) -> str:
+    given = task["arguments"]
+    return name_kernel(given["backend"], given["operator"], given["dtype"], given["kernel"])
+
+
+def _compare(records: Sequence[Found], tasks: dict[str, Found]) -> list[str]:
+    rows = []
+    for name, task in tasks.items():
+        if task["of"] != "correct":
+            continue
+        found = [r for r in records if r.get("task") == name and r["kind"] == "correct"]
+        asked = len(task["arguments"]["cases"])
+        if not found:
+            verdict = ""  # the last table says why
+        elif all(r["right"] for r in found):
+            verdict = "right" if len(found) == asked else f"right in {len(found)} of {asked}"
+        else:
+            verdict = "WRONG: " + ", ".join(f"{r['shape']} {r['lengths']}" for r in found if not r["right"])
+        worst = f"{max(r['error'] for r in found):.1e}" if found else ""
+        rows.append([name.removeprefix("compare "), verdict or task["status"], worst])
+    return _format_table(["kernel", "against float64", "largest relative error"], rows) if rows else []
+
+
+def _time(
+    records: Sequence[Found], tasks: dict[str, Found], rates: dict[str, float], folder: Path, dry_run: bool
+) -> list[str]:
+    timed = [r for r in records if r["kind"] == "time" and r["task"] in tasks]
+    by_triton = {_call_of(tasks[r["task"]], r): r.get("seconds") for r in timed if "triton" in r["task"]}
+    rows = []
+    for r in timed:
+        task = tasks[r["task"]]
+        if not r["right"]:
+            rows.append([_kernel_of(task), r["shape"], str(sum(r["lengths"])), "wrong", "", "", f"{r['error']:.1e}"])
+            continue
+        rate, triton = rates.get(task["arguments"]["dtype"]), by_triton.get(_call_of(task, r))
+        share = f"{r['flops'] / r['seconds'] / rate:.0%}" if rate and r["flops"] and not dry_run else ""
+        ratio = f"{triton / r['seconds']:.2f}" if triton and "cuda" in r["task"] and not dry_run else ""
+        ms = "" if dry_run else f"{r['seconds'] * 1e3:.3f}"
+        rows.append([_kernel_of(task), r["shape"], str(sum(r["lengths"])), ms, share, ratio, f"{r['error']:.1e}"])
+    heads = ["kernel", "shape", "T", "ms", "share of the matrix rate", "times Triton's speed", "error"]
+    lines = _format_table(heads, rows) if rows else []
+    for backend in ("triton", "cuda"):
+        limits = _read_limits(folder / f"ncu-{backend}.csv")
+        if limits:
+            lines += ["", f"Limits of {backend} ff_norms, bfloat16, by ncu: {limits}."]
+    return lines
+
+
+def _call_of(task: Found, found: Found) -> tuple[str, str, str, int]:
+    given = task["arguments"]
+    return given["operator"], given["dtype"], found["shape"], sum(found["lengths"])
+
+
+def _read_limits(file: Path) -> str:
+    """The busiest units and the commonest stalls of a profile, ``ncu --csv --page raw``."""
+    if not file.is_file():
+        return ""
+    text = [line for line in file.read_text(errors="replace").splitlines() if line.startswith('"')]
+    rows = list(csv.reader(text))
+    if len(rows) < 3:
+        return ""
+    metrics = {}
+    for name, value in zip(rows[0], rows[2], strict=False):
+        try:
+            metrics[name] = float(value.replace(",", ""))
+        except ValueError:
+            continue
+    busy = []
+    for pattern, what in LIMITS:
+        values = [value for name, value in metrics.items() if re.fullmatch(pattern, name)]
+        if values:
+            busy.append(f"{what} {max(values):.0f} %")
+    stalls = sorted(((value, m[1]) for name, value in metrics.items() if (m := STALL.fullmatch(name))), reverse=True)
+    return "; ".join([", ".join(busy), "stalls: " + ", ".join(f"{name} {value:.1f}" for value, name in stalls[:3])])
+
+
+def _describe_other(found: Found, dry_run: bool) -> list[str]:
+    seconds = found.get("seconds")
+    error = found.get("error")
+    name = found["task"] + (f", {found['kernels']} kernels" if found["kind"] == "compiled" else "")
+    wrong = found.get("right") is False
+    ms = "wrong" if wrong else "" if seconds is None or dry_run else f"{seconds * 1e3:.3f}"
+    return [name, ms, "" if error is None else f"{error:.1e}"]
+
+
+def _format_table(heads: list[str], rows: Iterable[list[str]]) -> list[str]:
     lines = [heads, ["---"] * len(heads), *rows]
     return ["| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines]
-
-
-def _number(value: float | None, form: str, unit: float = 1.0) -> str:
-    return "" if value is None else form.format(value * unit)
-
-
-def _steps(steps: list[dict[str, Any]]) -> Iterator[list[str]]:
-    for step in steps:
-        yield [step["name"], step["status"], _number(step["seconds"], "{:.0f}")]
-
-
-def _ms(found: dict[str, Any]) -> str:
-    """Or what came instead of a time."""
-    if found["status"] == "ok":
-        return _number(found["seconds"], "{:.3f}", 1e3)
-    return ": ".join(filter(None, (found["status"], found.get("reason"))))
-
-
-def _layer(found: dict[str, Any]) -> list[str]:
-    return [
-        str(found["tokens"]),
-        found["variant"],
-        _ms(found),
-        _number(found.get("share"), "{:.1%}"),
-        _number(found.get("peak_bytes"), "{:.2f}", 2.0**-30),
-        _number(found.get("error"), "{:.0e}"),
-        _number(found.get("speedup"), "{:.1f}"),
-        _number(found.get("times_triton"), "{:.2f}"),
-    ]
-
-
-def _part(found: dict[str, Any], title: str) -> list[str]:
-    share, times = _number(found.get("share_of_layer"), "{:.1%}"), _number(found.get("speedup"), "{:.1f}")
-    error, ratio = _number(found.get("error"), "{:.0e}"), _number(found.get("times_triton"), "{:.2f}")
-    return [title, _ms(found), share, times, error, ratio]
-
-
-def _tuning(tuning: dict[str, Any]) -> Iterator[str]:
-    """The best configs of every kernel and the rule's own."""
-    if tuning["status"] != "ok":
-        yield _ms(tuning)
-        return
-    for kernel in tuning["kernels"]:
-        trials = kernel["trials"]
-        ran = sum(trial["seconds"] is not None for trial in trials)
-        yield f"{kernel['key']}: {ran} timed, {len(trials) - ran} do not run or are wrong, {kernel['left']} not tried."
-        yield ""
-        shown = [t for place, t in enumerate(trials) if t["rule"] or (place < 5 and t["seconds"] is not None)]
-        rows = (
-            [
-                _number(t["seconds"], "{:.3f}", 1e3) or t["reason"],
-                ", ".join(f"{k} {v}" for k, v in t["config"].items()),
-                "yes" if t["rule"] else "",
-            ]
-            for t in shown
-        )
-        yield from _table(["ms", "config", "the rule's"], rows)
-        yield ""
