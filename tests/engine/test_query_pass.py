@@ -135,3 +135,16 @@ def test_operators_compute_the_slopes_of_activations_that_they_know() -> None:
     torch.testing.assert_close(slopes.compute(replace(branch, activation=renamed), path), by_operator)
     torch.testing.assert_close(slopes.compute(replace(branch, clamp=Clamp(1e9, 0.0)), path), by_operator)
     assert len(asked) == 1
+
+
+def test_slopes_make_the_vectors_behind_the_block() -> None:
+    """With the scale of a norm on what the block returns, whose linear part comes last."""
+    layer = random_layers.layer(norms="of")
+    one = cut(layer, list(range(5)), [3, 0])
+    (slopes,) = pass_pack(layer, Pack((one,))).passed.slopes
+    expected, (branch,), norm = define(layer, one), layer.weights.branches, layer.weights.norm_of_ff
+    assert norm is not None
+    read = expected["atb"].vectors
+    hidden = sum((read @ part.weight) * slope for part, slope in zip(branch.projections, slopes, strict=True))
+    found = norm.linear(hidden @ branch.down.weight)
+    torch.testing.assert_close(found, expected["atb_ff"].vectors, rtol=0, atol=1e-12)

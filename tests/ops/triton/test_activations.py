@@ -24,7 +24,7 @@ SIZE = 32
 
 
 @triton.jit
-def point_kernel(z, out, SIZE: tl.constexpr, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
+def point_kernel(z, out, SIZE: tl.constexpr, ACTIVATION: tl.constexpr):
     at = tl.arange(0, SIZE)
     x = tl.load(z + at)
     mean, rest = gated(x, ACTIVATION)
@@ -36,7 +36,7 @@ def point_kernel(z, out, SIZE: tl.constexpr, ACTIVATION: tl.constexpr):  # type:
 
 
 @triton.jit
-def path_kernel(u, v, u0, v0, out, SIZE: tl.constexpr, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
+def path_kernel(u, v, u0, v0, out, SIZE: tl.constexpr, ACTIVATION: tl.constexpr):
     at = tl.arange(0, SIZE)
     gate, start = tl.load(u + at), tl.load(u0 + at)
     c_u, c_v = path(gate, tl.load(v + at), start, tl.load(v0 + at), ACTIVATION)

@@ -18,7 +18,7 @@ ROWS, COLUMNS, WIDTH = 8, 16, 40  # the last block of columns is half full
 
 
 @triton.jit
-def norms_kernel(  # type: ignore[no-untyped-def]
+def norms_kernel(
     alone,  # o [ROWS, width]
     added,  # o + r
     gamma,

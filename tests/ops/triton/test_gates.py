@@ -41,7 +41,7 @@ MOMENTS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 @triton.jit
-def element_kernel(source, out, SIZE: tl.constexpr, FUNCTION: tl.constexpr, ACTIVATION: tl.constexpr):  # type: ignore[no-untyped-def]
+def element_kernel(source, out, SIZE: tl.constexpr, FUNCTION: tl.constexpr, ACTIVATION: tl.constexpr):
     at = tl.arange(0, SIZE)
     z = tl.load(source + at)
     if FUNCTION == "gate":

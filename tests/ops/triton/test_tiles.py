@@ -27,13 +27,13 @@ TMA = [
 
 
 @triton.jit
-def rows_kernel(source, out, row, column, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr):  # type: ignore[no-untyped-def]
+def rows_kernel(source, out, row, column, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr):
     tile = load_rows(source, row, column, rows, columns, ROWS, COLUMNS, TMA)
     tl.store(out + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :], tile)
 
 
 @triton.jit
-def slab_kernel(  # type: ignore[no-untyped-def]
+def slab_kernel(
     source, out, column, heads, columns, pitch, HEADS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr
 ):
     tile = load_slab(source, tl.program_id(0), column, heads, columns, pitch, HEADS, COLUMNS, TMA)
@@ -42,7 +42,7 @@ def slab_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def product_kernel(a, b, accumulator, factor, out, scaled, SIZE: tl.constexpr, PRECISION: tl.constexpr):  # type: ignore[no-untyped-def]
+def product_kernel(a, b, accumulator, factor, out, scaled, SIZE: tl.constexpr, PRECISION: tl.constexpr):
     at = tl.arange(0, SIZE)[:, None] * SIZE + tl.arange(0, SIZE)[None, :]
     left, right = tl.load(a + at), tl.load(b + at)
     tl.store(out + at, add_product(left, right, tl.load(accumulator + at), PRECISION))
