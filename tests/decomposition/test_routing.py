@@ -10,8 +10,6 @@ import random_layers
 import torch
 from random_layers import NEURONS, TOKENS, RandomLayer, layer
 
-from ffattr import GaussLegendre, Riemann
-from ffattr.decomposition import integrated_gradients as ig
 from ffattr.decomposition.activations import ACTIVATIONS
 from ffattr.decomposition.affine import Linear
 from ffattr.decomposition.clamp import Clamp
@@ -127,33 +125,6 @@ def test_sets_of_experts() -> None:
     assert found == {(0, 2): ([1], [[0, 1]]), (1, 3): ([0, 2, 3], [[1, 0], [0, 1], [0, 1]])}
     of_one = {number: (tokens.tolist(), slots.tolist()) for number, tokens, slots in routing.by_expert()}
     assert of_one == {0: ([1], [0]), 1: ([0, 2, 3], [1, 0, 0]), 2: ([1], [1]), 3: ([0, 2, 3], [0, 1, 1])}
-
-
-@pytest.mark.parametrize("base", [False, True])
-def test_clamped_factors(base: bool) -> None:
-    """Against quadrature of so many points that kinks do not matter, and completeness to rounding."""
-    generator = torch.Generator().manual_seed(0)
-    z = 3 * torch.randn(2, 50, NEURONS, generator=generator, dtype=torch.float64)
-    start = 2 * torch.randn(2, 1, NEURONS, generator=generator, dtype=torch.float64) if base else None
-    z[:, 0] = 0
-    clamp, activation = Clamp(limit=1.1, offset=1.0), ACTIVATIONS["quick_gelu"]
-    exact = clamp.slopes(z, activation, "exact", 0, start)
-    fine = clamp.slopes(z, activation, "midpoint", 20_000, start)
-    torch.testing.assert_close(exact, fine, rtol=0, atol=1e-3)
-    away = z if start is None else z - start
-    before = clamp.value(torch.zeros_like(z) if start is None else start.expand_as(z), activation)
-    torch.testing.assert_close((away * exact).sum(0), clamp.value(z, activation) - before, rtol=0, atol=1e-12)
-    unclamped = Clamp(limit=1e9, offset=0.0).slopes(z, activation, "exact", 0, start)
-    torch.testing.assert_close(unclamped, ig.slopes(z, activation, "exact", 0, start), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("rule", [Riemann(3, "right"), Riemann(4, "trapezoid"), GaussLegendre(5)])
-def test_clamped_rules(rule: Any) -> None:
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(2, 6, NEURONS, generator=generator, dtype=torch.float64)
-    name, steps = ig.rule_of(rule)
-    found = Clamp(limit=1e9, offset=0.0).slopes(z, ACTIVATIONS["silu"], name, steps, None)
-    torch.testing.assert_close(found, ig.slopes(z, ACTIVATIONS["silu"], name, steps), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("method", ["direct", "operator"])

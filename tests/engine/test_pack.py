@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import random_layers
 import torch
+from made_packs import cut, sequences
 from random_layers import RandomLayer
 from torch import Tensor
 
-from ffattr.decomposition.attention import QueryKey
-from ffattr.decomposition.reference import Encoder, Rule
+from ffattr.decomposition.reference import Rule
 from ffattr.decomposition.routing import Routing
 from ffattr.decomposition.scopes import Scope
 from ffattr.engine.layer_maps import LayerTask
@@ -27,35 +27,7 @@ KINDS = {
     "decoder": {"norms": "post", "decoder": True},
     "mixture decoder": {"norms": "pre", "decoder": True, "experts": 3, "active": 2},
 }
-LENGTHS = (5, 1, 9, 3)
 BACKEND = [name for name in ("cpu", "torch") if BACKENDS[name].why_not(torch.device("cpu"), torch.float64) is None]
-
-
-def cut(layer: RandomLayer, tokens: list[int], rows: list[int]) -> OneSequence:
-    """Some tokens of a random layer's input as a sequence."""
-    at = torch.tensor(tokens)
-    attention = layer.attention
-    own = QueryKey(attention.query[:, at], attention.key[:, at], attention.scale, causal=attention.causal)
-    routing = None if layer.routing is None else layer.routing.of(at)
-    encoder = None
-    if layer.encoder is not None:
-        seen, states = layer.encoder.attention, layer.encoder.states[len(tokens) // 2 :]
-        assert isinstance(seen, QueryKey)
-        assert seen.mask is not None
-        part = slice(len(tokens) // 2, None)
-        across = QueryKey(seen.query[:, at], seen.key[:, part], seen.scale, seen.mask[..., part])
-        encoder = Encoder(states, across)
-    return OneSequence(layer.x[at], own, torch.tensor(rows, dtype=torch.int64), routing, encoder)
-
-
-def sequences(layer: RandomLayer) -> list[OneSequence]:
-    """Of different lengths, with queries in any order, one without any."""
-    queries = ([0, 4, 2], [0], [], [2, 0, 1])
-    starts = (0, 7, 0, 4)
-    return [
-        cut(layer, list(range(start, start + length)), rows)
-        for start, length, rows in zip(starts, LENGTHS, queries, strict=True)
-    ]
 
 
 def run(

@@ -21,6 +21,8 @@ OFFICIAL: dict[str, Callable[[Tensor], Tensor]] = {
     "relu2": lambda x: F.relu(x).square(),
 }
 NAMES = list(OFFICIAL)
+VALUES = [0, 1e-12, 1e-3, 0.5, 0.999, 1.001, 1.7, 3, 5.5, 6.99, 7.01, 30, 100, 1e4]
+VALUES += [-x for x in VALUES[1:]]
 
 
 def derivative(g: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

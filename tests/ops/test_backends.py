@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -200,38 +198,3 @@ def test_build_info() -> None:
 @pytest.mark.usefixtures("without_binary")
 def test_build_info_without_the_binary() -> None:
     assert backends.build_info() == {"operators": ", ".join(ops.OPERATORS), "build": REASON}
-
-
-def importing(**modules: Any) -> Callable[[str], Any]:
-    def import_module(name: str) -> Any:
-        found = modules.get(name.rpartition(".")[2])
-        if found is None:
-            raise ImportError(f"undefined symbol in {name}")
-        return found
-
-    return import_module
-
-
-@pytest.mark.parametrize(
-    ("modules", "reason"),
-    [
-        ({}, "was not built (no build record)"),
-        ({"_build_info": SimpleNamespace(BUILD={"cpu": False, "reason": REASON})}, REASON),
-        (
-            {"_build_info": SimpleNamespace(BUILD={"cpu": True, "torch": "2.11.0", "reason": "built"})},
-            f"built for torch 2.11.0 does not load under torch {torch.__version__}: undefined symbol in ffattr._C",
-        ),
-    ],
-)
-def test_why_the_binary_is_not_loaded(modules: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib, "import_module", importing(**modules))
-    binary = availability.load_binary()
-    assert binary.module is None
-    assert reason in binary.reason
-
-
-def test_a_binary_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = SimpleNamespace(BUILD={"cpu": True, "torch": "2.13.0", "reason": "built with gcc"})
-    module = SimpleNamespace()
-    monkeypatch.setattr(importlib, "import_module", importing(_build_info=record, _C=module))
-    assert availability.load_binary() == availability.Binary(module, "built with gcc", record.BUILD)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -38,23 +37,6 @@ class TestPromises(Promises):
 
 
 # ---- blocks of queries
-
-
-@pytest.mark.parametrize("block", [1, 4, 16])
-def test_blocks_cover_every_query_once(block: int) -> None:
-    bounds = [(0, 0), (1, 5), (1, 9), (33, 9), (40, 70)]
-    table = query_blocks(bounds, block, CPU)
-    expected = [
-        [first, min(block, end - first), first_key, end_key - first_key]
-        for (start, first_key), (end, end_key) in pairwise(bounds)
-        for first in range(start, end, block)
-    ]
-    assert table.tolist() == expected
-    assert table.dtype == torch.int32
-
-
-def test_no_queries_are_no_blocks() -> None:
-    assert query_blocks([(0, 0), (0, 7)], 4, CPU).shape == (0, 4)
 
 
 # ---- errors

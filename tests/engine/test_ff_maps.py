@@ -1,0 +1,141 @@
+"""Feed-forward maps of a pack, their operands, and what narrower projections make of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import random_layers
+import torch
+from made_packs import cut, define_vectors, pass_pack
+from random_layers import NEURONS, TOKENS, WIDTH, RandomLayer
+from torch import Tensor
+
+from ffattr.decomposition.scopes import Scope
+from ffattr.engine.costs import Blocks, LayerShape, Method
+from ffattr.engine.ff_maps import FFMaps, FFOperands
+from ffattr.engine.key_tokens import attention_paths
+from ffattr.engine.pack import Pack
+from ffattr.engine.plan import LayerPlan
+from ffattr.ops.backends import BACKENDS
+
+TORCH = BACKENDS["torch"]
+ROWS = [4, 0, 8]
+KINDS: dict[str, dict[str, Any]] = {
+    "pre": {"norms": "pre"},
+    "post": {"norms": "post", "gated": False},
+    "of": {"norms": "of"},
+    "mixture": {"norms": "pre", "experts": 4},
+    "decoder": {"norms": "post", "decoder": True},
+}
+
+
+def operands(layer: RandomLayer, dtype: torch.dtype = torch.float64) -> FFOperands:
+    return FFOperands(layer.weights, list(attention_paths(layer.weights)), TORCH, dtype)
+
+
+def maps_of(
+    layer: RandomLayer, ff: FFOperands, method: Method = "direct", ff_keys: int = 4
+) -> tuple[dict[Scope, Tensor], dict[Scope, Tensor]]:
+    """Every feed-forward map of a sequence, and the vectors that they are to be the norms of."""
+    one = cut(layer, list(range(TOKENS)), ROWS)
+    given = pass_pack(layer, Pack((one,)))
+    scopes = [scope for scope in layer.weights.all_scopes if scope.needs_ff]
+    if layer.weights.mixture:
+        scopes.append(layer.weights.expert_scope)
+    vectors = {scope: define_vectors(layer, one, scope) for scope in scopes}
+    to = {scope: torch.zeros(part.shape[:-1], dtype=torch.float64) for scope, part in vectors.items()}
+    shape = LayerShape.from_weights(layer.weights, 3, TOKENS, 3 * TOKENS)
+    plan = LayerPlan(0, shape, method, Blocks(100, 100, ff_keys), ff.asked, "")
+    FFMaps(ff, given.sources, frozenset(scopes)).fill(given.passed, given.routing, plan, to)
+    return to, vectors
+
+
+@pytest.mark.parametrize(("method", "ff_keys"), [("direct", 100), ("direct", 4), ("operator", 100)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_maps_are_norms_of_the_vectors(kind: str, method: Method, ff_keys: int) -> None:
+    layer = random_layers.layer(**KINDS[kind])
+    found, vectors = maps_of(layer, operands(layer), method, ff_keys)
+    for scope, rows in found.items():
+        expected = vectors[scope].norm(dim=-1)
+        torch.testing.assert_close(rows, expected, rtol=0, atol=1e-11, msg=lambda m, s=scope: f"{s}: {m}")
+
+
+@pytest.mark.parametrize("kind", ["pre", "post"])
+def test_projected_scopes_are_norms_of_projected_vectors(kind: str) -> None:
+    """One scope is narrowed to five directions; the others stay exact."""
+    layer = random_layers.layer(**KINDS[kind])
+    projection = torch.randn(WIDTH, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scopes = layer.weights.pairwise_scopes
+    for narrowed in scopes:
+        ff = operands(layer)
+        ff.set_projections({narrowed: projection}, scopes)
+        assert len(ff.targets) == 2
+        found, vectors = maps_of(layer, ff)
+        for scope in scopes:
+            part = vectors[scope] @ projection if scope == narrowed else vectors[scope]
+            torch.testing.assert_close(found[scope], part.norm(dim=-1), rtol=0, atol=1e-11)
+
+
+def test_exact_norms_are_left_out_where_all_scopes_wanted_are_projected() -> None:
+    layer = random_layers.layer(norms="post")
+    ff, projection = operands(layer), torch.eye(WIDTH, 3, dtype=torch.float64)
+    first, second, last = layer.weights.pairwise_scopes
+    ff.set_projections({first: projection, last: projection}, [first, last])
+    assert [target.scopes for target in ff.targets] == [(first,), (last,)]
+    assert [target.first for target in ff.targets] == [0, 1]  # without and with the residual
+    assert [len(down[0].T) for down in ff.down] == [3, 3]
+    before = ff.down
+    ff.set_projections({}, [first, second])
+    assert [target.scopes for target in ff.targets] == [(first, second, last)]
+    assert ff.down is not before
+    kept = ff.down
+    ff.set_projections({}, [last])  # nothing has changed
+    assert ff.down is kept
+
+
+def test_a_set_of_experts_is_prepared_once() -> None:
+    layer = random_layers.layer(experts=4)
+    ff = operands(layer)
+    ff.load_experts((1, 3))
+    maps, (branch,) = ff.maps, layer.weights.branches
+    assert torch.equal(ff.down[0][0], torch.cat([branch.down.weight[1], branch.down.weight[3]]))
+    assert [part.shape for part in ff.projections] == [(WIDTH, 2 * NEURONS)] * 2
+    ff.load_experts((1, 3))
+    assert ff.maps is maps
+    ff.load_experts((0, 3))
+    assert ff.maps is not maps
+
+
+def test_scratch_memory_is_the_same_until_it_is_given_back() -> None:
+    ff = operands(random_layers.layer())
+    first = ff.scratch("mixed", 10)
+    assert len(first) >= 10
+    assert ff.scratch("mixed", 7) is first
+    assert ff.scratch("residual 0", 7) is not first
+    longer = ff.scratch("mixed", 11)
+    assert len(longer) >= 11
+    ff.free_scratch()
+    assert ff.scratch("mixed", 11) is not longer
+
+
+@pytest.mark.parametrize(
+    ("asked", "operand", "scaled"),
+    [
+        (torch.float64, torch.float64, False),
+        (torch.bfloat16, torch.bfloat16, False),
+        (torch.float8_e4m3fn, torch.bfloat16, True),
+    ],
+)
+def test_operands_have_the_dtype_of_the_products(asked: torch.dtype, operand: torch.dtype, scaled: bool) -> None:
+    layer = random_layers.layer(norms="of")
+    ff = operands(layer, asked)
+    assert {part.dtype for part in (*ff.projections, *ff.maps)} == {operand}
+    ((down, scale),) = ff.down
+    assert down.dtype == asked
+    norm = layer.weights.norm_of_ff
+    assert norm is not None
+    expected = norm.linear(layer.weights.branches[0].down.weight)
+    assert (scale is not None) == scaled
+    stands_for = down.double() if scale is None else down.double() * scale.double()
+    torch.testing.assert_close(stands_for, expected, rtol=0.07 if scaled else 0.01, atol=1e-2 if scaled else 0)

@@ -1,0 +1,126 @@
+"""Why a backend cannot run: what was built, what is installed, what the device has."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from pretended import Cuda, Triton
+
+from ffattr.ops import availability, torch_kernels
+from ffattr.ops.backends import BACKENDS
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+REASON = "no compiler was found"
+FLOAT8 = torch.float8_e4m3fn
+
+
+def importing(**modules: Any) -> Callable[[str], Any]:
+    def import_module(name: str) -> Any:
+        found = modules.get(name.rpartition(".")[2])
+        if found is None:
+            raise ImportError(f"undefined symbol in {name}")
+        return found
+
+    return import_module
+
+
+@pytest.mark.parametrize(
+    ("modules", "reason"),
+    [
+        ({}, "was not built (no build record)"),
+        ({"_build_info": SimpleNamespace(BUILD={"cpu": False, "reason": REASON})}, REASON),
+        (
+            {"_build_info": SimpleNamespace(BUILD={"cpu": True, "torch": "2.11.0", "reason": "built"})},
+            f"built for torch 2.11.0 does not load under torch {torch.__version__}: undefined symbol in ffattr._C",
+        ),
+    ],
+)
+def test_why_the_binary_is_not_loaded(modules: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib, "import_module", importing(**modules))
+    binary = availability.load_binary()
+    assert binary.module is None
+    assert reason in binary.reason
+
+
+def test_a_binary_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    record = SimpleNamespace(BUILD={"cpu": True, "torch": "2.13.0", "reason": "built with gcc"})
+    module = SimpleNamespace()
+    monkeypatch.setattr(importlib, "import_module", importing(_build_info=record, _C=module))
+    assert availability.load_binary() == availability.Binary(module, "built with gcc", record.BUILD)
+
+
+def test_has_cuda_kernels() -> None:
+    library = torch.library.Library("ffattr_cuda", "IMPL")
+    before = availability.has_cuda_kernels("cuda")
+    try:
+        if not before:
+            library.impl("ff_norms", torch_kernels.ff_norms, "CUDA")
+        assert availability.has_cuda_kernels("cuda")
+    finally:
+        library._destroy()
+    assert availability.has_cuda_kernels("cuda") == before
+    assert not availability.has_cuda_kernels("meta")
+
+
+def test_every_backend_has_its_dtypes() -> None:
+    assert availability.DTYPES.keys() == BACKENDS.keys()
+    assert availability.name_dtypes(availability.DTYPES["cpu"]) == ["float32", "float64"]
+    assert all(torch.float32 in dtypes for dtypes in availability.DTYPES.values())
+
+
+def test_a_binary_names_its_architectures() -> None:
+    assert availability.Binary(None, REASON).missing == f"the C++ extension is not there: {REASON}"
+    there = availability.Binary(object(), "built", {"architectures": ["80", "90a"]})
+    assert there.missing is None
+    assert there.architectures == "sm_80, sm_90a"
+    assert availability.Binary(object(), "built").architectures == ""
+
+
+def test_the_first_reason_is_the_one_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a binary nothing else matters; on another device the dtype does not."""
+    monkeypatch.setattr(availability, "binary", availability.Binary(None, REASON))
+    assert availability.check_cpu(GPU, FLOAT8, 1) == f"the C++ extension is not there: {REASON}"
+    monkeypatch.setattr(availability, "binary", availability.Binary(object(), "built"))
+    assert str(availability.check_cpu(GPU, FLOAT8, 1)).startswith("it runs on the CPU, the model is on cuda:0; ")
+    assert str(availability.check_cpu(CPU, FLOAT8, 1)).endswith(
+        "not torch.float8_e4m3fn; pass dtype=torch.float32 or use backend='triton'"
+    )
+    assert availability.check_cpu(CPU, torch.float64, 10_000) is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "triton_runs", "cuda_runs"),
+    [
+        ((7, 5), torch.float32, False, False),
+        ((8, 0), torch.bfloat16, True, True),
+        ((8, 0), FLOAT8, False, False),
+        ((8, 9), FLOAT8, True, False),
+        ((9, 0), FLOAT8, True, True),
+        ((10, 0), FLOAT8, True, False),
+    ],
+)
+def test_what_a_gpu_can_do(
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    triton_runs: bool,
+    cuda_runs: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Float8 is one instruction of one generation in CUDA, and any later one's in Triton."""
+    triton, cuda = Triton(monkeypatch), Cuda(monkeypatch)
+    triton.capability = cuda.capability = capability
+    assert (availability.check_triton(GPU, dtype, 12) is None) == triton_runs
+    assert (availability.check_cuda(GPU, dtype, 12) is None) == cuda_runs
+
+
+def test_the_interpreter_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    triton = Triton(monkeypatch)
+    assert "run on CUDA devices, not on cpu" in str(availability.check_triton(CPU, torch.float32, 1))
+    triton.interpret()
+    assert availability.check_triton(CPU, torch.float32, 1) is None
+    assert "up to 128 attention heads, the model has 129" in str(availability.check_triton(CPU, torch.float32, 129))
