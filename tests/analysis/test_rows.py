@@ -132,7 +132,7 @@ def test_scopes_around_the_network_and_its_output():
     assert find_scopes_around_ff(POST_LN) == ["atb", "atb_ff"]
     assert find_scopes_around_ff(PRE_LN) == ["atb_ln", "atb_ln_ff"]
     assert (find_ff_output(POST_LN), find_ff_output(PRE_LN)) == ("atb_ff", "atb_ln_ff")
-    with pytest.raises(ValueError, match="no scopes right before and right after .* among atb, atb_ln: "):
+    with pytest.raises(ValueError, match=r"no scopes right before and right after .* among atb, atb_ln: "):
         find_scopes_around_ff(("atb", "atb_ln"))
     with pytest.raises(ValueError, match=r"no vectors of the feed-forward network .* among atb, atb_ff_res$"):
         find_ff_output(("atb", "atb_ff_res"))
