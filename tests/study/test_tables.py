@@ -59,6 +59,21 @@ def test_changes_have_a_column_for_each_component():
     ]
 
 
+def test_what_is_not_defined_has_its_place():
+    """A component in all layers, a layer in all components; both of a text of one token."""
+    rows = [(layer, component) for layer in (0, 1) for component in ("LN", "FF")]
+    frame = pd.DataFrame(rows, columns=["layer", "component"]).assign(
+        model="tiny", value=[0.5, math.nan] + [math.nan] * 2
+    )
+    *_, first, second = lines({"contextualization_change": frame}, Study("tiny"))
+    assert (first, second) == ("| 0 | 0.500 | nan |", "| 1 | nan | nan |")
+    *_, first, second = lines({"contextualization_change": frame.assign(value=math.nan)}, Study("tiny"))
+    assert (first, second) == ("| 0 | nan | nan |", "| 1 | nan | nan |")
+    removed = frame.assign(order="gain", removed=frame["layer"] * 8)
+    *_, first, second = lines({"cancellation": removed}, Study("tiny"))
+    assert (first, second) == ("| gain | LN | 0.500 | nan |", "| gain | FF | nan | nan |")
+
+
 def test_pairs_that_read_alike_are_named_once():
     pairs = [("Ġthe", "Ġcat"), ("the", "▁cat"), ("a", "b"), *((str(number), "x") for number in range(20))]
     frame = pd.DataFrame(pairs, columns=["query_token", "key_token"]).assign(model="tiny", layer=0)
