@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ..decomposition.layer import LayerWeights
 from ..decomposition.sketch import Sketch
 from ..engine.costs import LayerShape
-from ..engine.plan import Plan
+from ..engine.plan import LayerPlan, Plan
 from ..selection import Indices
 from .options import IG, Options
 from .request import Request
@@ -53,19 +54,22 @@ def plan(
     )
     request = Request.from_options(model, inputs, tokenizer, options)
     found = Plan(request.engine.backend.name, request.engine.matmul_dtype, request.engine.device)
+    batches = request.batches()
     for stack in request.stacks:
-        for layer in stack.layers:
+        of_batches: list[list[LayerPlan]] = [[] for _ in batches]
+        for layer in sorted(set(stack.layers)):  # as the model reaches them, each once however often it is asked for
             spec = stack.specs[layer]
             weights = spec.weights(None)
             causal = stack.name == "decoder" or bool(getattr(spec.attention, "is_causal", False))
-            for batch, _ in request.batches():
+            routed = [len(branch.down.weight) for branch in weights.branches if branch.routed]
+            sets = math.prod(math.comb(experts, spec.active) for experts in routed)
+            for planned, (batch, _) in zip(of_batches, batches, strict=True):
                 for together in request.group_into_packs(stack, layer, weights, batch):
                     shapes = [_expect_shape(request, stack, layer, weights, batch[row], causal) for row in together]
                     joined = LayerShape.join(shapes)
-                    routed = [len(branch.down.weight) for branch in weights.branches if branch.routed]
-                    sets = math.prod(math.comb(experts, spec.active) for experts in routed)
                     joined = replace(joined, expert_sets=max(1, min(joined.queries, sets)))
-                    found.layers.append(request.plan_layer(stack, layer, weights, joined))
+                    planned.append(request.plan_layer(stack, layer, weights, joined))
+        found.layers.extend(itertools.chain.from_iterable(of_batches))
     return found
 
 

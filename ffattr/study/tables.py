@@ -37,7 +37,8 @@ def write_tables(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study
 
 
 def _pivot_changes(frame: pandas.DataFrame) -> pandas.DataFrame:
-    wide = frame.pivot_table(index="layer", columns="component", values="value", sort=False)
+    # What is not defined anywhere, as of a text of one token, has its place too.
+    wide = frame.pivot_table(index="layer", columns="component", values="value", sort=False, dropna=False)
     return wide.sort_index().reset_index()
 
 
@@ -71,7 +72,8 @@ def _average_categories(frame: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _pivot_removed(frame: pandas.DataFrame) -> pandas.DataFrame:
-    return frame.pivot_table(index=["order", "component"], columns="removed", values="value", sort=False).reset_index()
+    rows = ["order", "component"]
+    return frame.pivot_table(index=rows, columns="removed", values="value", sort=False, dropna=False).reset_index()
 
 
 _TABLES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {

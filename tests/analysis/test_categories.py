@@ -3,7 +3,6 @@ import torch
 from synthetic import attribution
 
 from ffattr.analysis import Categories, amplified_pairs, category_rates, pair_categories
-from ffattr.analysis.words import Words, mark_of
 
 SENTENCES = {
     "WordPiece": "[CLS] the token ##izer splits To ##ken ##izer , the [SEP]",
@@ -12,7 +11,6 @@ SENTENCES = {
     "end marks": "<|startoftext|> the</w> token izer</w> splits</w> To ken izer</w> ,</w> the</w> <|endoftext|>",
     "going on": "<s> the token@@ izer splits To@@ ken@@ izer , the </s>",
 }
-BEGIN = "<\uff5cbegin▁of▁sentence\uff5c>"  # of DeepSeek
 WORDS = [0, 1, 2, 2, 3, 4, 4, 4, 5, 6, 7]
 
 
@@ -43,46 +41,6 @@ def test_punctuation_is_no_word_that_repeats():
     assert pairs(pair_categories([",", "A", ",", "a"])["repeated"]) == {(1, 3)}
 
 
-def words_of(tokens, **how):
-    return Words.from_tokens(tokens, mark_of(tokens), **how)
-
-
-@pytest.mark.parametrize(
-    ("sentence", "texts"),
-    [
-        ('don \'t Ġsay Ġ" no "', ["don't", "say", '"', "no", '"']),
-        ("Ġcaf Ã© ĠðŁĺ Ģ", ["café", "😀"]),  # characters cut between tokens
-        ("ĠĠĠ Ġreturn Ċ Ċ x", ["", "return", "", "", "x"]),  # space is a word of its own
-        ("▁the ▁ 42 ▁ (", ["the", "42", "", "("]),  # a bare mark begins a word, but not punctuation
-        ("▁a <0xE4> <0xBD> <0xA0> ▁b", ["a你", "b"]),
-        ("well - known ##s", ["well", "-", "knowns"]),
-        ("a b c", ["a", "b", "c"]),
-        ("", []),
-    ],
-)
-def test_words_by_marks(sentence, texts):
-    assert words_of(sentence.split()).texts == texts
-
-
-def test_marks_are_those_of_most_tokens():
-    assert mark_of(["Ġa", "Ġb", "##c"]) == "Ġ"
-    assert mark_of(["##a", "b", "▁"]) == "##"
-    assert mark_of(["a", "Ċ"]) == "Ġ"
-    assert mark_of([BEGIN, "ab", "c"]) is None
-
-
-@pytest.mark.parametrize(
-    ("token", "special"),
-    [
-        *((token, True) for token in ("[CLS]", "[unused12]", "<s>", "</s>", "<|endoftext|>", "<|0.00|>", "<pad>")),
-        *((token, True) for token in ("<start_of_turn>", "<extra_id_0>", BEGIN, "[MASK]", "[E1]")),
-        *((token, False) for token in ("<0x0A>", "<", "<-", "<=>", "[", "[]", "cls", "[1]", "[x]", "Ġ<s>")),
-    ],
-)
-def test_special_tokens_are_in_brackets(token, special):
-    assert words_of([token, "x"]).special == [special, False]
-
-
 def test_special_tokens_can_be_said():
     tokens = ["en_XX", "Hello", "</s>"]
     found = pair_categories(tokens, special={"en_XX"})
@@ -90,11 +48,6 @@ def test_special_tokens_can_be_said():
     assert pairs(pair_categories(tokens)["special_or_punctuation"]) == {(0, 2), (1, 2)}
     with pytest.raises(TypeError, match="special='en_XX', expected a set of tokens"):
         Categories(special="en_XX")
-
-
-def test_signs_without_letters_are_parts_of_words():
-    """A Hindi vowel sign, and a digit."""
-    assert words_of(["ह", "##ि", "##7", "##।"]).symbols == [False, False, False, True]
 
 
 def test_words_can_be_said():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,24 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
+from tuning import CASE, Pretended, configs, triton_ops
 
-from ffattr import cli
 from ffattr.bench import tune
-from ffattr.bench.cases import SHAPES, Case
 from ffattr.bench.tune import Trial, near_first, search_configs
-from ffattr.cli import bench as bench_command
-from ffattr.ops import backends, torch_kernels
+from ffattr.ops import torch_kernels
 
-triton_ops = pytest.importorskip("ffattr.ops.triton")
-configs = sys.modules["ffattr.ops.triton.configs"]
 Config, Shape = configs.Config, configs.Shape
 
 RULE = Config(128, 256, 64, 8, 3, True)
-SIZE = replace(SHAPES["bert-base"], width=24, heads=3, ff_width=40)
-
-
-# ---- the search
 
 
 def times(table: dict[int, float]) -> Callable[[int, int], float]:
@@ -80,34 +70,6 @@ def test_near_first() -> None:
     assert near_first([*reversed(farther), RULE], RULE) == [RULE, *farther]
 
 
-# ---- the kernels
-
-
-class Pretended:
-    """A GPU on which plain PyTorch runs as Triton's kernels, and every config takes ``seconds`` of it."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-        monkeypatch.setenv("FFATTR_CACHE", str(folder))
-        configs._read_tuned.cache_clear()
-        self.used: Any = None
-        self.seconds: Callable[[Any], float] = lambda config: 1.0
-        monkeypatch.setattr(Shape, "from_operands", classmethod(self._shape))
-        remember = configs.remember_config
-
-        def remembering(shape: Any, kernel: str, config: Any) -> None:
-            self.used = config
-            remember(shape, kernel, config)
-
-        monkeypatch.setattr(configs, "remember_config", remembering)
-        monkeypatch.setattr(triton_ops, "ff_norms", torch_kernels.ff_norms)
-        monkeypatch.setattr(triton_ops, "operator_norms", torch_kernels.operator_norms)
-        monkeypatch.setattr(tune, "time_median", lambda run, device, rounds, limit: self.seconds(self.used))
-
-    @staticmethod
-    def _shape(cls: Any, alpha: torch.Tensor, down: torch.Tensor, streams: int) -> Any:
-        return cls(alpha.shape[0], streams, down.shape[1], alpha.shape[1], down.dtype, (9, 0), "A GPU")
-
-
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pretended]:
     yield Pretended(monkeypatch, tmp_path)
@@ -115,7 +77,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Pretended]:
     configs._read_tuned.cache_clear()
 
 
-CASE = Case.draw_random(SIZE, 3)
 SHAPE = Shape(3, 1, 24, 3, torch.bfloat16, (9, 0), "A GPU")
 
 
@@ -206,59 +167,3 @@ def test_a_damaged_file_is_ignored_and_replaced(gpu: Pretended) -> None:
     configs._read_tuned.cache_clear()
     assert len(json.loads(configs.tuned_file().read_text())["A GPU"]) == 3
     assert configs.choose_direct(SHAPE)
-
-
-# ---- the command line
-
-
-@pytest.fixture
-def on_gpu(gpu: Pretended, monkeypatch: pytest.MonkeyPatch) -> Pretended:
-    layer = bench_command.Layer("bert-base", 3, torch.bfloat16, torch.device("cuda", 0))
-    monkeypatch.setattr(bench_command, "choose_layer", lambda *asked: layer)
-    monkeypatch.setattr(bench_command.Layer, "make_case", lambda self: CASE)
-    monkeypatch.setattr(bench_command, "name_processor", lambda device: "A GPU")
-    monkeypatch.setattr(backends.Backend, "why_not", lambda *asked: None)
-    return gpu
-
-
-def run(*arguments: str) -> Any:
-    return CliRunner().invoke(cli.app, ["bench", "--tune", *arguments], env={"COLUMNS": "200"})
-
-
-def test_tune_prints_tables_and_stores(on_gpu: Pretended) -> None:
-    best = Config(64, 64, 32, 8, 4, True)
-    on_gpu.seconds = lambda config: 0.25 if config == best else 2.0
-    result = run()
-    assert result.exit_code == 0, result.output
-    lines = result.stdout.splitlines()
-    assert lines[0] == "A GPU: bert-base, 3 tokens, bfloat16, all feed-forward scopes of a layer"
-    assert lines[-1] == f"stored in {configs.tuned_file()}"
-    assert sum("the rule's" in line for line in lines) == 3
-    assert sum("timed, 0 do not run here or are wrong" in line for line in lines) == 3
-    first = next(line for line in lines if " 250 " in line)
-    assert [word for word in first.split() if word != "│"] == ["250", "64", "64", "32", "8", "4", "True"]
-    assert configs.tuned_file().exists()
-
-
-def test_tune_within_minutes(on_gpu: Pretended) -> None:
-    result = run("--minutes", "0")
-    assert result.exit_code == 0, result.output
-    assert "not tried for want of time" in result.stdout
-
-
-def test_ctrl_c_at_the_command_line(on_gpu: Pretended) -> None:
-    def interrupted(config: Any) -> float:
-        raise KeyboardInterrupt
-
-    on_gpu.seconds = interrupted
-    result = run()
-    assert result.exit_code == 130
-    assert "interrupted" in result.stderr
-    assert not configs.tuned_file().exists()
-
-
-def test_tune_says_why_triton_does_not_run(on_gpu: Pretended, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends.Backend, "why_not", lambda *asked: "triton is not installed")
-    result = run()
-    assert result.exit_code == 1
-    assert result.stderr.strip() == "error: --tune needs the triton backend: triton is not installed"

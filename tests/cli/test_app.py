@@ -1,47 +1,15 @@
-import io
 import subprocess
 import sys
 
 import pytest
-import tiny_models
 import torch
 from commands import HELP, fails, run
-from made_tokenizers import make_tokenizer, wordpiece
-from rich.console import Console
-from synthetic import attribution
 
-from ffattr import Pool, TopK, attribute, load
-from ffattr.cli import map as map_command
-from ffattr.cli import progress
+from ffattr import Pool, TopK
 from ffattr.decomposition.integrated_gradients import GaussLegendre, Riemann
 from ffattr.errors import ArchitectureMismatch, BackendUnavailable, OutOfMemory, UnsupportedModel
-from ffattr.models import pretrained
 from ffattr.ops import backends
 from ffattr.pipeline import attribute as attribute_module
-from ffattr.pipeline import plan as plan_module
-from ffattr.results import files
-
-TOKENIZER = make_tokenizer(pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]")
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Replaces loading and computing; gives the list of what they were called with."""
-    seen = []
-
-    def attribute(model, inputs, *, progress, **options):
-        seen.append((model, inputs, options))
-        progress(1, 2)
-        return attribution()
-
-    def plan(model, inputs, **options):
-        seen.append((model, inputs, options))
-        return "direct on torch [3 layers]"
-
-    monkeypatch.setattr(pretrained, "load", lambda name: (f"model {name}", TOKENIZER))
-    monkeypatch.setattr(attribute_module, "attribute", attribute)
-    monkeypatch.setattr(plan_module, "plan", plan)
-    return seen
 
 
 def test_help_lists_the_commands():
@@ -59,7 +27,7 @@ def test_help_loads_no_torch(arguments):
     assert "LOADED []" in result.stderr
 
 
-def test_map_passes_what_was_asked_for(calls, tmp_path):
+def test_map_passes_what_was_asked_for(calls, tokenizer, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("\ufeffGrüße", encoding="utf-8")  # as some editors begin a file
     options = [
@@ -93,7 +61,7 @@ def test_map_passes_what_was_asked_for(calls, tmp_path):
                 "method": "direct",
                 "groups": "words",
                 "keep": TopK(3),
-                "tokenizer": TOKENIZER,
+                "tokenizer": tokenizer,
             },
         )
     ]
@@ -107,100 +75,6 @@ def test_map_defaults_are_those_of_attribute(calls):
     assert (options["groups"], options["keep"]) == (None, "dense")
     assert run("map", "m", "text", "--pool", 2).exit_code == 0
     assert calls[1][2]["keep"] == Pool(2)
-
-
-def test_map_writes_files(calls, tmp_path):
-    output, png = tmp_path / "maps.safetensors", tmp_path / "map.png"
-    result = run("map", "m", "text", "-o", output, "--png", png)
-    assert result.exit_code == 0, result.output
-    assert load(output).layers == (0, 2, 5)
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert sorted(tmp_path.iterdir()) == [png, output]
-
-
-def test_map_writes_a_page_of_all_scopes(calls, tmp_path):
-    page = tmp_path / "maps.html"
-    result = run("map", "m", "text", "--html", page)
-    assert result.exit_code == 0, result.output
-    assert calls[0][2]["scopes"] == "all"
-    assert page.read_text().startswith("<!DOCTYPE html>")
-    assert f"page: {page}" in result.stdout.replace("\n", "")
-    assert run("map", "m", "text", "--html", page, "--scope", "atb").exit_code == 0
-    assert calls[1][2]["scopes"] == "atb"
-
-
-def test_map_without_files_prints_the_strongest_pairs(calls):
-    result = run("map", "m", "text")
-    assert "atb_ff_res_ln, layer 5" in result.stdout
-    assert "tok0." in result.stdout
-    assert "a plan" in result.stdout
-
-
-@pytest.fixture(scope="module")
-def bert():
-    return tiny_models.build("bert")
-
-
-TEXT = "the cat sat on a mat"  # and [CLS], [SEP]
-
-
-@pytest.mark.parametrize("options", [[], ["--words"], ["--top", "3"], ["--words", "--top", "3"]])
-def test_the_strongest_pairs_are_those_of_different_tokens(bert, monkeypatch, options):
-    monkeypatch.setattr(pretrained, "load", lambda name: (bert, TOKENIZER))
-    monkeypatch.setattr(map_command, "_PAIRS", 1)
-    result = run("map", "m", TEXT, *options)
-    assert result.exit_code == 0, result.output
-    whole = attribute(bert, TEXT, tokenizer=TOKENIZER)["layer"][-1, 0].fill_diagonal_(0)
-    query, key = divmod(int(whole.argmax()), 8)
-    names = ["[CLS]", *TEXT.split(), "[SEP]"]
-    for shown in (f"{query} {names[query]}", f"{key} {names[key]}", f"{whole.max():.3g}"):
-        assert f" {shown} " in result.stdout
-
-
-def test_the_strongest_pairs_of_words_and_of_blocks(bert, monkeypatch):
-    """Subwords, so that columns are no tokens."""
-    tokenizer = wordpiece()
-    text = "cats playing the cats."
-    monkeypatch.setattr(pretrained, "load", lambda name: (bert, tokenizer))
-    monkeypatch.setattr(map_command, "_PAIRS", 1)
-    word = torch.tensor([0, 1, 1, 2, 2, 3, 4, 4, 5, 6])
-    whole = attribute(bert, text, tokenizer=tokenizer, groups="words")["layer"][-1, 0].clone()
-    whole[torch.arange(10), word] = 0
-    key = int(whole.argmax()) % 7
-    result = run("map", "m", text, "--words")
-    assert f" {key} {['[CLS]', 'cats', 'playing', 'the', 'cats', '.', '[SEP]'][key]} " in result.stdout
-    assert f" {whole.max():.3g} " in result.stdout
-    pooled = attribute(bert, text, tokenizer=tokenizer, keep=Pool(4))["layer"][-1, 0].clone().fill_diagonal_(0)
-    result = run("map", "m", text, "--pool", 4)
-    assert " … " in result.stdout
-    assert f" {pooled.max():.3g} " in result.stdout
-
-
-def test_progress_says_how_fast_and_how_long():
-    times = [0.0]
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=120, get_time=lambda: times[-1])
-    with progress.show_progress(12_000, console) as update:
-        for time in (10.0, 50.0, 90.0):  # the first layer comes early, all others take 40 s
-            times.append(time)
-            update(len(times) - 1, 6)
-    shown = out.getvalue()
-    assert "3/6" in shown
-    assert "67 tokens/s" in shown  # 6000 in 90 s
-    assert "0:02:00" in shown
-
-
-def test_no_progress_where_nobody_watches():
-    out = io.StringIO()
-    with progress.show_progress(12, Console(file=out)) as update:
-        update(1, 2)
-    assert out.getvalue() == ""
-
-
-def test_plan_computes_nothing(calls):
-    result = run("map", "m", "text", "--plan")
-    assert result.stdout.strip() == "direct on torch [3 layers]"
-    assert not calls[0][2].keys() & {"progress", "keep"}
 
 
 @pytest.mark.parametrize(
@@ -255,17 +129,6 @@ def test_errors_are_one_line(calls, monkeypatch, error, code):
     fails(code, text, "map", "m", "text")
     result = run("map", "m", "text", "--debug")
     assert result.exception is error
-
-
-def test_ctrl_c_exits_with_130_and_leaves_no_file(calls, monkeypatch, tmp_path):
-    def half(tensors, filename, metadata):
-        filename.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(files, "save_file", half)
-    result = fails(130, "interrupted", "map", "m", "text", "-o", tmp_path / "a.safetensors")
-    assert list(tmp_path.iterdir()) == []
-    assert "maps:" not in result.stdout
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/model", "nowhere.gguf"])

@@ -14,16 +14,13 @@ from typing import Any
 import pytest
 import torch
 from commands import HELP, fails, run
-from recording import state
 from saved_models import save_model
-from tiny_models import build, inputs
+from tiny_models import build
 from torch import nn
 from torch.nn import functional as F
 
-import ffattr
-from ffattr.errors import ArchitectureMismatch, UnsupportedModel
+from ffattr.errors import UnsupportedModel
 from ffattr.models import huggingface, pretrained, registry, verified
-from ffattr.pipeline.reproduce import reproduce
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -179,35 +176,6 @@ def test_wrong_usage(saved: Callable[..., Path], tmp_path: Path) -> None:
     fails(2, "was it saved with the model?", "check", tmp_path / "gpt2")
     build("hubert", dtype=torch.float32).save_pretrained(tmp_path / "hubert")
     fails(2, "could not load the feature extractor from", "check", tmp_path / "hubert")
-
-
-@pytest.mark.parametrize("name", ["gemma2", "bart"])
-def test_reproduce_is_what_attribute_checks(name: str) -> None:
-    model, given = build(name), inputs(name, padding="right")
-    before = state(model)
-    found = reproduce(model, given)
-    assert state(model) == before
-    attr = ffattr.attribute(model, given, backend="torch")
-    own = attr.stacks if isinstance(attr, ffattr.StackedAttribution) else {"": attr}
-    expected = [(stack, layer) for stack in own if stack != "cross" for layer in own[stack].layers]
-    assert [(layer.stack, layer.layer) for layer in found.layers] == expected
-    for layer in found.layers:
-        error = float(own[layer.stack].error[layer.layer].max())
-        assert layer.error == pytest.approx(error, rel=1e-3, abs=1e-15)
-        assert layer.tolerance == (1e-6 if name == "gemma2" else 1e-9)
-
-
-def test_what_does_not_pass_is_what_attribute_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(base: nn.Module) -> list[Any]:
-        layers = huggingface.describe_pretrained(base, "gpt2").layers
-        return [layers[0], replace(layers[1], norm_before_ff=layers[0].norm_before_ff)]
-
-    monkeypatch.setattr(registry, "_registered", {"gpt2": wrong})
-    found = reproduce(build("gpt2"), inputs("gpt2"))
-    assert [layer.passed for layer in found.layers] == [True, False]
-    assert not replace(found.layers[0], error=float("nan")).passed
-    with pytest.raises(ArchitectureMismatch, match="layer 1, batch row 0"):
-        ffattr.attribute(build("gpt2"), inputs("gpt2"))
 
 
 # ---- models

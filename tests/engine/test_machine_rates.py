@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -11,10 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from ffattr import cli
-from ffattr.bench.calibrate import measure_rates
 from ffattr.engine import machine_rates
 from ffattr.engine.machine_rates import Rates, calibrated, keep, key_of
 from ffattr.ops import torch_kernels
@@ -54,33 +50,11 @@ def test_measured(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     machine_rates.measured.cache_clear()
 
 
-# ---- calibration
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_calibration_runs_every_kind_of_work(dtype: torch.dtype) -> None:
-    runs = 0
-
-    def once(run: Callable[[], object]) -> float:
-        nonlocal runs
-        run()
-        runs += 1
-        return 0.5 * runs  # every time is another one
-
-    found = asdict(measure_rates("torch", dtype, CPU, once))
-    assert all(0 < rate < math.inf for rate in found.values())
-    assert len(set(found.values())) == len(found)
-    assert runs >= len(found)
-
-
 def test_seconds_add_up() -> None:
     made = replace(MADE, product=2.0, direct=4.0)
     assert made.seconds({"product": 3.0, "direct": 6.0}) == 3.0
     with pytest.raises(KeyError):
         made.seconds({"unheard of": 1.0})
-
-
-# ---- keeping
 
 
 def test_rates_are_kept_by_what_they_belong_to(cache: Path) -> None:
@@ -123,14 +97,3 @@ def test_a_damaged_file_is_ignored_and_replaced(damage: Callable[[str], str]) ->
         assert calibrated("cpu", torch.float32, CPU, 2) is None
     keep(key, MADE)
     assert calibrated("cpu", torch.float32, CPU, 2) == MADE
-
-
-def test_bench_calibrate_stores_what_plans_read() -> None:
-    threads = torch.get_num_threads()
-    found = CliRunner().invoke(cli.app, ["bench", "--calibrate", "--backend", "torch", "--device", "cpu"])
-    assert found.exit_code == 0, found.output
-    assert "rates.json" in found.output
-    assert calibrated("torch", torch.float32, CPU, threads) is not None
-    both = CliRunner().invoke(cli.app, ["bench", "--calibrate", "--tune"])
-    assert both.exit_code == 2
-    assert "--calibrate and --tune are two runs" in both.output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,8 +16,6 @@ import ffattr
 from ffattr import Attribution, NonFiniteError
 from ffattr.engine import plan as planning
 from ffattr.ops import availability, backends, torch_kernels
-from ffattr.pipeline.options import Options
-from ffattr.pipeline.request import _choose_engine
 
 FLOAT8 = torch.float8_e4m3fn
 # Of a scope's largest entry. A sum of rounded products is off by about one rounding of its largest terms, 2^-9 in
@@ -136,35 +133,3 @@ def test_float16_that_overflows() -> None:
     assert far(found, expected, found.scopes[-1]) < LIMITS[torch.bfloat16]
 
 
-# ---- what is computed in when the user does not say
-
-
-def description(device: str, dtype: torch.dtype, heads: int = 4) -> Any:
-    parameter = SimpleNamespace(device=torch.device(device), dtype=dtype, is_cuda=device == "cuda")
-    return SimpleNamespace(
-        base=SimpleNamespace(parameters=lambda: iter([parameter])),
-        layers=[SimpleNamespace(heads=heads), SimpleNamespace(heads=1)],
-    )
-
-
-@pytest.mark.parametrize(
-    ("device", "model", "asked", "backend", "expected"),
-    [
-        ("cpu", torch.bfloat16, None, "torch", torch.float32),
-        ("cpu", torch.float64, None, "auto", torch.float64),
-        ("cuda", torch.float64, None, "torch", torch.float64),
-        ("cuda", torch.float32, None, "torch", torch.float32),
-        ("cuda", torch.bfloat16, None, "torch", torch.bfloat16),
-        ("cuda", torch.float16, None, "torch", torch.float16),
-        ("cuda", torch.float16, None, "reference", torch.float32),
-        ("cuda", torch.float16, torch.bfloat16, "torch", torch.bfloat16),
-        ("cuda", torch.float64, torch.float16, "torch", torch.float16),
-        ("cuda", torch.bfloat16, torch.float64, "torch", torch.float64),
-    ],
-)
-def test_precision(
-    device: str, model: torch.dtype, asked: torch.dtype | None, backend: str, expected: torch.dtype
-) -> None:
-    chosen = _choose_engine(description(device, model), Options(dtype=asked, backend=backend))
-    assert chosen.matmul_dtype == expected
-    assert backend in ("auto", chosen.backend.name)

@@ -9,7 +9,7 @@ import torch
 
 from ffattr import plot
 from ffattr.plot import layer_grid, map_figure
-from ffattr.plot.style import GREY, plain_text, scale_colours, short_text
+from ffattr.plot.style import GREY
 
 
 def _labels(axes, axis):
@@ -147,47 +147,6 @@ def test_a_wrong_colour_map_is_named():
         map_figure(torch.rand(1, 1, 1), ["a"], ["b"])
     with pytest.raises(ValueError, match="got shape"):
         layer_grid(torch.rand(0, 2, 2), [])
-
-
-def test_the_scale_is_blind_to_what_is_no_number():
-    assert scale_colours(torch.tensor([torch.nan, 2.0]), "linear").vmax == 2.0
-    assert scale_colours(torch.tensor([torch.nan]), "log").vmax == 1.0
-
-
-@pytest.mark.parametrize(
-    ("token", "shown"),
-    [
-        ("\t\r\n", "\\t\\r\\n"),
-        ("a\x00\x1b", "a\\x00\\x1b"),
-        ("\u200d\u202e", "\\u200d\\u202e"),
-        ("\ud800", "\\ud800"),
-        ("\u4f60\u597d", "\\u4f60\\u597d"),
-        ("\U0001faa9", "\\U0001faa9"),
-        ("na\u00efve \u043c\u0438\u0440", "na\u00efve \u043c\u0438\u0440"),
-        ("  ", "\u2423\u2423"),
-        ("\u0120", "\u2423"),
-        ("", ""),
-        ("_^{\\frac", "_^{\\frac"),
-    ],
-)
-def test_every_character_is_visible(token, shown):
-    assert plain_text(token) == shown
-
-
-def test_fonts_of_the_user_are_asked():
-    import matplotlib
-
-    assert plain_text("\ua4d0") == "\ua4d0"  # Lisu, which DejaVu has
-    with matplotlib.rc_context({"font.family": ["STIXGeneral"]}):
-        assert plain_text("\ua4d0") == "\\ua4d0"
-    with matplotlib.rc_context({"font.family": ["STIXGeneral", "DejaVu Sans"]}):
-        assert plain_text("\ua4d0") == "\ua4d0"
-
-
-def test_long_tokens_are_cut():
-    assert short_text("a" * 28) == "a" * 28
-    assert short_text("a" * 29) == "a" * 27 + "…"
-    assert short_text("$$$$", 3) == r"\$\$…"
 
 
 def test_tokens_without_glyphs_are_drawn_without_a_warning():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 from two_devices import HERE, THERE, TwoDevices, put, put_module
 
 import ffattr
-from ffattr import Attribution, UnsupportedModel
-from ffattr.pipeline.request import _check_weights
+from ffattr import Attribution
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -144,17 +142,6 @@ def test_each_layer_is_computed_where_it_is(name: str, padding: str | None) -> N
         moved = ffattr.vectors(model, given, queries=[-1])
     assert_equal(found, expected)
     assert torch.equal(moved.values, vectors.values)
-
-
-def test_a_layer_on_two_devices_is_refused() -> None:
-    out, up = torch.ones(2), torch.empty(2, device="meta")
-    weights = SimpleNamespace(
-        out=SimpleNamespace(weight=out), tensors=lambda: iter([("out.weight", out), ("up.weight", up)])
-    )
-    spec = SimpleNamespace(weights=lambda dtype: weights)
-    stack: Any = SimpleNamespace(layers=[0], specs=[spec], label_layer=lambda layer: f"layer {layer}")
-    with pytest.raises(UnsupportedModel, match=r"layer 0: up.weight is on meta, but out.weight on cpu; expected each"):
-        _check_weights(stack)
 
 
 # ---- half precision, compiled

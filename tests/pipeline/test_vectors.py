@@ -1,0 +1,68 @@
+"""Decomposed vectors: their norms are the maps, their sums the layer's output."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from tiny_models import build
+
+import ffattr
+from ffattr.pipeline import vectors
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize("padding", [None, "left"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama-bias"])
+def test_vectors(name: str, padding: str | None) -> None:
+    model, given = build(name), tiny_models.inputs(name, padding=padding)
+    options: dict[str, Any] = {"layers": [1, 0, 1], "queries": [6, 0, 3], "value_bias": "separate", "baseline": "bias"}
+    attr = ffattr.attribute(model, given, scopes="all", **options)
+    for scope in (*attr.scopes, "layer"):
+        found = ffattr.vectors(model, given, scope=scope, **options)
+        assert (found.layers, found.queries, found.scope) == ((1, 0, 1), (6, 0, 3), attr.scope(scope))
+        torch.testing.assert_close(found.values.norm(dim=-1), attr[scope], rtol=1e-10, atol=1e-12)
+        if scope == "attn_heads":
+            summed = found.values.sum(2)
+            torch.testing.assert_close(summed, ffattr.vectors(model, given, scope="attn", **options).values)
+            continue
+        torch.testing.assert_close(found.bias.norm(dim=-1), attr.bias[found.scope], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(found.values.sum(-2) + found.bias, found.total, rtol=0, atol=1e-11)
+        assert (found.total[:, ~attr.mask[:, [6, 0, 3]]] == 0).all()
+        assert found.mask.equal(attr.mask)
+        assert found.key_mask is None
+
+
+def test_vectors_of_the_layer_are_its_output() -> None:
+    model, given = build("bert"), tiny_models.inputs("bert")
+    expected = model(**given, output_hidden_states=True).hidden_states[1:]
+    found = ffattr.vectors(model, given)
+    torch.testing.assert_close(found.total, torch.stack(expected).detach(), rtol=0, atol=1e-12)
+
+
+def test_vectors_of_several_scopes() -> None:
+    model, given = build("bert"), tiny_models.inputs("bert")
+    found = ffattr.vectors(model, given, scope=["atb_ff", "layer"], queries=[3, 0])
+    assert list(found) == ["atb_ff", "atb_ff_res_ln"]
+    for name, several in found.items():
+        alone = ffattr.vectors(model, given, scope=name, queries=[3, 0])
+        assert several.scope == alone.scope == name
+        for part in ("values", "bias", "total"):
+            assert torch.equal(getattr(several, part), getattr(alone, part))
+    with pytest.raises(ValueError, match=r"scope='all' names 7 scopes, expected one of them, or a list of names"):
+        ffattr.vectors(model, given, scope="all")
+
+
+def test_vectors_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 2 * 2 * 7 * 7 * 40 * 8
+    monkeypatch.setattr(vectors.psutil, "virtual_memory", lambda: SimpleNamespace(available=size - 1))
+    model, given = build("bert"), tiny_models.inputs("bert")
+    with pytest.raises(ValueError, match=r"would take 0\.0 GiB, more than is free; ask for fewer layers or queries"):
+        ffattr.vectors(model, given)
+    assert ffattr.vectors(model, given, queries=[0, 1]).values.shape == (2, 2, 2, 7, 40)
+    monkeypatch.setattr(vectors.psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
+    assert ffattr.vectors(model, given).values.shape == (2, 2, 7, 7, 40)

@@ -1,0 +1,115 @@
+"""Which machine this is, where what was measured on it lies, and files that appear whole or not at all."""
+
+import json
+import os
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from ffattr.machine import Replacement, cache_file, name_processor, replacing, write_cache
+
+CPU = torch.device("cpu")
+
+
+def test_a_cpu_is_named_with_its_cores(monkeypatch):
+    lines = "processor\t: 0\nmodel name\t: A CPU: 3 GHz\nflags\t: a\n\nprocessor\t: 1\nmodel name\t: A CPU: 3 GHz\n"
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    monkeypatch.setattr(Path, "read_text", lambda path: lines)
+    assert name_processor(CPU) == "A CPU: 3 GHz, 2 cores"
+    monkeypatch.setattr(Path, "read_text", lambda path: "processor\t: 0\nBogoMIPS\t: 50.00\n")  # as on ARM
+    assert name_processor(CPU) == (platform.processor() or platform.machine()) != ""
+
+
+def test_a_gpu_is_named_by_torch(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device.index}")
+    assert name_processor(torch.device("cuda", 2)) == "GPU 2"
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FFATTR_CACHE", str(tmp_path / "own"))
+    assert cache_file("rates.json") == tmp_path / "own" / "rates.json"
+    monkeypatch.setenv("FFATTR_CACHE", "~/own")
+    assert cache_file("rates.json") == tmp_path / "own" / "rates.json"
+    monkeypatch.setenv("FFATTR_CACHE", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_file("rates.json") == tmp_path / "xdg" / "ffattr" / "rates.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_file("rates.json") == tmp_path / ".cache" / "ffattr" / "rates.json"
+
+
+def test_a_cache_is_written_with_its_folders(tmp_path):
+    file = tmp_path / "new" / "folder" / "rates.json"
+    write_cache(file, {"é": {"b": 2.5, "a": None}})
+    assert json.loads(file.read_text(encoding="utf-8")) == {"é": {"b": 2.5, "a": None}}
+    write_cache(file, {})
+    assert json.loads(file.read_text()) == {}
+    assert list(file.parent.iterdir()) == [file]
+    with pytest.raises(TypeError):
+        write_cache(file, {"a": CPU})
+    assert json.loads(file.read_text()) == {}
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_file_is_replaced_when_the_block_ends(tmp_path):
+    path = tmp_path / "maps.tar.gz"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        assert (temporary.parent, temporary.suffix) == (tmp_path, ".gz")
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
+def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path, error):
+    path = tmp_path / "a.json"
+
+    def fail():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+    path.write_text("old")
+    with pytest.raises(type(error)):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "a.json"
+    first, second = Replacement(path), Replacement(path)
+    first.temporary.write_text("first")
+    second.temporary.write_text("second")
+    first.finish()
+    second.finish()
+    second.discard()  # of what is gone: nothing
+    assert path.read_text() == "second"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX modes and links")
+def test_a_link_stays_and_the_mode_is_that_of_a_new_file(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with replacing(tmp_path / "link") as temporary:
+        temporary.chmod(0o600)
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "target").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_what_is_no_place_for_a_file(tmp_path):
+    with pytest.raises(IsADirectoryError, match="is a folder, expected the name of a file to write"):
+        Replacement(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"there is no folder '.*nowhere'"):
+        Replacement(tmp_path / "nowhere" / "a.json")
+    with pytest.raises(OSError, match="'/dev/null' is a device or a pipe"):
+        Replacement(os.devnull)
+    assert list(tmp_path.iterdir()) == []
