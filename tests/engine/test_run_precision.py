@@ -131,5 +131,3 @@ def test_float16_that_overflows() -> None:
     expected = ffattr.attribute(model, given, backend="reference")
     found = ffattr.attribute(model, given, dtype=torch.bfloat16)
     assert far(found, expected, found.scopes[-1]) < LIMITS[torch.bfloat16]
-
-
