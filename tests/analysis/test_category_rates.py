@@ -10,13 +10,7 @@ from keeping import kept, some
 
 import ffattr
 from ffattr import Reduce
-from ffattr.analysis import (
-    AmplifiedPairs,
-    Categories,
-    amplified_pairs,
-    category_rates,
-    pair_categories,
-)
+from ffattr.analysis import AmplifiedPairs, Categories, amplified_pairs, category_rates, pair_categories
 from ffattr.analysis.category_rates import _chance_of_at_least
 
 
@@ -99,3 +93,22 @@ def test_a_model_from_text_to_rates():
     assert rates.loc[(0, "subwords"), "all_count"] == 4
     assert rates.loc[(0, "repeated"), "all_count"] == 2
     assert rates.loc[1, "count"].to_dict() == found[found["layer"] == 1][list(Categories().names)].sum().to_dict()
+
+
+def test_pairs_of_a_token_and_itself_are_on_neither_side():
+    attr = named(some(("atb", "atb_ff")))
+    own = pd.DataFrame({"layer": 0, "batch": [0, 0, 1], "query": [3, 4, 2], "key": [3, 5, 2]})
+    found = category_rates(own, attr)
+    assert set(found["pairs"]) == {1}
+    assert set(found["all_pairs"]) == {6 * 5 + 3 * 2}
+    for nothing in (own.iloc[[0, 2]], own[:0]):
+        assert len(category_rates(nothing, attr)) == 0
+
+
+def test_all_pairs_together_are_what_there_is_by_chance():
+    attr = named(some(("atb", "atb_ff")))
+    every = [(0, b, i, j) for b, real in enumerate(((0, 1, 3, 4, 5, 6), (2, 3, 4))) for i in real for j in real]
+    found = category_rates(pd.DataFrame(every, columns=["layer", "batch", "query", "key"]), attr)
+    assert found["count"].equals(found["all_count"])
+    assert set(found["p_value"]) == {1.0}
+    assert set(found["lift"].dropna()) == {1.0}
