@@ -105,11 +105,26 @@ def test_tests_are_where_the_code_is() -> None:
         )
 
 
+def test_every_module_has_its_tests() -> None:
+    names = {path.relative_to(ROOT / "tests") for path in every_test()}
+    for path in list_files(PACKAGE):
+        module = path.relative_to(PACKAGE)
+        if module.stem.startswith("_"):
+            continue
+        mine = {name for name in names if name.parent == module.parent}
+        stem = f"test_{module.stem}"
+        assert any(name.stem == stem or name.stem.startswith(f"{stem}_") for name in mine), (
+            f"no tests/{module.parent}/{stem}.py"
+        )
+
+
 def test_the_house_stays_in_order() -> None:
     """What `benchmarks/structure.py` measures, held to what was reached."""
     found = measure(PACKAGE)
     assert found["modules in a circle"] == 0
     assert found["private functions with more than 8 parameters, outside kernels"] == 0
+    assert found["docstrings that begin with Of, By, From, Where, As"] == 0
+    assert found["most files in a folder"] <= 14
 
 
 @pytest.mark.parametrize(

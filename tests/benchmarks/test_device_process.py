@@ -89,7 +89,7 @@ def test_what_does_not_even_die_is_given_up(processes: Any, tmp_path: Path, monk
 
 
 def test_what_does_not_begin_within_its_phase_is_named(processes: Any, tmp_path: Path) -> None:
-    codes = {"long": GO + "import time; time.sleep(60)", "late": GO, "later": GO}
+    codes = {"long": "import time; time.sleep(60)", "late": GO, "later": GO}  # which begins at once
     found = run(processes, tmp_path, codes, seconds=2.0)
     assert found["long"].status.startswith("stopped after")
     assert [found[name].status for name in ("late", "later")] == ["not begun"] * 2
