@@ -51,7 +51,7 @@ def maps_of(
     return to, vectors
 
 
-@pytest.mark.parametrize(("method", "ff_keys"), [("direct", 100), ("direct", 4), ("operator", 100)])
+@pytest.mark.parametrize(("method", "ff_keys"), [("direct", 100), ("direct", 4), ("operator", 100), ("mixed", 100)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_maps_are_norms_of_the_vectors(kind: str, method: Method, ff_keys: int) -> None:
     layer = random_layers.layer(**KINDS[kind])
@@ -62,7 +62,8 @@ def test_maps_are_norms_of_the_vectors(kind: str, method: Method, ff_keys: int) 
 
 
 @pytest.mark.parametrize("kind", ["pre", "post"])
-def test_projected_scopes_are_norms_of_projected_vectors(kind: str) -> None:
+@pytest.mark.parametrize("method", ["direct", "mixed"])
+def test_projected_scopes_are_norms_of_projected_vectors(kind: str, method: Method) -> None:
     """One scope is narrowed to five directions; the others stay exact."""
     layer = random_layers.layer(**KINDS[kind])
     projection = torch.randn(WIDTH, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -71,7 +72,7 @@ def test_projected_scopes_are_norms_of_projected_vectors(kind: str) -> None:
         ff = operands(layer)
         ff.set_projections({narrowed: projection}, scopes)
         assert len(ff.targets) == 2
-        found, vectors = maps_of(layer, ff)
+        found, vectors = maps_of(layer, ff, method)
         for scope in scopes:
             part = vectors[scope] @ projection if scope == narrowed else vectors[scope]
             torch.testing.assert_close(found[scope], part.norm(dim=-1), rtol=0, atol=1e-11)
@@ -109,14 +110,14 @@ def test_a_set_of_experts_is_prepared_once() -> None:
 
 def test_scratch_memory_is_the_same_until_it_is_given_back() -> None:
     ff = operands(random_layers.layer())
-    first = ff.scratch("mixed", 10)
+    first = ff.scratch("features", 10)
     assert len(first) >= 10
-    assert ff.scratch("mixed", 7) is first
+    assert ff.scratch("features", 7) is first
     assert ff.scratch("residual 0", 7) is not first
-    longer = ff.scratch("mixed", 11)
+    longer = ff.scratch("features", 11)
     assert len(longer) >= 11
     ff.free_scratch()
-    assert ff.scratch("mixed", 11) is not longer
+    assert ff.scratch("features", 11) is not longer
 
 
 @pytest.mark.parametrize(

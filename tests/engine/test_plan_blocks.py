@@ -25,7 +25,7 @@ def least(given: LayerShape, method: str) -> int:
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-@pytest.mark.parametrize("method", ["direct", "operator", "attention"])
+@pytest.mark.parametrize("method", ["direct", "operator", "mixed", "attention"])
 @pytest.mark.parametrize(("tokens", "queries"), [(1, 1), (7, 3), (200, 200), (500, 1), (500, 500)])
 def test_blocks_grow_with_the_budget(tokens: int, queries: int, method: Any, streams: int) -> None:
     given = shape(tokens, queries=queries, streams=streams)
@@ -51,7 +51,7 @@ def test_blocks_grow_with_the_budget(tokens: int, queries: int, method: Any, str
     assert chosen.bytes <= whole.bytes
 
 
-@pytest.mark.parametrize("method", ["direct", "operator"])
+@pytest.mark.parametrize("method", ["direct", "operator", "mixed"])
 def test_the_smallest_budget(method: Any) -> None:
     given = shape(50)
     smallest = least(given, method)
@@ -96,6 +96,7 @@ def test_memory_that_torch_holds_on_a_gpu_is_free(monkeypatch: pytest.MonkeyPatc
     [
         ("direct", "torch", True),
         ("operator", "torch", True),
+        ("mixed", "torch", True),
         ("auto", "torch", False),
         ("auto", "reference", True),
     ],

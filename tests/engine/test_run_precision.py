@@ -23,7 +23,10 @@ FLOAT8 = torch.float8_e4m3fn
 # random in each of its many rows.
 LIMITS = {torch.bfloat16: 1e-2, torch.float16: 2e-3, FLOAT8: 2e-2}
 WAYS = [
-    (dtype, method) for dtype in LIMITS for method in ("direct", "operator") if (dtype, method) != (FLOAT8, "operator")
+    (dtype, method)
+    for dtype in LIMITS
+    for method in ("direct", "operator", "mixed")
+    if dtype != FLOAT8 or method == "direct"
 ]
 
 # Every family with every dtype and with both methods: in bfloat16 and float16 in turns.
