@@ -134,9 +134,9 @@ def test_each_set_of_experts_is_prepared_for_every_source(method: Any) -> None:
     weights = layer(decoder=True, experts=4).weights
     one, three = (LayerShape.from_weights(weights, 9, 20, 100, experts=2, expert_sets=sets) for sets in (1, 3))
     wide = 2 * NEURONS
-    maps = 2.0 * 2 * one.inner * one.width * wide * 2 * (method != "mixed")  # gate and up, own tokens and the encoder's
+    maps = 2.0 * 2 * one.inner * one.width * wide * 2  # gate and up, own tokens and the encoder's
     features = 2.0 * 2 * 20 * (one.inner + one.width) * wide
-    expected = maps + (features if method == "direct" else 0)
+    expected = {"direct": maps + features, "operator": maps, "mixed": 0}[method]
     assert three.flops(method) - one.flops(method) == pytest.approx(2 * expected)
     alone = replace(one, sources=1)
     assert one.flops("direct") - alone.flops("direct") == pytest.approx(maps / 2)

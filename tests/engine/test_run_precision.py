@@ -110,7 +110,7 @@ def test_the_operators_get_the_dtypes_of_their_contract(
     checked = replace(backends.BACKENDS["torch"], load=Checked)
     monkeypatch.setitem(backends.BACKENDS, "torch", checked)
     ffattr.attribute(build(name), tiny_models.inputs(name), scopes="all", backend="torch", dtype=dtype, method=method)
-    assert seen == {"ig_slope", "gram_norms", "ff_norms" if method == "direct" else "operator_norms"}
+    assert seen == {"ig_slope", "gram_norms", "operator_norms" if method == "operator" else "ff_norms"}
 
 
 def test_float8_has_only_the_direct_method(monkeypatch: pytest.MonkeyPatch) -> None:
