@@ -3,9 +3,9 @@
     python benchmarks/cpu/bench_exact.py [--rounds 3] [--only TEXT] [--write]
 
 One layer of a model's shape (float32, random weights), the last queries of a sequence, the last scope: by the
-*operator* method and by the *mixed* one, in turns on one thread, each first compared with the float64 definition. The
-counts are those of the plan, and "planned" the method that it chooses between the two. ``--write`` keeps the figures in
-benchmarks/results/.
+*operator* method and by the *mixed* one, in turns, each first compared with the float64 definition. Times are those of
+one thread on a processor: whoever shares the machine counts little. The counts are those of the plan, and "planned" is
+the method that it chooses among all. ``--write`` keeps the figures in benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +24,6 @@ from rich.table import Table
 
 from ffattr.bench.cases import SHAPES, Case, Size
 from ffattr.bench.run import prepare_run
-from ffattr.bench.timing import seconds_of
 from ffattr.bench.truth import TOLERANCE, Truth
 from ffattr.machine import name_processor
 from ffattr.ops import backends
@@ -57,6 +58,12 @@ SETUPS = (
 )
 
 
+def processor_seconds(run: Callable[[], object]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
 def bench(setup: Setup, backend: str, rounds: int) -> dict[str, object]:
     """One row: medians of the seconds, and of the ratios of each round."""
     case = Case.draw_random(setup.size, setup.tokens)
@@ -69,7 +76,7 @@ def bench(setup: Setup, backend: str, rounds: int) -> dict[str, object]:
         runs[method], plan = prepare_run(case, backend, method, scopes, rows)
         errors.append(truth.verify_maps(f"{setup}, {method}", runs[method](), TOLERANCE[torch.float32]))
         counts[method] = plan.flops
-    times = [[seconds_of(run, CPU) for run in runs.values()] for _ in range(rounds)]
+    times = [[processor_seconds(run) for run in runs.values()] for _ in range(rounds)]
     slow, fast = (statistics.median(found) for found in zip(*times, strict=True))
     chosen = prepare_run(case, backend, "auto", scopes, rows)[1].method
     return {

@@ -229,8 +229,9 @@ def plan_layer(layer: int, shape: LayerShape, ff_scopes: int, options: EngineOpt
         blocks = Blocks(max(1, min(shape.queries, useful // per_query)), shape.tokens, shape.tokens)
         return LayerPlan(layer, shape, chosen, blocks, dtype, choice)
     rates = calibrated(backend.name, dtype, options.device, torch.get_num_threads())
-    if chosen in BY_QUERY and _least_bytes(shape, chosen, dtype) > most and method == "auto":
-        chosen, choice = "direct", f"{chosen} would not fit the memory"
+    while chosen in BY_QUERY and _least_bytes(shape, chosen, dtype) > most and method == "auto":
+        choice = f"{chosen} would not fit the memory"
+        chosen = "operator" if chosen == "mixed" else "direct"
     least = _least_bytes(shape, chosen, dtype)
     if least > most:
         raise ValueError(

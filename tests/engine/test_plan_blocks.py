@@ -119,3 +119,13 @@ def test_halving(method: str, backend: str, wide: bool) -> None:
     assert seen[1].reason.endswith("halved 1 time after running out of memory")
     assert seen[2].reason.endswith("halved 2 times after running out of memory")
     assert ("features made 6 times, halved" in seen[2].reason) == (backend != "reference")
+
+
+def test_what_would_not_fit_the_memory_is_left_for_what_does() -> None:
+    """Mixed, a key brings what the block reads beside its residual, and direct takes keys in turns."""
+    given = shape(500, 512, queries=1)
+    needed = {method: least(given, method) for method in ("mixed", "operator", "direct")}
+    assert needed["mixed"] > needed["operator"] > needed["direct"]
+    for method, budget in needed.items():
+        assert planned(given, "auto", budget).method == method
+    assert planned(given, "auto", needed["mixed"] - 1).reason.startswith("mixed would not fit the memory")
