@@ -40,7 +40,7 @@ SAMPLED = 4096
 _METHODS: dict[str, Method] = {"direct": "direct", "operator": "operator", "mixed": "mixed", "pairs": "pairs"}
 _MIXED_SAVES = 1.3
 """How many times fewer operations than the operator method's make up for what the mixed one is slower at: with 2 times
-fewer it was 1.7 to 1.9 times as fast, with 1.6 times 1.2 to 1.4, with as many 0.8 (benchmarks/results/exact.json)."""
+fewer it was 1.5 to 1.9 times as fast, with 1.6 times 1.3 to 1.5, with as many 0.8 to 1.1 (`bench_exact.py`)."""
 _NEAR = 2.0  # counts further apart than this decide by themselves: no machine's rates differ by more
 
 
