@@ -24,7 +24,8 @@ __all__ = ["SHAPES", "Case", "Size"]
 class Size:
     """Holds all of a layer that its speed depends on.
 
-    ``pre``: norms before attention and the feed-forward block, not after; ``rms``: RMSNorm and no biases, as in Llama.
+    ``pre``: norms before attention and the feed-forward block, not after; ``rms``: RMSNorm and no biases, as in Llama;
+    ``head_dim``: 0 where all heads together are as wide as the model.
     """
 
     width: int
@@ -35,6 +36,7 @@ class Size:
     rms: bool = False
     gated: bool = False
     causal: bool = False
+    head_dim: int = 0
 
 
 SHAPES = {
@@ -65,6 +67,7 @@ class Case:
         """Draws the same numbers for every dtype; another device draws other ones."""
         generator = torch.Generator(device).manual_seed(seed)
         width, heads, biased = size.width, size.heads, not size.rms
+        head_dim = size.head_dim or width // heads
 
         def draw_normal(*shape: int, scale: float = 1.0) -> Tensor:
             return torch.randn(shape, generator=generator, device=device).mul_(scale).to(dtype)
@@ -86,8 +89,8 @@ class Case:
         weights = LayerWeights(
             heads=heads,
             kv_heads=heads,
-            value=draw_linear(width, width),
-            out=draw_linear(width, width),
+            value=draw_linear(width, heads * head_dim),
+            out=draw_linear(heads * head_dim, width),
             branches=(
                 Branch(
                     up=draw_linear(width, size.ff_width),
@@ -98,7 +101,6 @@ class Case:
             ),
             **around,
         )
-        head_dim = width // heads
         query, key = draw_normal(heads, tokens, head_dim), draw_normal(heads, tokens, head_dim)
         return cls(weights, draw_normal(tokens, width), QueryKey(query, key, head_dim**-0.5, causal=size.causal))
 

@@ -60,7 +60,7 @@ def map_command(
         ),
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, or one that `ffattr info` lists.", metavar="NAME")] = "auto",
-    method: Annotated[str, typer.Option(help="auto, direct or operator.", metavar="NAME")] = "auto",
+    method: Annotated[str, typer.Option(help="auto, direct, operator, mixed or pairs.", metavar="NAME")] = "auto",
     words: Annotated[bool, typer.Option("--words", help="Add up the vectors of the tokens of each word.")] = False,
     top: Annotated[int | None, typer.Option(help="Keep the K largest entries of each row only.", metavar="K")] = None,
     pool: Annotated[

@@ -42,7 +42,8 @@ branches add up as they are.
 What costs no ``[T, T, d]`` tensor. Let the residual be one more head with weight ``delta_ij`` and feature ``x_j``.
 *Attention-level* norms are quadratic forms: ``||sum_h a_h V_jh||^2 = a^T (V_j V_j^T) a``. Behind the feed-forward
 block, *direct* computes ``((alpha[:, j, :] Q_j) S_i) W2`` for blocks of pairs, where ``Q_j = V_j W1``: ``2 T^2 F d``
-operations. *operator* makes one matrix ``J_i = W1' diag(S_i) W2'`` for each query: ``T (2 F d^2) + 2 T^2 d^2``. With
+operations. *operator* makes one matrix ``J_i = W1' diag(S_i) W2'`` for each query: ``T (2 F d^2) + 2 T^2 d^2``, or
+``H dh / d`` times as much where heads are wider than the model, unless they are *mixed* first. With
 ``F = 4d`` it is less from about ``T = 4d / 3`` on. *pairs* takes single pairs. A *sketch* narrows ``W2`` to a few
 directions. Groups of keys are summed before the product. Causal layers have half the pairs.
 

@@ -16,12 +16,15 @@ from ..decomposition.layer import LayerWeights
 from ..decomposition.precision import operand_dtype, result_dtype
 from ..decomposition.scopes import Scope
 
-__all__ = ["Blocks", "LayerShape", "Method"]
+__all__ = ["BY_QUERY", "Blocks", "LayerShape", "Method"]
 
-Method = Literal["direct", "operator", "pairs", "attention", "reference"]
-"""``pairs``: each vector on its own, of so few pairs that what the others prepare for many would cost more.
+Method = Literal["direct", "operator", "mixed", "pairs", "attention", "reference"]
+"""``mixed``: ``operator`` with the heads of a pair mixed first, so that a query's matrix is ``[d, d]``.
+``pairs``: each vector on its own, of so few pairs that what the others prepare for many would cost more.
 ``attention``: no feed-forward work is done for a pair: no feed-forward scope is asked for, or layers are parallel."""
 
+BY_QUERY: tuple[Method, ...] = ("operator", "mixed")
+"""Make one matrix for each query, which then takes all of its keys at once."""
 
 _UNNORMED = ("attn", "attn_res", "atb")
 """Points of a parallel layer at which its vectors have passed no norm."""
@@ -173,13 +176,21 @@ class LayerShape:
         if method == "pairs":
             found["product"] += pairs * (4.0 * self.inner * d + 2.0 * (streams + 1) * f * d)
             return found
-        found["product"] += 2.0 * streams * self.inner * d * f * self.sources * self.expert_sets
+        if method != "mixed":
+            found["product"] += 2.0 * streams * self.inner * d * f * self.sources * self.expert_sets
         found["features"] += 2.0 * repeats * t * self.inner * self.passes * self.vector_width
         found["mixing"] = 2.0 * pairs * mixed * self.passes * self.vector_width
         if method == "operator":
             found["product"] += 2.0 * n * streams * d * f * self.passes
             operators = 2.0 * n * f * self.vector_width * (self.inner + 1) * self.sources
             found["operator"] = self.passes * (operators + 2.0 * pairs * self.inner * self.vector_width)
+            return found
+        if method == "mixed":  # a call of the direct method's operator for each query
+            found["product"] += 2.0 * n * d * f * self.vector_width * self.passes * self.sources
+            found["features"] += 2.0 * repeats * t * self.inner * d
+            found["mixing"] += 2.0 * pairs * mixed * self.passes * d
+            found["direct"] = 2.0 * self.passes * pairs * d * self.vector_width
+            found["calls"] += n * self.passes * self.sources
             return found
         found["product"] += 2.0 * repeats * streams * t * d * f * self.expert_sets
         found["features"] += 2.0 * repeats * streams * t * self.inner * f * self.expert_sets
@@ -203,7 +214,7 @@ class LayerShape:
             return mixed * self.width * (result_dtype(dtype).itemsize + 8) + grams
         if method == "pairs":
             return 0
-        neurons = self.streams * self.ff_width if method == "direct" else 0
+        neurons = {"direct": self.streams * self.ff_width, "mixed": self.width}.get(method, 0)
         own = self.ff_width if method == "direct" else 0  # of one stream at a time
         return (mixed * (self.passes * self.vector_width + neurons) + own) * operand_dtype(dtype).itemsize
 
@@ -241,7 +252,11 @@ class LayerShape:
         routes = self.sources * self.inner * self.width * result_dtype(dtype).itemsize
         if method in ("attention", "pairs"):
             return tokens + routes
-        matrices = self.sources * self.streams * self.inner * self.ff_width + 2 * self.ff_width * self.width
+        matrices = 2 * self.ff_width * self.width
+        if method == "mixed":  # of a query at a time: its scaled projections, and K, twice
+            matrices += self.ff_width * self.width + 2 * self.width * self.width
+        else:
+            matrices += self.sources * self.streams * self.inner * self.ff_width
         if dtype != result_dtype(dtype):  # the projections once more, in the dtype of the feed-forward products
             matrices += self.streams * self.width * self.ff_width
         if method == "operator":

@@ -7,26 +7,26 @@ the branches that all tokens go through.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..decomposition.layer import Branch, LayerWeights
-from ..decomposition.precision import operand_dtype, quantised
 from ..decomposition.routing import Routing
 from ..decomposition.scopes import Scope
 from ..ops import torch_kernels
-from ..ops.backends import Backend
 from ..ops.contract import MOST_HEADS, Epilogue
+from ..ops.mixed_operator import mixed_operator_norms
+from .costs import Method
+from .ff_operands import FFOperands
 from .key_blocks import KeyBlock, cut_keys
-from .key_tokens import AttentionPath, KeyTokens
+from .key_tokens import KeyTokens
 from .pack import QueryBlock, concatenate
 from .plan import LayerPlan
 from .query_pass import QueryPass
 
-__all__ = ["FFMaps", "FFOperands", "QueryOperands"]
+__all__ = ["FFMaps", "QueryOperands"]
 
 
 @dataclass(frozen=True)
@@ -41,114 +41,6 @@ class QueryOperands:
     norm_scale: Tensor | None
 
 
-@dataclass(frozen=True)
-class NormTarget:
-    """One call of an operator, for the maps of ``scopes``, of which the first is number ``first`` of those that it
-    returns.
-
-    ``linear`` ``[d, w]``: norms are those of what the vectors become by it (None: of the vectors themselves). The norm
-    after the block is then part of it, but for the norm's scale.
-    """
-
-    scopes: tuple[Scope, ...]
-    first: int
-    linear: Tensor | None = None
-
-    def project(self, vectors: Tensor, dtype: torch.dtype) -> Tensor:
-        """``vectors`` ``[m, d]`` as their norms are to be taken."""
-        return (vectors if self.linear is None else vectors @ self.linear.to(vectors)).to(dtype)
-
-
-class FFOperands:
-    """The feed-forward block and what is after it, as the operators want them: what all packs of a layer share."""
-
-    def __init__(
-        self, weights: LayerWeights, paths: Sequence[AttentionPath], backend: Backend, dtype: torch.dtype
-    ) -> None:
-        self.weights, self.paths, self.backend = weights, tuple(paths), backend
-        self.asked, self.dtype = dtype, operand_dtype(dtype)
-        self.targets: tuple[NormTarget, ...] = (NormTarget(weights.pairwise_scopes, 0),)
-        self._scratch: dict[str, Tensor] = {}
-        self._experts: tuple[int, ...] | None = None
-        if not weights.mixture:
-            self._load_branches(weights.branches)
-
-    def set_projections(self, sketch: Mapping[Scope, Tensor], scopes: Iterable[Scope]) -> None:
-        """Sets how norms of ``scopes`` are computed from now on: exactly, but for those in ``sketch``, whose vectors
-        are multiplied by ``sketch[scope]`` ``[d, w]`` before."""
-        known = self.weights.pairwise_scopes
-        targets = [
-            NormTarget((scope,), min(known.index(scope), 1), self._with_norm(scope, p)) for scope, p in sketch.items()
-        ]
-        if not sketch or not {scope.seen_from("own") for scope in scopes} & {*known} <= sketch.keys():
-            targets.insert(0, NormTarget(known, 0))
-        if len(targets) == len(self.targets) == 1 and targets[0].linear is self.targets[0].linear is None:
-            return
-        self.targets = tuple(targets)
-        if self._experts is not None or not self.weights.mixture:
-            self._prepare_down()
-
-    def load_experts(self, experts: tuple[int, ...]) -> None:
-        """Use these experts, and the branches that all tokens go through, as one dense block."""
-        if self._experts != experts:
-            dtype = self.weights.out.weight.dtype
-            self._load_branches(
-                [
-                    part
-                    for branch in self.weights.branches
-                    for part in ([branch.expert(n, dtype) for n in experts] if branch.routed else [branch])
-                ]
-            )
-            self._experts = experts
-
-    def scratch(self, name: str, count: int) -> Tensor:
-        """Memory for at least ``count`` numbers, the same each time: fresh memory for every block of keys would cost as
-        much as filling it."""
-        held = self._scratch.get(name)
-        if held is None or len(held) < count:
-            self._scratch.pop(name, None)
-            held = self._scratch[name] = torch.empty(count, dtype=self.dtype, device=self.projections[0].device)
-        return held
-
-    def free_scratch(self) -> None:
-        """Give scratch memory back until the next block of queries, whose own way through the layer needs room, too."""
-        self._scratch.clear()
-
-    def _load_branches(self, branches: Sequence[Branch]) -> None:
-        projections = zip(*(branch.projections for branch in branches), strict=True)
-        self.projections = [concatenate([part.weight for part in parts], 1).to(self.dtype) for parts in projections]
-        norm, down = self.weights.norm_of_ff, concatenate([branch.down.weight for branch in branches])
-        self._down = down if norm is None else norm.linear(down)
-        # From head values to pre-activations, [S, H * dh, F].
-        matrices = [path.ff_input.matrix.to(self.dtype) for path in self.paths]
-        self.maps = []
-        for matrix in matrices:
-            self.maps.append(matrix.new_empty(len(self.projections), len(matrix), self.projections[0].shape[1]))
-            for weight, to in zip(self.projections, self.maps[-1], strict=True):
-                torch.mm(matrix, weight, out=to)
-        self._prepare_down()
-
-    def _prepare_down(self) -> None:
-        """The down matrix and that of the residual by each source, as every target has them."""
-        self.down: list[tuple[Tensor, Tensor | None]] = []
-        for target in self.targets:
-            if self.asked == torch.float8_e4m3fn:
-                self.down.append(quantised(target.project(self._down, self._down.dtype).contiguous()))
-            else:
-                self.down.append((target.project(self._down, self.dtype).contiguous(), None))
-        self.residual = [
-            [target.project(path.residual.matrix, self.dtype) for target in self.targets] for path in self.paths
-        ]
-
-    def _with_norm(self, scope: Scope, projection: Tensor) -> Tensor:
-        """``projection`` ``[d, w]`` after what is linear of the norm after the block, if that is before ``scope``."""
-        norm = self.weights.norm_after_ff
-        if norm is None or scope.point != "ff_res_ln":
-            return projection
-        identity = torch.eye(len(projection), dtype=projection.dtype, device=projection.device)
-        return norm.linear(identity) @ projection
-
-
 class KeyOperands:
     """The tokens of one source of a pack, as operands."""
 
@@ -159,33 +51,37 @@ class KeyOperands:
         self.ff_own = (residual if path.ff_input is path.residual else source.residual_at(path.ff_input)).to(ff.dtype)
         self.residual = [target.project(residual, ff.dtype) for target in ff.targets]
 
-    def of_block(self, block: KeyBlock, direct: bool) -> KeyBlockOperands:
+    def of_block(self, block: KeyBlock, method: Method) -> KeyBlockOperands:
         """What a block of keys brings, until another is asked for."""
-        ff, values = self.ff, self.values[block.tokens]
+        ff, values, ff_own = self.ff, self.values[block.tokens], self.ff_own[block.tokens]
         count = len(values) * (values.shape[1] + 1)
         residual = [
             block.head_vectors(values, matrix, own[block.tokens], ff.scratch(f"residual {place}", count * own.shape[1]))
             for place, (matrix, own) in enumerate(zip(ff.residual[self.number], self.residual, strict=True))
         ]
-        mixed: Tensor | None = None
-        if direct or block.size > 1:  # the operator method has one value for a key
+        features: Tensor | None = None
+        if method == "direct":
             streams, width = len(ff.projections), ff.projections[0].shape[1]
-            room = ff.scratch("mixed", streams * count * width)[: streams * count * width].view(streams, -1)
+            room = ff.scratch("features", streams * count * width)[: streams * count * width].view(streams, -1)
             for matrix, weight, to in zip(ff.maps[self.number], ff.projections, room, strict=True):
-                block.head_vectors(values, matrix, self.ff_own[block.tokens] @ weight, to)
-            mixed = room.view(streams, -1, len(block.alpha) + 1, width)
-        return KeyBlockOperands(self, block, residual, mixed)
+                block.head_vectors(values, matrix, ff_own @ weight, to)
+            features = room.view(streams, -1, len(block.alpha) + 1, width)
+        elif method == "mixed":
+            room = ff.scratch("features", count * ff_own.shape[1])
+            features = block.head_vectors(values, ff.matrices[self.number], ff_own, room)
+        return KeyBlockOperands(self, block, residual, features)
 
 
 @dataclass(frozen=True)
 class KeyBlockOperands:
-    """A block of ``m`` keys of a source as operands: ``residual`` ``[m, G, w]`` of every target, and ``mixed``
-    ``[S, m, G, F]``, the keys' share of all pre-activations (None: by the operator method)."""
+    """A block of ``m`` keys of a source as operands: ``residual`` ``[m, G, w]`` of every target, and ``features``: the
+    keys' share ``[S, m, G, F]`` of all pre-activations by the direct method, ``[m, G, d]`` of what the block reads by
+    the mixed one, and None by the operator method."""
 
     keys: KeyOperands
     block: KeyBlock
     residual: list[Tensor]
-    mixed: Tensor | None
+    features: Tensor | None
 
     def compute_norms(self, queries: QueryOperands, neurons: slice = slice(None)) -> dict[Scope, Tensor]:
         """``[n, M]`` by feed-forward scope, of the queries of the block of keys; by ``neurons`` of the layer alone."""
@@ -221,9 +117,13 @@ class KeyBlockOperands:
         ff, block, keys = self.keys.ff, self.block, self.keys
         too_many = ff.backend.for_gpus and len(block.alpha) > MOST_HEADS  # of a large group
         operators = torch_kernels if too_many else ff.backend.require_operators()
-        if self.mixed is not None:
-            mixed = self.mixed[..., neurons].contiguous()
-            return operators.ff_norms(block.alpha, block.position, mixed, slope, down[0], down[1], *epilogue)
+        if self.features is not None and self.features.dim() == 4:
+            features = self.features[..., neurons].contiguous()
+            return operators.ff_norms(block.alpha, block.position, features, slope, down[0], down[1], *epilogue)
+        if self.features is not None:
+            projections = [weight[:, neurons] for weight in ff.projections]
+            given = (block.alpha, block.position, self.features, projections, slope, down[0], epilogue)
+            return mixed_operator_norms(operators, *given)
         if keys.source.path.reads_own_tokens:
             own = torch.stack([keys.ff_own[token_in_pack] @ weight[:, neurons] for weight in ff.projections])
         else:
@@ -274,14 +174,14 @@ class FFMaps:
     ) -> None:
         """Queries that share a feed-forward block; with ``slots`` ``[n, k]`` also the maps of its experts, each of
         which has its place among the experts of a token."""
-        queries, direct = passed.queries, plan.method == "direct"
+        queries = passed.queries
         for number, source in enumerate(self.sources):
             name, ff_scale = source.path.source, passed.ff_scale[number]
             scaled = (slope if ff_scale is None else slope * ff_scale[:, None]).to(self.ff.dtype)
             operands = QueryOperands(queries.token_in_pack, scaled, passed.residual_scale[number], passed.norm_scale)
             experts = to.get(self.weights.expert_scope.seen_from(name))
             for block in cut_keys(source, passed.alpha[number], queries, plan.blocks.ff_keys):
-                keys = self.keys[number].of_block(block, direct)
+                keys = self.keys[number].of_block(block, plan.method)
                 if not self.scopes.isdisjoint(scope.seen_from(name) for scope in self.weights.pairwise_scopes):
                     for scope, tile in keys.compute_norms(operands).items():
                         if scope.seen_from(name) in self.scopes:

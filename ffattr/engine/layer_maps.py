@@ -25,7 +25,8 @@ from ..decomposition.sketch import Sketch, fit
 from ..decomposition.walk import Stream
 from ..ops.backends import Backend
 from .attention_maps import AttentionMaps, own_column_vectors
-from .ff_maps import FFMaps, FFOperands
+from .ff_maps import FFMaps
+from .ff_operands import FFOperands
 from .key_blocks import count_columns, cut_keys
 from .key_tokens import attention_paths
 from .pack import Pack, QueryBlock

@@ -61,7 +61,7 @@ class Rates:
     blocks: float
     """Blocks of queries, whatever their size."""
     calls: float
-    """Calls of an operator for attention-level maps, whatever their size."""
+    """Calls of an operator for attention-level maps, or for a query alone, whatever their size."""
 
     def seconds(self, work: Mapping[str, float]) -> float:
         """For so much of each kind."""

@@ -15,7 +15,7 @@ import torch
 
 from ..decomposition.sketch import Sketch
 from ..ops.backends import Backend
-from .costs import Blocks, LayerShape, Method
+from .costs import BY_QUERY, Blocks, LayerShape, Method
 from .machine_rates import Rates, calibrated, measured
 
 __all__ = [
@@ -37,7 +37,10 @@ _DEFAULT_BUDGET = 24 * _MiB
 _ENOUGH = 96  # queries of a block: features of the keys are then a few per cent of the direct method's work
 SAMPLED = 4096
 """Pairs that are computed exactly for a sketch: with half as many the rank correlation suffers."""
-_METHODS: dict[str, Method] = {"direct": "direct", "operator": "operator", "pairs": "pairs"}
+_METHODS: dict[str, Method] = {"direct": "direct", "operator": "operator", "mixed": "mixed", "pairs": "pairs"}
+_MIXED_SAVES = 1.3
+"""How many times fewer operations than the operator method's make up for what the mixed one is slower at: with 2 times
+fewer it was 1.5 to 1.9 times as fast, with 1.6 times 1.3 to 1.5, with as many 0.8 to 1.1 (`bench_exact.py`)."""
 _NEAR = 2.0  # counts further apart than this decide by themselves: no machine's rates differ by more
 
 
@@ -226,8 +229,9 @@ def plan_layer(layer: int, shape: LayerShape, ff_scopes: int, options: EngineOpt
         blocks = Blocks(max(1, min(shape.queries, useful // per_query)), shape.tokens, shape.tokens)
         return LayerPlan(layer, shape, chosen, blocks, dtype, choice)
     rates = calibrated(backend.name, dtype, options.device, torch.get_num_threads())
-    if chosen == "operator" and _least_bytes(shape, "operator", dtype) > most and method == "auto":
-        chosen, choice = "direct", "operator would not fit the memory"
+    while chosen in BY_QUERY and _least_bytes(shape, chosen, dtype) > most and method == "auto":
+        choice = f"{chosen} would not fit the memory"
+        chosen = "operator" if chosen == "mixed" else "direct"
     least = _least_bytes(shape, chosen, dtype)
     if least > most:
         raise ValueError(
@@ -254,7 +258,8 @@ def group_into_packs(shapes: Sequence[LayerShape], ff_scopes: int, options: Engi
     many as fit into the working memory at once. A long one, and each for the reference, is alone."""
     useful, _ = options.budget
     dtype = options.matmul_dtype
-    kind: Method = "attention" if not ff_scopes else "operator" if options.method == "operator" else "direct"
+    by_query = next((method for method in BY_QUERY if method == options.method), None)
+    kind: Method = "attention" if not ff_scopes else by_query or "direct"
     found: list[list[int]] = []
     for place in sorted(range(len(shapes)), key=lambda place: -shapes[place].tokens):
         together = [*found[-1], place] if found else [place]
@@ -272,7 +277,7 @@ def _worthwhile_bytes(shape: LayerShape, chosen: Method, dtype: torch.dtype) -> 
     """Bytes without which long sequences would be cut into such short blocks of queries that what is made of the keys
     for every block costs as much as the maps."""
     passing, kept = shape.query_bytes(chosen, dtype)
-    queries, keys = min(shape.queries, _ENOUGH), shape.tokens if chosen == "operator" else 1
+    queries, keys = min(shape.queries, _ENOUGH), shape.tokens if chosen in BY_QUERY else 1
     pairs = keys * shape.pair_bytes(chosen, dtype, cut=False)
     return keys * shape.key_bytes(chosen, dtype) + queries * max(passing, 2 * (kept + pairs))
 
@@ -282,8 +287,8 @@ def _fit_blocks(shape: LayerShape, chosen: Method, useful: int, dtype: torch.dty
     if shape.sequences > 1:
         return Blocks(max(1, shape.queries), shape.tokens, shape.tokens)
     passing, kept = shape.query_bytes(chosen, dtype)
-    pair = shape.pair_bytes(chosen, dtype, cut=chosen != "operator")
-    ff_keys = shape.tokens if chosen == "operator" else 1
+    pair = shape.pair_bytes(chosen, dtype, cut=chosen not in BY_QUERY)
+    ff_keys = shape.tokens if chosen in BY_QUERY else 1
     spare = useful - ff_keys * shape.key_bytes(chosen, dtype)
     queries = max(1, min(shape.queries, useful // passing, spare // 2 // (kept + ff_keys * pair)))
     left = useful - queries * kept
@@ -303,7 +308,7 @@ def _fit_blocks(shape: LayerShape, chosen: Method, useful: int, dtype: torch.dty
 def _least_bytes(shape: LayerShape, method: Method, dtype: torch.dtype) -> int:
     """Bytes that the smallest blocks need: one query with one key, or with all keys where the method needs them all."""
     passing, kept = shape.query_bytes(method, dtype)
-    keys = shape.tokens if method == "operator" else 1
+    keys = shape.tokens if method in BY_QUERY else 1
     block = max(keys * shape.key_bytes(method, dtype), shape.key_bytes("attention", dtype))
     pair = max(shape.pair_bytes(kind, dtype) for kind in ("attention", method))
     return max(passing, kept + block + keys * pair)
@@ -314,7 +319,7 @@ def _choose_method(shape: LayerShape, ff_scopes: int, method: str, options: Engi
     backend, dtype, device = options.backend, options.matmul_dtype, options.device
     if method != "auto" and method not in _METHODS:
         raise ValueError(
-            f"unknown method {method!r}, expected 'auto', 'direct', 'operator', 'pairs' or ffattr.Sketch(...)"
+            f"unknown method {method!r}, expected 'auto', 'direct', 'operator', 'mixed', 'pairs' or ffattr.Sketch(...)"
         )
     if backend.is_reference:
         return "reference", "the definition"
@@ -323,24 +328,34 @@ def _choose_method(shape: LayerShape, ff_scopes: int, method: str, options: Engi
     if shape.grouped:
         return "direct", "the one method for groups of keys"
     if method == "pairs" and shape.by_expert:
-        raise ValueError("method='pairs' does not tell experts apart, expected 'auto', 'direct' or 'operator'")
+        raise ValueError("method='pairs' does not tell experts apart, expected 'auto', 'direct', 'operator' or 'mixed'")
     if method in _METHODS:
         return _METHODS[method], "asked for"
     if dtype == torch.float8_e4m3fn:
         return "direct", "the only method in float8"
-    direct, operator, pairs = (shape.flops(kind) for kind in ("direct", "operator", "pairs"))
-    if pairs < min(direct, operator) and not shape.by_expert and not shape.sketched:
-        return "pairs", f"{shape.pairs} pairs are too few to prepare anything for"
-    ratio = direct / operator
-    emulated = backend.is_emulated(device)  # whose rates would say nothing, and take minutes
-    if not 1 / _NEAR < ratio < _NEAR or emulated:
-        chosen: Method = "operator" if ratio > 1 else "direct"
-        return chosen, f"{max(ratio, 1 / ratio):.1f}x fewer operations"
     known = calibrated(backend.name, dtype, device, torch.get_num_threads())
+    emulated = backend.is_emulated(device)  # whose rates would say nothing, and take minutes
+    by_query = _choose_by_query(shape, known, allow_mixed=device.type == "cpu" and not emulated)
+    direct, other, pairs = (shape.flops(kind) for kind in ("direct", by_query, "pairs"))
+    if pairs < min(direct, other) and not shape.by_expert and not shape.sketched:
+        return "pairs", f"{shape.pairs} pairs are too few to prepare anything for"
+    ratio = direct / other
+    if not 1 / _NEAR < ratio < _NEAR or emulated:
+        chosen: Method = by_query if ratio > 1 else "direct"
+        return chosen, f"{max(ratio, 1 / ratio):.1f}x fewer operations"
     if known is not None:
-        seconds = {kind: known.seconds(shape.work(kind)) for kind in ("direct", "operator")}
-        chosen = "operator" if seconds["direct"] > seconds["operator"] else "direct"
-        return chosen, f"faster here: {seconds['direct']:.2g} s direct, {seconds['operator']:.2g} s operator"
+        seconds = [known.seconds(shape.work(kind)) for kind in ("direct", by_query)]
+        chosen = by_query if seconds[0] > seconds[1] else "direct"
+        return chosen, f"faster here: {seconds[0]:.2g} s direct, {seconds[1]:.2g} s {by_query}"
     rates = measured(backend.name, dtype, device, torch.get_num_threads())
-    chosen = "operator" if direct / rates[0] > operator / rates[1] else "direct"
+    chosen = by_query if direct / rates[0] > other / rates[1] else "direct"
     return chosen, f"faster at {rates[0] / 1e9:.0f} direct, {rates[1] / 1e9:.0f} operator GFLOP/s measured here"
+
+
+def _choose_by_query(shape: LayerShape, known: Rates | None, allow_mixed: bool) -> Method:
+    """The faster of the methods that make a matrix for each query; without ``known`` rates by counts, and "mixed" only
+    where ``allow_mixed`` says that these tell anything: on a GPU a query at a time is a handful of short kernels."""
+    if known is not None:
+        return min(BY_QUERY, key=lambda method: known.seconds(shape.work(method)))
+    fewer = shape.flops("operator") / shape.flops("mixed")
+    return "mixed" if allow_mixed and fewer > _MIXED_SAVES else "operator"

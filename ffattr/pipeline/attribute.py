@@ -62,9 +62,9 @@ def attribute(
         else float32. Everything else, the maps included, is float64 with float64 and float32 otherwise.
     backend: ``"auto"``, ``"cpu"`` (C++), ``"triton"`` or ``"cuda"`` (GPU), ``"torch"`` or ``"reference"``; ``ffattr
         info`` says which run here and in which dtypes. ``"auto"`` never picks ``"cuda"``.
-    method: ``"auto"``, ``"direct"``, ``"operator"`` or ``"pairs"``, all exact; `ffattr.plan` says which is chosen,
-        and why. `ffattr.Sketch` is approximate, and cheaper where a layer is wide; ``attr.sketch_error[scope]`` says by
-        how much it is wrong.
+    method: ``"auto"``, ``"direct"``, ``"operator"``, ``"mixed"`` or ``"pairs"``, all exact; `ffattr.plan` says which is
+        chosen, and why. `ffattr.Sketch` is approximate, and cheaper where a layer is wide; ``attr.sketch_error[scope]``
+        says by how much it is wrong.
     memory_budget: bytes of working memory besides the maps. Where memory runs out all the same, a layer is computed
         again in smaller blocks; `OutOfMemory` says that the smallest do not fit.
     progress: called with (layers done, layers in all), layers of every batch that texts are cut into.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..decomposition.integrated_gradients import GaussLegendre, Riemann
 from ..decomposition.sketch import Sketch
+from ..engine.costs import BY_QUERY
 from ..selection import Indices
 
 __all__ = ["IG", "Options"]
@@ -43,5 +44,5 @@ class Options:
             raise TypeError(f"memory_budget is {self.memory_budget!r}, expected a positive number of bytes, or None")
         if self.value_bias not in ("token", "separate"):
             raise ValueError(f"unknown value_bias {self.value_bias!r}, expected 'token' or 'separate'")
-        if self.dtype == torch.float8_e4m3fn and self.method == "operator":
-            raise ValueError(f"method='operator' does not run in {self.dtype}; 'direct' is the only one that does")
+        if self.dtype == torch.float8_e4m3fn and self.method in BY_QUERY:
+            raise ValueError(f"method={self.method!r} does not run in {self.dtype}; 'direct' is the only one that does")

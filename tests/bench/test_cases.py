@@ -42,6 +42,12 @@ def test_sizes_are_those_of_the_models() -> None:
     }
 
 
+def test_heads_may_be_wider_than_the_model() -> None:
+    case = Case.draw_random(replace(TINY["llama-7b"], head_dim=10), 5)
+    assert (case.weights.head_dim, case.attention.key.shape[-1]) == (10, 10)
+    assert case.weights.value.weight.shape == (24, 10 * case.weights.heads)
+
+
 def test_shares_count_two_t_squared_f_d() -> None:
     full = Case.draw_random(TINY["bert-base"], 10)
     causal = Case.draw_random(replace(TINY["bert-base"], causal=True), 10)

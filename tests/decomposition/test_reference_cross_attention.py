@@ -65,7 +65,8 @@ def test_the_stream_is_the_layers(norms: str) -> None:
 @pytest.mark.parametrize("experts", [0, 4])
 @pytest.mark.parametrize("norms", ["pre", "post"])
 @pytest.mark.parametrize(
-    ("backend", "method"), [("torch", "direct"), ("torch", "operator"), ("cpu", "direct"), ("cpu", "operator")]
+    ("backend", "method"),
+    [("torch", "direct"), ("torch", "operator"), ("cpu", "direct"), ("cpu", "operator"), ("cpu", "mixed")],
 )
 def test_maps(norms: str, backend: str, method: str, experts: int) -> None:
     given = layer(norms=norms, decoder=True, experts=experts)

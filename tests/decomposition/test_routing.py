@@ -69,7 +69,8 @@ def test_the_block_is_the_weighted_sum_of_its_experts(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("backend", "method"), [("torch", "direct"), ("torch", "operator"), ("cpu", "direct"), ("cpu", "operator")]
+    ("backend", "method"),
+    [("torch", "direct"), ("torch", "operator"), ("torch", "mixed"), ("cpu", "direct"), ("cpu", "operator")],
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_maps(kind: str, backend: str, method: str) -> None:
@@ -127,15 +128,15 @@ def test_sets_of_experts() -> None:
     assert of_one == {0: ([1], [0]), 1: ([0, 2, 3], [1, 0, 0]), 2: ([1], [1]), 3: ([0, 2, 3], [0, 1, 1])}
 
 
-@pytest.mark.parametrize("method", ["direct", "operator"])
+@pytest.mark.parametrize("method", ["direct", "operator", "mixed"])
 def test_each_set_of_experts_is_prepared_for_every_source(method: Any) -> None:
-    """The features of all keys, and the maps from values to pre-activations."""
+    """The features of all keys, and the maps from values to pre-activations; the mixed method has neither."""
     weights = layer(decoder=True, experts=4).weights
     one, three = (LayerShape.from_weights(weights, 9, 20, 100, experts=2, expert_sets=sets) for sets in (1, 3))
     wide = 2 * NEURONS
     maps = 2.0 * 2 * one.inner * one.width * wide * 2  # gate and up, own tokens and the encoder's
     features = 2.0 * 2 * 20 * (one.inner + one.width) * wide
-    expected = maps + (features if method == "direct" else 0)
+    expected = {"direct": maps + features, "operator": maps, "mixed": 0}[method]
     assert three.flops(method) - one.flops(method) == pytest.approx(2 * expected)
     alone = replace(one, sources=1)
     assert one.flops("direct") - alone.flops("direct") == pytest.approx(maps / 2)

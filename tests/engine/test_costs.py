@@ -53,7 +53,7 @@ def layer(given: LayerShape) -> tuple[LayerWeights, Tensor, QueryKey]:
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-@pytest.mark.parametrize("method", ["direct", "operator", "pairs", "attention"])
+@pytest.mark.parametrize("method", ["direct", "operator", "mixed", "pairs", "attention"])
 @pytest.mark.parametrize(("tokens", "queries"), [(48, 48), (160, 12), (160, 1)])
 def test_operations_are_those_of_the_matrix_products(tokens: int, queries: int, method: Any, streams: int) -> None:
     wide = method != "attention"
@@ -78,7 +78,7 @@ def test_causal_pairs_halve_the_direct_method() -> None:
 NARROW = (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 
 
-@pytest.mark.parametrize("method", ["direct", "operator"])
+@pytest.mark.parametrize("method", ["direct", "operator", "mixed"])
 def test_narrow_operands_take_less_memory(method: Any) -> None:
     given = shape(50)
     whole = Blocks(50, 50, 50)
@@ -97,7 +97,7 @@ def test_narrow_operands_take_less_memory(method: Any) -> None:
     )
 
 
-@pytest.mark.parametrize("method", ["direct", "operator", "attention"])
+@pytest.mark.parametrize("method", ["direct", "operator", "mixed", "attention"])
 def test_the_whole_of_the_work_has_a_rate(method: Any) -> None:
     for streams in (1, 2):
         counts = shape(30, streams=streams, forms=3).work(method)

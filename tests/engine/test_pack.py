@@ -71,7 +71,7 @@ def assert_same(found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]
 
 
 @pytest.mark.parametrize("blocks", [Blocks(100, 100, 100), Blocks(2, 3, 3), Blocks(4, 2, 5, grams=True)])
-@pytest.mark.parametrize("method", ["direct", "operator", "pairs"])
+@pytest.mark.parametrize("method", ["direct", "operator", "mixed", "pairs"])
 @pytest.mark.parametrize("backend", BACKEND)
 @pytest.mark.parametrize("kind", KINDS)
 def test_sequences_side_by_side(kind: str, backend: str, method: Method, blocks: Blocks) -> None:

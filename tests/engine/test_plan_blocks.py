@@ -25,7 +25,7 @@ def least(given: LayerShape, method: str) -> int:
 
 
 @pytest.mark.parametrize("streams", [1, 2])
-@pytest.mark.parametrize("method", ["direct", "operator", "attention"])
+@pytest.mark.parametrize("method", ["direct", "operator", "mixed", "attention"])
 @pytest.mark.parametrize(("tokens", "queries"), [(1, 1), (7, 3), (200, 200), (500, 1), (500, 500)])
 def test_blocks_grow_with_the_budget(tokens: int, queries: int, method: Any, streams: int) -> None:
     given = shape(tokens, queries=queries, streams=streams)
@@ -51,7 +51,7 @@ def test_blocks_grow_with_the_budget(tokens: int, queries: int, method: Any, str
     assert chosen.bytes <= whole.bytes
 
 
-@pytest.mark.parametrize("method", ["direct", "operator"])
+@pytest.mark.parametrize("method", ["direct", "operator", "mixed"])
 def test_the_smallest_budget(method: Any) -> None:
     given = shape(50)
     smallest = least(given, method)
@@ -96,6 +96,7 @@ def test_memory_that_torch_holds_on_a_gpu_is_free(monkeypatch: pytest.MonkeyPatc
     [
         ("direct", "torch", True),
         ("operator", "torch", True),
+        ("mixed", "torch", True),
         ("auto", "torch", False),
         ("auto", "reference", True),
     ],
@@ -118,3 +119,13 @@ def test_halving(method: str, backend: str, wide: bool) -> None:
     assert seen[1].reason.endswith("halved 1 time after running out of memory")
     assert seen[2].reason.endswith("halved 2 times after running out of memory")
     assert ("features made 6 times, halved" in seen[2].reason) == (backend != "reference")
+
+
+def test_what_would_not_fit_the_memory_is_left_for_what_does() -> None:
+    """Mixed, a key brings what the block reads beside its residual, and direct takes keys in turns."""
+    given = shape(500, 512, queries=1)
+    needed = {method: least(given, method) for method in ("mixed", "operator", "direct")}
+    assert needed["mixed"] > needed["operator"] > needed["direct"]
+    for method, budget in needed.items():
+        assert planned(given, "auto", budget).method == method
+    assert planned(given, "auto", needed["mixed"] - 1).reason.startswith("mixed would not fit the memory")

@@ -43,11 +43,18 @@ def test_seconds_are_counts_by_rates() -> None:
     assert set(one.work) <= {rate.name for rate in fields(Rates)}
 
 
-@pytest.mark.parametrize(("rates_of", "method"), [({"operator": 3e8}, "direct"), ({"direct": 3e8}, "operator")])
-def test_rates_kept_here_decide_near_break_even(rates_of: dict[str, float], method: str) -> None:
+@pytest.mark.parametrize(
+    ("rates_of", "method", "by_query"),
+    [
+        ({"operator": 3e8, "calls": 1.0}, "direct", "operator"),
+        ({"operator": 3e8}, "mixed", "mixed"),  # makes its matrices by the library's product
+        ({"direct": 3e8}, "operator", "operator"),
+    ],
+)
+def test_rates_kept_here_decide_near_break_even(rates_of: dict[str, float], method: str, by_query: str) -> None:
     known(**rates_of)
     chosen = planned(shape(64 * 4 // 3))
     assert chosen.method == method
-    assert re.match(r"faster here: \S+ s direct, \S+ s operator", chosen.reason)
+    assert re.match(r"faster here: \S+ s direct, \S+ s (operator|mixed)", chosen.reason)
     assert planned(shape(8)).method == "direct"  # far from it counts decide
-    assert planned(shape(2000)).method == "operator"
+    assert planned(shape(2000)).method == by_query

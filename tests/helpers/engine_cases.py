@@ -46,6 +46,7 @@ WHOLE = [
     ("bert", "operator", torch.bfloat16),
     ("llama", "direct", torch.float32),
     ("llama", "operator", torch.bfloat16),
+    ("llama", "mixed", torch.float32),
     ("llama", "direct", FLOAT8),
     ("mixtral", "operator", torch.float32),
     ("mixtral", "direct", torch.bfloat16),

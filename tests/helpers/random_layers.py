@@ -17,6 +17,7 @@ from ffattr.decomposition.layer import Branch, CrossWeights, LayerWeights
 from ffattr.decomposition.reference import Encoder, Rule, decompose
 from ffattr.decomposition.routing import Routing
 from ffattr.decomposition.walk import Stream
+from ffattr.engine.costs import BY_QUERY
 from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence
 from ffattr.engine.plan import Blocks, EngineOptions, LayerPlan, LayerShape, plan_layer
@@ -68,7 +69,7 @@ class RandomLayer:
         options = EngineOptions(chosen, method, torch.float64, torch.device("cpu"))
         plan = plan_layer(0, shape, any(scope.needs_ff for scope in picked), options)
         if small:  # blocks of a few queries and keys
-            plan = replace(plan, blocks=Blocks(2, 4, plan.blocks.ff_keys if method == "operator" else 4))
+            plan = replace(plan, blocks=Blocks(2, 4, plan.blocks.ff_keys if method in BY_QUERY else 4))
         wanted = LayerTask(self.weights, picked, rule or Rule(), value_bias, chosen, torch.float64)
         sequence = OneSequence(self.x, self.attention, rows, self.routing, self.encoder)
         maps, done = run_dense(wanted, sequence, plan)

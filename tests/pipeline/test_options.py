@@ -25,6 +25,7 @@ FLOAT8 = torch.float8_e4m3fn
         {"dtype": FLOAT8, "method": "auto"},
         {"dtype": FLOAT8, "method": Sketch(64)},
         {"dtype": torch.bfloat16, "method": "operator"},
+        {"dtype": torch.bfloat16, "method": "mixed"},
     ],
     ids=str,
 )
