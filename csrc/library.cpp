@@ -11,8 +11,14 @@
 namespace {
 
 std::map<std::string, std::string> build_info() {
-  constexpr const char* names[] = {"baseline", "avx2", "avx512"};
-  return {{"compiler", __VERSION__}, {"instruction set", names[static_cast<int>(ffattr::cpu::isa())]}};
+  const ffattr::cpu::Isa& isa = ffattr::cpu::isa();
+  constexpr const char* units[] = {"", "dot products", "a matrix unit", "dot products, emulated",
+                                   "a matrix unit, emulated"};
+  constexpr const char* products[] = {"float32", "three bfloat16 products", "bfloat16"};
+  return {{"compiler", __VERSION__},
+          {"instruction set", isa.name + (isa.why.empty() ? "" : " (" + isa.why + ")")},
+          {"float32 by", products[static_cast<int>(ffattr::cpu::float32_product())]},
+          {"bfloat16 by", units[static_cast<int>(isa.unit)]}};
 }
 
 }  // namespace

@@ -41,34 +41,22 @@ std::vector<Cut> sparse_cuts(const WideMap<T>& map, const std::vector<Sequence>&
   return cuts;
 }
 
-// The share of slopes [S, N, F] that are not zero in every stream.
-template <class T>
-double density(const T* slope, int64_t streams, int64_t size) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < size; ++i) {
-    bool active = false;
-    for (int64_t s = 0; s < streams; ++s) active |= slope[s * size + i] != T{0};
-    count += active;
-  }
-  return static_cast<double>(count) / static_cast<double>(std::max<int64_t>(size, 1));
-}
-
 template <class T>
 Tensor direct(const CpuArguments& arguments, const Tensor& features, const Tensor& slope, const Tensor& down) {
   const int64_t streams = features.size(0), neurons = features.size(3);
   const Tensor out = arguments.zeros();
   const WideMap<T> map = arguments.map<T>(out);
   std::vector<Pair> pairs;
-  const bool sparse = density(data<T>(slope), streams, map.queries * neurons) <= kSparse;
+  const auto [product, sparse] = arguments.product(data<T>(slope), streams, map.queries * neurons);
   const std::vector<Cut> cuts = (sparse ? sparse_cuts<T> : dense_cuts<T>)(map, arguments.sequences, pairs);
   const int64_t tasks = static_cast<int64_t>(cuts.size());
   if (tasks == 0) return out;
-  const Buffer<T> down_packed = packed(data<T>(down), neurons, map.width);
+  const Buffer<T> down_packed = packed(data<T>(down), neurons, map.width, product);
   const ScratchPool<T> scratch(workers(tasks), map.heads, map.width);
   parallel_tasks(tasks, [&](int64_t task, int64_t worker) {
     const Cut& cut = cuts[task];
-    kernels<T>().direct({&map, streams, neurons, data<T>(features), data<T>(slope), down_packed.get(),
-                         pairs.data() + cut.first, cut.rows, cut.strip, cut.first_query, scratch.of(worker)});
+    kernels<T>(product).direct({&map, streams, neurons, data<T>(features), data<T>(slope), down_packed.get(),
+                                pairs.data() + cut.first, cut.rows, cut.strip, cut.first_query, scratch.of(worker)});
   });
   return out;
 }
@@ -81,12 +69,13 @@ Tensor ff_norms(const Tensor& alpha, const Tensor& position, const Tensor& featu
   FFATTR_CHECK(!down_scale.has_value(), op, ": down_scale belongs to float8, which the CPU kernels do not have");
   const CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences);
   FFATTR_CHECK(features_.dim() == 4, op, ": features has to be [S, M, H + 1, F]");
-  const Tensor features = torch::stable::contiguous(features_), slope = torch::stable::contiguous(slope_);
-  const Tensor down = torch::stable::contiguous(down_);
+  Tensor features = torch::stable::contiguous(features_), slope = torch::stable::contiguous(slope_);
+  Tensor down = torch::stable::contiguous(down_);
   const int64_t streams = features.size(0), neurons = features.size(3);
-  check_tensor(op, "features", features, {streams, arguments.keys, arguments.heads + 1, neurons}, arguments.dtype);
-  check_tensor(op, "slope", slope, {streams, arguments.queries, neurons}, arguments.dtype);
-  check_tensor(op, "down", down, {neurons, arguments.width}, arguments.dtype);
+  check_tensor(op, "features", features, {streams, arguments.keys, arguments.heads + 1, neurons}, arguments.wide);
+  check_tensor(op, "slope", slope, {streams, arguments.queries, neurons}, arguments.wide);
+  check_tensor(op, "down", down, {neurons, arguments.width}, arguments.wide);
+  features = in_float32(features), slope = in_float32(slope), down = in_float32(down);
   return FFATTR_DISPATCH_FLOATING(alpha, [&] { return direct<scalar_t>(arguments, features, slope, down); });
 }
 

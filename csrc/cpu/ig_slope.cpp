@@ -86,7 +86,7 @@ void run(const Slopes<T>& task) {
   auto* kernel = rows_baseline<Activation, gated, T>;
 #if defined(__x86_64__)
   if constexpr (sizeof(T) == sizeof(float))  // in double the standard library's functions take the time
-    if (isa() != Isa::baseline) kernel = rows_avx2<Activation, gated, T>;
+    if (isa().vectors != Vectors::baseline) kernel = rows_avx2<Activation, gated, T>;
 #endif
   const int64_t per_task = std::max<int64_t>(1, kTask / std::max<int64_t>(1, task.neurons));
   parallel_tasks(ceil_div(task.rows, per_task), [&](int64_t index, int64_t) {

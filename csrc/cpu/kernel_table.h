@@ -8,8 +8,9 @@ namespace ffattr::cpu::FFATTR_ISA {
 
 template <class T>
 const Kernels<T>& table() {
-  static const Kernels<T> kernels{pack_rows<T>,  direct_tile<T>, operator_tile<T>,
-                                  apply_tile<T>, gram_lanes<T>,  gram_product<T>};
+  using Native = NativeProduct<T>;
+  static const Kernels<T> kernels{pack_rows<T>,          direct_tile<T, Native>, operator_tile<T, Native>,
+                                  apply_tile<T, Native>, gram_lanes<T>,          gram_product<T>};
   return kernels;
 }
 template const Kernels<float>& table();

@@ -5,6 +5,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+// Whether the compiler and its assembler know AMX and AVX512-BF16 (GCC 11 with binutils 2.35, Clang 12), on Linux.
+#if defined(__x86_64__) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define FFATTR_HAS_UNITS 1
+#else
+#define FFATTR_HAS_UNITS 0
+#endif
 
 namespace ffattr::cpu {
 
@@ -15,9 +27,9 @@ constexpr int64_t kTileRows = 144;
 constexpr int64_t kTileStep = 12;
 // Most queries of a tile in which each skips the neurons whose slope is zero.
 constexpr int64_t kMostStrips = 6;
-// Largest share of neurons with a slope for which the others are skipped. On a Zen 3 core maps of 384 to 768 columns
-// are made 3.4 to 6.7 times as fast at a share of 0.1, 2.2 to 3.2 at 0.25, 1.3 to 1.6 at 0.5, and as fast as by all
-// neurons at 0.75; those of 128 columns 2.5 to 4.6, 1.8 to 2.6, 1.2 to 1.3, and as fast at 0.6.
+// Largest share of neurons with a slope for which the others are skipped, by vectors. On a Zen 3 core maps of 384 to
+// 768 columns are made 3.4 to 6.7 times as fast at a share of 0.1, 2.2 to 3.2 at 0.25, 1.3 to 1.6 at 0.5, and as fast
+// as by all neurons at 0.75; those of 128 columns 2.5 to 4.6, 1.8 to 2.6, 1.2 to 1.3, and as fast at 0.6.
 constexpr double kSparse = 0.5;
 // Depth of one block of a product: 24 KiB of a panel of B stays in L1 while the rows of a tile pass.
 template <class T>
@@ -144,11 +156,28 @@ struct Kernels {
   void (*gram_product)(const GramMap<T>&, const GramBlock&, double* scratch);
 };
 
-// The widest instruction set of this processor; FFATTR_CPU_ISA=baseline|avx2 asks for a narrower one.
-enum class Isa { baseline, avx2, avx512 };
-Isa isa();
+// What this process runs, FFATTR_CPU_ISA's choice or the most that processor, compiler and operating system have
+// together: the widest vectors, and a unit that multiplies bfloat16 numbers, or none.
+enum class Vectors { baseline, avx2, avx512 };
+enum class Unit { none, dots, tiles, emulated_dots, emulated_tiles };
+struct Isa {
+  Vectors vectors;
+  Unit unit;
+  const char* name;
+  std::string why;  // not another one
+};
+const Isa& isa();
+
+// How the numbers of a wide product are multiplied: as they are, as float32 in two parts, or rounded to bfloat16.
+enum class Product { native, split, bf16 };
+// The share of neurons with a slope (see kSparse) up to which vectors that skip the others are faster than a unit.
+constexpr double sparse_share(Product product) {
+  return product == Product::native ? kSparse : product == Product::split ? kSparse / 3 : kSparse / 6;
+}
+// What float32 operands use: in two parts on a matrix unit alone, which is more than three times as fast as vectors.
+Product float32_product();
 
 template <class T>
-const Kernels<T>& kernels();  // for that instruction set
+const Kernels<T>& kernels(Product product = Product::native);
 
 }  // namespace ffattr::cpu

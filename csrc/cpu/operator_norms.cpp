@@ -22,8 +22,9 @@ Tensor through_operator(const CpuArguments& arguments, const Tensor& values, con
 
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t batch = std::min(kOperatorsPerWorker * threads, std::max<int64_t>(map.queries, 1));
-  const int64_t operator_size = inner * padded_columns<T>(map.width);
-  const Buffer<T> down_packed = packed(data<T>(down), neurons, map.width);
+  const int64_t operator_size = packed_size<T>(inner, map.width);
+  const Product product = arguments.product(data<T>(slope), streams, map.queries * neurons).first;
+  const Buffer<T> down_packed = packed(data<T>(down), neurons, map.width, product);
   const Buffer<T> operators(batch * operator_size), own_rows(batch * map.width);
   const ScratchPool<T> scratch(threads, map.heads, map.width);
 
@@ -33,19 +34,19 @@ Tensor through_operator(const CpuArguments& arguments, const Tensor& values, con
     parallel_tasks(count * build_tiles, [&](int64_t task, int64_t worker) {
       const int64_t slot = task / build_tiles, query = first + slot, row = task % build_tiles * kTileRows;
       if (start[query] == start[query + 1]) return;
-      kernels<T>().build_operator({streams, neurons, inner, map.width, data<T>(maps), map.queries * neurons,
-                                   data<T>(slope) + query * neurons, data<T>(own) + query * neurons, down_packed.get(),
-                                   row, std::min(kTileRows, inner + 1 - row), operators.get() + slot * operator_size,
-                                   own_rows.get() + slot * map.width, scratch.of(worker)});
+      kernels<T>(product).build_operator(
+          {streams, neurons, inner, map.width, data<T>(maps), map.queries * neurons, data<T>(slope) + query * neurons,
+           data<T>(own) + query * neurons, down_packed.get(), row, std::min(kTileRows, inner + 1 - row),
+           operators.get() + slot * operator_size, own_rows.get() + slot * map.width, scratch.of(worker)});
     });
     parallel_tasks(count * apply_tiles, [&](int64_t task, int64_t worker) {
       // Queries innermost: they read the same keys, which then come from memory once.
       const int64_t slot = task % count, query = first + slot;
       const int64_t pair = start[query] + task / count * kTileRows;
       if (pair >= start[query + 1]) return;
-      kernels<T>().apply_operator({&map, values.size(2), data<T>(values), operators.get() + slot * operator_size,
-                                   own_rows.get() + slot * map.width, pairs.data() + pair,
-                                   std::min(kTileRows, start[query + 1] - pair), scratch.of(worker)});
+      kernels<T>(product).apply_operator({&map, values.size(2), data<T>(values), operators.get() + slot * operator_size,
+                                          own_rows.get() + slot * map.width, pairs.data() + pair,
+                                          std::min(kTileRows, start[query + 1] - pair), scratch.of(worker)});
     });
   }
   return out;
@@ -59,15 +60,16 @@ Tensor operator_norms(const Tensor& alpha, const Tensor& position, const Tensor&
   constexpr const char* op = "operator_norms";
   const CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences);
   FFATTR_CHECK(values_.dim() == 3 && maps_.dim() == 3, op, ": values has to be [M, H, dh], maps [S, H * dh, F]");
-  const Tensor values = contiguous(values_), maps = contiguous(maps_), own = contiguous(own_);
-  const Tensor slope = contiguous(slope_), down = contiguous(down_);
+  Tensor values = contiguous(values_), maps = contiguous(maps_), own = contiguous(own_);
+  Tensor slope = contiguous(slope_), down = contiguous(down_);
   const int64_t streams = maps.size(0), neurons = maps.size(2), head_dim = values.size(2);
-  const auto [keys, heads, dtype] = std::tuple{arguments.keys, arguments.heads, arguments.dtype};
+  const auto [keys, heads, dtype] = std::tuple{arguments.keys, arguments.heads, arguments.wide};
   check_tensor(op, "values", values, {keys, heads, head_dim}, dtype);
   check_tensor(op, "maps", maps, {streams, heads * head_dim, neurons}, dtype);
   check_tensor(op, "own", own, {streams, arguments.queries, neurons}, dtype);
   check_tensor(op, "slope", slope, {streams, arguments.queries, neurons}, dtype);
   check_tensor(op, "down", down, {neurons, arguments.width}, dtype);
+  for (Tensor* tensor : {&values, &maps, &own, &slope, &down}) *tensor = in_float32(*tensor);
   return FFATTR_DISPATCH_FLOATING(
       alpha, [&] { return through_operator<scalar_t>(arguments, values, maps, own, slope, down); });
 }

@@ -80,33 +80,53 @@ __attribute__((noinline)) void micro_kernel(int64_t depth, [[maybe_unused]] cons
   }
 }
 
-// c[rows, panels_width] = A @ B. `produce(k0, depth)` writes A[:, k0 : k0 + depth] of the tile's rows into
-// `a`, rows kRowStride apart, or for a strip the depths alone of which it leaves a list there; the rows up to the next
-// multiple of kPanelRows are multiplied too.
-template <class T, class Produce>
-inline void multiply(Strip* strips, int64_t count, int64_t depth, int64_t columns, const T* packed, const T* a, T* c,
-                     const Produce& produce) {
-  const int64_t width = panels_width<T>(columns);
-  for (int64_t k0 = 0; k0 < depth; k0 += kDepthBlock<T>) {
-    const int64_t block_depth = std::min(kDepthBlock<T>, depth - k0);
-    for (int64_t i = 0; i < count; ++i) strips[i].depth = block_depth, strips[i].list = nullptr;
-    produce(k0, block_depth);
-    for (int64_t panel = 0; panel < width; panel += kPanelColumns<T>) {
-      const T* b = packed + k0 * width + panel * block_depth;
-      for (int64_t i = 0; i < count; ++i) {
-        const Strip& strip = strips[i];
-        for (int64_t row = strip.first; row < strip.first + strip.rows; row += kPanelRows) {
-          const T* a_rows = a + row * kRowStride<T>;
-          T* to = c + row * width + panel;
-          if (strip.list == nullptr)
-            micro_kernel<false>(strip.depth, nullptr, a_rows, b, b + block_depth * kPanelColumns<T>, to, width, k0 > 0);
-          else
-            micro_kernel<true>(strip.depth, strip.list, a_rows, b, b + block_depth * kPanelColumns<T>, to, width,
-                               k0 > 0);
+// The product in the numbers themselves. What tiles ask of a product, this one and those of bf16_gemm.h: where a row of
+// A is made and what becomes of it, how B is packed, and the product of a tile.
+template <class T>
+struct NativeProduct {
+  static constexpr bool kScalesRows = false;
+
+  static int64_t width(int64_t columns) { return panels_width<T>(columns); }
+  static void pack_rows(const T* from, int64_t stride, int64_t first, int64_t rows, int64_t depth, int64_t columns,
+                        T* to) {
+    cpu::FFATTR_ISA::pack_rows(from, stride, first, rows, depth, columns, to);
+  }
+
+  // Rows are made where they are read; `local` counts those that are made together.
+  struct Rows {};
+  static T* row(const Scratch<T>& scratch, Rows&, int64_t tile_row, int64_t) {
+    return scratch.a + tile_row * kRowStride<T>;
+  }
+  static void put(const Scratch<T>&, const Rows&, int64_t, int64_t, int64_t) {}
+
+  // c[rows, panels_width] = A @ B. `produce(k0, depth)` writes A[:, k0 : k0 + depth] of the tile's rows into `a`, rows
+  // kRowStride apart, or for a strip the depths alone of which it leaves a list there; the rows up to the next multiple
+  // of kPanelRows are multiplied too.
+  template <class Produce>
+  static void multiply(Strip* strips, int64_t count, int64_t depth, int64_t columns, const T* packed, const T* a, T* c,
+                       const Produce& produce) {
+    const int64_t width = panels_width<T>(columns);
+    for (int64_t k0 = 0; k0 < depth; k0 += kDepthBlock<T>) {
+      const int64_t block_depth = std::min(kDepthBlock<T>, depth - k0);
+      for (int64_t i = 0; i < count; ++i) strips[i].depth = block_depth, strips[i].list = nullptr;
+      produce(k0, block_depth);
+      for (int64_t panel = 0; panel < width; panel += kPanelColumns<T>) {
+        const T* b = packed + k0 * width + panel * block_depth;
+        const T* next = b + block_depth * kPanelColumns<T>;
+        for (int64_t i = 0; i < count; ++i) {
+          const Strip& strip = strips[i];
+          for (int64_t row = strip.first; row < strip.first + strip.rows; row += kPanelRows) {
+            const T* a_rows = a + row * kRowStride<T>;
+            T* to = c + row * width + panel;
+            if (strip.list == nullptr)
+              micro_kernel<false>(strip.depth, nullptr, a_rows, b, next, to, width, k0 > 0);
+            else
+              micro_kernel<true>(strip.depth, strip.list, a_rows, b, next, to, width, k0 > 0);
+          }
         }
       }
     }
   }
-}
+};
 
 }  // namespace ffattr::cpu::FFATTR_ISA

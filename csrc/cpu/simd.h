@@ -5,7 +5,7 @@
 #include <cstdint>
 
 #ifndef FFATTR_ISA
-#error "include this through isa_baseline.cpp, isa_avx2.cpp or isa_avx512.cpp"
+#error "include this through one of the isa_*.cpp files"
 #endif
 
 namespace ffattr::cpu::FFATTR_ISA {

@@ -5,7 +5,36 @@
 #include "kernels.h"
 #include "parallel.h"
 
+#include <cstring>
+
 namespace ffattr::cpu {
+
+// bfloat16 numbers are computed with as float32; a product rounds to them again.
+inline Tensor in_float32(const Tensor& tensor) {
+  if (tensor.scalar_type() != ScalarType::BFloat16) return tensor;
+  const Tensor to = torch::stable::new_empty(tensor, sizes_of(tensor), ScalarType::Float);
+  const uint16_t* from = data<uint16_t>(tensor);
+  float* numbers = mutable_data<float>(to);
+  torch::stable::parallel_for(0, tensor.numel(), 1 << 16, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const uint32_t bits = static_cast<uint32_t>(from[i]) << 16;
+      std::memcpy(numbers + i, &bits, sizeof bits);
+    }
+  });
+  return to;
+}
+
+// The share of slopes [S, N, F] that are not zero in every stream.
+template <class T>
+double density(const T* slope, int64_t streams, int64_t size) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    bool active = false;
+    for (int64_t s = 0; s < streams; ++s) active |= slope[s * size + i] != T{0};
+    count += active;
+  }
+  return static_cast<double>(count) / static_cast<double>(std::max<int64_t>(size, 1));
+}
 
 // The arguments of a wide map.
 struct CpuArguments : WideArguments {
@@ -13,10 +42,22 @@ struct CpuArguments : WideArguments {
 
   template <class... Given>
   CpuArguments(const char* op, const Given&... given) : WideArguments(op, given...), first_keys(queries) {
-    FFATTR_CHECK(wide == dtype, op, ": residual has dtype ", dtype_text(wide), ", expected ", dtype_text(dtype));
+    FFATTR_CHECK(wide == dtype || (wide == ScalarType::BFloat16 && dtype == ScalarType::Float), op,
+                 ": residual has dtype ", dtype_text(wide), ", expected ", dtype_text(dtype));
+    this->residual = in_float32(this->residual);
     for (const Sequence& sequence : sequences)
       std::fill_n(first_keys.begin() + sequence.first_query, sequence.queries,
                   static_cast<int32_t>(sequence.first_key));
+  }
+
+  // How these operands are multiplied, and whether neurons without a slope are skipped, which vectors alone can. Columns
+  // that do not fill a unit's are left to vectors, too.
+  template <class T>
+  std::pair<Product, bool> product(const T* slope, int64_t streams, int64_t size) const {
+    Product all = dtype == ScalarType::Double ? Product::native : wide == dtype ? float32_product() : Product::bf16;
+    if (width < 32) all = Product::native;
+    const bool sparse = density(slope, streams, size) <= sparse_share(all);
+    return {sparse ? Product::native : all, sparse};
   }
 
   // The result begins with zeros: pairs without weight, and the padding, are left as they are.
@@ -106,14 +147,21 @@ class ScratchPool {
   Buffer<T> a_, c_, w_;
 };
 
+// Room for a packed matrix by any product: one part is half of it, two are all.
+template <class T>
+int64_t packed_size(int64_t depth, int64_t columns) {
+  return ceil_div(depth, 32) * 32 * padded_columns<T>(columns);
+}
+
 // Packs all of `matrix` [depth, columns] on all threads, a few rows at a time: what they write lies together.
 template <class T>
-Buffer<T> packed(const T* matrix, int64_t depth, int64_t columns) {
+Buffer<T> packed(const T* matrix, int64_t depth, int64_t columns, Product product) {
   constexpr int64_t rows = 16;
-  Buffer<T> to(depth * padded_columns<T>(columns));
+  Buffer<T> to(packed_size<T>(depth, columns));
   parallel_tasks(ceil_div(depth, rows), [&](int64_t task, int64_t) {
     const int64_t k = task * rows;
-    kernels<T>().pack_rows(matrix + k * columns, columns, k, std::min(rows, depth - k), depth, columns, to.get());
+    kernels<T>(product).pack_rows(matrix + k * columns, columns, k, std::min(rows, depth - k), depth, columns,
+                                  to.get());
   });
   return to;
 }

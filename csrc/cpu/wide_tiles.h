@@ -15,6 +15,23 @@ inline void gather_weights(const WideMap<T>& map, const Pair* pairs, int64_t row
   }
 }
 
+// Divides the weights of each row by a power of two that is near their largest, which goes to `sizes`.
+template <class T>
+inline void scale_weights(int64_t heads, int64_t rows, T* weights, T* sizes) {
+  for (int64_t i = 0; i < rows; ++i) {
+    T largest{0};
+    for (int64_t h = 0; h < heads; ++h) largest = std::max(largest, std::abs(weights[h * kTileRows + i]));
+    int exponent = 0;
+    if (largest > T{0} && std::isfinite(largest)) std::frexp(largest, &exponent);
+    sizes[i] = std::ldexp(T{1}, exponent);
+    const T scale = std::ldexp(T{1}, -exponent);  // of the smallest numbers beyond the largest: then in two steps
+    for (int64_t h = 0; h < heads; ++h) {
+      T& weight = weights[h * kTileRows + i];
+      weight = std::isfinite(scale) ? weight * scale : std::ldexp(weight, -exponent);
+    }
+  }
+}
+
 // `run(first, count)` for pairs that share a key.
 template <class Run>
 inline void each_key(const Pair* pairs, int64_t rows, const Run& run) {
@@ -74,12 +91,12 @@ inline T normed(const WideMap<T>& map, T total, const T* row) {
   return std::sqrt(square + sum_of<T>(squares));
 }
 
-// Writes the norms of pairs whose feed-forward rows are those of scratch.c; pair i is row place(i). They are
-// overwritten, and so is scratch.a.
+// Writes the norms of pairs whose feed-forward rows are those of scratch.c; pair i is row place(i), and its row was
+// divided by sizes[i] (null: by 1). They are overwritten, and so is scratch.a.
 template <class T, class Place>
-inline void reduce(const WideMap<T>& map, const Pair* pairs, int64_t rows, const Scratch<T>& scratch,
-                   const Place& place) {
-  const int64_t heads = map.heads + 1, width = panels_width<T>(map.width);
+inline void reduce(const WideMap<T>& map, const Pair* pairs, int64_t rows, const Scratch<T>& scratch, int64_t width,
+                   const T* sizes, const Place& place) {
+  const int64_t heads = map.heads + 1;
   Sums<T> sums[kTileRows] = {};
   for (int64_t c = 0; c < map.width; c += kDepthBlock<T>) {
     const int64_t count = std::min(kDepthBlock<T>, map.width - c);
@@ -99,10 +116,11 @@ inline void reduce(const WideMap<T>& map, const Pair* pairs, int64_t rows, const
   const int64_t scope = map.queries * map.columns;
   for (int64_t i = 0; i < rows; ++i) {
     T* to = map.out + pairs[i].query * map.columns + map.column(pairs[i]);
-    to[0] = std::sqrt(sums[i].row);
-    to[scope] = std::sqrt(sums[i].total_squares);
+    const T size = sizes == nullptr ? T{1} : sizes[i];
+    to[0] = std::sqrt(sums[i].row) * size;
+    to[scope] = std::sqrt(sums[i].total_squares) * size;
     if (map.norm_scale != nullptr)
-      to[2 * scope] = normed(map, sums[i].total, scratch.c + place(i) * width) * map.norm_scale[pairs[i].query];
+      to[2 * scope] = normed(map, sums[i].total, scratch.c + place(i) * width) * map.norm_scale[pairs[i].query] * size;
   }
 }
 
@@ -119,12 +137,14 @@ inline int64_t list_active(const T* slope, int64_t streams, int64_t stream_strid
   return count;
 }
 
-template <class T>
+template <class T, class Product>
 void direct_tile(const DirectTile<T>& tile) {
   const WideMap<T>& map = *tile.map;
   const int64_t heads = map.heads + 1, neurons = tile.neurons;
   const Scratch<T>& scratch = tile.scratch;
   gather_weights(map, tile.pairs, tile.rows, scratch.weights);
+  T sizes[kTileRows];
+  if constexpr (Product::kScalesRows) scale_weights(heads, tile.rows, scratch.weights, sizes);
 
   Strip strips[kMostStrips] = {{0, tile.rows, 0, nullptr}};
   int64_t count = 1;
@@ -140,6 +160,7 @@ void direct_tile(const DirectTile<T>& tile) {
   }
   uint16_t lists[kMostStrips][kDepthBlock<T>];
   alignas(64) T dense[kMixRows][kDepthBlock<T>];
+  typename Product::Rows made;
 
   const auto produce = [&](int64_t k0, int64_t depth) {
     const bool sparse = tile.strip != 0;
@@ -154,10 +175,25 @@ void direct_tile(const DirectTile<T>& tile) {
       const Pair* pairs = tile.pairs + first;
       const Features<T> features{tile.features + pairs->key * heads * neurons + k0, tile.streams,
                                  map.keys * heads * neurons, neurons};
-      const auto factor = [&](int64_t row) { return tile.slope + pairs[row].query * neurons + k0; };
-      mix<true>(scratch.weights + first, some, heads, features, map.queries * neurons, factor, depth,
-                [&](int64_t row) { return sparse ? dense[row] : scratch.a + (first + row) * kRowStride<T>; });
-      if (!sparse) return;
+      const auto mix_some = [&](int64_t from, int64_t count, const auto& to) {
+        mix<true>(
+            scratch.weights + first + from, count, heads, features, map.queries * neurons,
+            [&](int64_t row) { return tile.slope + pairs[from + row].query * neurons + k0; }, depth, to);
+      };
+      if (!sparse && !Product::kScalesRows) {
+        mix_some(0, some, [&](int64_t row) { return Product::row(scratch, made, first + row, row); });
+        return;
+      }
+      if (!sparse) {
+        const int64_t groups = (some + kMixRows - 1) / kMixRows, share = (some + groups - 1) / groups;
+        for (int64_t from = 0; from < some; from += share) {
+          const int64_t count = std::min(share, some - from);
+          mix_some(from, count, [&](int64_t row) { return Product::row(scratch, made, first + from + row, row); });
+          for (int64_t row = 0; row < count; ++row) Product::put(scratch, made, first + from + row, row, depth);
+        }
+        return;
+      }
+      mix_some(0, some, [&](int64_t row) { return dense[row]; });
       for (int64_t row = 0; row < some; ++row) {
         const Strip& strip = strips[pairs[row].query - tile.first_query];
         T* to = scratch.a + place[first + row] * kRowStride<T>;
@@ -165,8 +201,9 @@ void direct_tile(const DirectTile<T>& tile) {
       }
     });
   };
-  multiply(strips, count, neurons, map.width, tile.packed, scratch.a, scratch.c, produce);
-  reduce(map, tile.pairs, tile.rows, scratch, [&](int64_t i) { return place[i]; });
+  Product::multiply(strips, count, neurons, map.width, tile.packed, scratch.a, scratch.c, produce);
+  reduce(map, tile.pairs, tile.rows, scratch, Product::width(map.width), Product::kScalesRows ? sizes : nullptr,
+         [&](int64_t i) { return place[i]; });
 }
 
 // to[k] = sum_s from[s][k] * slope[s][k] for `depth` neurons, or for those of a list alone. `next`: read after `from`.
@@ -191,52 +228,62 @@ inline void scale(const T* from, const T* next, int64_t stream_stride, const T* 
   for (; k < depth; ++k) to[k] = sum(T{}, k);
 }
 
-template <class T>
+template <class T, class Product>
 void operator_tile(const OperatorTile<T>& tile) {
   Strip strip{0, tile.rows, 0, nullptr};
+  typename Product::Rows made;
   uint16_t list[kDepthBlock<T>];
   const auto produce = [&](int64_t k0, int64_t depth) {
     const T* slope = tile.slope + k0;
-    const int64_t active = list_active(slope, tile.streams, tile.stream_stride, depth, list);
-    if (active <= kSparse * depth) strip.depth = active, strip.list = list;
+    if constexpr (!Product::kScalesRows) {  // the other units take neighbours alone
+      const int64_t active = list_active(slope, tile.streams, tile.stream_stride, depth, list);
+      if (active <= kSparse * depth) strip.depth = active, strip.list = list;
+    }
     for (int64_t row = 0; row < tile.rows; ++row) {
       const bool own = tile.first + row == tile.inner;
       const T* from = own ? tile.own + k0 : tile.maps + (tile.first + row) * tile.neurons + k0;
       scale(from, from + tile.neurons, own ? tile.stream_stride : tile.inner * tile.neurons, slope, tile.stream_stride,
-            tile.streams, strip.depth, strip.list, tile.scratch.a + row * kRowStride<T>);
+            tile.streams, strip.depth, strip.list, Product::row(tile.scratch, made, row, 0));
+      Product::put(tile.scratch, made, row, 0, depth);
     }
   };
-  multiply(&strip, 1, tile.neurons, tile.width, tile.packed, tile.scratch.a, tile.scratch.c, produce);
-  const int64_t width = panels_width<T>(tile.width), packed_rows = std::min(tile.rows, tile.inner - tile.first);
-  pack_rows(tile.scratch.c, width, tile.first, packed_rows, tile.inner, tile.width, tile.operator_packed);
+  Product::multiply(&strip, 1, tile.neurons, tile.width, tile.packed, tile.scratch.a, tile.scratch.c, produce);
+  const int64_t width = Product::width(tile.width), packed_rows = std::min(tile.rows, tile.inner - tile.first);
+  Product::pack_rows(tile.scratch.c, width, tile.first, packed_rows, tile.inner, tile.width, tile.operator_packed);
   if (packed_rows < tile.rows) std::copy_n(tile.scratch.c + packed_rows * width, tile.width, tile.own_row);
 }
 
-template <class T>
+template <class T, class Product>
 void apply_tile(const ApplyTile<T>& tile) {
   const WideMap<T>& map = *tile.map;
   const int64_t dim = tile.head_dim, inner = map.heads * dim;
   const Scratch<T>& scratch = tile.scratch;
   gather_weights(map, tile.pairs, tile.rows, scratch.weights);
+  T sizes[kTileRows];
+  if constexpr (Product::kScalesRows) scale_weights(map.heads + 1, tile.rows, scratch.weights, sizes);
+  typename Product::Rows made;
   const auto produce = [&](int64_t k0, int64_t depth) {
     for (int64_t row = 0; row < tile.rows; ++row) {
       const T* values = tile.values + tile.pairs[row].key * inner;
-      T* to = scratch.a + row * kRowStride<T> - k0;
+      T* to = Product::row(scratch, made, row, 0) - k0;
       for (int64_t k = k0; k < k0 + depth;) {
         const int64_t end = std::min(k0 + depth, (k / dim + 1) * dim);
         const T w = scratch.weights[k / dim * kTileRows + row];
         for (; k < end; ++k) to[k] = w * values[k];
       }
+      Product::put(scratch, made, row, 0, depth);
     }
   };
   Strip strip{0, tile.rows, 0, nullptr};
-  multiply(&strip, 1, inner, map.width, tile.operator_packed, scratch.a, scratch.c, produce);
+  Product::multiply(&strip, 1, inner, map.width, tile.operator_packed, scratch.a, scratch.c, produce);
   for (int64_t row = 0; row < tile.rows; ++row) {
     if (!map.is_itself(tile.pairs[row])) continue;
-    T* wide = scratch.c + row * panels_width<T>(map.width);
-    for (int64_t c = 0; c < map.width; ++c) wide[c] += tile.own_row[c];
+    T* wide = scratch.c + row * Product::width(map.width);
+    const T weight = scratch.weights[map.heads * kTileRows + row];  // 1, in parts of the row's size
+    for (int64_t c = 0; c < map.width; ++c) wide[c] += weight * tile.own_row[c];
   }
-  reduce(map, tile.pairs, tile.rows, scratch, [](int64_t i) { return i; });
+  reduce(map, tile.pairs, tile.rows, scratch, Product::width(map.width), Product::kScalesRows ? sizes : nullptr,
+         [](int64_t i) { return i; });
 }
 
 }  // namespace ffattr::cpu::FFATTR_ISA

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 DTYPES = {
-    "cpu": (torch.float32, torch.float64),
+    "cpu": (torch.float32, torch.float64, torch.bfloat16),
     "triton": (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn),
     "cuda": (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn),  # float32: as three tf32 products
     "torch": (torch.float32, torch.float64, torch.bfloat16, torch.float16),
@@ -81,7 +81,19 @@ def check_cpu(device: torch.device, dtype: torch.dtype, heads: int) -> str | Non
         return binary.missing
     if device.type != "cpu":
         return f"it runs on the CPU, the model is on {device}; use backend='torch' or move the model"
-    return _refuse_dtype("cpu", dtype)
+    reason = _refuse_dtype("cpu", dtype)
+    if reason is None and dtype == torch.bfloat16 and not describe_bfloat16_unit():
+        running = binary.module.build_info().get("instruction set", "unknown") if binary.module is not None else "none"
+        reason = (
+            f"nothing here multiplies bfloat16 numbers faster than float32 (instruction set {running}); "
+            "pass dtype=torch.float32 or use backend='torch'"
+        )
+    return reason
+
+
+def describe_bfloat16_unit() -> str:
+    """Says by what the C++ kernels multiply bfloat16 numbers; an empty text where by nothing."""
+    return "" if binary.module is None else str(binary.module.build_info().get("bfloat16 by", ""))
 
 
 def check_triton(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,13 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ffattr.ops import backends, torch_kernels
+from ffattr.ops import availability, backends, torch_kernels
 
 BINARY = backends.select_backend("auto", torch.device("cpu"), torch.float32).name == "cpu"
 needs_binary = pytest.mark.skipif(not BINARY, reason="the C++ extension is not built")
 WIDE = ("ff_norms", "operator_norms")
 MAPS = ("gram_norms", *WIDE)
 OPERATORS: Any = torch.ops.ffattr
+FLOAT32_LIMIT = 2e-5 if "bfloat16" in backends.build_info().get("float32 by", "") else 3e-6
+"""A matrix unit multiplies float32 numbers in two parts of 8 bits each: what it leaves out is 2^-17 of a number."""
 
 
 def case(
@@ -83,24 +86,45 @@ def check(operator: str, given: dict[str, Any]) -> Tensor:
     expected = getattr(torch_kernels, operator)(*converted(given, torch.float64).values())
     assert out.shape == expected.shape
     assert out.dtype == given["alpha"].dtype
-    limit = 3e-6 if out.dtype == torch.float32 else 1e-14
+    limit = FLOAT32_LIMIT if out.dtype == torch.float32 else 1e-14
     size = expected.amax((-1, -2), keepdim=True) if expected.numel() else expected
     assert ((out - expected).abs() <= limit * size).all(), f"{((out - expected).abs() / size).max():.1e}"
     return out
 
 
-def results() -> dict[str, Tensor]:
-    """Returns what several cases give; `test_contract` runs this with other instruction sets, too."""
+def varied_cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yields name, operator and arguments of cases that every instruction set has to compute alike; those in bfloat16
+    where something multiplies it: odd sizes, several tiles of rows, tiny weights."""
     kinds: dict[str, dict[str, Any]] = {"dense": {}, "sparse": {"density": 0.2}, "many heads": {"heads": 50}}
-    return {
-        f"{operator} {dtype} {keys} {kind}": getattr(OPERATORS, operator)(
-            *case(operator, 9, keys, 72, 200, dtype=dtype, **options).values()
+    for operator, dtype, keys, kind in itertools.product(MAPS, (torch.float32, torch.float64), (5, 33), kinds):
+        yield (
+            f"{operator} {dtype} {keys} {kind}",
+            operator,
+            case(operator, 9, keys, 72, 200, dtype=dtype, **kinds[kind]),
         )
-        for operator in MAPS
-        for dtype in (torch.float32, torch.float64)
-        for keys in (5, 33)
-        for kind, options in kinds.items()
+    sizes = {"small": (3, 5, 40, 56), "odd": (9, 33, 257, 301), "tiles": (20, 40, 96, 640)}
+    for operator, name, streams in itertools.product(WIDE, sizes, (1, 2)):
+        given = case(operator, *sizes[name], heads=5, streams=streams)
+        yield f"{operator} {name} {streams}", operator, given
+        if availability.describe_bfloat16_unit():
+            yield f"{operator} bfloat16 {name} {streams}", operator, narrow({**given, "alpha": given["alpha"] * 1e-30})
+
+
+def compute_cases() -> dict[str, tuple[Tensor, Tensor]]:
+    """Returns what the operators give for `varied_cases`, and the definition in float64."""
+    return {
+        name: (
+            getattr(OPERATORS, operator)(*given.values()),
+            getattr(torch_kernels, operator)(*converted(given, torch.float64).values()),
+        )
+        for name, operator, given in varied_cases()
     }
+
+
+def narrow(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments with their wide operands in bfloat16."""
+    names = ("features", "slope", "down", "residual", "values", "maps", "own")
+    return {name: value.bfloat16() if name in names else value for name, value in given.items()}
 
 
 DEFINING = {"alpha": (0, 1, 2), "residual": (2,), "features": (0, 3), "values": (2,), "maps": (0, 2)}

@@ -69,7 +69,7 @@ def test_has_cuda_kernels() -> None:
 
 def test_every_backend_has_its_dtypes() -> None:
     assert availability.DTYPES.keys() == BACKENDS.keys()
-    assert availability.name_dtypes(availability.DTYPES["cpu"]) == ["float32", "float64"]
+    assert availability.name_dtypes(availability.DTYPES["cpu"]) == ["float32", "float64", "bfloat16"]
     assert all(torch.float32 in dtypes for dtypes in availability.DTYPES.values())
 
 
@@ -124,3 +124,16 @@ def test_the_interpreter_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) ->
     triton.interpret()
     assert availability.check_triton(CPU, torch.float32, 1) is None
     assert "up to 128 attention heads, the model has 129" in str(availability.check_triton(CPU, torch.float32, 129))
+
+
+def test_bfloat16_on_a_processor_takes_something_that_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def pretend(unit: str) -> str | None:
+        module = SimpleNamespace(build_info=lambda: {"instruction set": "avx2", "bfloat16 by": unit})
+        monkeypatch.setattr(availability, "binary", availability.Binary(module, "built"))
+        return availability.check_cpu(torch.device("cpu"), torch.bfloat16, 12)
+
+    assert pretend("a matrix unit") is None
+    reason = pretend("")
+    assert reason is not None
+    assert "instruction set avx2" in reason
+    assert "pass dtype=torch.float32 or use backend='torch'" in reason

@@ -109,9 +109,9 @@ def test_the_compiled_backend_on_another_device_says_what_to_do() -> None:
 
 OTHER = (torch.int64, torch.complex64, torch.float8_e5m2)
 WRONG_DTYPES = [
-    *(("cpu", dtype, "float32 or float64", " or use backend='torch'") for dtype in HALF),
+    ("cpu", torch.float16, "float32, float64 or bfloat16", " or use backend='torch'"),
     *(("reference", dtype, "float32 or float64", " or use backend='torch'") for dtype in HALF),
-    ("cpu", FLOAT8, "float32 or float64", " or use backend='triton'"),
+    ("cpu", FLOAT8, "float32, float64 or bfloat16", " or use backend='triton'"),
     ("torch", FLOAT8, "float32, float64, bfloat16 or float16", " or use backend='triton'"),
     *(
         (name, torch.float64, "float32, bfloat16, float16 or float8_e4m3fn", " or use backend='torch'")

@@ -72,7 +72,7 @@ def test_several_sequences(operator: str) -> None:
 @pytest.mark.parametrize(("function", "operator"), SKIPPING)
 def test_skips(function: Any, operator: str) -> None:
     """What belongs to a neuron without slope is not even read: NaN there is not seen."""
-    given = case(operator, 7, 30, neurons=200, streams=2, density=0.2)
+    given = case(operator, 7, 30, neurons=200, streams=2, density=0.05)
     given["position"] = torch.full((7,), -1)  # the query's own row is one for all its keys: plain PyTorch skips none
     idle = (given["slope"] == 0).all(1).all(0)
     assert 20 < idle.sum() < 180

@@ -1,0 +1,100 @@
+// The product of row_gemm.h by a bfloat16 unit: of bfloat16 numbers, or of float32 ones as the sum of two bfloat16
+// numbers each, high + low. Of the four products of those, low * low is below float32's last digits and left out.
+#pragma once
+
+#include "bf16_unit.h"
+#include "mix.h"
+
+namespace ffattr::cpu::FFATTR_ISA {
+
+template <int parts>
+struct Bf16Product {
+  // Rows are scaled by a power of two before they are rounded: a tiny weight keeps its digits.
+  static constexpr bool kScalesRows = true;
+  // B of a block and a panel, both parts, is 32 KiB: in L1 beside the rows that pass. A deeper one of one part is 24.
+  static constexpr int64_t kDepth = parts == 2 ? 256 : 384;
+  static constexpr int64_t kStride = kDepth + 32;  // rows a power of two apart would share cache sets
+  static constexpr int64_t kPart = kTileRows * kStride;
+  static_assert(parts * kPart * sizeof(Bf16) <= kTileRows * kRowStride<float> * sizeof(float));
+  static_assert(kTileRows % kUnitRows == 0 && kDepth % kUnitDepth == 0);
+
+  static int64_t width(int64_t columns) { return padded(columns, kUnitColumns); }
+  static int64_t padded(int64_t count, int64_t step) { return (count + step - 1) / step * step; }
+
+  // Rows are made here, and rounded into A by `put`.
+  struct Rows {
+    alignas(64) float row[kMixRows][kDepth];
+  };
+  static float* row(const Scratch<float>&, Rows& rows, int64_t, int64_t local) { return rows.row[local]; }
+
+  static void put(const Scratch<float>& scratch, const Rows& rows, int64_t tile_row, int64_t local, int64_t depth) {
+    Bf16* to = reinterpret_cast<Bf16*>(scratch.a) + tile_row * kStride;
+    const float* from = rows.row[local];
+    int64_t k = 0;
+    const auto put_vector = [&](Vector<float> x) {
+      const Words high = rounded(x);
+      store_rounded(to + k, high);
+      if constexpr (parts == 2) store_rounded(to + kPart + k, rounded(remainder(x, high)));
+    };
+    for (; k + kLanes<float> <= depth; k += kLanes<float>) put_vector(load(from + k));
+    for (const int64_t end = padded(depth, kUnitDepth); k < end; k += kLanes<float>) {
+      Vector<float> x{};
+      for (int i = 0; i < kLanes<float> && k + i < depth; ++i) x[i] = from[k + i];
+      put_vector(x);
+    }
+  }
+
+  // Depth blocks, in them panels of 32 columns, in them parts, in them pairs of rows. `first` is even.
+  static void pack_rows(const float* from, int64_t stride, int64_t first, int64_t rows, int64_t depth, int64_t columns,
+                        float* to) {
+    Bf16* packed = reinterpret_cast<Bf16*>(to);
+    const int64_t across = width(columns), end = first + rows == depth ? padded(depth, kUnitDepth) : first + rows;
+    for (int64_t k = first; k < end; k += 2) {
+      const int64_t block = k / kDepth * kDepth, deep = padded(std::min(kDepth, depth - block), kUnitDepth);
+      const float* even = from + (k - first) * stride;
+      for (int64_t c = 0; c < across; c += kLanes<float>) {
+        const int64_t panel = c / kUnitColumns * kUnitColumns;
+        Bf16* place = packed + (block * across + panel * deep) * parts + (k - block) * kUnitColumns + (c - panel) * 2;
+        const int64_t real = std::clamp<int64_t>(columns - c, 0, kLanes<float>);
+        const Vector<float> x = some(even + c, k < depth ? real : 0);
+        const Vector<float> y = some(even + stride + c, k + 1 < depth ? real : 0);
+        const Words x_high = rounded(x), y_high = rounded(y);
+        store_pairs(place, x_high, y_high);
+        if constexpr (parts == 2)
+          store_pairs(place + deep * kUnitColumns, rounded(remainder(x, x_high)), rounded(remainder(y, y_high)));
+      }
+    }
+  }
+
+  template <class Produce>
+  static void multiply(Strip* strips, int64_t, int64_t depth, int64_t columns, const float* packed, float* a_, float* c,
+                       const Produce& produce) {
+    const Bf16* b = reinterpret_cast<const Bf16*>(packed);
+    const Bf16* a = reinterpret_cast<const Bf16*>(a_);
+    const int64_t across = width(columns), rows = strips->rows;
+    [[maybe_unused]] const Tiles tiles;
+    for (int64_t k0 = 0; k0 < depth; k0 += kDepth) {
+      strips->depth = std::min(kDepth, depth - k0), strips->list = nullptr;
+      produce(k0, strips->depth);
+      const int64_t deep = padded(strips->depth, kUnitDepth);
+      for (int64_t panel = 0; panel < across; panel += kUnitColumns) {
+        const Bf16* of_panel = b + (k0 * across + panel * deep) * parts;
+        for (int64_t row = 0; row < rows; row += 2 * kUnitRows) {
+          const auto block = rows - row > kUnitRows ? unit_block<true, parts> : unit_block<false, parts>;
+          block(deep, a + row * kStride, kStride, kPart, of_panel, deep * kUnitColumns, c + row * across + panel,
+                across, k0 > 0);
+        }
+      }
+    }
+  }
+
+ private:
+  static Vector<float> some(const float* from, int64_t count) {
+    if (count == kLanes<float>) return load(from);
+    Vector<float> x{};
+    for (int64_t i = 0; i < count; ++i) x[i] = from[i];
+    return x;
+  }
+};
+
+}  // namespace ffattr::cpu::FFATTR_ISA
