@@ -19,6 +19,7 @@ import torch
 
 from ..decomposition.precision import operand_dtype, result_dtype
 from ..machine import cache_file, name_processor, write_cache
+from ..ops.availability import describe_product
 from ..ops.backends import BACKENDS
 from ..ops.contract import Epilogue
 
@@ -72,7 +73,9 @@ class Rates:
 def key_of(name: str, dtype: torch.dtype, device: torch.device, threads: int) -> str:
     """What rates belong to: another machine, PyTorch, number of threads, dtype or backend has others."""
     here = f"{threads} thread{'s' * (threads > 1)}" if device.type == "cpu" else device.type
-    return f"{name_processor(device)}, {here}, torch {torch.__version__}, {name} in {str(dtype).removeprefix('torch.')}"
+    product = describe_product(name, dtype)
+    what = f"{name} in {str(dtype).removeprefix('torch.')}" + (f" by {product}" if product else "")
+    return f"{name_processor(device)}, {here}, torch {torch.__version__}, {what}"
 
 
 def rates_file() -> Path:

@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from ..decomposition.sketch import Sketch
+from ..ops.availability import describe_product
 from ..ops.backends import Backend
 from .costs import BY_QUERY, Blocks, LayerShape, Method
 from .machine_rates import Rates, calibrated, measured
@@ -165,7 +166,9 @@ class Plan:
         return None if None in each else sum(filter(None, each))
 
     def __str__(self) -> str:
-        lines = [f"{self.backend} backend, {str(self.dtype).removeprefix('torch.')} on {self.device}"]
+        product = describe_product(self.backend, self.dtype)
+        dtype = str(self.dtype).removeprefix("torch.") + (f" by {product}" if product else "")
+        lines = [f"{self.backend} backend, {dtype} on {self.device}"]
         for _, group in itertools.groupby(self.layers, key=lambda layer: replace(layer, layer=0)):
             same = list(group)
             first, numbers = same[0], _format_ranges([layer.layer for layer in same])

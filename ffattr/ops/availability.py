@@ -25,6 +25,8 @@ __all__ = [
     "check_cuda",
     "check_dtype",
     "check_triton",
+    "describe_bfloat16_unit",
+    "describe_product",
     "name_dtypes",
     "triton_ops",
 ]
@@ -89,6 +91,17 @@ def check_cpu(device: torch.device, dtype: torch.dtype, heads: int) -> str | Non
             "pass dtype=torch.float32 or use backend='torch'"
         )
     return reason
+
+
+def describe_product(name: str, dtype: torch.dtype) -> str:
+    """Says by what the backend ``name`` multiplies feed-forward operands in ``dtype``, where that is not plain."""
+    if name != "cpu" or binary.module is None:
+        return ""
+    info = binary.module.build_info()
+    if dtype == torch.bfloat16:
+        return str(info.get("bfloat16 by", ""))
+    found = str(info.get("float32 by", "float32"))
+    return found if dtype == torch.float32 and found != "float32" else ""
 
 
 def describe_bfloat16_unit() -> str:

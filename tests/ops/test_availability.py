@@ -137,3 +137,15 @@ def test_bfloat16_on_a_processor_takes_something_that_multiplies_it(monkeypatch:
     assert reason is not None
     assert "instruction set avx2" in reason
     assert "pass dtype=torch.float32 or use backend='torch'" in reason
+
+
+def test_what_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    info = {"float32 by": "three bfloat16 products", "bfloat16 by": "a matrix unit"}
+    module = SimpleNamespace(build_info=lambda: info)
+    monkeypatch.setattr(availability, "binary", availability.Binary(module, "built"))
+    assert availability.describe_product("cpu", torch.float32) == "three bfloat16 products"
+    assert availability.describe_product("cpu", torch.bfloat16) == "a matrix unit"
+    assert availability.describe_product("cpu", torch.float64) == ""
+    assert availability.describe_product("torch", torch.float32) == ""
+    info["float32 by"] = "float32"
+    assert availability.describe_product("cpu", torch.float32) == ""
