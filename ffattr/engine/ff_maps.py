@@ -25,6 +25,7 @@ from .key_tokens import AttentionPath, KeyTokens
 from .pack import QueryBlock, concatenate
 from .plan import LayerPlan
 from .query_pass import QueryPass
+from .recall import Recall, make_anew
 
 __all__ = ["FFMaps", "FFOperands", "QueryOperands"]
 
@@ -63,9 +64,15 @@ class FFOperands:
     """The feed-forward block and what is after it, as the operators want them: what all packs of a layer share."""
 
     def __init__(
-        self, weights: LayerWeights, paths: Sequence[AttentionPath], backend: Backend, dtype: torch.dtype
+        self,
+        weights: LayerWeights,
+        paths: Sequence[AttentionPath],
+        backend: Backend,
+        dtype: torch.dtype,
+        recall: Recall = make_anew,
     ) -> None:
         self.weights, self.paths, self.backend = weights, tuple(paths), backend
+        self.recall = make_anew if weights.mixture else recall  # the operands of a mixture are those of some experts
         self.asked, self.dtype = dtype, operand_dtype(dtype)
         self.targets: tuple[NormTarget, ...] = (NormTarget(weights.pairwise_scopes, 0),)
         self._scratch: dict[str, Tensor] = {}
@@ -119,14 +126,17 @@ class FFOperands:
         self.projections = [concatenate([part.weight for part in parts], 1).to(self.dtype) for parts in projections]
         norm, down = self.weights.norm_of_ff, concatenate([branch.down.weight for branch in branches])
         self._down = down if norm is None else norm.linear(down)
-        # From head values to pre-activations, [S, H * dh, F].
-        matrices = [path.ff_input.matrix.to(self.dtype) for path in self.paths]
-        self.maps = []
-        for matrix in matrices:
-            self.maps.append(matrix.new_empty(len(self.projections), len(matrix), self.projections[0].shape[1]))
-            for weight, to in zip(self.projections, self.maps[-1], strict=True):
-                torch.mm(matrix, weight, out=to)
+        self.maps = self.recall(f"maps {self.dtype}", self._make_maps)
         self._prepare_down()
+
+    def _make_maps(self) -> list[Tensor]:
+        """From head values to pre-activations, ``[S, H * dh, F]`` of each source."""
+        maps = []
+        for matrix in [path.ff_input.matrix.to(self.dtype) for path in self.paths]:
+            maps.append(matrix.new_empty(len(self.projections), len(matrix), self.projections[0].shape[1]))
+            for weight, to in zip(self.projections, maps[-1], strict=True):
+                torch.mm(matrix, weight, out=to)
+        return maps
 
     def _prepare_down(self) -> None:
         """The down matrix and that of the residual by each source, as every target has them."""
@@ -134,6 +144,9 @@ class FFOperands:
         for target in self.targets:
             if self.asked == torch.float8_e4m3fn:
                 self.down.append(quantised(target.project(self._down, self._down.dtype).contiguous()))
+            elif target.linear is None:
+                (down,) = self.recall(f"down {self.dtype}", lambda: [self._down.to(self.dtype).contiguous()])
+                self.down.append((down, None))
             else:
                 self.down.append((target.project(self._down, self.dtype).contiguous(), None))
         self.residual = [

@@ -69,7 +69,9 @@ class ResultBuilder:
         weights = stack.specs[layer].weights(request.dtype)
         # A dense layer among mixtures has no scope per expert.
         scopes = [scope for scope in stack.scopes if weights.mixture or scope.axis != "expert"]
-        task = LayerTask(weights, scopes, request.rule, request.options.value_bias, engine.backend, engine.matmul_dtype)
+        recall = request.recall_with(captured.index, weights)
+        given = (request.rule, request.options.value_bias, engine.backend, engine.matmul_dtype, recall)
+        task = LayerTask(weights, scopes, *given)
         for together in request.group_into_packs(stack, layer, weights, batch):
             captives = [CapturedSequence.from_record(request, stack, captured, row, batch[row]) for row in together]
             pack = Pack(tuple(one.sequence for one in captives))

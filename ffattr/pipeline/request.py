@@ -17,6 +17,7 @@ from ..decomposition.precision import result_dtype
 from ..decomposition.reference import Rule
 from ..engine.costs import LayerShape
 from ..engine.plan import EngineOptions, LayerPlan, group_into_packs, plan_layer
+from ..engine.recall import Recall, make_anew
 from ..errors import BackendUnavailable, NonFiniteError, UnsupportedModel
 from ..models.capture.recorder import record_layers
 from ..models.inputs.groups import make_groups
@@ -24,6 +25,7 @@ from ..models.inputs.prepare import Inputs, prepare_inputs
 from ..models.registry import ModelDescription, resolve
 from ..models.spec.weights import read_linear
 from ..ops import backends
+from .kept_matrices import recall_with
 from .options import Options
 from .stack import Stack, build_stacks
 
@@ -83,6 +85,13 @@ class Request:
         """Run the model on ``inputs``, all of them or one batch, and hand on what each layer leaves."""
         encoder = None if inputs.encoder is None else inputs.encoder.mask
         record_layers(self.description, inputs.kwargs, on_layer, self.recorded, check, inputs.mask, encoder)
+
+    def recall_with(self, layer: int, weights: LayerWeights) -> Recall:
+        """Where matrices come from that depend on the weights of a layer alone; a user's bound on memory is for those
+        of the call, so that with one nothing is kept."""
+        return (
+            make_anew if self.options.memory_budget is not None else recall_with(self.description.base, layer, weights)
+        )
 
     def stack_of_layer(self, layer: int) -> Stack:
         """Whose layer a layer of the model is."""
