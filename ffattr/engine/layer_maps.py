@@ -55,7 +55,7 @@ class LayerTask:
         self.recall = recall
         self.weights, self.value_bias, self.backend, self.dtype = weights, value_bias, backend, dtype
         self.rule, self.scopes = rule, tuple(scopes)
-        self.paths = tuple(attention_paths(weights))
+        self.paths = tuple(attention_paths(weights, recall))
         pairwise = (*weights.pairwise_scopes, weights.expert_scope)
         self.needs_slopes = any(scope.needs_ff for scope in scopes)
         self.attention_level = any(scope.seen_from("own") not in pairwise for scope in scopes)

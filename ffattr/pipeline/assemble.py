@@ -66,10 +66,10 @@ class ResultBuilder:
         """Compute and keep the maps of a layer that has just run on the sequences ``batch``."""
         request, stack, engine = self.request, self.stack, self.request.engine
         layer = captured.index - stack.first
-        weights = stack.specs[layer].weights(request.dtype)
+        weights = request.weights_of_layer(stack, layer)
         # A dense layer among mixtures has no scope per expert.
         scopes = [scope for scope in stack.scopes if weights.mixture or scope.axis != "expert"]
-        recall = request.recall_with(captured.index, weights)
+        recall = request.recall_of_layer(stack, layer)
         given = (request.rule, request.options.value_bias, engine.backend, engine.matmul_dtype, recall)
         task = LayerTask(weights, scopes, *given)
         for together in request.group_into_packs(stack, layer, weights, batch):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from ..decomposition.reference import Rule
 from ..engine.costs import LayerShape
 from ..engine.plan import EngineOptions, LayerPlan, group_into_packs, plan_layer
 from ..engine.recall import Recall, make_anew
-from ..errors import BackendUnavailable, NonFiniteError, UnsupportedModel
+from ..errors import BackendUnavailable
 from ..models.capture.recorder import record_layers
 from ..models.inputs.groups import make_groups
 from ..models.inputs.prepare import Inputs, prepare_inputs
@@ -27,6 +26,7 @@ from ..models.spec.weights import read_linear
 from ..ops import backends
 from .kept_matrices import recall_with
 from .options import Options
+from .read_weights import ReadWeights, read_weights
 from .stack import Stack, build_stacks
 
 __all__ = ["Request"]
@@ -41,7 +41,8 @@ class Request:
     """A model, its inputs and the checked options of `ffattr.attribute`.
 
     ``engine.matmul_dtype`` is what the user calls the precision, that of the feed-forward products; all else is in
-    ``dtype``. ``engine.device`` is where the model's first layer is.
+    ``dtype``. ``engine.device`` is where the model's first layer is. ``read``: weights of layers that
+    need no other copy.
     """
 
     description: ModelDescription
@@ -51,6 +52,7 @@ class Request:
     options: Options
     dtype: torch.dtype
     engine: EngineOptions
+    read: Mapping[int, ReadWeights] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_options(cls, model: nn.Module, inputs: Any, tokenizer: Any, options: Options) -> Request:
@@ -67,10 +69,9 @@ class Request:
                 f"method={options.method!r} is for single tokens; with groups= leave it to 'auto', which is exact"
             )
         stacks = build_stacks(description, prepared, options, groups)
-        for stack in stacks:
-            _check_weights(stack)
+        read = {number: found for stack in stacks for number, found in read_weights(stack).items()}
         rule = Rule(*ig.rule_of(options.ig), baseline=_check_baseline(options.baseline, stacks))
-        return cls(description, prepared, stacks, rule, options, result_dtype(engine.matmul_dtype), engine)
+        return cls(description, prepared, stacks, rule, options, result_dtype(engine.matmul_dtype), engine, read)
 
     @property
     def recorded(self) -> tuple[int, ...]:
@@ -86,12 +87,20 @@ class Request:
         encoder = None if inputs.encoder is None else inputs.encoder.mask
         record_layers(self.description, inputs.kwargs, on_layer, self.recorded, check, inputs.mask, encoder)
 
-    def recall_with(self, layer: int, weights: LayerWeights) -> Recall:
-        """Where matrices come from that depend on the weights of a layer alone; a user's bound on memory is for those
-        of the call, so that with one nothing is kept."""
+    def weights_of_layer(self, stack: Stack, layer: int) -> LayerWeights:
+        """The weights of a layer of a stack in ``dtype``."""
+        read = self.read.get(stack.first + layer)
         return (
-            make_anew if self.options.memory_budget is not None else recall_with(self.description.base, layer, weights)
+            read.weights if read is not None and read.of_dtype(self.dtype) else stack.specs[layer].weights(self.dtype)
         )
+
+    def recall_of_layer(self, stack: Stack, layer: int) -> Recall:
+        """Where matrices come from that depend on those weights alone. Whoever bounds the memory has nothing kept."""
+        number = stack.first + layer
+        read = self.read.get(number)
+        if read is None or not read.of_dtype(self.dtype) or self.options.memory_budget is not None:
+            return make_anew
+        return recall_with(self.description.base, number, stack.specs[layer].module, read)
 
     def stack_of_layer(self, layer: int) -> Stack:
         """Whose layer a layer of the model is."""
@@ -103,7 +112,8 @@ class Request:
 
     def _engine_at(self, weights: LayerWeights) -> EngineOptions:
         """The options on the device of a layer: a model may lie on several."""
-        return replace(self.engine, device=weights.out.weight.device)
+        device = weights.out.weight.device
+        return self.engine if device == self.engine.device else replace(self.engine, device=device)
 
     def shape_of_layer(
         self, stack: Stack, layer: int, weights: LayerWeights, batch: int, pairs: int | None = None
@@ -160,27 +170,6 @@ def _locate_model(description: ModelDescription) -> tuple[torch.device, torch.dt
     if parameter.device.type != "meta":
         return parameter.device, parameter.dtype
     return read_linear(description.layers[0].out, None).weight.device, parameter.dtype  # offloaded
-
-
-def _check_weights(stack: Stack) -> None:
-    """Before the forward pass, so that a weight which is no number is named, not the activation that it spoils."""
-    for layer in sorted(set(stack.layers)):
-        weights = stack.specs[layer].weights(None)
-        for name, tensor in weights.tensors():
-            if tensor.device != weights.out.weight.device:
-                raise UnsupportedModel(
-                    f"{stack.label_layer(layer)}: {name} is on {tensor.device}, but out.weight on "
-                    f"{weights.out.weight.device}; expected each layer whole on one device (accelerate's "
-                    "no_split_module_classes)"
-                )
-            if not _is_finite(tensor):
-                raise NonFiniteError(f"{stack.label_layer(layer)}: {name} has entries that are NaN or infinite")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether all entries are numbers. Of those that are, the sum is one, and costs a tenth of looking at each."""
-    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
-    return math.isfinite(total.item()) or bool(tensor.isfinite().all())  # the sum itself may have been too large
 
 
 def _check_baseline(baseline: str | Tensor, stacks: Sequence[Stack]) -> str | Tensor:

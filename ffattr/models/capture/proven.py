@@ -77,14 +77,17 @@ def read_code(base: nn.Module, kwargs: Mapping[str, Any], layers: Sequence[int])
 
     Hooks go by their numbers, which torch gives but once.
     """
+    modules = list(base.modules())
     objects: list[Any] = []
     hooks: list[tuple[int, ...]] = [(*torch_module._global_forward_hooks, *torch_module._global_forward_pre_hooks)]
-    for module in base.modules():
-        forward = vars(module).get("forward")
+    kinds: set[tuple[torch.dtype, torch.device]] = set()
+    for module in modules:
+        forward = module.__dict__.get("forward")
         objects += (module, type(module).forward) if forward is None else (module, type(module).forward, forward)
-        hooks.append((*module._forward_hooks, *module._forward_pre_hooks))
-    implementations = [config._attn_implementation_internal for config in list_configs(base)]
-    kinds = {(parameter.dtype, parameter.device) for parameter in base.parameters()}
+        if module._forward_hooks or module._forward_pre_hooks:
+            hooks.append((len(objects), *module._forward_hooks, *module._forward_pre_hooks))
+        kinds.update((part.dtype, part.device) for part in module._parameters.values() if part is not None)
+    implementations = [config._attn_implementation_internal for config in list_configs(modules)]
     autocast = tuple(
         (kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)
     )
