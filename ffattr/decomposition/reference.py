@@ -89,9 +89,11 @@ def own_values(weights: LayerWeights | CrossWeights, x: Tensor, value_bias: str)
             constant = constant + norm.bias @ value.weight
     if value_bias == "token":
         linear, constant = linear + constant, torch.zeros_like(constant)
+    by_head, constant = (part.unflatten(-1, (weights.kv_heads, -1)) for part in (linear, constant))
     groups = weights.heads // weights.kv_heads
-    by_head = linear.unflatten(-1, (weights.kv_heads, -1)).repeat_interleave(groups, dim=1)
-    return by_head, constant.unflatten(-1, (weights.kv_heads, -1)).repeat_interleave(groups, dim=0)
+    if groups == 1:
+        return by_head, constant
+    return by_head.repeat_interleave(groups, dim=1), constant.repeat_interleave(groups, dim=0)
 
 
 def head_vectors(weights: LayerWeights | CrossWeights, values: Tensor) -> Tensor:

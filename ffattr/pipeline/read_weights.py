@@ -29,6 +29,7 @@ class ReadWeights:
     content: Tensor
     owned: bool
     where: tuple[object, ...]
+    dtypes: frozenset[torch.dtype]
 
     @classmethod
     def of(cls, weights: LayerWeights, module: nn.Module) -> ReadWeights:
@@ -37,11 +38,12 @@ class ReadWeights:
         parts = [tensor for _, tensor in weights.tensors()]
         owned = all(tensor.dim() == 1 or is_owned(tensor, own) for tensor in parts)
         content = torch.cat([_condense(tensor, owned) for tensor in parts])
-        return cls(weights, content, owned, locate(weights) if owned else ())
+        where = locate(weights) if owned else ()
+        return cls(weights, content, owned, where, frozenset(tensor.dtype for tensor in parts))
 
     def of_dtype(self, dtype: torch.dtype) -> bool:
         """Whether they are what the layer's weights in ``dtype`` are."""
-        return self.owned and all(tensor.dtype == dtype for _, tensor in self.weights.tensors())
+        return self.owned and self.dtypes == {dtype}
 
 
 def read_weights(stack: Stack) -> dict[int, ReadWeights]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -108,7 +109,23 @@ class Request:
 
     def plan_layer(self, stack: Stack, layer: int, weights: LayerWeights, shape: LayerShape) -> LayerPlan:
         """How one layer of a pack of sequences is to be computed; ``weights`` in any dtype."""
-        return replace(plan_layer(layer, shape, stack.ff_scopes, self._engine_at(weights)), stack=stack.name)
+        engine = self._engine_at(weights)
+        key = (stack.name, shape, engine.device)
+        if key not in self._plans:  # layers of a stack are mostly alike
+            self._plans[key] = plan_layer(layer, shape, stack.ff_scopes, engine)
+        return replace(self._plans[key], layer=layer, stack=stack.name)
+
+    @cached_property
+    def _plans(self) -> dict[object, LayerPlan]:
+        return {}
+
+    @cached_property
+    def _shapes(self) -> dict[object, LayerShape]:
+        return {}
+
+    @cached_property
+    def _packs(self) -> dict[object, list[list[int]]]:
+        return {}
 
     def _engine_at(self, weights: LayerWeights) -> EngineOptions:
         """The options on the device of a layer: a model may lie on several."""
@@ -125,23 +142,32 @@ class Request:
         count = len(tokens) + (0 if keys is None or weights.cross is None else len(keys))
         pairs = len(queries) * count if pairs is None else pairs
         experts = stack.specs[layer].active
-        shape = LayerShape.from_weights(weights, len(queries), count, pairs, experts, scopes=stack.scopes)
+        sizes = (weights.width, weights.heads, weights.head_dim, weights.streams, weights.count_neurons(experts))
+        key = (stack.name, weights.mixture, sizes, len(queries), count, pairs)
+        if key not in self._shapes:
+            found = LayerShape.from_weights(weights, len(queries), count, pairs, experts, scopes=stack.scopes)
+            self._shapes[key] = replace(found, by_expert=stack.by_expert and weights.mixture)
+        shape = self._shapes[key]
         if stack.groups is not None:
             columns = stack.groups.index[batch][tokens]
             columns = columns[columns >= 0]
             share = pairs / max(1, count)
             single = len(columns.unique()) == len(columns)
-            found = round(share * len(columns))
-            group_pairs = found if single else min(round(share * len(columns.unique())), found - 1)
-            shape = replace(shape, pairs=found, group_pairs=group_pairs)
-        return replace(shape, by_expert=stack.by_expert and weights.mixture)
+            kept = round(share * len(columns))
+            group_pairs = kept if single else min(round(share * len(columns.unique())), kept - 1)
+            shape = replace(shape, pairs=kept, group_pairs=group_pairs)
+        return shape
 
     def group_into_packs(
         self, stack: Stack, layer: int, weights: LayerWeights, batch: Sequence[int]
     ) -> list[list[int]]:
         """Which of the sequences ``batch``, by their places in it, are worked on together."""
-        shapes = [self.shape_of_layer(stack, layer, weights, row) for row in batch]
-        return group_into_packs(shapes, stack.ff_scopes, self._engine_at(weights))
+        shapes = tuple(self.shape_of_layer(stack, layer, weights, row) for row in batch)
+        engine = self._engine_at(weights)
+        key = (stack.name, shapes, engine.device)
+        if key not in self._packs:
+            self._packs[key] = group_into_packs(shapes, stack.ff_scopes, engine)
+        return self._packs[key]
 
 
 def _choose_engine(description: ModelDescription, options: Options) -> EngineOptions:

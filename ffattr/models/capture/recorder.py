@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, LayerRecord
+from ...decomposition.precision import are_finite
 from ...errors import CaptureError, NonFiniteError
 from ..registry import ModelDescription
 from .attention_hooks import record_attention
@@ -251,9 +252,9 @@ class _Recorder:
         return hidden if self.description.batch_first else hidden.transpose(0, 1)
 
     def _check_finite(self, what: str, hidden: Tensor, mask: Tensor | None) -> None:
-        finite = hidden.isfinite().all(-1)
-        if finite.all():
+        if are_finite(hidden):
             return
+        finite = hidden.isfinite().all(-1)
         bad = ~finite if mask is None else mask.to(finite.device) & ~finite
         if bad.any():
             batch, token = bad.nonzero()[0].tolist()

@@ -5,6 +5,7 @@ Those that are known have closed forms (`ffattr.decomposition.activations`); any
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
@@ -38,8 +39,7 @@ def identify_activation(fn: Callable[[Tensor], Tensor] | Activation) -> Activati
     def apply_fn(x: Tensor) -> Tensor:
         return fn(x) if parameter is None else fn(x.to(parameter.dtype)).to(x.dtype)
 
-    far = torch.logspace(1, 4, 16, device=device)  # a clipped GELU is no GELU
-    x = torch.cat([-far, torch.linspace(-10, 10, 479, device=device), far, far.new_zeros(1)]).view(16, 32)
+    x = _make_grid(device)
     with torch.no_grad():
         y = _evaluate_probe(apply_fn, x, name)
         known = _recall(fn, y)
@@ -64,6 +64,13 @@ def identify_activation(fn: Callable[[Tensor], Tensor] | Activation) -> Activati
             return torch.autograd.grad(apply_fn(x).sum(), x)[0]
 
     return Activation(name, lambda x: apply_fn(x.detach()).detach(), differentiate_fn)
+
+
+@functools.lru_cache(maxsize=4)
+def _make_grid(device: torch.device | None) -> Tensor:
+    with torch.inference_mode(False):  # for all later calls
+        far = torch.logspace(1, 4, 16, device=device)  # a clipped GELU is no GELU
+        return torch.cat([-far, torch.linspace(-10, 10, 479, device=device), far, far.new_zeros(1)]).view(16, 32)
 
 
 def _recall(fn: Callable[[Tensor], Tensor], y: Tensor) -> Activation | None:
