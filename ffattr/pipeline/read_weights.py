@@ -72,8 +72,9 @@ def read_weights(stack: Stack) -> dict[int, ReadWeights]:
 
 
 def list_storages(module: nn.Module) -> set[int]:
-    """Where the memory of a module's parameters is, of those on the CPU."""
-    return {parameter.untyped_storage().data_ptr() for parameter in module.parameters() if parameter.is_cpu}
+    """Where the memory of a module's parameters is, of plain ones on the CPU."""
+    plain = (one for one in module.parameters() if one.is_cpu and type(one) in (Tensor, nn.Parameter))
+    return {parameter.untyped_storage().data_ptr() for parameter in plain}
 
 
 def is_owned(tensor: Tensor, storages: set[int]) -> bool:
@@ -87,7 +88,7 @@ def locate(weights: LayerWeights) -> tuple[object, ...]:
     for owner in (weights, *(() if weights.cross is None else (weights.cross,))):
         found += [part.kind for part in vars(owner).values() if isinstance(part, Norm)]
     for name, tensor in weights.tensors():
-        found += [name, tensor.dtype, tensor.shape]
+        found += [name, tensor.dtype, tensor.shape, tensor.device]
         if tensor.dim() > 1:
             found += [tensor._version, tensor.data_ptr(), tensor.stride()]
     return tuple(found)
@@ -98,10 +99,12 @@ def _condense(tensor: Tensor, owned: bool) -> Tensor:
     if tensor.dim() == 1:
         return tensor.double()
     if owned:
-        return (tensor @ _draw_vector(tensor.shape[-1], tensor.dtype)).double().flatten()
+        return (tensor @ _draw_vector(tensor.shape[-1], tensor.dtype, tensor.device)).double().flatten()
     return tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).double()[None]
 
 
 @functools.lru_cache(maxsize=16)
-def _draw_vector(length: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(length, generator=torch.Generator().manual_seed(length), dtype=torch.float64).to(dtype)
+def _draw_vector(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # for all later calls
+        drawn = torch.randn(length, generator=torch.Generator().manual_seed(length), dtype=torch.float64)
+        return drawn.to(device, dtype)
