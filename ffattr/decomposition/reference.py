@@ -89,9 +89,11 @@ def own_values(weights: LayerWeights | CrossWeights, x: Tensor, value_bias: str)
             constant = constant + norm.bias @ value.weight
     if value_bias == "token":
         linear, constant = linear + constant, torch.zeros_like(constant)
+    by_head, constant = (part.unflatten(-1, (weights.kv_heads, -1)) for part in (linear, constant))
     groups = weights.heads // weights.kv_heads
-    by_head = linear.unflatten(-1, (weights.kv_heads, -1)).repeat_interleave(groups, dim=1)
-    return by_head, constant.unflatten(-1, (weights.kv_heads, -1)).repeat_interleave(groups, dim=0)
+    if groups == 1:
+        return by_head, constant
+    return by_head.repeat_interleave(groups, dim=1), constant.repeat_interleave(groups, dim=0)
 
 
 def head_vectors(weights: LayerWeights | CrossWeights, values: Tensor) -> Tensor:
@@ -146,13 +148,16 @@ def branch_stream(branch: Branch, stream: Stream, path: Path, slope: Tensor) -> 
 
     The bias takes its own share of the path, the value where the path starts, and ``b2``.
     """
-    vectors = stream.vectors.new_zeros((*stream.vectors.shape[:2], branch.width))
-    for projection, factor in zip(branch.projections, slope, strict=True):
-        vectors = vectors + (stream.vectors @ projection.weight) * factor[:, None]
+    vectors = stream.vectors
+    if vectors.numel():
+        neurons = vectors.new_zeros((*vectors.shape[:2], branch.width))
+        for projection, factor in zip(branch.projections, slope, strict=True):
+            neurons = neurons + (vectors @ projection.weight) * factor[:, None]
+        vectors = neurons @ branch.down.weight
     away = path.bias if path.base is None else path.bias - path.base
-    start = _apply_activation(branch, torch.zeros_like(path.z) if path.base is None else path.base)
+    start = _apply_activation(branch, path.z.new_zeros(len(path.z), 1, 1) if path.base is None else path.base)
     bias = branch.down((slope * away).sum(0) + start)
-    return Stream(vectors @ branch.down.weight, bias, branch.down(_apply_activation(branch, path.z)))
+    return Stream(vectors, bias, branch.down(_apply_activation(branch, path.z)))
 
 
 def branch_streams(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 __all__ = ["CROSS", "Axis", "Point", "Scope", "Scoped", "Source"]
@@ -61,7 +62,7 @@ class Scoped:
     parallel: bool
     cross: object | None
 
-    @property
+    @cached_property
     def own_scopes(self) -> tuple[Scope, ...]:
         """The scopes of the layer's own tokens in order, those there are: per head, attention, residual, norm,
         feed-forward block, residual, norm. In a layer with cross-attention ``atb`` is the stream after both attentions.
@@ -90,7 +91,7 @@ class Scoped:
         """The names of `all_scopes`."""
         return tuple(map(str, self.all_scopes))
 
-    @property
+    @cached_property
     def pairwise_scopes(self) -> tuple[Scope, ...]:
         """Those of `own_scopes` behind the feed-forward block that take work of the model's width for every pair of
         tokens, which one pass yields together.

@@ -90,7 +90,8 @@ def walk(
 
 def add_streams(stream: Stream, other: Stream) -> Stream:
     """The sum of two streams: what a residual connection does."""
-    return Stream(stream.vectors + other.vectors, stream.bias + other.bias, stream.total + other.total)
+    vectors = stream.vectors + other.vectors if stream.vectors.numel() else stream.vectors
+    return Stream(vectors, stream.bias + other.bias, stream.total + other.total)
 
 
 def join_streams(stream: Stream, other: Stream) -> Stream:
@@ -106,6 +107,7 @@ def normalise_stream(norm: Norm | None, stream: Stream) -> tuple[Stream, Tensor 
     """
     if norm is None:
         return stream, None
-    scale = norm.scale(stream.total)
-    vectors = norm.linear(stream.vectors) * scale[:, None, None]
+    scale, vectors = norm.scale(stream.total), stream.vectors
+    if vectors.numel():  # who needs none has no work with them
+        vectors = norm.linear(vectors) * scale[:, None, None]
     return Stream(vectors, norm.affine(stream.bias, scale), norm.affine(stream.total, scale)), scale

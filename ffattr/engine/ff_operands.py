@@ -14,6 +14,7 @@ from ..decomposition.scopes import Scope
 from ..ops.backends import Backend
 from .key_tokens import AttentionPath
 from .pack import concatenate
+from .recall import Recall, make_anew
 
 __all__ = ["FFOperands", "NormTarget"]
 
@@ -40,9 +41,15 @@ class FFOperands:
     """The feed-forward block and what is after it, as the operators want them: what all packs of a layer share."""
 
     def __init__(
-        self, weights: LayerWeights, paths: Sequence[AttentionPath], backend: Backend, dtype: torch.dtype
+        self,
+        weights: LayerWeights,
+        paths: Sequence[AttentionPath],
+        backend: Backend,
+        dtype: torch.dtype,
+        recall: Recall = make_anew,
     ) -> None:
         self.weights, self.paths, self.backend = weights, tuple(paths), backend
+        self.recall = make_anew if weights.mixture else recall  # the operands of a mixture are those of some experts
         self.asked, self.dtype = dtype, operand_dtype(dtype)
         self.matrices = [path.ff_input.matrix.to(self.dtype) for path in self.paths]  # from head values to the block
         self.targets: tuple[NormTarget, ...] = (NormTarget(weights.pairwise_scopes, 0),)
@@ -84,12 +91,16 @@ class FFOperands:
     def maps(self) -> list[Tensor]:
         """From head values of each source to pre-activations, ``[S, H * dh, F]``: made where a method wants them."""
         if not self._maps:
-            for matrix in self.matrices:
-                made = matrix.new_empty(len(self.projections), len(matrix), self.projections[0].shape[1])
-                for weight, to in zip(self.projections, made, strict=True):
-                    torch.mm(matrix, weight, out=to)
-                self._maps.append(made)
+            self._maps = self.recall(f"maps {self.dtype}", self._make_maps)
         return self._maps
+
+    def _make_maps(self) -> list[Tensor]:
+        maps = []
+        for matrix in self.matrices:
+            maps.append(matrix.new_empty(len(self.projections), len(matrix), self.projections[0].shape[1]))
+            for weight, to in zip(self.projections, maps[-1], strict=True):
+                torch.mm(matrix, weight, out=to)
+        return maps
 
     def scratch(self, name: str, count: int) -> Tensor:
         """Memory for at least ``count`` numbers, the same each time: fresh memory for every block of keys would cost as
@@ -118,6 +129,9 @@ class FFOperands:
         for target in self.targets:
             if self.asked == torch.float8_e4m3fn:
                 self.down.append(quantised(target.project(self._down, self._down.dtype).contiguous()))
+            elif target.linear is None:
+                (down,) = self.recall(f"down {self.dtype}", lambda: [self._down.to(self.dtype).contiguous()])
+                self.down.append((down, None))
             else:
                 self.down.append((target.project(self._down, self.dtype).contiguous(), None))
         self.residual = [

@@ -18,6 +18,7 @@ from ..decomposition.attention import Attention
 from ..decomposition.layer import CrossWeights, LayerWeights
 from ..decomposition.scopes import Point, Source
 from .pack import Pack, QueryBlock, concatenate, list_starts
+from .recall import Recall, make_anew
 
 __all__ = ["AttentionPath", "KeyTokens", "StreamMap", "attention_paths", "write_head_vectors"]
 
@@ -71,17 +72,22 @@ class AttentionPath:
         return KeyTokens(self, tuple(attention), starts, values, constant, x)
 
 
-def attention_paths(weights: LayerWeights) -> Iterator[AttentionPath]:
+def attention_paths(weights: LayerWeights, recall: Recall = make_anew) -> Iterator[AttentionPath]:
     """The path of the layer's own tokens, then that of an encoder's."""
+
+    def pass_norm(norm: Norm, matrix: Tensor, name: str) -> Tensor:
+        return recall(name, lambda: [norm.linear(matrix)])[0]
+
     points: tuple[Point, ...] = ("attn", "atb", "ff_input")
     for source, attention in weights.attentions:
         matrix, of_attn = attention.out.weight, attention.norm_of_attn
-        raw = StreamMap(matrix if of_attn is None else of_attn.linear(matrix))
+        raw = StreamMap(matrix if of_attn is None else pass_norm(of_attn, matrix, f"{source} raw"))
         maps = [raw]
         for before, point in itertools.pairwise(points):
             passed = len(weights.norms_before(before, source))
             for norm in weights.norms_before(point, source)[passed:]:
-                raw = StreamMap(norm.linear(raw.matrix), (*raw.norms, norm))
+                norms = (*raw.norms, norm)
+                raw = StreamMap(pass_norm(norm, raw.matrix, f"{source} {len(norms)}"), norms)
             maps.append(raw)
         yield AttentionPath(source, attention, *maps)
 

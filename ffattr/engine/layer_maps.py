@@ -33,6 +33,7 @@ from .pack import Pack, QueryBlock
 from .pair_vectors import fill_pairs, sample_pair_vectors
 from .plan import SAMPLED, LayerPlan
 from .query_pass import Slopes, pass_queries
+from .recall import Recall, make_anew
 
 __all__ = ["LayerMaps", "LayerTask", "MapRows"]
 
@@ -50,10 +51,12 @@ class LayerTask:
         value_bias: str,
         backend: Backend,
         dtype: torch.dtype,
+        recall: Recall = make_anew,
     ) -> None:
+        self.recall = recall
         self.weights, self.value_bias, self.backend, self.dtype = weights, value_bias, backend, dtype
         self.rule, self.scopes = rule, tuple(scopes)
-        self.paths = tuple(attention_paths(weights))
+        self.paths = tuple(attention_paths(weights, recall))
         pairwise = (*weights.pairwise_scopes, weights.expert_scope)
         self.needs_slopes = any(scope.needs_ff for scope in scopes)
         self.attention_level = any(scope.seen_from("own") not in pairwise for scope in scopes)
@@ -61,7 +64,7 @@ class LayerTask:
 
     @cached_property
     def ff(self) -> FFOperands:
-        return FFOperands(self.weights, self.paths, self.backend, self.dtype)
+        return FFOperands(self.weights, self.paths, self.backend, self.dtype, self.recall)
 
     def release(self) -> None:
         """Forget what can be made again."""

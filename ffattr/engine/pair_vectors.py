@@ -3,6 +3,7 @@ prepared that many would share, and for the sample that a sketch is fitted to an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -143,21 +144,26 @@ def _feed_forward(
     out = torch.zeros_like(ff_input)
     norm = weights.norm_of_ff
     for block in weights.blocks(routing):
-        slope = slopes[block.place]
-        pairs, slot = _pairs_through(block, query, slope.shape[1])
-        factors = slope[:, query[pairs], slot]
-        neurons = sum(
-            ff_input[pairs] @ projection.weight * factor
+        slope, pairs, read = slopes[block.place], None, ff_input
+        if block.tokens is None:
+            factors = slope[:, query, 0]
+        else:
+            pairs, slot = _pairs_through(block, query, slope.shape[1])
+            factors, read = slope[:, query[pairs], slot], ff_input[pairs]
+        parts = [
+            (read @ projection.weight).mul_(factor)
             for projection, factor in zip(block.branch.projections, factors, strict=True)
-        )
-        out.index_add_(0, pairs, neurons @ block.branch.down.weight)
+        ]
+        returned = functools.reduce(Tensor.add_, parts) @ block.branch.down.weight
+        out = out.add_(returned) if pairs is None else out.index_add_(0, pairs, returned)
     return out if norm is None else norm.linear(out)
 
 
 def _pairs_through(block: Block, query: Tensor, queries: int) -> tuple[Tensor, Tensor]:
-    """Which pairs ``[q]`` go through a dense block, by their queries ``query`` ``[p]``, and which choice it is."""
-    slots = torch.zeros(queries, dtype=torch.int64, device=query.device)
-    if block.tokens is not None and block.slots is not None:
-        slots.fill_(-1)[block.tokens] = block.slots
+    """Which pairs ``[q]`` go to an expert, by their queries ``query`` ``[p]``, and which choice it is."""
+    assert block.tokens is not None
+    assert block.slots is not None
+    slots = torch.full((queries,), -1, device=query.device)
+    slots[block.tokens] = block.slots
     pairs = (slots[query] >= 0).nonzero()[:, 0]
     return pairs, slots[query[pairs]]

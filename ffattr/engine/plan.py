@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import psutil
 import torch
@@ -60,9 +61,9 @@ class EngineOptions:
     device: torch.device
     memory_budget: int | None = None
 
-    @property
+    @cached_property
     def budget(self) -> tuple[int, int]:
-        """Bytes of working memory that are of use, and that there are at most."""
+        """Bytes of working memory that are of use, and that there are at most, when it is asked for first."""
         return default_budget(self.device) if self.memory_budget is None else (self.memory_budget, self.memory_budget)
 
 

@@ -8,6 +8,7 @@ Read
     options.py     its arguments as one value
     scopes.py      names of scopes to scopes; stack.py: what is asked of each stack of layers
     request.py     model, inputs and options, checked once
+    read_weights.py    the weights, checked; kept_matrices.py: what is made of them and kept for the next call
     assemble.py    what a layer left in the forward pass -> packs -> engine -> what is kept -> the result
     plan.py, vectors.py, reproduce.py   `ffattr.plan`, `ffattr.vectors`, and how closely a model is reproduced
 """

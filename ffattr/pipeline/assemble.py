@@ -17,7 +17,7 @@ from ..decomposition.scopes import Scope, Source
 from ..decomposition.sketch import Sketch
 from ..engine.costs import LayerShape
 from ..engine.layer_maps import LayerTask
-from ..engine.pack import OneSequence, Pack
+from ..engine.pack import OneSequence, Pack, concatenate
 from ..engine.plan import Plan
 from ..engine.run import LayerResult, run_layer
 from ..errors import ArchitectureMismatch
@@ -28,7 +28,7 @@ from ..results.serialise import to_parts
 from .request import Request
 from .stack import Stack
 
-__all__ = ["CapturedSequence", "ResultBuilder", "layer_tolerance"]
+__all__ = ["CapturedSequence", "ResultBuilder", "find_errors", "layer_tolerance"]
 
 
 class ResultBuilder:
@@ -66,10 +66,12 @@ class ResultBuilder:
         """Compute and keep the maps of a layer that has just run on the sequences ``batch``."""
         request, stack, engine = self.request, self.stack, self.request.engine
         layer = captured.index - stack.first
-        weights = stack.specs[layer].weights(request.dtype)
+        weights = request.weights_of_layer(stack, layer)
         # A dense layer among mixtures has no scope per expert.
         scopes = [scope for scope in stack.scopes if weights.mixture or scope.axis != "expert"]
-        task = LayerTask(weights, scopes, request.rule, request.options.value_bias, engine.backend, engine.matmul_dtype)
+        recall = request.recall_of_layer(stack, layer)
+        given = (request.rule, request.options.value_bias, engine.backend, engine.matmul_dtype, recall)
+        task = LayerTask(weights, scopes, *given)
         for together in request.group_into_packs(stack, layer, weights, batch):
             captives = [CapturedSequence.from_record(request, stack, captured, row, batch[row]) for row in together]
             pack = Pack(tuple(one.sequence for one in captives))
@@ -84,8 +86,9 @@ class ResultBuilder:
 
             result = run_layer(task, pack, request.plan_layer(stack, layer, weights, joined), take)
             self.plan.layers.append(result.plan)
-            for number, one in enumerate(captives):
-                self._finish_sequence(captured, one, result, slice(*pack.query_starts[number : number + 2]))
+            self._keep_numbers(captured, captives, result)
+            for one in captives:
+                self._finish_sequence(captured, one, result)
             self._check_errors(captured, [one.batch for one in captives])
 
     def results(self) -> dict[str, Attribution]:
@@ -134,17 +137,22 @@ class ResultBuilder:
             if tiles:
                 sink.add_rows(place, one.batch, one.result_rows[queries.to(one.result_rows.device)], keys, tiles)
 
-    def _finish_sequence(
-        self, captured: LayerRecord, one: CapturedSequence, result: LayerResult, queries: slice
-    ) -> None:
-        """What does not go by pairs, of one sequence: ``queries`` of the pack's."""
+    def _keep_numbers(self, captured: LayerRecord, captives: list[CapturedSequence], result: LayerResult) -> None:
+        """The biases and errors of a pack."""
+        batch = torch.tensor([one.batch for one in captives], device=self.error.device)
+        counts = torch.tensor([len(one.result_rows) for one in captives], device=self.error.device)
+        rows = concatenate([one.result_rows for one in captives])
+        errors = find_errors([one.output for one in captives], result.output).to(self.error.device)
+        for place in self.stack.result_layers(captured.index - self.stack.first):
+            for scope, bias in result.bias.items():
+                self.bias[scope][place, batch.repeat_interleave(counts), rows] = bias.to(self.error.device)
+            self.error[place, batch] = errors
+
+    def _finish_sequence(self, captured: LayerRecord, one: CapturedSequence, result: LayerResult) -> None:
+        """What else does not go by pairs, of one sequence."""
         layer, rows = captured.index - self.stack.first, one.result_rows
-        error = one.relative_error(result.output[queries])
         routing = one.sequence.routing
         for place in self.stack.result_layers(layer):
-            for scope, bias in result.bias.items():
-                self.bias[scope][place, one.batch, rows] = bias[queries].to(self.error.device)
-            self.error[place, one.batch] = error
             for scope, estimates in self.sketch_error.items():
                 estimates[place, one.batch] = result.sketch_error.get(scope.seen_from("own"), 0.0)
             if routing is not None and self.experts is not None and self.shares is not None:
@@ -158,8 +166,9 @@ class ResultBuilder:
         request, stack = self.request, self.stack
         layer = captured.index - stack.first
         errors = self.error[stack.result_layers(layer)[0]].tolist()
+        tolerance = layer_tolerance(stack, captured, request.dtype)
         for row in batch if self.check else ():
-            if not errors[row] <= layer_tolerance(stack, captured, request.dtype):
+            if not errors[row] <= tolerance:
                 raise ArchitectureMismatch(
                     f"{stack.label_layer(layer)}, batch row {row}: the recomputed output differs from the model's by "
                     f"{errors[row]:.1e} (relative), more than rounding explains. The {request.description.family!r} "
@@ -216,13 +225,16 @@ class CapturedSequence:
         across = positions if encoder_positions is None else encoder_positions
         return cls(batch, positions, result_rows, columns, across, sequence, output)
 
-    def relative_error(self, recomputed: Tensor) -> Tensor:
-        """Largest relative difference of a token's recomputed and recorded layer output."""
-        if len(self.output) == 0:
-            return self.output.new_zeros(())
-        scale = self.output.norm(dim=-1).clamp_min(torch.finfo(self.output.dtype).tiny)
-        difference: Tensor = (recomputed - self.output).norm(dim=-1) / scale
-        return difference.max()
+
+def find_errors(outputs: list[Tensor], recomputed: Tensor) -> Tensor:
+    """Largest relative difference of a token's recomputed and recorded layer output, of every sequence of a pack.
+
+    ``outputs`` ``[n, d]`` are those of the sequences, ``recomputed`` ``[N, d]`` those of all one after the other.
+    """
+    own = concatenate(outputs)
+    scale = own.norm(dim=-1).clamp_min(torch.finfo(own.dtype).tiny)
+    of_tokens = ((recomputed - own).norm(dim=-1) / scale).split([len(output) for output in outputs])
+    return torch.stack([part.max() if len(part) else part.new_zeros(()) for part in of_tokens])
 
 
 def layer_tolerance(stack: Stack, captured: LayerRecord, dtype: torch.dtype) -> float:

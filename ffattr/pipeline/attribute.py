@@ -45,7 +45,8 @@ def attribute(
 ) -> Attribution:
     """How much each token contributes to each token, in every layer: the norms of the decomposed vectors.
 
-    Runs the model's own forward pass once (twice with ``check``) and leaves the model as it was.
+    Runs the model's own forward pass once and leaves the model as it was. With ``check`` the first call of a kind
+    runs it twice, to see that recording changes nothing.
 
     model: a loaded transformers model, ``nn.TransformerEncoder`` or ``nn.TransformerEncoderLayer``, in eval mode.
     inputs: what the model takes (a mapping of tensors, ids ``[B, T]``, a float tensor), or text with ``tokenizer``.

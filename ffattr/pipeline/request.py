@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,14 +17,17 @@ from ..decomposition.precision import result_dtype
 from ..decomposition.reference import Rule
 from ..engine.costs import LayerShape
 from ..engine.plan import EngineOptions, LayerPlan, group_into_packs, plan_layer
-from ..errors import BackendUnavailable, NonFiniteError, UnsupportedModel
+from ..engine.recall import Recall, make_anew
+from ..errors import BackendUnavailable
 from ..models.capture.recorder import record_layers
 from ..models.inputs.groups import make_groups
 from ..models.inputs.prepare import Inputs, prepare_inputs
 from ..models.registry import ModelDescription, resolve
 from ..models.spec.weights import read_linear
 from ..ops import backends
+from .kept_matrices import recall_with
 from .options import Options
+from .read_weights import ReadWeights, read_weights
 from .stack import Stack, build_stacks
 
 __all__ = ["Request"]
@@ -38,7 +42,8 @@ class Request:
     """A model, its inputs and the checked options of `ffattr.attribute`.
 
     ``engine.matmul_dtype`` is what the user calls the precision, that of the feed-forward products; all else is in
-    ``dtype``. ``engine.device`` is where the model's first layer is.
+    ``dtype``. ``engine.device`` is where the model's first layer is. ``read``: weights of layers that
+    need no other copy.
     """
 
     description: ModelDescription
@@ -48,6 +53,7 @@ class Request:
     options: Options
     dtype: torch.dtype
     engine: EngineOptions
+    read: Mapping[int, ReadWeights] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_options(cls, model: nn.Module, inputs: Any, tokenizer: Any, options: Options) -> Request:
@@ -64,10 +70,9 @@ class Request:
                 f"method={options.method!r} is for single tokens; with groups= leave it to 'auto', which is exact"
             )
         stacks = build_stacks(description, prepared, options, groups)
-        for stack in stacks:
-            _check_weights(stack)
+        read = {number: found for stack in stacks for number, found in read_weights(stack).items()}
         rule = Rule(*ig.rule_of(options.ig), baseline=_check_baseline(options.baseline, stacks))
-        return cls(description, prepared, stacks, rule, options, result_dtype(engine.matmul_dtype), engine)
+        return cls(description, prepared, stacks, rule, options, result_dtype(engine.matmul_dtype), engine, read)
 
     @property
     def recorded(self) -> tuple[int, ...]:
@@ -83,17 +88,49 @@ class Request:
         encoder = None if inputs.encoder is None else inputs.encoder.mask
         record_layers(self.description, inputs.kwargs, on_layer, self.recorded, check, inputs.mask, encoder)
 
+    def weights_of_layer(self, stack: Stack, layer: int) -> LayerWeights:
+        """The weights of a layer of a stack in ``dtype``."""
+        read = self.read.get(stack.first + layer)
+        return (
+            read.weights if read is not None and read.of_dtype(self.dtype) else stack.specs[layer].weights(self.dtype)
+        )
+
+    def recall_of_layer(self, stack: Stack, layer: int) -> Recall:
+        """Where matrices come from that depend on those weights alone. Whoever bounds the memory has nothing kept."""
+        number = stack.first + layer
+        read = self.read.get(number)
+        if read is None or not read.of_dtype(self.dtype) or self.options.memory_budget is not None:
+            return make_anew
+        return recall_with(self.description.base, number, stack.specs[layer].module, read)
+
     def stack_of_layer(self, layer: int) -> Stack:
         """Whose layer a layer of the model is."""
         return next(stack for stack in self.stacks if stack.first <= layer < stack.first + len(stack.specs))
 
     def plan_layer(self, stack: Stack, layer: int, weights: LayerWeights, shape: LayerShape) -> LayerPlan:
         """How one layer of a pack of sequences is to be computed; ``weights`` in any dtype."""
-        return replace(plan_layer(layer, shape, stack.ff_scopes, self._engine_at(weights)), stack=stack.name)
+        engine = self._engine_at(weights)
+        key = (stack.name, shape, engine.device)
+        if key not in self._plans:  # layers of a stack are mostly alike
+            self._plans[key] = plan_layer(layer, shape, stack.ff_scopes, engine)
+        return replace(self._plans[key], layer=layer, stack=stack.name)
+
+    @cached_property
+    def _plans(self) -> dict[object, LayerPlan]:
+        return {}
+
+    @cached_property
+    def _shapes(self) -> dict[object, LayerShape]:
+        return {}
+
+    @cached_property
+    def _packs(self) -> dict[object, list[list[int]]]:
+        return {}
 
     def _engine_at(self, weights: LayerWeights) -> EngineOptions:
         """The options on the device of a layer: a model may lie on several."""
-        return replace(self.engine, device=weights.out.weight.device)
+        device = weights.out.weight.device
+        return self.engine if device == self.engine.device else replace(self.engine, device=device)
 
     def shape_of_layer(
         self, stack: Stack, layer: int, weights: LayerWeights, batch: int, pairs: int | None = None
@@ -105,23 +142,32 @@ class Request:
         count = len(tokens) + (0 if keys is None or weights.cross is None else len(keys))
         pairs = len(queries) * count if pairs is None else pairs
         experts = stack.specs[layer].active
-        shape = LayerShape.from_weights(weights, len(queries), count, pairs, experts, scopes=stack.scopes)
+        sizes = (weights.width, weights.heads, weights.head_dim, weights.streams, weights.count_neurons(experts))
+        key = (stack.name, weights.mixture, sizes, len(queries), count, pairs)
+        if key not in self._shapes:
+            found = LayerShape.from_weights(weights, len(queries), count, pairs, experts, scopes=stack.scopes)
+            self._shapes[key] = replace(found, by_expert=stack.by_expert and weights.mixture)
+        shape = self._shapes[key]
         if stack.groups is not None:
             columns = stack.groups.index[batch][tokens]
             columns = columns[columns >= 0]
             share = pairs / max(1, count)
             single = len(columns.unique()) == len(columns)
-            found = round(share * len(columns))
-            group_pairs = found if single else min(round(share * len(columns.unique())), found - 1)
-            shape = replace(shape, pairs=found, group_pairs=group_pairs)
-        return replace(shape, by_expert=stack.by_expert and weights.mixture)
+            kept = round(share * len(columns))
+            group_pairs = kept if single else min(round(share * len(columns.unique())), kept - 1)
+            shape = replace(shape, pairs=kept, group_pairs=group_pairs)
+        return shape
 
     def group_into_packs(
         self, stack: Stack, layer: int, weights: LayerWeights, batch: Sequence[int]
     ) -> list[list[int]]:
         """Which of the sequences ``batch``, by their places in it, are worked on together."""
-        shapes = [self.shape_of_layer(stack, layer, weights, row) for row in batch]
-        return group_into_packs(shapes, stack.ff_scopes, self._engine_at(weights))
+        shapes = tuple(self.shape_of_layer(stack, layer, weights, row) for row in batch)
+        engine = self._engine_at(weights)
+        key = (stack.name, shapes, engine.device)
+        if key not in self._packs:
+            self._packs[key] = group_into_packs(shapes, stack.ff_scopes, engine)
+        return self._packs[key]
 
 
 def _choose_engine(description: ModelDescription, options: Options) -> EngineOptions:
@@ -150,21 +196,6 @@ def _locate_model(description: ModelDescription) -> tuple[torch.device, torch.dt
     if parameter.device.type != "meta":
         return parameter.device, parameter.dtype
     return read_linear(description.layers[0].out, None).weight.device, parameter.dtype  # offloaded
-
-
-def _check_weights(stack: Stack) -> None:
-    """Before the forward pass, so that a weight which is no number is named, not the activation that it spoils."""
-    for layer in sorted(set(stack.layers)):
-        weights = stack.specs[layer].weights(None)
-        for name, tensor in weights.tensors():
-            if tensor.device != weights.out.weight.device:
-                raise UnsupportedModel(
-                    f"{stack.label_layer(layer)}: {name} is on {tensor.device}, but out.weight on "
-                    f"{weights.out.weight.device}; expected each layer whole on one device (accelerate's "
-                    "no_split_module_classes)"
-                )
-            if not torch.isfinite(tensor).all():
-                raise NonFiniteError(f"{stack.label_layer(layer)}: {name} has entries that are NaN or infinite")
 
 
 def _check_baseline(baseline: str | Tensor, stacks: Sequence[Stack]) -> str | Tensor:

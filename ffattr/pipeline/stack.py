@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -72,11 +73,18 @@ class Stack:
 
     def index_sequence(self, batch: int) -> SequenceIndex:
         """Returns one batch row without its padding."""
-        mask = self.mask[batch]
-        queries = torch.tensor(self.queries, device=mask.device, dtype=torch.int64)
-        result_rows = mask[queries].nonzero()[:, 0]
-        query_tokens = (mask.cumsum(0) - 1)[queries[result_rows]]
-        return SequenceIndex(mask.nonzero()[:, 0], query_tokens, result_rows)
+        if batch not in self._indexed:
+            mask = self.mask[batch]
+            queries = torch.tensor(self.queries, device=mask.device, dtype=torch.int64)
+            result_rows = mask[queries].nonzero()[:, 0]
+            query_tokens = (mask.cumsum(0) - 1)[queries[result_rows]]
+            self._indexed[batch] = SequenceIndex(mask.nonzero()[:, 0], query_tokens, result_rows)
+        return self._indexed[batch]
+
+    @cached_property
+    def _indexed(self) -> dict[int, SequenceIndex]:
+        """The rows that were asked for, which are the same in all layers."""
+        return {}
 
     def encoder_positions(self, batch: int) -> Tensor | None:
         """The positions of the encoder's tokens of one batch row, where cross-attention reads them."""

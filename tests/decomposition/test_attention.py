@@ -127,7 +127,7 @@ def recorded(name: str, model: nn.Module, given: dict[str, Tensor]) -> dict[tupl
         found[places[index][:2]] = attention
 
     if name in INTERFACE:
-        capturing = record_interface(list_configs(model), modules, sink)
+        capturing = record_interface(list_configs(model.modules()), modules, sink)
     else:
         capturing = record_own_attention(modules, dict.fromkeys(modules, model.config.num_attention_heads), sink)
     assert {calls_interface(module) for module in modules.values()} == {name in INTERFACE}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ffattr.decomposition.precision import operand_dtype, output_tolerance, quantised, result_dtype
+from ffattr.decomposition.precision import are_finite, operand_dtype, output_tolerance, quantised, result_dtype
 
 
 def test_result_and_operands() -> None:
@@ -48,3 +48,16 @@ def test_tolerance_of_an_output_is_that_of_the_coarser_side() -> None:
         == 2e-5
     )
     assert output_tolerance(half, single, rounds_to_float32=False) == 1e-1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_are_finite(dtype: torch.dtype) -> None:
+    numbers = torch.full((40, 50), torch.finfo(dtype).max, dtype=dtype)  # their sum is infinite
+    assert are_finite(numbers)
+    assert are_finite(numbers[:0])
+    for value in (torch.nan, torch.inf, -torch.inf):
+        numbers[7, 3] = value
+        assert not are_finite(numbers)
+        assert not are_finite(numbers.T)
+    numbers[7, 4] = -numbers[7, 3]  # infinities that would cancel
+    assert not are_finite(numbers)

@@ -21,7 +21,7 @@ from ffattr.decomposition.attention import LayerRecord
 from ffattr.models import registry
 from ffattr.models.registry import resolve
 from ffattr.models.spec.layer import LayerSpec
-from ffattr.pipeline.assemble import CapturedSequence, layer_tolerance
+from ffattr.pipeline.assemble import CapturedSequence, find_errors, layer_tolerance
 from ffattr.pipeline.options import Options
 from ffattr.pipeline.request import Request
 
@@ -105,14 +105,11 @@ def test_a_sequence_is_its_row_without_padding(padding: str) -> None:
         assert groups.tolist() == expected
 
 
-def test_the_error_is_the_largest_of_any_query() -> None:
-    nothing = torch.zeros(0, dtype=torch.int64)
+def test_the_error_is_the_largest_of_any_query_of_a_sequence() -> None:
     output = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 2.0]], dtype=torch.float64)
-    sequence: Any = None
 
     def error(output: Tensor, recomputed: Tensor) -> float:
-        one = CapturedSequence(0, nothing, nothing, nothing, nothing, sequence, output)
-        return one.relative_error(recomputed).item()
+        return find_errors([output], recomputed).item()
 
     assert error(output, output.clone()) == 0
     off = torch.tensor([[0.5, 0.0], [0.0, 0.0], [0.0, 0.1]], dtype=torch.float64)
@@ -120,6 +117,8 @@ def test_the_error_is_the_largest_of_any_query() -> None:
     assert error(output, output + 1e-6) > 1e100  # of a token whose output is zero
     assert math.isnan(error(output, output * math.nan))
     assert error(output[:0], output[:0]) == 0
+    of_each = find_errors([output[2:], output[:0], output[:1]], torch.cat([output[2:], (output + off)[:1]]))
+    assert of_each.tolist() == pytest.approx([0, 0, 0.1])
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from made_tokenizers import make_tokenizer
 from tiny_models import build
 
 import ffattr
-from ffattr import NonFiniteError, UnsupportedModel
+from ffattr import NonFiniteError
 from ffattr.pipeline.options import Options
-from ffattr.pipeline.request import Request, _check_weights, _choose_engine
+from ffattr.pipeline.request import Request, _choose_engine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,17 +72,6 @@ def test_precision(
     chosen = _choose_engine(description(device, model), Options(dtype=asked, backend=backend))
     assert chosen.matmul_dtype == expected
     assert backend in ("auto", chosen.backend.name)
-
-
-def test_a_layer_on_two_devices_is_refused() -> None:
-    out, up = torch.ones(2), torch.empty(2, device="meta")
-    weights = SimpleNamespace(
-        out=SimpleNamespace(weight=out), tensors=lambda: iter([("out.weight", out), ("up.weight", up)])
-    )
-    spec = SimpleNamespace(weights=lambda dtype: weights)
-    stack: Any = SimpleNamespace(layers=[0], specs=[spec], label_layer=lambda layer: f"layer {layer}")
-    with pytest.raises(UnsupportedModel, match=r"layer 0: up.weight is on meta, but out.weight on cpu; expected each"):
-        _check_weights(stack)
 
 
 def request_of(name: str, inputs: Any = None, tokenizer: Any = None, **asked: Any) -> Request:

@@ -4,6 +4,7 @@ In come a description and inputs; out comes a `LayerRecord` of each layer as soo
 
 Read
     run.py              the model run as it is, and put back as it was
+    proven.py           which models need not be run as they are once more
     attention_hooks.py  queries and keys as attention functions get them; module_hooks.py: experts, and what values read
     recorder.py         the pass itself
 """

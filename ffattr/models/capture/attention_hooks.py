@@ -59,7 +59,7 @@ def record_attention(
         if torch_modules:
             stack.enter_context(record_multihead(torch_modules, sink))
         if callers:
-            stack.enter_context(record_interface(list_configs(base), callers, sink))
+            stack.enter_context(record_interface(list_configs(base.modules()), callers, sink))
         if others:
             stack.enter_context(record_own_attention(others, heads, sink))
         yield

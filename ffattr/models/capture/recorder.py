@@ -13,10 +13,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, LayerRecord
+from ...decomposition.precision import are_finite
 from ...errors import CaptureError, NonFiniteError
 from ..registry import ModelDescription
 from .attention_hooks import record_attention
 from .module_hooks import record_routings, record_values_read
+from .proven import read_code
 from .run import find_switches, read_hidden_states, require_same, run_undisturbed
 
 __all__ = ["record_first_attention", "record_layers"]
@@ -46,7 +48,8 @@ def record_layers(
     """Run ``description.base(**kwargs)`` once and hand each layer's `LayerRecord` to ``on_layer`` while the layer runs.
 
     The record is dropped afterwards, so memory holds one layer at a time. Records come in the order in which the layers
-    run; captures in other threads wait. ``verify`` runs the untouched model first and compares the final hidden states.
+    run; captures in other threads wait. ``verify`` runs the untouched model first and compares the final hidden states,
+    unless the same code was seen to give the same before (`proven`).
     ``mask`` ``[B, T]`` says which tokens are valid (None: all); what padding holds is not looked at. Of a model with an
     encoder and a decoder it is the decoder's, ``encoder_mask`` the encoder's.
     """
@@ -54,14 +57,16 @@ def record_layers(
     wanted = _number_wanted(description, layers)
     kwargs = {**kwargs, **find_switches(base, kwargs)}
     with run_undisturbed(base):
-        plain = read_hidden_states(base(**kwargs)) if verify else None
+        code = read_code(base, kwargs, wanted) if verify else None
+        plain = None if code is None or code.is_proven else read_hidden_states(base(**kwargs))
         recorder = _Recorder(description, wanted, mask, on_layer, encoder_mask)
         with recorder.install_hooks():
             output = base(**kwargs)
     recorder.check_all_ran()
-    if plain is not None:
+    if code is not None and plain is not None:
         of_output = mask if description.batch_first or mask is None else mask.T
         require_same(plain, read_hidden_states(output), base, of_output)
+        code.keep_proof()
 
 
 def record_first_attention(description: ModelDescription, kwargs: Mapping[str, Any]) -> Attention:
@@ -247,9 +252,9 @@ class _Recorder:
         return hidden if self.description.batch_first else hidden.transpose(0, 1)
 
     def _check_finite(self, what: str, hidden: Tensor, mask: Tensor | None) -> None:
-        finite = hidden.isfinite().all(-1)
-        if finite.all():
+        if are_finite(hidden):
             return
+        finite = hidden.isfinite().all(-1)
         bad = ~finite if mask is None else mask.to(finite.device) & ~finite
         if bad.any():
             batch, token = bad.nonzero()[0].tolist()

@@ -217,7 +217,7 @@ def _select_known(description: ModelDescription, model: nn.Module, inputs: Mappi
 
 
 def _check_device(base: nn.Module, given: Mapping[str, Any]) -> None:
-    if any(hasattr(module, "_hf_hook") for module in base.modules()):  # accelerate moves inputs by itself
+    if any("_hf_hook" in module.__dict__ for module in base.modules()):  # accelerate moves inputs by itself
         return
     device = find_device(base)
     for name, value in given.items():

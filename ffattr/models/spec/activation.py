@@ -5,8 +5,10 @@ Those that are known have closed forms (`ffattr.decomposition.activations`); any
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ from ...decomposition.closed_forms import Function
 
 __all__ = ["identify_activation"]
 
+_recognised: WeakKeyDictionary[Callable[[Tensor], Tensor], tuple[Tensor, Activation]] = WeakKeyDictionary()
+"""Functions that were found to be element-wise, with their values on the grid and the known activation they compute."""
+
 
 def identify_activation(fn: Callable[[Tensor], Tensor] | Activation) -> Activation:
     """Returns the `Activation` that a function computes, recognised by its values, not by its name or class.
@@ -23,6 +28,7 @@ def identify_activation(fn: Callable[[Tensor], Tensor] | Activation) -> Activati
     ``fn`` is evaluated on a float32 grid (on its parameters' device if it has any) and must agree with a known
     activation to 1e-6; erf- and tanh-GELU differ by 4.7e-4. An unknown function gets a derivative by autograd and no
     closed forms, with a warning. Raises ValueError if ``fn`` is not an element-wise, deterministic function.
+    A function that was recognised before, and has the very same values again, is not looked at any further.
     """
     if isinstance(fn, Activation):
         return fn
@@ -33,14 +39,17 @@ def identify_activation(fn: Callable[[Tensor], Tensor] | Activation) -> Activati
     def apply_fn(x: Tensor) -> Tensor:
         return fn(x) if parameter is None else fn(x.to(parameter.dtype)).to(x.dtype)
 
-    far = torch.logspace(1, 4, 16, device=device)  # a clipped GELU is no GELU
-    x = torch.cat([-far, torch.linspace(-10, 10, 479, device=device), far, far.new_zeros(1)]).view(16, 32)
+    x = _make_grid(device)
     with torch.no_grad():
         y = _evaluate_probe(apply_fn, x, name)
+        known = _recall(fn, y)
+        if known is not None:
+            return known
         _check_elementwise(apply_fn, x, y, name)
         scale = y.abs().clamp_min(1)
         for activation in ACTIVATIONS.values():
             if ((activation.value(x) - y).abs() <= 1e-6 * scale).all():
+                _remember(fn, y, activation)
                 return activation
     warnings.warn(
         f"ffattr has no closed form for the activation {name!r}: Integrated Gradients falls back to Gauss-Legendre "
@@ -55,6 +64,29 @@ def identify_activation(fn: Callable[[Tensor], Tensor] | Activation) -> Activati
             return torch.autograd.grad(apply_fn(x).sum(), x)[0]
 
     return Activation(name, lambda x: apply_fn(x.detach()).detach(), differentiate_fn)
+
+
+@functools.lru_cache(maxsize=4)
+def _make_grid(device: torch.device | None) -> Tensor:
+    with torch.inference_mode(False):  # for all later calls
+        far = torch.logspace(1, 4, 16, device=device)  # a clipped GELU is no GELU
+        return torch.cat([-far, torch.linspace(-10, 10, 479, device=device), far, far.new_zeros(1)]).view(16, 32)
+
+
+def _recall(fn: Callable[[Tensor], Tensor], y: Tensor) -> Activation | None:
+    """Returns what ``fn`` was recognised as, if its values on the grid are still ``y``."""
+    try:
+        values, activation = _recognised[fn]
+    except (KeyError, TypeError):  # a callable object need not have a hash, nor take a weak reference
+        return None
+    return activation if values.device == y.device and torch.equal(values, y) else None
+
+
+def _remember(fn: Callable[[Tensor], Tensor], y: Tensor, activation: Activation) -> None:
+    try:
+        _recognised[fn] = y, activation
+    except TypeError:
+        return
 
 
 def _evaluate_probe(value: Function, x: Tensor, name: str) -> Tensor:

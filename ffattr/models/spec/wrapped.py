@@ -37,7 +37,7 @@ _COPIES = {"modules_to_save": "original_module", "ln_tuning_layers": "base_layer
 
 def fetch_parameters(module: nn.Module) -> AbstractContextManager[object]:
     """Sees to it that the module's own parameters are where it runs; accelerate may keep them elsewhere, or on disk."""
-    if not hasattr(module, "_hf_hook"):
+    if "_hf_hook" not in module.__dict__:
         return nullcontext()
     context: AbstractContextManager[object] = importlib.import_module("accelerate.utils").align_module_device(module)
     return context

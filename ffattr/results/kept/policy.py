@@ -188,9 +188,6 @@ def write_tile(maps: Tensor, rows: Tensor, keys: Tensor, tile: Tensor) -> None:
 
 def _as_slice(index: Tensor) -> slice | Tensor:
     """Returns a slice where ``index`` counts up by ones."""
-    if len(index) == 0:
-        return slice(0, 0)
-    first = int(index[0])
-    if bool((index == torch.arange(first, first + len(index), device=index.device)).all()):
-        return slice(first, first + len(index))
-    return index
+    places = index.tolist()
+    first = places[0] if places else 0
+    return slice(first, first + len(places)) if places == list(range(first, first + len(places))) else index

@@ -72,8 +72,8 @@ def test_switches() -> None:
 
 def test_every_configuration_once() -> None:
     model = build("bart")
-    assert list_configs(model) == [model.config]
-    assert list_configs(build("torch-pre")) == []
+    assert list_configs(model.modules()) == [model.config]
+    assert list_configs(build("torch-pre").modules()) == []
 
 
 def test_device() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -122,3 +123,41 @@ def test_functions_that_are_not_elementwise_are_refused(fn: Callable[[Tensor], T
     name = type(fn).__name__ if isinstance(fn, nn.Module) else "lambda"
     with pytest.raises(ValueError, match=name):
         identify_activation(fn)
+
+
+class Steep(nn.Module):
+    """An activation that can be changed after it was recognised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.silu = 0, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return F.silu(x) if self.silu else F.relu(x)
+
+
+def test_a_function_is_looked_at_once_while_its_values_are_the_same() -> None:
+    fn = Steep()
+    assert identify_activation(fn) is ig.ACTIVATIONS["relu"]
+    first, fn.calls = fn.calls, 0
+    assert identify_activation(fn) is ig.ACTIVATIONS["relu"]
+    assert 1 == fn.calls < first
+    fn.silu = True
+    assert identify_activation(fn) is ig.ACTIVATIONS["silu"]
+    assert identify_activation(fn) is ig.ACTIVATIONS["silu"]
+    gone = weakref.ref(fn)
+    del fn
+    assert gone() is None
+
+
+class Unhashable:
+    __hash__ = None  # type: ignore[assignment]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.relu(x)
+
+
+def test_a_callable_that_cannot_be_remembered() -> None:
+    fn = Unhashable()
+    assert identify_activation(fn) is identify_activation(fn) is ig.ACTIVATIONS["relu"]
