@@ -12,9 +12,8 @@ from ..decomposition.layer import Branch, LayerWeights
 from ..decomposition.precision import operand_dtype, quantised
 from ..decomposition.scopes import Scope
 from ..ops.backends import Backend
-from .key_tokens import AttentionPath
+from .key_tokens import AttentionPath, Recall, make_anew
 from .pack import concatenate
-from .recall import Recall, make_anew
 
 __all__ = ["FFOperands", "NormTarget"]
 
@@ -89,7 +88,7 @@ class FFOperands:
 
     @property
     def maps(self) -> list[Tensor]:
-        """From head values of each source to pre-activations, ``[S, H * dh, F]``: made where a method wants them."""
+        """The maps from head values of each source to pre-activations, ``[S, H * dh, F]``, made when a method asks."""
         if not self._maps:
             self._maps = self.recall(f"maps {self.dtype}", self._make_maps)
         return self._maps

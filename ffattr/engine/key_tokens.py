@@ -6,7 +6,7 @@ A layer has one source of keys, its own tokens; with cross-attention a second on
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,27 @@ from ..decomposition.attention import Attention
 from ..decomposition.layer import CrossWeights, LayerWeights
 from ..decomposition.scopes import Point, Source
 from .pack import Pack, QueryBlock, concatenate, list_starts
-from .recall import Recall, make_anew
 
-__all__ = ["AttentionPath", "KeyTokens", "StreamMap", "attention_paths", "write_head_vectors"]
+__all__ = [
+    "AttentionPath",
+    "KeyTokens",
+    "Make",
+    "Recall",
+    "StreamMap",
+    "attention_paths",
+    "make_anew",
+    "write_head_vectors",
+]
+
+Make = Callable[[], list[Tensor]]
+
+Recall = Callable[[str, Make], list[Tensor]]
+"""Gives the matrices of a name: what `Make` makes, or has made of the same weights before. Nobody writes into them."""
+
+
+def make_anew(name: str, make: Make) -> list[Tensor]:
+    """The matrices, of which nothing is kept."""
+    return make()
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,11 @@ from .attention_maps import AttentionMaps, own_column_vectors
 from .ff_maps import FFMaps
 from .ff_operands import FFOperands
 from .key_blocks import count_columns, cut_keys
-from .key_tokens import attention_paths
+from .key_tokens import Recall, attention_paths, make_anew
 from .pack import Pack, QueryBlock
 from .pair_vectors import fill_pairs, sample_pair_vectors
 from .plan import SAMPLED, LayerPlan
 from .query_pass import Slopes, pass_queries
-from .recall import Recall, make_anew
 
 __all__ = ["LayerMaps", "LayerTask", "MapRows"]
 

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from ..engine.recall import Make, Recall
+from ..engine.key_tokens import Make, Recall
 from .read_weights import ReadWeights, is_owned, list_storages, locate
 
 __all__ = ["LIMIT", "recall_with"]

@@ -72,7 +72,7 @@ def read_weights(stack: Stack) -> dict[int, ReadWeights]:
 
 
 def list_storages(module: nn.Module) -> set[int]:
-    """Where the memory of a module's parameters is, of plain ones on the CPU."""
+    """Returns where the memory of a module's parameters is, of plain ones on the CPU."""
     plain = (one for one in module.parameters() if one.is_cpu and type(one) in (Tensor, nn.Parameter))
     return {parameter.untyped_storage().data_ptr() for parameter in plain}
 
@@ -83,7 +83,7 @@ def is_owned(tensor: Tensor, storages: set[int]) -> bool:
 
 
 def locate(weights: LayerWeights) -> tuple[object, ...]:
-    """Where the matrices of a layer are, which version they are of, and what norms there are."""
+    """Returns where the matrices of a layer are, which version they are of, and what norms there are."""
     found: list[object] = []
     for owner in (weights, *(() if weights.cross is None else (weights.cross,))):
         found += [part.kind for part in vars(owner).values() if isinstance(part, Norm)]

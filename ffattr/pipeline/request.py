@@ -16,8 +16,8 @@ from ..decomposition.layer import LayerWeights
 from ..decomposition.precision import result_dtype
 from ..decomposition.reference import Rule
 from ..engine.costs import LayerShape
+from ..engine.key_tokens import Recall, make_anew
 from ..engine.plan import EngineOptions, LayerPlan, group_into_packs, plan_layer
-from ..engine.recall import Recall, make_anew
 from ..errors import BackendUnavailable
 from ..models.capture.recorder import record_layers
 from ..models.inputs.groups import make_groups
@@ -96,7 +96,8 @@ class Request:
         )
 
     def recall_of_layer(self, stack: Stack, layer: int) -> Recall:
-        """Where matrices come from that depend on those weights alone. Whoever bounds the memory has nothing kept."""
+        """Says where matrices come from that depend on those weights alone. Whoever bounds the memory has nothing
+        kept."""
         number = stack.first + layer
         read = self.read.get(number)
         if read is None or not read.of_dtype(self.dtype) or self.options.memory_budget is not None:

@@ -6,9 +6,8 @@ import random_layers
 import torch
 from torch import Tensor
 
-from ffattr.engine.ff_maps import FFOperands
-from ffattr.engine.key_tokens import attention_paths
-from ffattr.engine.recall import Make, make_anew
+from ffattr.engine.ff_operands import FFOperands
+from ffattr.engine.key_tokens import Make, attention_paths, make_anew
 from ffattr.ops.backends import BACKENDS
 
 
@@ -30,6 +29,7 @@ def test_operands_are_what_is_recalled() -> None:
         return FFOperands(layer.weights, paths, BACKENDS["torch"], dtype, recall)
 
     first = operands(torch.float64)
+    assert first.maps  # made when a method asks
     names = set(kept)
     assert names == {"own 1", "maps torch.float64", "down torch.float64"}
     again = operands(torch.float64)
