@@ -92,8 +92,10 @@ def pair_vectors(
         brought = values @ point.matrix + itself * source.residual_at(point, token)
         return brought if scale is None else brought * scale[query, None]
 
-    residual = carry(source.path.residual, passed.residual_scale[number])
-    ff_input = carry(source.path.ff_input, passed.ff_scale[number])
+    path, scale, ff_scale = source.path, passed.residual_scale[number], passed.ff_scale[number]
+    residual = carry(path.residual, scale)
+    # Without a norm of its own, the block reads the residual stream.
+    ff_input = residual if path.ff_input is path.residual and ff_scale is scale else carry(path.ff_input, ff_scale)
     ff = _feed_forward(weights, ff_input, passed.slopes, query, routing)
     found = [ff, ff + residual]
     if weights.norm_after_ff is not None:

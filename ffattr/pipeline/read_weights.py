@@ -97,10 +97,10 @@ def locate(weights: LayerWeights) -> tuple[object, ...]:
 def _condense(tensor: Tensor, owned: bool) -> Tensor:
     """Numbers that are finite only if all entries are, in a tenth of the time that it takes to look at each."""
     if tensor.dim() == 1:
-        return tensor.double()
+        return tensor
     if owned:
-        return (tensor @ _draw_vector(tensor.shape[-1], tensor.dtype, tensor.device)).double().flatten()
-    return tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32)).double()[None]
+        return (tensor @ _draw_vector(tensor.shape[-1], tensor.dtype, tensor.device)).flatten()
+    return tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))[None]
 
 
 @functools.lru_cache(maxsize=16)
