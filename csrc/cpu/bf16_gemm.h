@@ -32,9 +32,10 @@ struct Bf16Product {
     const float* from = rows.row[local];
     int64_t k = 0;
     const auto put_vector = [&](Vector<float> x) {
-      const Words high = rounded(x);
-      store_rounded(to + k, high);
-      if constexpr (parts == 2) store_rounded(to + kPart + k, rounded(remainder(x, high)));
+      if constexpr (parts == 2)
+        store_parts(to + k, to + kPart + k, x);
+      else
+        store_high(to + k, x);
     };
     for (; k + kLanes<float> <= depth; k += kLanes<float>) put_vector(load(from + k));
     for (const int64_t end = padded(depth, kUnitDepth); k < end; k += kLanes<float>) {

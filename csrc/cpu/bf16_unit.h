@@ -4,7 +4,7 @@
 
 #include "simd.h"
 
-#if FFATTR_BF16_UNIT == 2
+#if FFATTR_BF16_UNIT <= 2
 #include <immintrin.h>
 #endif
 
@@ -31,9 +31,36 @@ inline Vector<float> remainder(Vector<float> x, Words high) {
   return (high & 0x7f800000) == 0x7f800000 ? Vector<float>{} : x - value;
 }
 
-inline void store_rounded(Bf16* to, Words high) {
-  *reinterpret_cast<Halves*>(to) = __builtin_convertvector(high >> 16, Halves);
+#if FFATTR_BF16_UNIT <= 2
+
+// Numbers rounded to one part. The instruction takes what is below the smallest normal number for zero, as the units
+// do.
+inline void store_high(Bf16* to, Vector<float> x) {
+  *reinterpret_cast<Halves*>(to) = reinterpret_cast<Halves>(_mm512_cvtneps_pbh(x));
 }
+
+// The same, with what is left in a second part; nothing where the first is not finite.
+inline void store_parts(Bf16* high, Bf16* low, Vector<float> x) {
+  constexpr int not_finite = 0x99;  // quiet and signalling NaN, both infinities
+  const Halves rounded = reinterpret_cast<Halves>(_mm512_cvtneps_pbh(x));
+  *reinterpret_cast<Halves*>(high) = rounded;
+  const auto value = reinterpret_cast<Vector<float>>(__builtin_convertvector(rounded, Words) << 16);
+  const __mmask16 finite = static_cast<__mmask16>(~_mm512_fpclass_ps_mask(value, not_finite));
+  store_high(low, _mm512_maskz_sub_ps(finite, x, value));
+}
+
+#else
+
+inline void store_high(Bf16* to, Vector<float> x) {
+  *reinterpret_cast<Halves*>(to) = __builtin_convertvector(rounded(x) >> 16, Halves);
+}
+
+inline void store_parts(Bf16* high, Bf16* low, Vector<float> x) {
+  store_high(high, x);
+  store_high(low, remainder(x, rounded(x)));
+}
+
+#endif
 
 // Two rows of B, one word for each column.
 inline void store_pairs(Bf16* to, Words even, Words odd) {

@@ -50,8 +50,8 @@ struct CpuArguments : WideArguments {
                   static_cast<int32_t>(sequence.first_key));
   }
 
-  // How these operands are multiplied, and whether neurons without a slope are skipped, which vectors alone can. Columns
-  // that do not fill a unit's are left to vectors, too.
+  // How these operands are multiplied, and whether neurons without a slope are skipped, which vectors alone can.
+  // Columns that do not fill a unit's are left to vectors, too.
   template <class T>
   std::pair<Product, bool> product(const T* slope, int64_t streams, int64_t size) const {
     Product all = dtype == ScalarType::Double ? Product::native : wide == dtype ? float32_product() : Product::bf16;
