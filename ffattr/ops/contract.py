@@ -39,7 +39,7 @@ share one, float32 or float64, which the result takes. The wide operands (``feat
 ``residual``, ``values``, ``maps``, ``own``) share one too: that same, or bfloat16 or float16. Then the wide products
 are in the narrow dtype and the norms in ``alpha``'s, and a pair's weights are divided by their largest magnitude before
 they are rounded, so that tiny ones keep their digits. With ``down_scale``, ``down`` is float8_e4m3fn and the other wide
-operands are bfloat16. The C++ kernels have one dtype for all, float32 or float64, and refuse the rest.
+operands are bfloat16. The C++ kernels take float32, float64, and bfloat16 beside float32, and refuse the rest.
 
 Two tokens, one head, vectors of norm 2 and 3 (so grams 4 and 9); the second token attends to both equally:
 

@@ -70,9 +70,9 @@ def test_the_interpreter_is_only_for_who_asks_for_it(triton: Triton, caplog: pyt
     ):
         backends.select_backend("triton", CPU, torch.float32)
     triton.interpret()
-    assert backends.select_backend("triton", CPU, torch.bfloat16).name == "triton"
+    assert backends.select_backend("triton", CPU, torch.float16).name == "triton"
     with caplog.at_level(logging.DEBUG, "ffattr"):
-        assert backends.select_backend("auto", CPU, torch.bfloat16).name == "torch"
+        assert backends.select_backend("auto", CPU, torch.float16).name == "torch"
     assert "backend triton: Triton's interpreter is for trying kernels out" in caplog.text
     with pytest.raises(BackendUnavailable, match="not on meta"):
         backends.select_backend("triton", torch.device("meta"), torch.float32)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import OPERATORS, batch, case, converted, needs_binary
+from op_cases import FLOAT32_LIMIT, OPERATORS, batch, case, converted, needs_binary
 from torch import Tensor
 
 from ffattr.ops import mixed_operator, torch_kernels
@@ -60,7 +60,7 @@ def test_as_the_direct_method(operators: Any, streams: int, density: float, dtyp
         out, expected = mixed(operators, given), direct(given)
         assert all(torch.equal(given[name], t) for name, t in before.items())
         assert out.dtype == dtype
-        limit = 3e-6 if dtype == torch.float32 else 1e-14
+        limit = FLOAT32_LIMIT if dtype == torch.float32 else 1e-14
         assert ((out - expected).abs() <= limit * expected.amax((-1, -2), keepdim=True)).all()
 
 

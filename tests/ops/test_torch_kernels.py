@@ -104,12 +104,21 @@ def test_kernels_refuse_float8() -> None:
 
 
 @needs_binary
-@pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("operator", WIDE)
-def test_kernels_refuse_half_types(operator: str, dtype: torch.dtype) -> None:
-    name = str(dtype).removeprefix("torch.")
-    with pytest.raises(RuntimeError, match=f"{operator}: residual has dtype {name}, expected float32"):
-        getattr(OPERATORS, operator)(*narrowed(case(operator), dtype).values())
+def test_kernels_refuse_float16(operator: str) -> None:
+    with pytest.raises(RuntimeError, match=f"{operator}: residual has dtype float16, expected float32"):
+        getattr(OPERATORS, operator)(*narrowed(case(operator), torch.float16).values())
+
+
+@needs_binary
+@pytest.mark.parametrize("operator", WIDE)
+def test_kernels_take_bfloat16(operator: str) -> None:
+    """On any processor: one that multiplies it by nothing has the instructions written out."""
+    given = narrowed(case(operator, streams=2), torch.bfloat16)
+    out = getattr(OPERATORS, operator)(*given.values())
+    expected = getattr(torch_kernels, operator)(*converted(given, torch.float64).values())
+    assert out.dtype == torch.float32
+    assert ((out - expected).abs() <= LIMITS[torch.bfloat16] * expected.amax((-1, -2), keepdim=True)).all()
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
