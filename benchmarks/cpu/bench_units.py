@@ -11,12 +11,11 @@ error is the largest difference from the float64 definition, in parts of a map's
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,15 @@ sys.path.insert(0, str(ROOT / "benchmarks" / "gpu"))
 from device_operands import Problem  # noqa: E402
 
 from ffattr.bench.cases import SHAPES  # noqa: E402
+from ffattr.bench.timing import seconds_of  # noqa: E402
 from ffattr.machine import name_processor  # noqa: E402
 from ffattr.ops import availability, backends  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "units.json"
 ISAS = ("avx2", "avx512", "avx512_bf16", "amx")
+CPU = torch.device("cpu")
 DTYPES = ("float32", "bfloat16")
 PRODUCT = (2048, 3072, 768)  # rows, depth and columns of the machine's own product
-
-
-def measure_seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def measure_here(asked: argparse.Namespace) -> dict[str, Any]:
@@ -52,19 +47,18 @@ def measure_here(asked: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"isa": backends.build_info()["instruction set"].split()[0], "gemm": {}, "maps": {}}
     for dtype in DTYPES:
         left, right = a.to(getattr(torch, dtype)), b.to(getattr(torch, dtype))
-        seconds = min(measure_seconds(lambda x=left, y=right: x @ y) for _ in range(3))  # type: ignore[misc]
+        product = functools.partial(torch.mm, left, right)
+        seconds = min(seconds_of(product, CPU) for _ in range(3))
         found["gemm"][dtype] = 2.0 * rows * depth * columns / seconds
-        if backends.BACKENDS["cpu"].check(torch.device("cpu"), getattr(torch, dtype), 1) is not None:
+        if backends.BACKENDS["cpu"].check(CPU, getattr(torch, dtype), 1) is not None:
             continue
         for shape in asked.shapes:
-            problem = Problem.draw_random(
-                "ff_norms", SHAPES[shape], (asked.tokens,), getattr(torch, dtype), torch.device("cpu")
-            )
-            arguments = problem.arguments.values()
-            error = problem.measure_error(torch.ops.ffattr.ff_norms(*arguments))
-            seconds = min(measure_seconds(lambda x=arguments: torch.ops.ffattr.ff_norms(*x)) for _ in range(2))  # type: ignore[misc]
-            product = availability.describe_product("cpu", getattr(torch, dtype))
-            found["maps"][f"{shape} {dtype}"] = {"rate": problem.flops / seconds, "error": error, "by": product}
+            problem = Problem.draw_random("ff_norms", SHAPES[shape], (asked.tokens,), getattr(torch, dtype), CPU)
+            run = functools.partial(torch.ops.ffattr.ff_norms, *problem.arguments.values())
+            error = problem.measure_error(run())
+            seconds = min(seconds_of(run, CPU) for _ in range(2))
+            by = availability.describe_product("cpu", getattr(torch, dtype))
+            found["maps"][f"{shape} {dtype}"] = {"rate": problem.flops / seconds, "error": error, "by": by}
     return found
 
 
@@ -119,7 +113,7 @@ def main() -> None:
         print(json.dumps(measure_here(asked)))
         return
     rows = run_rounds(asked)
-    about = {"machine": name_processor(torch.device("cpu")), "threads": asked.threads, "tokens": asked.tokens}
+    about = {"machine": name_processor(CPU), "threads": asked.threads, "tokens": asked.tokens}
     console = Console(width=None if Console().is_terminal else 140)
     console.print(f"{about['machine']}, {asked.threads} threads, {asked.tokens} tokens, best of {asked.rounds} rounds")
     console.print(make_table(rows))

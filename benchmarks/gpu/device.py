@@ -137,7 +137,7 @@ class Call:
                     self.environment,
                     ROOT,
                     log,
-                    lambda outcome, tasks=tasks: self.report(tasks[outcome.name], outcome),  # type: ignore[misc]
+                    functools.partial(self._report_one, tasks),
                 )
 
     def find_unproven(self, task: Task) -> str | None:
@@ -146,13 +146,17 @@ class Call:
             return None
         mine = {key: task.arguments[key] for key in ("backend", "operator", "dtype", "kernel")}
         for name, (given, status) in self.compared.items():
-            if mine.items() <= given.items() and status != "ok" and self._shapes(given) & self._shapes(task.arguments):
+            if (
+                mine.items() <= given.items()
+                and status != "ok"
+                and self._find_gated(given) & self._find_gated(task.arguments)
+            ):
                 return f"{name} {status}"
         return None
 
     @staticmethod
-    def _shapes(given: dict[str, Any]) -> set[bool]:
-        """Whether the layers are gated: those are other kernels."""
+    def _find_gated(given: dict[str, Any]) -> set[bool]:
+        """Returns whether layers of a task are gated, or not, or both: other kernels."""
         return {shape == GATED for shape, _ in given["cases"]}
 
     def record(self, **found: object) -> None:
@@ -164,6 +168,9 @@ class Call:
             self.compared[task.name] = task.arguments, outcome.status
         self.record(kind="task", of=task.kind, arguments=task.arguments, **asdict(outcome))
         self.say(f"{outcome.name}: {outcome.status}, {outcome.seconds:.1f} s")
+
+    def _report_one(self, tasks: dict[str, Task], outcome: Outcome) -> None:
+        self.report(tasks[outcome.name], outcome)
 
     def say(self, text: str) -> None:
         print(f"[{time.monotonic() - self.start:5.1f} s] {text}", flush=True)

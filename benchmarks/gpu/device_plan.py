@@ -84,15 +84,22 @@ def plan_call(call: str) -> list[Phase]:
     return _plan_first() if call == "first" else _plan_second()
 
 
+def _set_up(build_limit: float) -> tuple[Task, ...]:
+    """What both calls begin with: the extension is built while the GPU is asked what it is and how fast."""
+    return (
+        Task("build", "build", limit=build_limit, expected=25, lane="cpu"),
+        Task("machine", "machine", limit=20, expected=6),
+        Task("rates", "rates", limit=20, expected=8),
+    )
+
+
 def _plan_first() -> list[Phase]:
     return [
         Phase(
             "prepare",
             35,
             (
-                Task("build", "build", limit=34, expected=25, lane="cpu"),
-                Task("machine", "machine", limit=20, expected=6),
-                Task("rates", "rates", limit=20, expected=8),
+                *_set_up(34),
                 *_compilations(),
             ),
             cpu=COMPILERS + 1,
@@ -122,11 +129,7 @@ def _plan_second() -> list[Phase]:
         Phase(
             "build",
             40,
-            (
-                Task("build", "build", limit=39, expected=25, lane="cpu"),
-                Task("machine", "machine", limit=20, expected=6),
-                Task("rates", "rates", limit=20, expected=8),
-            ),
+            _set_up(39),
             cpu=1,
         ),
         Phase("tests", 105, (Task("tests", "tests", limit=104, expected=80, lane="cpu"),), cpu=1),

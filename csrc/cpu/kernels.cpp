@@ -92,7 +92,7 @@ Isa choose() {
     }
     if (found >= 0) widest = found;
   }
-  for (int i = widest; i > 0; --i) {
+  for (int i = widest;; --i) {  // the first of them runs everywhere
     const std::string reason = lacking(kKnown[i]);
     if (reason.empty()) {
       Isa chosen = kKnown[i];
@@ -101,9 +101,6 @@ Isa choose() {
     }
     why += (why.empty() ? "" : "; ") + std::string("not ") + kKnown[i].name + ": " + reason;
   }
-  Isa chosen = kKnown[0];
-  chosen.why = why;
-  return chosen;
 }
 
 template <int parts>

@@ -25,7 +25,6 @@ __all__ = [
     "check_cuda",
     "check_dtype",
     "check_triton",
-    "describe_bfloat16_unit",
     "describe_product",
     "name_dtypes",
     "triton_ops",
@@ -84,7 +83,7 @@ def check_cpu(device: torch.device, dtype: torch.dtype, heads: int) -> str | Non
     if device.type != "cpu":
         return f"it runs on the CPU, the model is on {device}; use backend='torch' or move the model"
     reason = _refuse_dtype("cpu", dtype)
-    if reason is None and dtype == torch.bfloat16 and not describe_bfloat16_unit():
+    if reason is None and dtype == torch.bfloat16 and not describe_product("cpu", dtype):
         running = binary.module.build_info().get("instruction set", "unknown") if binary.module is not None else "none"
         reason = (
             f"nothing here multiplies bfloat16 numbers faster than float32 (instruction set {running}); "
@@ -102,11 +101,6 @@ def describe_product(name: str, dtype: torch.dtype) -> str:
         return str(info.get("bfloat16 by", ""))
     found = str(info.get("float32 by", "float32"))
     return found if dtype == torch.float32 and found != "float32" else ""
-
-
-def describe_bfloat16_unit() -> str:
-    """Says by what the C++ kernels multiply bfloat16 numbers; an empty text where by nothing."""
-    return "" if binary.module is None else str(binary.module.build_info().get("bfloat16 by", ""))
 
 
 def check_triton(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:

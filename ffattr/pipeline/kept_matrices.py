@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..engine.key_tokens import Make, Recall
-from .read_weights import ReadWeights, is_owned, list_storages, locate
+from .read_weights import ReadWeights, is_owned, list_storages, locate_matrices
 
 __all__ = ["LIMIT", "recall_with"]
 
@@ -41,7 +41,7 @@ def recall_with(base: nn.Module, number: int, module: nn.Module, read: ReadWeigh
 
     @functools.cache
     def find_layer() -> _Layer | None:
-        if locate(read.weights) != read.where:  # they have changed since
+        if locate_matrices(read.weights) != read.where:  # they have changed since
             return None
         layers = _models.setdefault(base, {})
         where = (*read.where, torch.get_num_threads(), torch.get_float32_matmul_precision())

@@ -32,13 +32,13 @@ class ReadWeights:
     dtypes: frozenset[torch.dtype]
 
     @classmethod
-    def of(cls, weights: LayerWeights, module: nn.Module) -> ReadWeights:
-        """Those of the layer ``module``."""
+    def from_weights(cls, weights: LayerWeights, module: nn.Module) -> ReadWeights:
+        """Reads those of the layer ``module``."""
         own = list_storages(module)
         parts = [tensor for _, tensor in weights.tensors()]
         owned = all(tensor.dim() == 1 or is_owned(tensor, own) for tensor in parts)
         content = torch.cat([_condense(tensor, owned) for tensor in parts])
-        where = locate(weights) if owned else ()
+        where = locate_matrices(weights) if owned else ()
         return cls(weights, content, owned, where, frozenset(tensor.dtype for tensor in parts))
 
     def of_dtype(self, dtype: torch.dtype) -> bool:
@@ -61,7 +61,7 @@ def read_weights(stack: Stack) -> dict[int, ReadWeights]:
                     f"{name_of_layer}: {name} is on {tensor.device}, but out.weight on {weights.out.weight.device}; "
                     "expected each layer whole on one device (accelerate's no_split_module_classes)"
                 )
-        read = ReadWeights.of(weights, spec.module)
+        read = ReadWeights.from_weights(weights, spec.module)
         if not read.content.isfinite().all():  # which also sums are that were too large
             for name, tensor in weights.tensors():
                 if not tensor.isfinite().all():
@@ -82,7 +82,7 @@ def is_owned(tensor: Tensor, storages: set[int]) -> bool:
     return tensor.untyped_storage().data_ptr() in storages and not tensor.is_inference()
 
 
-def locate(weights: LayerWeights) -> tuple[object, ...]:
+def locate_matrices(weights: LayerWeights) -> tuple[object, ...]:
     """Returns where the matrices of a layer are, which version they are of, and what norms there are."""
     found: list[object] = []
     for owner in (weights, *(() if weights.cross is None else (weights.cross,))):

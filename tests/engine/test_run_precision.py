@@ -72,7 +72,7 @@ def test_half_products_of_a_half_model(name: str, dtype: torch.dtype) -> None:
     model, given = build(name, dtype=dtype), tiny_models.inputs(name)
     single = ffattr.attribute(model, given, scopes="all")
     half = ffattr.attribute(model, given, scopes="all", dtype=dtype)
-    multiplies = dtype == torch.bfloat16 and availability.describe_bfloat16_unit()
+    multiplies = dtype == torch.bfloat16 and availability.describe_product("cpu", dtype)
     assert single.arguments["dtype"] == "float32"
     assert half.plan.backend == ("cpu" if multiplies else "torch")  # type: ignore[attr-defined]
     assert torch.equal(single.error, half.error)

@@ -106,7 +106,7 @@ def varied_cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
     for operator, name, streams in itertools.product(WIDE, sizes, (1, 2)):
         given = case(operator, *sizes[name], heads=5, streams=streams)
         yield f"{operator} {name} {streams}", operator, given
-        if availability.describe_bfloat16_unit():
+        if availability.describe_product("cpu", torch.bfloat16):
             yield f"{operator} bfloat16 {name} {streams}", operator, narrow({**given, "alpha": given["alpha"] * 1e-30})
 
 

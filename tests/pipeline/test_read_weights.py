@@ -21,7 +21,7 @@ from ffattr.pipeline.request import Request
 
 def read(model: nn.Module) -> ReadWeights:
     spec = resolve(model).layers[1]
-    return ReadWeights.of(spec.weights(None), spec.module)
+    return ReadWeights.from_weights(spec.weights(None), spec.module)
 
 
 def test_a_layer_on_two_devices_is_refused() -> None:
