@@ -26,6 +26,7 @@ __all__ = [
     "Encoder",
     "Path",
     "Rule",
+    "apply_activation",
     "attention_stream",
     "branch_stream",
     "branch_streams",
@@ -34,6 +35,7 @@ __all__ = [
     "feed_forward",
     "head_vectors",
     "own_values",
+    "path_start",
     "preactivations",
     "slopes",
 ]
@@ -125,15 +127,20 @@ def attention_stream(
 
 def preactivations(branch: Branch, stream: Stream, baseline: Baseline) -> Path:
     """The path of Integrated Gradients: from ``base`` to ``z = t W1 + b1`` (gated: ``t Wg``, ``t Wu``)."""
-    z = torch.stack([projection(stream.total) for projection in branch.projections])
-    bias = torch.stack([projection(stream.bias) for projection in branch.projections])
+    z, bias = (
+        torch.stack([projection(part) for projection in branch.projections]) for part in (stream.total, stream.bias)
+    )
+    return Path(z, bias, path_start(branch, z, bias, baseline))
+
+
+def path_start(branch: Branch, z: Tensor, bias: Tensor | None, baseline: Baseline) -> Tensor | None:
+    """Where the path to ``z`` starts, ``[S, N or 1, F]``, None: at zero. Only ``"bias"`` asks for ``bias``."""
     if isinstance(baseline, Tensor):
-        base: Tensor | None = baseline.to(z).view(-1, 1, z.shape[-1])
-        if branch.gate is not None and base is not None and base.shape[0] == 1:
+        base = baseline.to(z).view(-1, 1, z.shape[-1])
+        if branch.gate is not None and base.shape[0] == 1:
             base = torch.cat([base, torch.zeros_like(base)])  # a gate's baseline alone: up starts at zero
-    else:
-        base = bias if baseline == "bias" else None
-    return Path(z, bias, base)
+        return base
+    return bias if baseline == "bias" else None
 
 
 def slopes(branch: Branch, path: Path, rule: Rule) -> Tensor:
@@ -155,9 +162,9 @@ def branch_stream(branch: Branch, stream: Stream, path: Path, slope: Tensor) -> 
             neurons = neurons + (vectors @ projection.weight) * factor[:, None]
         vectors = neurons @ branch.down.weight
     away = path.bias if path.base is None else path.bias - path.base
-    start = _apply_activation(branch, path.z.new_zeros(len(path.z), 1, 1) if path.base is None else path.base)
+    start = apply_activation(branch, path.z.new_zeros(len(path.z), 1, 1) if path.base is None else path.base)
     bias = branch.down((slope * away).sum(0) + start)
-    return Stream(vectors, bias, branch.down(_apply_activation(branch, path.z)))
+    return Stream(vectors, bias, branch.down(apply_activation(branch, path.z)))
 
 
 def branch_streams(
@@ -191,7 +198,7 @@ def feed_forward(weights: LayerWeights, t: Tensor, routing: Routing | None) -> T
         branch = block.branch
         read = t if block.tokens is None else t[block.tokens]
         returned = branch.down(
-            _apply_activation(branch, torch.stack([projection(read) for projection in branch.projections]))
+            apply_activation(branch, torch.stack([projection(read) for projection in branch.projections]))
         )
         if block.tokens is not None and block.share is not None:
             total = torch.zeros_like(t) if total is None else total
@@ -201,7 +208,8 @@ def feed_forward(weights: LayerWeights, t: Tensor, routing: Routing | None) -> T
     return torch.zeros_like(t) if total is None else total
 
 
-def _apply_activation(branch: Branch, z: Tensor) -> Tensor:
+def apply_activation(branch: Branch, z: Tensor) -> Tensor:
+    """The neurons ``[..., F]`` of pre-activations ``[S, ..., F]``."""
     if branch.clamp is not None:
         return branch.clamp.value(z, branch.activation)
     hidden = branch.activation.value(z[0])

@@ -83,10 +83,21 @@ class Request:
         """What the model is run on, one after the other, and which sequences that is."""
         return self.inputs.split_batches(_TOKENS_AT_ONCE)
 
-    def run_model(self, inputs: Inputs, on_layer: Callable[[LayerRecord], None], check: bool = True) -> None:
-        """Run the model on ``inputs``, all of them or one batch, and hand on what each layer leaves."""
-        encoder = None if inputs.encoder is None else inputs.encoder.mask
-        record_layers(self.description, inputs.kwargs, on_layer, self.recorded, check, inputs.mask, encoder)
+    def run_model(
+        self,
+        inputs: Inputs,
+        on_layer: Callable[[LayerRecord], None],
+        check: bool = True,
+        model: nn.Module | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> Any:
+        """Run the model on ``inputs``, all of them or one batch, and hand on what each layer leaves.
+
+        ``model`` runs instead of the base without a head; ``layers`` of the model are recorded, None: all that any
+        stack asks for. Returns what the model returned.
+        """
+        encoder, layers = None if inputs.encoder is None else inputs.encoder.mask, layers or self.recorded
+        return record_layers(self.description, inputs.kwargs, on_layer, layers, check, inputs.mask, encoder, model)
 
     def weights_of_layer(self, stack: Stack, layer: int) -> LayerWeights:
         """The weights of a layer of a stack in ``dtype``."""

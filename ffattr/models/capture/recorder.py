@@ -44,7 +44,8 @@ def record_layers(
     verify: bool = True,
     mask: Tensor | None = None,
     encoder_mask: Tensor | None = None,
-) -> None:
+    model: nn.Module | None = None,
+) -> Any:
     """Run ``description.base(**kwargs)`` once and hand each layer's `LayerRecord` to ``on_layer`` while the layer runs.
 
     The record is dropped afterwards, so memory holds one layer at a time. Records come in the order in which the layers
@@ -52,21 +53,23 @@ def record_layers(
     unless the same code was seen to give the same before (`proven`).
     ``mask`` ``[B, T]`` says which tokens are valid (None: all); what padding holds is not looked at. Of a model with an
     encoder and a decoder it is the decoder's, ``encoder_mask`` the encoder's.
+    ``model``: what is run instead of the base that it is built on, its head included. Returns what was returned.
     """
-    base = description.base
+    runs = description.base if model is None else model
     wanted = _number_wanted(description, layers)
-    kwargs = {**kwargs, **find_switches(base, kwargs)}
-    with run_undisturbed(base):
-        code = read_code(base, kwargs, wanted) if verify else None
-        plain = None if code is None or code.is_proven else read_hidden_states(base(**kwargs))
+    kwargs = {**kwargs, **find_switches(runs, kwargs)}
+    with run_undisturbed(runs):
+        code = read_code(runs, kwargs, wanted) if verify else None
+        plain = None if code is None or code.is_proven else read_hidden_states(runs(**kwargs))
         recorder = _Recorder(description, wanted, mask, on_layer, encoder_mask)
         with recorder.install_hooks():
-            output = base(**kwargs)
+            output = runs(**kwargs)
     recorder.check_all_ran()
     if code is not None and plain is not None:
         of_output = mask if description.batch_first or mask is None else mask.T
-        require_same(plain, read_hidden_states(output), base, of_output)
+        require_same(plain, read_hidden_states(output), runs, of_output)
         code.keep_proof()
+    return output
 
 
 def record_first_attention(description: ModelDescription, kwargs: Mapping[str, Any]) -> Attention:
