@@ -22,12 +22,14 @@ from .models.registry import register_adapter as register_adapter
 from .models.spec.layer import LayerSpec as LayerSpec
 from .models.spec.weights import Columns as Columns
 from .pipeline.attribute import attribute as attribute
+from .pipeline.contributions import contributions as contributions
 from .pipeline.plan import plan as plan
 from .pipeline.vectors import Vectors as Vectors
 from .pipeline.vectors import vectors as vectors
 from .results import Attribution as Attribution
 from .results import StackedAttribution as StackedAttribution
 from .results import load as load
+from .results.contributions import Contributions as Contributions
 from .results.keep import Dense as Dense
 from .results.keep import Pool as Pool
 from .results.keep import Reduce as Reduce

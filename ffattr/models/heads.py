@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..decomposition.activations import ACTIVATIONS, Activation
+from ..decomposition.activations import ACTIVATIONS
 from ..decomposition.adjoint.head import Head, Piece
 from ..decomposition.affine import Linear
 from ..errors import UnsupportedModel
@@ -116,9 +116,9 @@ def _read_piece(part: nn.Module | str, dtype: torch.dtype) -> Piece:
         return ACTIVATIONS[part]
     if _is_projection(part):
         return read_linear(part, dtype)
-    if any(True for _ in part.parameters()):
+    try:
         norm = read_norm(part, dtype)
-        assert norm is not None
-        return norm
-    found: Activation = identify_activation(part)
-    return found
+    except UnsupportedModel:
+        return identify_activation(part)
+    assert norm is not None
+    return norm

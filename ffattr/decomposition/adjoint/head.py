@@ -22,7 +22,7 @@ from ..affine import Linear, Norm
 from ..reference import Rule
 from .layer import transpose_norm
 
-__all__ = ["Head", "Piece", "ReadOut", "Reads", "read_out"]
+__all__ = ["Head", "Piece", "ReadOut", "Reads", "pull_states", "read_out"]
 
 Piece = Norm | Linear | Activation | float
 """A norm, a projection, an element-wise function, or a factor."""
@@ -56,9 +56,13 @@ class Reads:
 @dataclass(frozen=True)
 class ReadOut:
     """The number ``value`` ``[K]`` of each target as recomputed from the last hidden states, the ``directions``
-    ``[K, T, d]`` in which it reads them, and the ``constant`` ``[K]`` that comes from none of them."""
+    ``[K, T, d]`` in which it reads them, and the ``constant`` ``[K]`` that comes from none of them.
+
+    ``size`` ``[K]`` is how large ``value`` might be, which its rounding error is relative to.
+    """
 
     value: Tensor
+    size: Tensor
     directions: Tensor
     constant: Tensor
 
@@ -78,18 +82,33 @@ def read_out(head: Head, hidden: Tensor, reads: Reads, targets: Tensor, shift: T
     start = None if each.free is None else torch.cat([part @ each.free for part in pools], -1)
     then = _Chain(head.then, rule.name, rule.steps, from_bias, start)
     found = then.forward(torch.cat([part @ tokens for part in pools], -1))
-    value = (found[reads.of_target] * targets).sum(-1) + shift
+    read = found[reads.of_target]
+    value = (read * targets).sum(-1) + shift
+    size = read.norm(dim=-1) * targets.norm(dim=-1) + shift.abs()
 
     # Each target goes back by itself, through what is frozen at its own read.
     pulled, constant = then.backward(targets, reads.of_target)
     parts = pulled.chunk(len(pools), -1)
     wide = sum(part[:, None] * pool[reads.of_target][..., None] for part, pool in zip(parts, pools, strict=True))
     assert isinstance(wide, Tensor)
-    flat, free = each.backward(wide.flatten(0, 1), torch.arange(len(used)).repeat(len(targets)))
+    flat, free = each.backward(wide.flatten(0, 1), torch.arange(len(used), device=used.device).repeat(len(targets)))
     constant = constant + free.view(len(targets), -1).sum(-1) + shift
     directions = hidden.new_zeros(len(targets), *hidden.shape)
     directions[:, used] = flat.view(len(targets), len(used), -1)
-    return ReadOut(value, directions, constant)
+    return ReadOut(value, size, directions, constant)
+
+
+def pull_states(each: Sequence[Piece], hidden: Tensor, directions: Tensor, rule: Rule) -> tuple[Tensor, Tensor, Tensor]:
+    """Carries the last hidden states ``[T, d]`` of an encoder through what is done to every token, and back.
+
+    Returns the states ``[T, d]`` that a decoder reads, the directions ``[K, T, d]`` in which these, read in
+    ``directions``, read the hidden states, and the constant ``[K]``.
+    """
+    chain = _Chain(each, rule.name, rule.steps, rule.baseline == "bias")
+    states = chain.forward(hidden)
+    rows = torch.arange(len(hidden), device=hidden.device).repeat(len(directions))
+    flat, free = chain.backward(directions.flatten(0, 1), rows)
+    return states, flat.view_as(directions), free.view(len(directions), len(hidden)).sum(-1)
 
 
 class _Chain:

@@ -39,6 +39,7 @@ FINAL_NORMS: tuple[tuple[str, ...], ...] = (
     ("encoder.layer_norm",),
     ("encoder.final_layer_norm",),
     ("encoder.norm",),
+    ("encoder.ln",),
     ("decoder.norm",),
     ("decoder.layer_norm",),
     ("decoder.final_layer_norm",),
