@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -64,19 +65,19 @@ def list_heads(model: nn.Module, base: nn.Module) -> Iterator[HeadSpec]:
     """What the head of ``model``, whose layers are in ``base``, may be. Raises `UnsupportedModel` for capped logits."""
     config: Any = getattr(model, "config", None)
     cap = getattr(config, "final_logit_softcapping", None)
-    if cap is not None:
+    if cap is not None and getattr(model, "lm_head", None) is not None:
         raise UnsupportedModel(
             f"{type(model).__name__} caps its logits (config.final_logit_softcapping is {cap}), which no frozen layer "
             "adds up to. Pass a direction [d] as target, for instance a row of the output embedding, and model.model."
         )
-    factor = _read_factor(model, config)
+    factors = _list_factors(config)
     bias = getattr(model, "final_logits_bias", None)
     for entry in HEADS:
         parts: list[Any] = [step[1:] if step.startswith("=") else _find_part(model, step) for step in entry.steps]
         if any(part is _NO_PART or part is None for part in parts) or not _is_projection(parts[-1]):
             continue
         flat = bias.flatten() if isinstance(bias, Tensor) else None
-        for each in list_final_norms(base):
+        for each, factor in itertools.product(list_final_norms(base), factors):
             yield HeadSpec(each, tuple(parts[:-1]), parts[-1], flat, factor, entry.reads)
 
 
@@ -100,15 +101,16 @@ def _is_projection(part: Any) -> bool:
     return True
 
 
-def _read_factor(model: nn.Module, config: Any) -> float:
+def _list_factors(config: Any) -> list[float]:
+    """What logits may be multiplied by."""
     factor = 1.0
     for name, how in FACTORS:
         value = getattr(config, name, None)
         if isinstance(value, int | float) and not isinstance(value, bool):
             factor = factor * value if how == "times" else factor / value
-    if getattr(config, "scale_decoder_outputs", False):  # T5 with tied embeddings
-        factor *= float(config.d_model) ** -0.5
-    return factor
+    if getattr(config, "is_encoder_decoder", False) and hasattr(config, "d_model"):  # T5 with tied embeddings
+        return [factor, factor * float(config.d_model) ** -0.5]
+    return [factor]
 
 
 def _read_piece(part: nn.Module | str, dtype: torch.dtype) -> Piece:
