@@ -1,14 +1,18 @@
-# make demo | test | test-oldest | test-models | lint | format | clean. The first run creates .venv and builds the package;
+# make demo | test | test-sanitized | test-oldest | test-models | lint | format | clean. The first run creates .venv and builds the package;
 # later runs reuse both.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: all demo test test-oldest test-models lint format install clean distclean always
+.PHONY: all demo test test-sanitized test-oldest test-models lint format install clean distclean always
 
 VENV := .venv
 BIN := $(VENV)/bin
 LOG := $(VENV)/build.log
 OLDEST := $(VENV)/oldest
+# The package with watched kernels, beside the one that is installed.
+SANITIZED := build/sanitized
+SANITIZED_TESTS := $(patsubst %,tests/ops/test_%.py,contract contract_ig_slope contract_sequences contract_sparse \
+	mixed_operator)
 OLDEST_TESTS := tests/test_versions.py $(patsubst %,tests/models/%,test_registry.py test_huggingface.py \
 	test_torch_encoder.py families capture)
 # As many processes as there are cores, with one thread each (tests/conftest.py), take file after file: tests of a file share
@@ -24,7 +28,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 NATIVE := $(shell find csrc -type f -not -name '*.pyc' 2>/dev/null)
 CXX_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # What setup.py reads: other values are another build.
-CHOICES := $(foreach name,FFATTR_CPU FFATTR_CUDA TORCH_CUDA_ARCH_LIST CUDA_HOME,$(name)=$($(name)))
+CHOICES := $(foreach name,FFATTR_CPU FFATTR_CUDA FFATTR_SANITIZE TORCH_CUDA_ARCH_LIST CUDA_HOME,$(name)=$($(name)))
 
 all: install
 
@@ -33,6 +37,14 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
+
+# The operators' tests on kernels that AddressSanitizer and UndefinedBehaviorSanitizer watch: the first mistake ends them.
+# The runtime has to be loaded before Python, which frees little at its end; and with it what throws exceptions.
+test-sanitized: install $(SANITIZED)/.built
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 CUDA_VISIBLE_DEVICES= \
+		PYTHONPATH="$(CURDIR)/$(SANITIZED)" $(BIN)/python -P -m pytest $(WORKERS) --capture=sys \
+		--override-ini pythonpath="$(SANITIZED) tests/helpers" $(SANITIZED_TESTS) $(PYTEST_ARGS)
 
 # What knows transformers' modules, with the oldest version supported; not what computes maps of them once more.
 test-oldest: install $(OLDEST)/.installed
@@ -95,6 +107,14 @@ $(VENV)/.built: $(VENV)/.package $(VENV)/.choices $(NATIVE)
 		sed -n 's/^ *\(ffattr: .*\)/\1/p' $(LOG) | sort -u; \
 		mv $@.started $@; \
 	fi
+
+$(SANITIZED)/.built: $(VENV)/.package $(NATIVE) $(shell find ffattr -name '*.py')
+	rm -rf $(SANITIZED)
+	@echo "building watched kernels (log: build/sanitized.log)"
+	@mkdir -p build
+	@FFATTR_SANITIZE=address,undefined FFATTR_CPU=1 FFATTR_CUDA=0 $(BIN)/python setup.py build --build-lib $(SANITIZED) \
+		--build-temp build/temp.sanitized > build/sanitized.log 2>&1 || { cat build/sanitized.log; exit 1; }
+	@touch $@
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache demo ffattr/*.so ffattr/_build_info.py

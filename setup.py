@@ -4,6 +4,7 @@ FFATTR_CPU=auto|0|1 (default auto): 0 leaves the extension out, 1 makes a missin
 FFATTR_CUDA=auto|0|1 (default auto): whether the extension gets CUDA kernels. auto: where there is nvcc and torch is a
 CUDA build; 1: where there is nvcc, whatever torch is, and an error elsewhere; 0: never.
 TORCH_CUDA_ARCH_LIST ("8.0;9.0a;10.0") names other GPUs than those of csrc/build_cuda.py; CUDA_HOME names the toolkit.
+FFATTR_SANITIZE=address,undefined has the CPU kernels watched by the compiler's sanitizers (`make test-sanitized`).
 """
 
 from __future__ import annotations
@@ -39,12 +40,28 @@ COMPILE_FLAGS = [
 ]
 
 
+SANITIZERS = ("address", "undefined")
+
+
 def setting(name: str) -> str:
     """auto, 0 or 1: the value of an environment variable."""
     wanted = os.environ.get(name) or "auto"
     if wanted not in ("auto", "0", "1"):
         raise SystemExit(f"{name}={wanted!r}: expected auto, 0 or 1")
     return wanted
+
+
+def sanitize_flags() -> list[str]:
+    """Returns what the compiler and the linker are told of ``FFATTR_SANITIZE``, names with commas; nothing without it.
+
+    The first mistake ends the process. Raises SystemExit for a name that is not among ``SANITIZERS``.
+    """
+    asked = os.environ.get("FFATTR_SANITIZE", "")
+    if not asked:
+        return []
+    if unknown := sorted(set(asked.split(",")) - set(SANITIZERS)):
+        raise SystemExit(f"FFATTR_SANITIZE={asked!r}: {unknown[0]!r} is not one of {', '.join(SANITIZERS)}")
+    return [f"-fsanitize={asked}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O1"]
 
 
 def decide() -> tuple[bool, str]:
@@ -109,6 +126,9 @@ def extension() -> dict[str, Any]:
     print(f"ffattr: building {what}: {reason}; {cuda}: {cuda_reason}; torch {torch_version}", flush=True)
     for remark in remarks:
         print(f"ffattr: {remark}", flush=True)
+    sanitizing = sanitize_flags()
+    if sanitizing:
+        print(f"ffattr: {sanitizing[0]}: slow, for tests alone", flush=True)
     record: dict[str, Any] = {"cpu": build, "torch": torch_version, "reason": f"{what}: {reason}"}
     record |= {"cuda": toolkit is not None, "cuda_reason": f"{cuda}: {cuda_reason}"}
 
@@ -120,11 +140,12 @@ def extension() -> dict[str, Any]:
         "ffattr._C",
         [str(path.relative_to(ROOT)) for path in sources],
         depends=[str(path.relative_to(ROOT)) for path in depends],
-        extra_compile_args=COMPILE_FLAGS,
+        extra_compile_args=[*COMPILE_FLAGS, *sanitizing],
+        extra_link_args=list(sanitizing),
         include_dirs=[pybind_include()],
     )
     if toolkit:
-        module.extra_link_args = [f"-L{toolkit.libraries}", *build_cuda.LINK_FLAGS]
+        module.extra_link_args += [f"-L{toolkit.libraries}", *build_cuda.LINK_FLAGS]
 
     def make_cuda_objects() -> None:
         """Compiles the .cu files for the module, and records what ptxas says of their kernels."""

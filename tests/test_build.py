@@ -30,7 +30,9 @@ build_cuda = setup.build_cuda
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    for name in ("FFATTR_CPU", "FFATTR_CUDA", "TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CXX", "MAX_JOBS"):
+    for name in ("CPU", "CUDA", "SANITIZE"):
+        monkeypatch.delenv(f"FFATTR_{name}", raising=False)
+    for name in ("TORCH_CUDA_ARCH_LIST", "CUDA_HOME", "CXX", "MAX_JOBS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -99,6 +101,17 @@ def test_settings(name, monkeypatch):
     monkeypatch.setenv(name, "yes")
     with pytest.raises(SystemExit, match=f"{name}='yes': expected auto, 0 or 1"):
         setup.setting(name)
+
+
+def test_sanitizers(monkeypatch):
+    assert setup.sanitize_flags() == []
+    monkeypatch.setenv("FFATTR_SANITIZE", "address,undefined")
+    flags = setup.sanitize_flags()
+    assert flags[0] == "-fsanitize=address,undefined"
+    assert "-fno-sanitize-recover=all" in flags, "a mistake of the second kind would be a line in a log"
+    monkeypatch.setenv("FFATTR_SANITIZE", "address,thread")
+    with pytest.raises(SystemExit, match="'thread' is not one of address, undefined"):
+        setup.sanitize_flags()
 
 
 def test_cuda_by_itself_needs_nvcc_and_a_torch_with_cuda(nvcc):

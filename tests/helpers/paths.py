@@ -13,5 +13,6 @@ PACKAGE = ROOT / "ffattr"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This process's environment, with the package and the tests' helpers to import."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), str(ROOT)]), **more}
+    """This process's environment, with the package and the tests' helpers to import: the package that it has itself."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(HELPERS), *filter(None, given), str(ROOT)]), **more}
