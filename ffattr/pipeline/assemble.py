@@ -37,7 +37,7 @@ class ResultBuilder:
     def __init__(self, request: Request, stack: Stack, keep: Keep, arguments: dict[str, Any], check: bool) -> None:
         self.request, self.stack, self.check = request, stack, check
         engine = request.engine
-        self.plan = Plan(engine.backend.name, engine.matmul_dtype, engine.device)
+        self.plan = Plan(engine.backend.name, engine.matmul_dtype, engine.device, reduction=request.options.reduce)
         rows = (len(stack.layers), len(stack.mask), len(stack.queries))
         self.bias = {scope: self._zeros(rows) for scope in stack.scopes}
         self.error = self._zeros(rows[:2])
@@ -70,7 +70,8 @@ class ResultBuilder:
         # A dense layer among mixtures has no scope per expert.
         scopes = [scope for scope in stack.scopes if weights.mixture or scope.axis != "expert"]
         recall = request.recall_of_layer(stack, layer)
-        given = (request.rule, request.options.value_bias, engine.backend, engine.matmul_dtype, recall)
+        options = request.options
+        given = (request.rule, options.value_bias, engine.backend, engine.matmul_dtype, recall, options.reduce)
         task = LayerTask(weights, scopes, *given)
         for together in request.group_into_packs(stack, layer, weights, batch):
             captives = [CapturedSequence.from_record(request, stack, captured, row, batch[row]) for row in together]

@@ -157,7 +157,8 @@ class Request:
         sizes = (weights.width, weights.heads, weights.head_dim, weights.streams, weights.count_neurons(experts))
         key = (stack.name, weights.mixture, sizes, len(queries), count, pairs)
         if key not in self._shapes:
-            found = LayerShape.from_weights(weights, len(queries), count, pairs, experts, scopes=stack.scopes)
+            given = (weights, len(queries), count, pairs, experts)
+            found = LayerShape.from_weights(*given, scopes=stack.scopes, reduction=self.options.reduce)
             self._shapes[key] = replace(found, by_expert=stack.by_expert and weights.mixture)
         shape = self._shapes[key]
         if stack.groups is not None:
@@ -191,12 +192,12 @@ def _choose_engine(description: ModelDescription, options: Options) -> EngineOpt
     dtype, selected = options.dtype, None
     if dtype is None and device.type == "cuda" and own in (torch.bfloat16, torch.float16):
         try:
-            dtype, selected = own, backends.select_backend(options.backend, device, own, heads)
+            dtype, selected = own, backends.select_backend(options.backend, device, own, heads, options.reduce)
         except BackendUnavailable:
             dtype = None  # it then says below why it cannot run at all, or runs in float32
     if selected is None:
         dtype = result_dtype(own) if dtype is None else dtype
-        selected = backends.select_backend(options.backend, device, dtype, heads)
+        selected = backends.select_backend(options.backend, device, dtype, heads, options.reduce)
     assert dtype is not None
     return EngineOptions(selected, options.method, dtype, device, options.memory_budget)
 

@@ -33,7 +33,8 @@ class Attribution(Contents):
 
     ``maps[scope]`` ``[L, B, N, T]`` (``attn_heads``: ``[L, B, H, N, T]``) is the norm of the part of query token
     ``queries[n]``'s vector that comes from key token ``t``; 0 where either is padding or masked.
-    ``bias[scope]`` ``[L, B, N]`` is the norm of what comes from no token.
+    ``bias[scope]`` ``[L, B, N]`` is the norm of what comes from no token. ``reduce`` says which norm: ``"l2"`` or
+    ``"l1"``; or, with ``"alti"``, that entries are parts of their row's sum of what takes a norm's place.
 
     ``tokens[b][t]`` is the text of a token (padding included), ``layers`` and ``queries`` say which of the model's
     layers and tokens the first and the last-but-one axis stand for, ``mask`` ``[B, T]`` is True at real tokens,

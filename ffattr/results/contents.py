@@ -62,6 +62,10 @@ class Contents:
     def block(self) -> int | None:
         return self.kept.block
 
+    @property
+    def reduce(self) -> str:
+        return str(self.arguments.get("reduce", "l2"))  # files of older versions hold norms
+
     def scope(self, name: str) -> str:
         """Returns the name of a computed scope: ``"layer"`` is the last one. Raises `KeyError` listing the others."""
         return scope_named(name, self.scopes)
