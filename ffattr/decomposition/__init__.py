@@ -36,8 +36,8 @@ Integrated Gradients of ``g`` along the straight path from the baseline ``b`` (z
 one factor for each token and neuron; a Riemann rule or Gauss-Legendre only changes how ``S`` is computed. The
 contribution is ``(z_ij S_i) W2``, the bias ``((zb_i - b) S_i + g(b)) W2 + b2``. A gated block ``phi(u) v`` has two
 factors, along the same path from zero: ``C_v = integral_0^1 phi(a u) da`` and ``C_u = v integral_0^1 a phi'(a u) da``;
-``j`` gets ``(u_ij C_u + v_ij C_v) W_down``. A mixture adds up its experts with their weights, the routing held fixed;
-branches add up as they are.
+``j`` gets ``(u_ij C_u + v_ij C_v) W_down``. A mixture adds up its experts with their weights, the routing held fixed
+(or lets the weights multiply what they read); branches add up as they are, or times a number of the token's own.
 
 What costs no ``[T, T, d]`` tensor. Let the residual be one more head with weight ``delta_ij`` and feature ``x_j``.
 *Attention-level* norms are quadratic forms: ``||sum_h a_h V_jh||^2 = a^T (V_j V_j^T) a``. Behind the feed-forward

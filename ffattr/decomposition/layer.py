@@ -30,7 +30,11 @@ class Branch:
     gate and up are cut off before they meet (gpt-oss).
 
     A *routed* branch is a mixture of experts: ``up``, ``gate`` and ``down`` hold all of them, ``[E, in, out]``, in the
-    model's own dtype; `expert` is one of them as a dense branch.
+    model's own dtype; `expert` is one of them as a dense branch. A token's shares multiply what its experts return or,
+    with ``scales_input``, what they read (Llama 4).
+
+    Beside a mixture, a *shared* branch is one that all tokens go through. Where it is ``weighed``, each token multiplies
+    what it returns by a number of its own, `Routing.gain` (Qwen2-MoE).
     """
 
     up: Linear
@@ -38,6 +42,8 @@ class Branch:
     down: Linear
     activation: Activation
     clamp: Clamp | None = None
+    scales_input: bool = False
+    weighed: bool = False
 
     @property
     def routed(self) -> bool:
@@ -69,8 +75,9 @@ class Block:
     """A dense feed-forward network, and which of ``n`` tokens go through it.
 
     ``place`` is that of its branch in the layer. Of a mixture, it is the expert ``number``: the tokens ``tokens``
-    ``[m]`` go to it, of which it is choice ``slots`` ``[m]`` and which multiply what it returns by ``share`` ``[m]``.
-    All three are None where all tokens go through it.
+    ``[m]`` go to it, of which it is choice ``slots`` ``[m]`` and which multiply what it returns (or reads, see `Branch`)
+    by ``share`` ``[m]``. All three are None where all tokens go through it, but for the ``share`` ``[n]`` of a branch
+    that is weighed.
     """
 
     place: int
@@ -144,6 +151,11 @@ class LayerWeights(Scoped):
         return any(branch.routed for branch in self.branches)
 
     @property
+    def shared(self) -> int:
+        """How many branches all tokens go through beside a mixture; 0 where there is none."""
+        return sum(not branch.routed for branch in self.branches) if self.mixture else 0
+
+    @property
     def streams(self) -> int:
         """How many pre-activations a neuron has, ``S``: 1 in a dense network, gate and up in a gated one."""
         return len(self.branches[0].projections)
@@ -164,7 +176,8 @@ class LayerWeights(Scoped):
         """The dense networks that any of the tokens of ``routing`` goes through; None: none is routed."""
         for place, branch in enumerate(self.branches):
             if not branch.routed:
-                yield Block(place, branch)
+                gain = routing.gain if branch.weighed and routing is not None else None
+                yield Block(place, branch, share=None if gain is None else gain.to(self.out.weight.dtype))
                 continue
             assert routing is not None
             for number, tokens, slots in routing.by_expert():

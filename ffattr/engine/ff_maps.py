@@ -192,13 +192,15 @@ class FFMaps:
     def _fill_experts(
         self, keys: KeyBlockOperands, operands: QueryOperands, queries: QueryBlock, slots: Tensor, to: Tensor
     ) -> None:
-        """The maps ``to`` ``[k, n, C]`` of each expert of queries that go to the same ones."""
-        rows, first = torch.arange(len(queries), device=slots.device), 0
+        """The maps ``to`` ``[k, n, C]`` of each expert of queries that go to the same ones, and behind them of each
+        branch that all tokens go through."""
+        rows, first, place = torch.arange(len(queries), device=slots.device), 0, slots.shape[1]
         for branch in self.weights.branches:
-            for slot in slots.T if branch.routed else ():
+            shared = () if branch.routed else (torch.full_like(rows, place),)
+            place += len(shared)
+            for slot in shared or slots.T:
                 tile = to[slot, rows]
                 neurons = slice(first, first + branch.width)
                 keys.block.put_tile(keys.compute_norms(operands, neurons)[self.weights.pairwise_scopes[0]], tile)
                 to[slot, rows] = tile
                 first += branch.width
-            first += 0 if branch.routed else branch.width

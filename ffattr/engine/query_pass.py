@@ -159,18 +159,19 @@ def _through_branches(
             returned = Stream(*map(torch.zeros_like, (read.vectors, read.bias, read.total)))
     for block in weights.blocks(routing):
         branch, tokens, share = block.branch, block.tokens, block.share
-        part = read if tokens is None else Stream(read.vectors[tokens], read.bias[tokens], read.total[tokens])
+        part = reference.enter_block(block, read)
         path = reference.preactivations(branch, part, slopes.rule.baseline)
         slope = slopes.compute(branch, path)
-        part = reference.branch_stream(branch, part, path, slope)
-        if tokens is None or share is None:
+        part = reference.leave_block(block, reference.branch_stream(branch, part, path, slope))
+        slope = slope if share is None else slope * share[:, None]
+        if tokens is None:
             factors[block.place] = slope[:, :, None]
             returned = part if returned is None else add_streams(returned, part)
         elif returned is not None:
-            returned.vectors.index_add_(0, tokens, part.vectors * share[:, None, None])
-            returned.bias.index_add_(0, tokens, part.bias * share[:, None])
-            returned.total.index_add_(0, tokens, part.total * share[:, None])
-            factors[block.place][:, tokens, block.slots] = slope * share[:, None]
+            returned.vectors.index_add_(0, tokens, part.vectors)
+            returned.bias.index_add_(0, tokens, part.bias)
+            returned.total.index_add_(0, tokens, part.total)
+            factors[block.place][:, tokens, block.slots] = slope
     assert returned is not None
     return returned, tuple(factors)
 
