@@ -23,7 +23,8 @@ Freeze a layer at one forward pass: attention weights ``alpha``, statistics of n
 **Attention** (2020). ``f_h(x_j) = (in_j W_V^h + b_V^h) W_O^h`` with ``in_j = x_j``, or its norm in pre-LN layers; the
 vector is ``sum_h alpha[h, i, j] f_h(x_j)``, and ``b_O`` is bias. ``value_bias="token"`` leaves ``b_V`` and the shift of
 a pre-norm with their token, ``"separate"`` sends them to the bias. Query head ``h`` reads key/value head
-``h // (H / Hkv)``. Rows of ``alpha`` may sum to less than one (sinks).
+``h // (H / Hkv)``. Rows of ``alpha`` may sum to less than one (sinks). Latent attention has ``in_j`` pass a projection
+and a norm first, which is linear once its statistics are frozen.
 **Residual** (2021). Adds ``x_i`` to the vector of ``j == i``.
 **Norm** (2021). With the statistics of the whole input: ``(p - mean(p)) / s_i * gamma``, or ``p / rms_i * gamma``; the
 shift goes to the bias.

@@ -19,7 +19,7 @@ from .clamp import Clamp
 from .routing import Routing
 from .scopes import CROSS, Point, Scoped, Source
 
-__all__ = ["Block", "Branch", "CrossWeights", "LayerWeights"]
+__all__ = ["Block", "Branch", "CrossWeights", "Latent", "LayerWeights"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Branch:
     model's own dtype; `expert` is one of them as a dense branch. A token's shares multiply what its experts return or,
     with ``scales_input``, what they read (Llama 4).
 
-    Beside a mixture, a *shared* branch is one that all tokens go through. Where it is ``weighed``, each token multiplies
-    what it returns by a number of its own, `Routing.gain` (Qwen2-MoE).
+    Beside a mixture, a *shared* branch is one that all tokens go through. Where it is ``weighed``, each token
+    multiplies what it returns by a number of its own, `Routing.gain` (Qwen2-MoE).
     """
 
     up: Linear
@@ -75,9 +75,9 @@ class Block:
     """A dense feed-forward network, and which of ``n`` tokens go through it.
 
     ``place`` is that of its branch in the layer. Of a mixture, it is the expert ``number``: the tokens ``tokens``
-    ``[m]`` go to it, of which it is choice ``slots`` ``[m]`` and which multiply what it returns (or reads, see `Branch`)
-    by ``share`` ``[m]``. All three are None where all tokens go through it, but for the ``share`` ``[n]`` of a branch
-    that is weighed.
+    ``[m]`` go to it, of which it is choice ``slots`` ``[m]`` and which multiply what it returns (or reads, see
+    `Branch`) by ``share`` ``[m]``. All three are None where all tokens go through it, but for the ``share`` ``[n]`` of
+    a branch that is weighed.
     """
 
     place: int
@@ -86,6 +86,15 @@ class Block:
     tokens: Tensor | None = None
     slots: Tensor | None = None
     share: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What a value projection reads that does not read the layer's input itself: ``norm(x @ down)``, narrower than
+    the model (multi-head latent attention). The statistics of its norm are frozen like those of any other."""
+
+    down: Linear
+    norm: Norm
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,7 @@ class CrossWeights:
     kv_heads: int
     value: Linear
     out: Linear
+    latent: None = None
     norm_before_attn: None = None
     norm_of_attn: None = None
     norm_after_attn: Norm | None = None
@@ -113,7 +123,7 @@ class LayerWeights(Scoped):
     ``norm_of_attn`` and ``norm_of_ff`` act on what a block returns, before the residual is added (Gemma 2, OLMo 2).
     The feed-forward block is the sum of its ``branches``.
     ``parallel``: the feed-forward block reads the layer's input beside attention, not its output (GPT-NeoX).
-    ``cross``: attention to an encoder's tokens.
+    ``cross``: attention to an encoder's tokens. ``latent``: what lies before ``value`` (DeepSeek).
     """
 
     heads: int
@@ -129,6 +139,7 @@ class LayerWeights(Scoped):
     norm_after_ff: Norm | None = None
     parallel: bool = False
     cross: CrossWeights | None = None
+    latent: Latent | None = None
 
     @property
     def attentions(self) -> tuple[tuple[Source, LayerWeights | CrossWeights], ...]:
@@ -194,7 +205,8 @@ class LayerWeights(Scoped):
 
         branches = tuple(convert_all(branch) for branch in self.branches)
         cross = None if self.cross is None else convert_all(self.cross)
-        found: LayerWeights = replace(convert_all(self), branches=branches, cross=cross)
+        latent = None if self.latent is None else convert_all(self.latent)
+        found: LayerWeights = replace(convert_all(self), branches=branches, cross=cross, latent=latent)
         return found
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -202,9 +214,11 @@ class LayerWeights(Scoped):
         yield from _named_tensors(self, "")
         if self.cross is not None:
             yield from _named_tensors(self.cross, CROSS)
+        if self.latent is not None:
+            yield from _named_tensors(self.latent, "latent.")
 
 
-def _named_tensors(owner: LayerWeights | CrossWeights | Branch, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _named_tensors(owner: LayerWeights | CrossWeights | Latent | Branch, prefix: str) -> Iterator[tuple[str, Tensor]]:
     for field in fields(owner):
         part = getattr(owner, field.name)
         if isinstance(part, Linear | Norm):

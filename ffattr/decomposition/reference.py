@@ -78,11 +78,14 @@ def own_values(weights: LayerWeights | CrossWeights, x: Tensor, value_bias: str)
     """The value vectors that belong to each token, ``[T, H, dh]``, and the constant that belongs to none, ``[H, dh]``.
 
     ``value_bias="token"`` (2020, equation 4): ``in_j W_V + b_V`` with ``in_j`` the layer input, normed in pre-LN
-    layers, belongs to token ``j`` whole. ``"separate"``: ``b_V`` and the shift ``beta`` of a pre-norm are split off.
-    Query head ``h`` reads key/value head ``h // (H / Hkv)``.
+    layers, belongs to token ``j`` whole. ``"separate"``: ``b_V`` and the shift ``beta`` of a pre-norm are split off;
+    of values made of a latent vector, ``b_V`` and the shift of the latent's norm, which alone are the same for all
+    tokens. Query head ``h`` reads key/value head ``h // (H / Hkv)``.
     """
     norm, value = weights.norm_before_attn, weights.value
     constant = torch.zeros_like(value.weight[0]) if value.bias is None else value.bias
+    if weights.latent is not None:
+        x, norm = weights.latent.down(x if norm is None else norm(x)), weights.latent.norm
     if norm is None:
         linear = x @ value.weight
     else:
