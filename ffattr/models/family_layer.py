@@ -117,7 +117,7 @@ class _Parts:
     def find_shared(self) -> BranchSpec | None:
         """Returns the network beside the experts, of which a configuration may have none."""
         shared = self.family.shared
-        if shared is None or not _has_path(self.layer, shared.down):
+        if shared is None or not _has_path(self.layer, shared.down.rpartition(".")[0]):
             return None
         return BranchSpec(
             up=self.find(shared.up),
