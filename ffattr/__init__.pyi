@@ -19,6 +19,8 @@ from .errors import OutOfMemory as OutOfMemory
 from .errors import UnsupportedModel as UnsupportedModel
 from .models.registry import known_models as known_models
 from .models.registry import register_adapter as register_adapter
+from .models.spec.layer import BranchSpec as BranchSpec
+from .models.spec.layer import LatentSpec as LatentSpec
 from .models.spec.layer import LayerSpec as LayerSpec
 from .models.spec.weights import Columns as Columns
 from .pipeline.attribute import attribute as attribute

@@ -198,11 +198,13 @@ class FFMaps:
     def _fill_experts(
         self, keys: KeyBlockOperands, operands: QueryOperands, sums: Tensor | None, slots: Tensor, to: Tensor
     ) -> None:
-        """The maps ``to`` ``[k, n, C]`` of each expert of queries that go to the same ones; ``sums`` ``[k, n, d]``:
-        what the vectors of each are compared with."""
-        rows, first = torch.arange(len(slots), device=slots.device), 0
+        """The maps ``to`` ``[k, n, C]`` of each expert of queries that go to the same ones, and behind them of each
+        branch that all tokens go through; ``sums`` ``[k, n, d]``: what the vectors of each are compared with."""
+        rows, first, place = torch.arange(len(slots), device=slots.device), 0, slots.shape[1]
         for branch in self.weights.branches:
-            for slot in slots.T if branch.routed else ():
+            shared = () if branch.routed else (torch.full_like(rows, place),)
+            place += len(shared)
+            for slot in shared or slots.T:
                 tile = to[slot, rows]
                 neurons = slice(first, first + branch.width)
                 if sums is not None and operands.totals is not None:
@@ -210,7 +212,6 @@ class FFMaps:
                 keys.block.put_tile(keys.compute_norms(operands, neurons)[self.weights.pairwise_scopes[0]], tile)
                 to[slot, rows] = tile
                 first += branch.width
-            first += 0 if branch.routed else branch.width
 
 
 def _stack_totals(weights: LayerWeights, passed: QueryPass) -> Tensor | None:

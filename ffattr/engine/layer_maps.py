@@ -202,5 +202,5 @@ class LayerMaps:
             return (self.task.paths[scope.source == "cross"].weights.heads,)
         if scope.axis == "expert":
             assert self.pack.routing is not None
-            return (self.pack.routing.index.shape[1],)
+            return (self.pack.routing.index.shape[1] + self.weights.shared,)
         return ()

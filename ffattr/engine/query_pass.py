@@ -129,7 +129,8 @@ def pass_queries(
             return Stream.of_total(reference.feed_forward(weights, read.total, routing))
         if by_expert and routing is not None:
             read = replace(read, vectors=(read.total - read.bias)[:, None])  # the sum of all as one vector
-            expert_sums = read.total.new_zeros(*routing.index.T.shape, weights.width)
+            places = routing.index.shape[1] + weights.shared
+            expert_sums = read.total.new_zeros(places, len(read.total), weights.width)
         returned, factors = _through_branches(weights, read, routing, slopes, expert_sums)
         return returned
 
@@ -167,6 +168,7 @@ def _through_branches(
     """What the feed-forward block returns, and its slopes with the experts' shares. ``expert_sums`` ``[k, n, d]`` take
     the first vector of every expert's share."""
     returned: Stream | None = None
+    shared = weights.shared
     factors: list[Tensor] = [read.total.new_empty(0)] * len(weights.branches)
     for place, branch in enumerate(weights.branches):
         if branch.routed:
@@ -175,20 +177,24 @@ def _through_branches(
             returned = Stream(*map(torch.zeros_like, (read.vectors, read.bias, read.total)))
     for block in weights.blocks(routing):
         branch, tokens, share = block.branch, block.tokens, block.share
-        part = read if tokens is None else Stream(read.vectors[tokens], read.bias[tokens], read.total[tokens])
+        part = reference.enter_block(block, read)
         path = reference.preactivations(branch, part, slopes.rule.baseline)
         slope = slopes.compute(branch, path)
-        part = reference.branch_stream(branch, part, path, slope)
-        if tokens is None or share is None:
+        part = reference.leave_block(block, reference.branch_stream(branch, part, path, slope))
+        slope = slope if share is None else slope * share[:, None]
+        if tokens is None:
             factors[block.place] = slope[:, :, None]
+            if expert_sums is not None:  # behind those of the experts
+                expert_sums[len(expert_sums) - shared] = part.vectors[:, 0]
+                shared -= 1
             returned = part if returned is None else add_streams(returned, part)
         elif returned is not None:
-            returned.vectors.index_add_(0, tokens, part.vectors * share[:, None, None])
-            returned.bias.index_add_(0, tokens, part.bias * share[:, None])
-            returned.total.index_add_(0, tokens, part.total * share[:, None])
-            factors[block.place][:, tokens, block.slots] = slope * share[:, None]
+            returned.vectors.index_add_(0, tokens, part.vectors)
+            returned.bias.index_add_(0, tokens, part.bias)
+            returned.total.index_add_(0, tokens, part.total)
+            factors[block.place][:, tokens, block.slots] = slope
             if expert_sums is not None and block.slots is not None:
-                expert_sums[block.slots, tokens] = part.vectors[:, 0] * share[:, None]
+                expert_sums[block.slots, tokens] = part.vectors[:, 0]
     assert returned is not None
     return returned, tuple(factors)
 

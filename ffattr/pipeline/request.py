@@ -222,7 +222,13 @@ def _check_baseline(baseline: str | Tensor, stacks: Sequence[Stack]) -> str | Te
     for stack in stacks:
         for layer in sorted(set(stack.layers)):
             spec = stack.specs[layer]
-            width, gated = spec.weights(None).branches[0].width, spec.gate is not None
+            branches, gated = spec.weights(None).branches, spec.gate is not None
+            width = branches[0].width
+            if any(branch.width != width for branch in branches):
+                raise ValueError(
+                    f"baseline is a tensor, but {stack.label_layer(layer)} has experts of {width} neurons and a shared "
+                    f"one of {branches[-1].width}; expected 'zero' or 'bias'"
+                )
             if list(baseline.shape) not in ([width], [2, width] if gated else [width]):
                 expected = f"[{width}]" + (f" (gate, with up at zero) or [2, {width}] (gate and up)" if gated else "")
                 where = f" in {stack.label_layer(layer)}" if several else ""

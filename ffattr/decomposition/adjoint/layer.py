@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .. import reference
-from ..affine import Norm
+from ..affine import Linear, Norm
 from ..attention import Attention
 from ..layer import Block, Branch, CrossWeights, LayerWeights
 from ..reference import Encoder, Path, Rule
@@ -69,7 +69,7 @@ class Flow:
 @dataclass
 class _KeySide:
     """What the tokens that an attention reads have to do with it: the values that belong to each of them ``[H, T, dh]``
-    and the ``constant`` ``[H, dh]`` that belongs to none; ``affine`` is their constant if none were any token's own.
+    and the ``constant`` ``[H, dh]`` that belongs to none.
 
     ``pulled`` ``[K, H, T, dh]`` gathers the directions in which the values are read.
     """
@@ -79,32 +79,33 @@ class _KeySide:
     attention: Attention
     values: Tensor
     constant: Tensor
-    affine: Tensor
     pulled: Tensor | None = None
 
     @classmethod
     def read(
         cls, weights: LayerWeights | CrossWeights, keys: Tensor, attention: Attention, value_bias: str
     ) -> _KeySide:
-        values, constant = reference.own_values(weights, keys, value_bias)
-        _, affine = reference.own_values(weights, keys[:0], "separate")
-        return cls(weights, keys, attention, values, constant, affine)
+        return cls(weights, keys, attention, *reference.own_values(weights, keys, value_bias))
 
     def gather(self, alpha: Tensor, read: Tensor) -> None:
         """Adds what the values give through ``alpha`` ``[H, n, T]`` to heads that are read by ``[K, n, H, dh]``."""
         pulled = alpha.mT @ read.transpose(1, 2)
         self.pulled = pulled if self.pulled is None else self.pulled.add_(pulled)
 
-    def pull_to_keys(self) -> tuple[Tensor, Tensor]:
-        """Returns the directions ``[K, T, d]`` in which the keys are read, and the constants' share ``[K]``."""
+    def pull_to_keys(self, constant: Tensor) -> Tensor:
+        """Returns the directions ``[K, T, d]`` in which the keys are read; adds what biases give to ``constant``."""
         assert self.pulled is not None
-        constant = (self.pulled.sum(2) * self.affine).sum((1, 2))
+        norm, latent, x = self.weights.norm_before_attn, self.weights.latent, self.keys
         by_head = self.pulled.unflatten(1, (self.weights.kv_heads, -1)).sum(2)  # [K, Hkv, T, dh]
-        pulled = by_head.transpose(1, 2).flatten(2) @ self.weights.value.weight.mT
-        norm = self.weights.norm_before_attn
+        pulled = _transpose_linear(self.weights.value, by_head.transpose(1, 2).flatten(2), constant)
+        if latent is not None:
+            scale = latent.norm.scale(latent.down(x if norm is None else norm(x)))
+            _add_constant(constant, latent.norm.bias, pulled)
+            pulled = _transpose_linear(latent.down, transpose_norm(latent.norm, scale, pulled), constant)
         if norm is not None:
-            pulled = transpose_norm(norm, norm.scale(self.keys), pulled)
-        return pulled, constant
+            _add_constant(constant, norm.bias, pulled)
+            pulled = transpose_norm(norm, norm.scale(x), pulled)
+        return pulled
 
 
 @dataclass(frozen=True)
@@ -195,10 +196,9 @@ class LayerAdjoint:
         """Brings together what all blocks have given."""
         for source, side in self._sides.items():
             if side.pulled is None:  # no query was read
-                pulled, constant = self.own.new_zeros(len(self.own), *side.keys.shape), 0
+                pulled = self.own.new_zeros(len(self.own), *side.keys.shape)
             else:
-                pulled, constant = side.pull_to_keys()  # type: ignore[assignment]
-            self.constant += constant
+                pulled = side.pull_to_keys(self.constant)
             if source == "own":
                 self.own += pulled
             else:
@@ -222,10 +222,13 @@ class LayerAdjoint:
             for block in weights.blocks(routing):
                 network, returned = self._freeze_network(block, read)
                 frozen.networks.append(network)
-                if block.tokens is None or block.share is None:
+                returned = (
+                    returned if block.share is None or block.branch.scales_input else returned * block.share[:, None]
+                )
+                if block.tokens is None:
                     total += returned
                 else:
-                    total.index_add_(0, block.tokens, returned * block.share[:, None])
+                    total.index_add_(0, block.tokens, returned)
             return Stream.of_total(total)
 
         for station in walk(weights, own, attend, feed_forward):
@@ -236,11 +239,11 @@ class LayerAdjoint:
     def _freeze_network(self, block: Block, read: Stream) -> tuple[_Network, Tensor]:
         """Freezes a network at what it reads, and gives what it returns ``[m, d]``."""
         branch, baseline = block.branch, self.rule.baseline
-        pick = slice(None) if block.tokens is None else block.tokens
-        z = torch.stack([projection(read.total[pick]) for projection in branch.projections])
+        read = reference.enter_block(block, read)
+        z = torch.stack([projection(read.total) for projection in branch.projections])
         bias = z.new_empty(0)
         if baseline == "bias":  # nothing else asks for it
-            bias = torch.stack([projection(read.bias[pick]) for projection in branch.projections])
+            bias = torch.stack([projection(read.bias) for projection in branch.projections])
         base = reference.path_start(branch, z, bias, baseline)
         slope = self._slopes(branch, Path(z, bias, base))
         if base is None:
@@ -287,8 +290,7 @@ class LayerAdjoint:
         for source, part in reversed(weights.attentions):
             trunk = pull("norm_after_attn", part.norm_after_attn, trunk, source)
             read = pull("norm_of_attn", part.norm_of_attn, trunk, source)
-            _add_constant(constant, part.out.bias, read)
-            attended[source] = (read @ part.out.weight.mT).unflatten(-1, (part.heads, -1))
+            attended[source] = _transpose_linear(part.out, read, constant).unflatten(-1, (part.heads, -1))
         return attended, trunk + beside
 
     def _pull_networks(self, networks: list[_Network], directions: Tensor, constant: Tensor | None) -> Tensor:
@@ -296,17 +298,15 @@ class LayerAdjoint:
         pulled = torch.zeros_like(directions)
         for network in networks:
             block, branch = network.block, network.block.branch
-            part = directions
-            if block.tokens is not None and block.share is not None:
-                part = directions[:, block.tokens] * block.share[:, None]
-            _add_constant(constant, branch.down.bias, part)
-            neurons = part @ branch.down.weight.mT
+            share = None if block.share is None else block.share[:, None]
+            part = directions if block.tokens is None else directions[:, block.tokens]
+            part = part if share is None or branch.scales_input else part * share
+            neurons = _transpose_linear(branch.down, part, constant)
             if constant is not None and network.start is not None:
                 constant += (neurons * network.start).sum((1, 2))
             for projection, slope in zip(branch.projections, network.slope, strict=True):
-                scaled = neurons * slope
-                _add_constant(constant, projection.bias, scaled)
-                back = scaled @ projection.weight.mT
+                back = _transpose_linear(projection, neurons * slope, constant)
+                back = back * share if share is not None and branch.scales_input else back
                 if block.tokens is None:
                     pulled += back
                 else:
@@ -341,6 +341,12 @@ def paths_of_point(point: Point) -> tuple[Through, bool]:
     if point in ("attn", "attn_res", "atb"):
         return "bypass", point != "attn"
     return ("ff", True) if point in ("ff_input", "ff") else ("both", True)
+
+
+def _transpose_linear(linear: Linear, direction: Tensor, constant: Tensor | None) -> Tensor:
+    """The directions ``[K, n, in]`` in which a projection's input is read whose output is read in ``direction``."""
+    _add_constant(constant, linear.bias, direction)
+    return direction @ linear.weight.mT
 
 
 def _add_constant(constant: Tensor | None, bias: Tensor | None, direction: Tensor) -> None:
