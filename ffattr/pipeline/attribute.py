@@ -51,7 +51,9 @@ def attribute(
     runs it twice, to see that recording changes nothing.
 
     model: a loaded transformers model, ``nn.TransformerEncoder`` or ``nn.TransformerEncoderLayer``, in eval mode.
-    inputs: what the model takes (a mapping of tensors, ids ``[B, T]``, a float tensor), or text with ``tokenizer``.
+    inputs: what the model takes (a mapping of tensors, ids ``[B, T]``, a float tensor; numpy arrays as well), lists of
+        ids, or with ``tokenizer`` a text, texts (a list, a pandas Series) or conversations: lists of messages with
+        ``role`` and ``content``, through its chat template.
     scopes: ``"layer"`` (the last), ``"all"``, a name or names: how far through the layer the vectors are carried.
         A mixture of experts has one more, which ``"all"`` leaves out: ``"atb_ln_ff_experts"``, by expert.
     layers, queries: indices (negative ones from the end), a slice, or None for all. A query is a position of the
