@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from tiny_models import EVERY_FAMILY, build
 from versions import OLDEST, PINNED
 
 from ffattr.errors import UnsupportedModel
-from ffattr.models.families.schema import Family, Fused, PerExpert
+from ffattr.models.families.schema import Family, Fused, PerExpert, Shared
 from ffattr.models.families.table import FAMILIES
 from ffattr.models.registry import resolve
 
@@ -46,14 +46,16 @@ def renamed(root: Any, path: str) -> Iterator[None]:
         setattr(root, name, part)
 
 
-def paths(family: Family) -> Iterator[str]:
+def paths(family: Family | Shared, experts: str | None = None) -> Iterator[str]:
     """Of everything that a layer has."""
     for field in fields(family):
         part = getattr(family, field.name)
-        if field.name in ("layers", "positions", "heads"):
+        if field.name in ("layers", "positions", "heads", "active", "latent_width"):
             continue
         if isinstance(part, PerExpert):
-            yield from (f"{family.experts}.{name}" for name in (part.weight, part.bias) if name is not None)
+            yield from (f"{experts}.{name}" for name in (part.weight, part.bias) if name is not None)
+        elif isinstance(part, Shared):
+            yield from paths(part)
         elif isinstance(part, Fused):
             yield from (path for path in (part.path, part.bias) if path is not None)
         elif isinstance(part, str):
@@ -75,7 +77,10 @@ def test_renamed_parts_are_named(name: str) -> None:
         if isinstance(family.layers, str):
             layer = layer[-1]
         older = family.older is not None and not hasattr(layer.attention, "o_proj")
-        for path in set(paths(family.older if older else family)):
+        of_layer = family.older if older and family.older is not None else family
+        if resolve(model).layers[-1].shared is None:  # of which a configuration may have none
+            of_layer = replace(of_layer, shared=None)
+        for path in set(paths(of_layer, of_layer.experts)):
             with renamed(layer, path), pytest.raises(UnsupportedModel) as caught:
                 resolve(model)
             assert "which its family is known to have" in str(caught.value)

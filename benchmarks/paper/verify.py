@@ -1,11 +1,12 @@
 """How closely every family of models is reproduced: writes ffattr/models/verified.json and README's table of it.
 
-    python benchmarks/paper/verify.py [--markdown]
+    python benchmarks/paper/verify.py [--variants | --markdown]
 
 The small random models of the tests, every variant, in float64: layers recomputed from their descriptions against the
 model's own, maps of all scopes against the definition. Then trained models in float32, those that are installed
 (``make test-models`` does that). A model that is not within its tolerance ends the script, and nothing is written.
-``--markdown`` measures nothing: it writes README's table from the record that there is.
+``--variants`` leaves the record of trained models as it is. ``--markdown`` measures nothing: it writes README's table
+from the record that there is.
 """
 
 from __future__ import annotations
@@ -65,10 +66,17 @@ def described(model: nn.Module) -> Layers:
         inputs=_KINDS[str(getattr(model, "main_input_name", "src"))],
         encoder_decoder=bool(description.stacks),
         norms=_norms(spec),
-        feed_forward="mixture of experts" if spec.experts is not None else "dense" if spec.gate is None else "gated",
+        feed_forward=_feed_forward(spec),
         parallel=spec.parallel,
         scopes=tuple(scope.name for scope in scopes),
+        latent=spec.latent is not None,
     )
+
+
+def _feed_forward(spec: LayerSpec) -> str:
+    if spec.experts is not None:
+        return "mixture of experts" if spec.shared is None else "mixture of experts and a shared one"
+    return "dense" if spec.gate is None else "gated"
 
 
 def _norms(spec: LayerSpec) -> str:
@@ -125,7 +133,8 @@ def _require(name: str, what: str, error: float, tolerance: float) -> None:
         raise SystemExit(f"{name}: {what} is off by {error:.1e} (relative), expected at most {tolerance:.0e}")
 
 
-def measure() -> Record:
+def measure(kept: tuple[Trained, ...] | None) -> Record:
+    """``kept``: the record of trained models, None to measure them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small tensors are slower on several
     variants = []
@@ -133,8 +142,8 @@ def measure() -> Record:
         variants.append(variant(name))
         print(f"{name}: layers {variants[-1].error:.0e}, maps {variants[-1].maps:.0e}")
     torch.set_num_threads(threads)
-    models = []
-    for model in trained():
+    models = list(kept or ())
+    for model in trained() if kept is None else ():
         models.append(model)
         print(f"{model.name}: {model.count} layers {model.error:.0e}")
     versions = {package: version(package) for package in ("ffattr", "torch", "transformers")}
@@ -167,8 +176,10 @@ def write_readme(record: Record) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--markdown", action="store_true", help="write README's table from the record that there is")
-    if not parser.parse_args().markdown:
-        measure().write()
+    parser.add_argument("--variants", action="store_true", help="leave the record of trained models as it is")
+    asked = parser.parse_args()
+    if not asked.markdown:
+        measure(read().trained if asked.variants else None).write()
     write_readme(read())
 
 

@@ -47,7 +47,8 @@ Tensor direct(const CpuArguments& arguments, const Tensor& features, const Tenso
   const Tensor out = arguments.zeros();
   const WideMap<T> map = arguments.map<T>(out);
   std::vector<Pair> pairs;
-  const auto [product, sparse] = arguments.product(data<T>(slope), streams, map.queries * neurons);
+  const auto [product, few] = arguments.product(data<T>(slope), streams, map.queries * neurons);
+  const bool sparse = few && neurons > 0;
   const std::vector<Cut> cuts = (sparse ? sparse_cuts<T> : dense_cuts<T>)(map, arguments.sequences, pairs);
   const int64_t tasks = static_cast<int64_t>(cuts.size());
   if (tasks == 0) return out;
@@ -64,10 +65,12 @@ Tensor direct(const CpuArguments& arguments, const Tensor& features, const Tenso
 Tensor ff_norms(const Tensor& alpha, const Tensor& position, const Tensor& features_, const Tensor& slope_,
                 const Tensor& down_, const std::optional<Tensor>& down_scale, const Tensor& residual,
                 const std::optional<Tensor>& residual_scale, const std::optional<Tensor>& gamma,
-                const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences) {
+                const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences,
+                std::string reduction, const std::optional<Tensor>& totals) {
   constexpr const char* op = "ff_norms";
   FFATTR_CHECK(!down_scale.has_value(), op, ": down_scale belongs to float8, which the CPU kernels do not have");
-  const CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences);
+  const CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences,
+                               reduction, totals);
   FFATTR_CHECK(features_.dim() == 4, op, ": features has to be [S, M, H + 1, F]");
   Tensor features = torch::stable::contiguous(features_), slope = torch::stable::contiguous(slope_);
   Tensor down = torch::stable::contiguous(down_);

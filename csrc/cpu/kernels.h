@@ -52,6 +52,9 @@ struct Pair {
   int32_t query, key;
 };
 
+// What vectors are reduced to: ffattr/ops/reduction.py.
+enum class Reduction { l2, l1, alti };
+
 // alpha, position and the arguments named _TAIL in ffattr/ops/contract.py; what both wide maps share. All sequences
 // together.
 template <class T>
@@ -65,7 +68,9 @@ struct WideMap {
   const T* gamma;            // [d] or null
   const T* norm_scale;       // [N] or null
   bool centre;
-  T* out;  // [2 or 3, N, M]
+  Reduction reduction;
+  const T* totals;  // [2 or 3, N, d] for ALTI, else null
+  T* out;           // [2 or 3, N, M]
 
   int64_t column(Pair pair) const { return pair.key - first_key[pair.query]; }
   bool is_itself(Pair pair) const { return position[pair.query] == column(pair); }

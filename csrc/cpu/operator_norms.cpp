@@ -55,10 +55,12 @@ Tensor through_operator(const CpuArguments& arguments, const Tensor& values, con
 Tensor operator_norms(const Tensor& alpha, const Tensor& position, const Tensor& values_, const Tensor& maps_,
                       const Tensor& own_, const Tensor& slope_, const Tensor& down_, const Tensor& residual,
                       const std::optional<Tensor>& residual_scale, const std::optional<Tensor>& gamma,
-                      const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences) {
+                      const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences,
+                      std::string reduction, const std::optional<Tensor>& totals) {
   using torch::stable::contiguous;
   constexpr const char* op = "operator_norms";
-  const CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences);
+  const CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences,
+                               reduction, totals);
   FFATTR_CHECK(values_.dim() == 3 && maps_.dim() == 3, op, ": values has to be [M, H, dh], maps [S, H * dh, F]");
   Tensor values = contiguous(values_), maps = contiguous(maps_), own = contiguous(own_);
   Tensor slope = contiguous(slope_), down = contiguous(down_);

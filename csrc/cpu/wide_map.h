@@ -78,6 +78,10 @@ struct CpuArguments : WideArguments {
             data_or_null<T>(gamma),
             data_or_null<T>(norm_scale),
             centre,
+            reduction == "l1"     ? Reduction::l1
+            : reduction == "alti" ? Reduction::alti
+                                  : Reduction::l2,
+            data_or_null<T>(totals),
             mutable_data<T>(out)};
   }
 };

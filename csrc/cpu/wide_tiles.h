@@ -1,7 +1,7 @@
 // The tiles of the two wide maps: rows are pairs (query, key), made, multiplied and reduced to norms in cache.
 #pragma once
 
-#include "mix.h"
+#include "reduce.h"
 
 namespace ffattr::cpu::FFATTR_ISA {
 
@@ -91,13 +91,11 @@ inline T normed(const WideMap<T>& map, T total, const T* row) {
   return std::sqrt(square + sum_of<T>(squares));
 }
 
-// Writes the norms of pairs whose feed-forward rows are those of scratch.c; pair i is row place(i), and its row was
-// divided by sizes[i] (null: by 1). They are overwritten, and so is scratch.a.
-template <class T, class Place>
-inline void reduce(const WideMap<T>& map, const Pair* pairs, int64_t rows, const Scratch<T>& scratch, int64_t width,
-                   const T* sizes, const Place& place) {
+// Mixes what the residual adds to each pair, some columns at a time: visit(pair, first column, count, mixed).
+template <class T, class Visit>
+inline void mix_residual(const WideMap<T>& map, const Pair* pairs, int64_t rows, const Scratch<T>& scratch,
+                         const Visit& visit) {
   const int64_t heads = map.heads + 1;
-  Sums<T> sums[kTileRows] = {};
   for (int64_t c = 0; c < map.width; c += kDepthBlock<T>) {
     const int64_t count = std::min(kDepthBlock<T>, map.width - c);
     each_key(pairs, rows, [&](int64_t first, int64_t some) {
@@ -106,13 +104,26 @@ inline void reduce(const WideMap<T>& map, const Pair* pairs, int64_t rows, const
           scratch.weights + first, some, heads, {residual, 1, 0, map.width}, 0,
           [](int64_t) { return static_cast<const T*>(nullptr); }, count,
           [&](int64_t row) { return scratch.a + row * kRowStride<T>; });
-      for (int64_t row = 0; row < some; ++row) {
-        const int64_t i = first + row;
-        const T scale = map.residual_scale == nullptr ? T{1} : map.residual_scale[pairs[i].query];
-        add_residual(scratch.a + row * kRowStride<T>, scale, count, scratch.c + place(i) * width + c, sums[i]);
-      }
+      for (int64_t row = 0; row < some; ++row) visit(first + row, c, count, scratch.a + row * kRowStride<T>);
     });
   }
+}
+
+// Writes the norms of pairs whose feed-forward rows are those of scratch.c; pair i is row place(i), and its row was
+// divided by sizes[i] (null: by 1). They are overwritten, and so is scratch.a.
+template <class T, class Place>
+inline void reduce(const WideMap<T>& map, const Pair* pairs, int64_t rows, const Scratch<T>& scratch, int64_t width,
+                   const T* sizes, const Place& place) {
+  const auto mixed = [&](const auto& visit) { mix_residual(map, pairs, rows, scratch, visit); };
+  if (map.reduction == Reduction::l1)
+    return reduce_terms<Reduction::l1>(map, pairs, rows, scratch.c, width, sizes, place, mixed);
+  if (map.reduction == Reduction::alti)
+    return reduce_terms<Reduction::alti>(map, pairs, rows, scratch.c, width, sizes, place, mixed);
+  Sums<T> sums[kTileRows] = {};
+  mixed([&](int64_t i, int64_t c, int64_t count, const T* residual) {
+    const T scale = map.residual_scale == nullptr ? T{1} : map.residual_scale[pairs[i].query];
+    add_residual(residual, scale, count, scratch.c + place(i) * width + c, sums[i]);
+  });
   const int64_t scope = map.queries * map.columns;
   for (int64_t i = 0; i < rows; ++i) {
     T* to = map.out + pairs[i].query * map.columns + map.column(pairs[i]);
@@ -201,6 +212,7 @@ void direct_tile(const DirectTile<T>& tile) {
       }
     });
   };
+  if (neurons == 0) std::fill_n(scratch.c, tile.rows * Product::width(map.width), T{0});
   Product::multiply(strips, count, neurons, map.width, tile.packed, scratch.a, scratch.c, produce);
   reduce(map, tile.pairs, tile.rows, scratch, Product::width(map.width), Product::kScalesRows ? sizes : nullptr,
          [&](int64_t i) { return place[i]; });

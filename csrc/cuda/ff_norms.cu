@@ -93,10 +93,14 @@ Tensor with_aligned_rows(const Tensor& tensor) {
 Tensor ff_norms(const Tensor& alpha_, const Tensor& position, const Tensor& features_, const Tensor& slope_,
                 const Tensor& down_, const std::optional<Tensor>& down_scale_, const Tensor& residual_,
                 const std::optional<Tensor>& residual_scale, const std::optional<Tensor>& gamma,
-                const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences) {
+                const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences,
+                std::string reduction, const std::optional<Tensor>& totals) {
   FFATTR_CHECK(alpha_.scalar_type() == ScalarType::Float, kOp, ": alpha has dtype ", dtype_text(alpha_.scalar_type()),
                ", the CUDA kernels take float32; use backend=\"torch\"");
-  const WideArguments given(kOp, alpha_, position, residual_, residual_scale, gamma, norm_scale, centre, sequences);
+  const WideArguments given(kOp, alpha_, position, residual_, residual_scale, gamma, norm_scale, centre, sequences,
+                            reduction, totals);
+  FFATTR_CHECK(given.reduction == "l2", kOp, ": reduction is '", given.reduction,
+               "', the CUDA kernels have 'l2' alone; use backend=\"triton\" or \"torch\"");
   FFATTR_CHECK(given.heads <= kMostHeads, kOp, ": alpha has ", given.heads, " heads, expected at most ", kMostHeads);
   FFATTR_CHECK(features_.dim() == 4, kOp, ": features has to be [S, M, H + 1, F]");
   Tensor features = torch::stable::contiguous(features_), slope = torch::stable::contiguous(slope_);

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .rows import NamedMaps
-from .words import Words, mark_of
+from .words import MARKS, Words, mark_of
 
 if TYPE_CHECKING:
     import numpy
@@ -79,6 +79,7 @@ class Categories:
         token). Needed where tokens do not show which word they belong to: without ``words`` that is told by the marks
         of WordPiece (``##``), byte-level BPE (``Ġ``), SentencePiece (``▁``) and BPE (``</w>``, ``@@``); punctuation is
         a word of its own then, and where no token has a mark each one is.
+    mark: which of these marks tells (None: the one that most tokens bear). Say it where few tokens are seen at a time.
 
     >>> ffattr.analysis.Categories().names
     ('subwords', 'adjacent', 'repeated', 'special_or_punctuation', 'other')
@@ -87,12 +88,15 @@ class Categories:
     nlp: Nlp | None = None
     special: Collection[str] | None = None
     words: Sequence[Sequence[int | None]] | None = None
+    mark: str | None = None
 
     def __post_init__(self) -> None:
         if self.nlp is not None and not (callable(self.nlp) and hasattr(self.nlp, "vocab")):
             raise TypeError(f"nlp={self.nlp!r}, expected a loaded spaCy pipeline: spacy.load('en_core_web_sm')")
         if isinstance(self.special, str):
             raise TypeError(f"special={self.special!r}, expected a set of tokens: {{{self.special!r}}}")
+        if self.mark is not None and self.mark not in MARKS:
+            raise ValueError(f"unknown mark {self.mark!r}, expected one of {', '.join(MARKS)}, or None")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,7 +123,7 @@ def read_kinds(
             f"words has {[len(of) for of in words]} entries, expected {masks.shape[1]} (one for each token, padding "
             f"included) for each of {len(masks)} sequences"
         )
-    mark = mark_of(chain.from_iterable(names))
+    mark = categories.mark or mark_of(chain.from_iterable(names))
     found = {}
     for batch in range(len(masks)) if batches is None else sorted(batches):
         places = masks[batch].nonzero()[:, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ from .rows import AT_ONCE, NamedMaps, check_same_run
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["category_rates"]
+__all__ = ["category_rates", "count_all_pairs", "tabulate_rates"]
 
 
 def category_rates(
@@ -38,34 +39,48 @@ def category_rates(
     >>> found.query("layer == 0 and category == 'subwords'")[["pairs", "all_count"]].values.tolist()
     [[10, 4]]
     """
-    import pandas as pd
-
     frame = pairs.frame(attribution, None) if isinstance(pairs, AmplifiedPairs) else pairs
     frame = frame[frame["query"] != frame["key"]]
     if len(frame):
         tokens = int(frame[["query", "key"]].max().max()) + 1
         check_same_run(attribution, set(frame["layer"].tolist()), int(frame["batch"].max()) + 1, tokens)
     found = categorize_pairs(frame, attribution, categories)
-    total, counts = _count_all_pairs(attribution, categories)
-    rows = []
+    total, counts = 0, dict.fromkeys(categories.names, 0)
+    for pairs_of_sequence, of_sequence in count_all_pairs(attribution, categories).values():
+        total += pairs_of_sequence
+        counts = {name: count + of_sequence[name] for name, count in counts.items()}
+    drawn = {}
     for layer in frame["layer"].unique().tolist():
         here = (frame["layer"] == layer).to_numpy()
-        drawn = int(here.sum())
-        for name in categories.names:
-            count, everywhere = int(found[name][here].sum()), counts[name]
-            share, base = count / drawn, everywhere / total
+        drawn[layer] = int(here.sum()), {name: int(found[name][here].sum()) for name in categories.names}
+    return tabulate_rates(drawn, total, counts)
+
+
+def tabulate_rates(
+    drawn: Mapping[int, tuple[int, Mapping[str, int]]], total: int, counts: Mapping[str, int]
+) -> pandas.DataFrame:
+    """Returns the frame of `category_rates` from its counts: by layer how many pairs there are and how many of them are
+    in each category, and the same of all pairs."""
+    import pandas as pd
+
+    rows = []
+    for layer, (pairs, in_category) in drawn.items():
+        for name, everywhere in counts.items():
+            count = in_category[name]
+            share, base = count / pairs, everywhere / total
             lift = share / base if base else math.nan
-            chance = _chance_of_at_least(count, drawn, everywhere, total)
-            rows.append((layer, name, drawn, count, share, total, everywhere, base, lift, chance))
+            chance = _chance_of_at_least(count, pairs, everywhere, total)
+            rows.append((layer, name, pairs, count, share, total, everywhere, base, lift, chance))
     columns = ["layer", "category", "pairs", "count", "share", "all_pairs", "all_count", "base_rate", "lift", "p_value"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def _count_all_pairs(attribution: NamedMaps, categories: Categories) -> tuple[int, dict[str, int]]:
-    """Counts the pairs of two tokens, and those of them in each category."""
+def count_all_pairs(attribution: NamedMaps, categories: Categories) -> dict[int, tuple[int, dict[str, int]]]:
+    """Counts by sequence the pairs of two tokens, and those of them in each category."""
     queries, mask = torch.tensor(list(attribution.queries), dtype=torch.int64), attribution.mask.cpu()
-    total, counts = 0, dict.fromkeys(categories.names, 0)
+    found = {}
     for batch, kinds in read_kinds(attribution, categories).items():
+        total, counts = 0, dict.fromkeys(categories.names, 0)
         rows, keys = queries[mask[batch][queries]], mask[batch].nonzero()[:, 0]
         for some in rows.split(max(1, AT_ONCE // max(1, len(keys)))):
             allowed = some[:, None] != keys
@@ -74,7 +89,8 @@ def _count_all_pairs(attribution: NamedMaps, categories: Categories) -> tuple[in
             total += int(allowed.sum())
             for name, holds in kinds(some[:, None], keys).items():
                 counts[name] += int((holds & allowed).sum())
-    return total, counts
+        found[batch] = total, counts
+    return found
 
 
 def _chance_of_at_least(count: int, drawn: int, marked: int, of: int) -> float:

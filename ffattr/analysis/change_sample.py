@@ -6,8 +6,8 @@ Shapes: ``n`` query tokens and ``t`` key tokens in a block of rows, ``p`` pairs 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class ChangeSample:
     scope and layer; where there are no more than that, all of them. Which ones depends on ``seed`` alone, not on how
     rows are cut into blocks. Memory: twice ``pairs`` numbers for each scope, layer and sequence.
 
+    keys: for each sequence a number from 0 to 2**63 - 1 by which its pairs are drawn, instead of its place among the
+        others: a document's own then, whichever others are computed beside it.
     causal: whether only keys that are not after the query count. None: where no row reaches such a key; that
         takes keys and queries to be the same tokens, so say False of maps whose columns are groups of tokens.
 
@@ -45,10 +47,15 @@ class ChangeSample:
     ({}, 12)
     """
 
-    def __init__(self, pairs: int = 20_000, seed: int = 0, causal: bool | None = None) -> None:
+    def __init__(
+        self, pairs: int = 20_000, seed: int = 0, causal: bool | None = None, keys: Sequence[int] | None = None
+    ) -> None:
         if not isinstance(pairs, int) or pairs < 2:
             raise ValueError(f"ChangeSample(pairs={pairs!r}), expected an integer of at least 2")
-        self.pairs, self.seed, self.causal = pairs, seed, causal
+        wrong = next((key for key in keys or () if not 0 <= key < 2**63), None)
+        if wrong is not None:
+            raise ValueError(f"ChangeSample(keys=...) has {wrong!r}, expected numbers from 0 to 2**63 - 1")
+        self.pairs, self.seed, self.causal, self.keys = pairs, seed, causal, keys
         self._steps: list[tuple[str, str, str]] = []
         self._drawn: dict[int, dict[int, tuple[_Drawn, _Drawn]]] = {}  # keys up to the query, and after it
         self._ahead = False  # whether anything comes from after the query
@@ -62,7 +69,7 @@ class ChangeSample:
         both = drawn.setdefault(rows.batch, (_Drawn(self.pairs, len(scopes)), _Drawn(self.pairs, len(scopes))))
         for queries, keys, tiles in split_rows(rows, scopes):
             after = keys > queries[:, None]
-            lots = _draw_lots(self.seed, rows.batch, queries, keys)
+            lots = _draw_lots(self.seed, self._key_of(rows.batch), queries, keys)
             self._ahead = self._ahead or bool(((tiles[0] != 0) & after).any())
             for part, offered in zip(both, (~after, after), strict=True):
                 if not part.add_pairs(lots, offered, tiles):
@@ -71,11 +78,12 @@ class ChangeSample:
                         "call of attribute and for every stack of layers, and name each layer once"
                     )
 
-    def contextualization_change(self) -> pandas.DataFrame:
+    def contextualization_change(self, per: Literal["layer", "sequence"] = "layer") -> pandas.DataFrame:
         """Returns the frame of `contextualization_change` with two more columns.
 
         ``pairs`` is how many were compared, of all sequences together, and ``standard_error`` how far ``value`` is
-        likely to be from that of all pairs: 0 where it is of all.
+        likely to be from that of all pairs: 0 where it is of all. ``per="sequence"``: of each sequence one row, with
+        ``batch`` after ``layer``.
 
         >>> sample = ffattr.analysis.ChangeSample()  # 20 000 pairs: more than the 9 * 9 that there are
         >>> text = "The cat sat on the mat."
@@ -87,20 +95,37 @@ class ChangeSample:
 
         if not self._drawn:
             raise ValueError("nothing was drawn yet: call attribute with keep=ffattr.Reduce(sample) first")
+        if per not in ("layer", "sequence"):
+            raise ValueError(f"per={per!r}, expected 'layer' or 'sequence'")
         causal = not self._ahead if self.causal is None else self.causal
-        scopes, rows = self._list_scopes(), []
+        rows = []
         for layer, drawn in self._drawn.items():
-            samples = [_merge_draws(past, future, causal) for past, future in drawn.values()]
-            pairs = sum(values.shape[1] for values, _ in samples)
-            for component, before, after in self._steps:
-                sides = [(v[scopes.index(before)], v[scopes.index(after)], of) for v, of in samples]
-                changes = [1 - spearman(a, b) for a, b, _ in sides]
-                errors = [
-                    standard_error(a, b, of) for (a, b, of), c in zip(sides, changes, strict=True) if not math.isnan(c)
-                ]
-                error = math.hypot(*errors) / len(errors) if errors else math.nan
-                rows.append((layer, component, before, after, average_defined(changes), pairs, error))
-        return pd.DataFrame(rows, columns=[*COLUMNS, "pairs", "standard_error"])
+            samples = {batch: _merge_draws(past, future, causal) for batch, (past, future) in drawn.items()}
+            groups = [samples] if per == "layer" else [{batch: samples[batch]} for batch in sorted(samples)]
+            for together in groups:
+                place = (layer,) if per == "layer" else (layer, *together)
+                rows += [(*place, *row) for row in self._compare_samples(list(together.values()))]
+        place_columns = COLUMNS[:1] if per == "layer" else [*COLUMNS[:1], "batch"]
+        return pd.DataFrame(rows, columns=[*place_columns, *COLUMNS[1:], "pairs", "standard_error"])
+
+    def _compare_samples(self, samples: Sequence[tuple[Tensor, int]]) -> Iterator[tuple[Any, ...]]:
+        """Yields for each component what the frame says of it after ``layer``, of these sequences together."""
+        scopes, pairs = self._list_scopes(), sum(values.shape[1] for values, _ in samples)
+        for component, before, after in self._steps:
+            sides = [(v[scopes.index(before)], v[scopes.index(after)], of) for v, of in samples]
+            changes = [1 - spearman(a, b) for a, b, _ in sides]
+            errors = [
+                standard_error(a, b, of) for (a, b, of), c in zip(sides, changes, strict=True) if not math.isnan(c)
+            ]
+            error = math.hypot(*errors) / len(errors) if errors else math.nan
+            yield component, before, after, average_defined(changes), pairs, error
+
+    def _key_of(self, batch: int) -> int:
+        if self.keys is None:
+            return batch
+        if batch >= len(self.keys):
+            raise ValueError(f"sequence {batch} came, but ChangeSample(keys=...) has {len(self.keys)}")
+        return self.keys[batch]
 
     def _list_scopes(self) -> list[str]:
         return list(dict.fromkeys(scope for _, *both in self._steps for scope in both))
@@ -142,9 +167,9 @@ def _merge_draws(past: _Drawn, future: _Drawn, causal: bool) -> tuple[Tensor, in
     return torch.cat([past.values.to(dtype), future.values.to(dtype)], 1)[:, order], past.offered + future.offered
 
 
-def _draw_lots(seed: int, batch: int, queries: Tensor, keys: Tensor) -> Tensor:
+def _draw_lots(seed: int, key: int, queries: Tensor, keys: Tensor) -> Tensor:
     """Returns a random number of 63 bits for every pair, ``[n, t]``, which depends on nothing else."""
-    base = _mix_bits(_mix_bits(torch.tensor(seed % 2**63, device=keys.device)) + batch)
+    base = _mix_bits(_mix_bits(torch.tensor(seed % 2**63, device=keys.device)) + key)
     rows, columns = _mix_bits(base ^ queries), _mix_bits(_mix_bits(base + 1) ^ keys)
     return _mix_bits(rows[:, None] ^ columns) & (2**63 - 1)
 

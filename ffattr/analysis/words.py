@@ -11,9 +11,9 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Words", "mark_of"]
+__all__ = ["MARKS", "Words", "mark_of"]
 
-_MARKS: dict[str, Callable[[str], bool]] = {
+MARKS: dict[str, Callable[[str], bool]] = {
     "##": lambda token: token.startswith("##"),  # WordPiece: goes on
     "Ġ": lambda token: token.startswith(("Ġ", "Ċ")),  # byte-level BPE: a space or a line break begins it
     "▁": lambda token: token.startswith("▁"),  # SentencePiece: a space begins it
@@ -74,9 +74,9 @@ class Words:
 
 def mark_of(tokens: Iterable[str]) -> str | None:
     """Returns the mark that most of the tokens bear: ``##``, ``Ġ``, ``▁``, ``</w>``, ``@@``. None: none has any."""
-    counts = dict.fromkeys(_MARKS, 0)
+    counts = dict.fromkeys(MARKS, 0)
     for token in tokens:
-        for mark, bears in _MARKS.items():
+        for mark, bears in MARKS.items():
             counts[mark] += bears(token)
     most = max(counts, key=counts.__getitem__)
     return most if counts[most] else None

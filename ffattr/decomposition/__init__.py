@@ -23,7 +23,8 @@ Freeze a layer at one forward pass: attention weights ``alpha``, statistics of n
 **Attention** (2020). ``f_h(x_j) = (in_j W_V^h + b_V^h) W_O^h`` with ``in_j = x_j``, or its norm in pre-LN layers; the
 vector is ``sum_h alpha[h, i, j] f_h(x_j)``, and ``b_O`` is bias. ``value_bias="token"`` leaves ``b_V`` and the shift of
 a pre-norm with their token, ``"separate"`` sends them to the bias. Query head ``h`` reads key/value head
-``h // (H / Hkv)``. Rows of ``alpha`` may sum to less than one (sinks).
+``h // (H / Hkv)``. Rows of ``alpha`` may sum to less than one (sinks). Latent attention has ``in_j`` pass a projection
+and a norm first, which is linear once its statistics are frozen.
 **Residual** (2021). Adds ``x_i`` to the vector of ``j == i``.
 **Norm** (2021). With the statistics of the whole input: ``(p - mean(p)) / s_i * gamma``, or ``p / rms_i * gamma``; the
 shift goes to the bias.
@@ -36,8 +37,8 @@ Integrated Gradients of ``g`` along the straight path from the baseline ``b`` (z
 one factor for each token and neuron; a Riemann rule or Gauss-Legendre only changes how ``S`` is computed. The
 contribution is ``(z_ij S_i) W2``, the bias ``((zb_i - b) S_i + g(b)) W2 + b2``. A gated block ``phi(u) v`` has two
 factors, along the same path from zero: ``C_v = integral_0^1 phi(a u) da`` and ``C_u = v integral_0^1 a phi'(a u) da``;
-``j`` gets ``(u_ij C_u + v_ij C_v) W_down``. A mixture adds up its experts with their weights, the routing held fixed;
-branches add up as they are.
+``j`` gets ``(u_ij C_u + v_ij C_v) W_down``. A mixture adds up its experts with their weights, the routing held fixed
+(or lets the weights multiply what they read); branches add up as they are, or times a number of the token's own.
 
 What costs no ``[T, T, d]`` tensor. Let the residual be one more head with weight ``delta_ij`` and feature ``x_j``.
 *Attention-level* norms are quadratic forms: ``||sum_h a_h V_jh||^2 = a^T (V_j V_j^T) a``. Behind the feed-forward

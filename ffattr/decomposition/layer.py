@@ -19,7 +19,7 @@ from .clamp import Clamp
 from .routing import Routing
 from .scopes import CROSS, Point, Scoped, Source
 
-__all__ = ["Block", "Branch", "CrossWeights", "LayerWeights"]
+__all__ = ["Block", "Branch", "CrossWeights", "Latent", "LayerWeights"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,11 @@ class Branch:
     gate and up are cut off before they meet (gpt-oss).
 
     A *routed* branch is a mixture of experts: ``up``, ``gate`` and ``down`` hold all of them, ``[E, in, out]``, in the
-    model's own dtype; `expert` is one of them as a dense branch.
+    model's own dtype; `expert` is one of them as a dense branch. A token's shares multiply what its experts return or,
+    with ``scales_input``, what they read (Llama 4).
+
+    Beside a mixture, a *shared* branch is one that all tokens go through. Where it is ``weighed``, each token
+    multiplies what it returns by a number of its own, `Routing.gain` (Qwen2-MoE).
     """
 
     up: Linear
@@ -38,6 +42,8 @@ class Branch:
     down: Linear
     activation: Activation
     clamp: Clamp | None = None
+    scales_input: bool = False
+    weighed: bool = False
 
     @property
     def routed(self) -> bool:
@@ -69,8 +75,9 @@ class Block:
     """A dense feed-forward network, and which of ``n`` tokens go through it.
 
     ``place`` is that of its branch in the layer. Of a mixture, it is the expert ``number``: the tokens ``tokens``
-    ``[m]`` go to it, of which it is choice ``slots`` ``[m]`` and which multiply what it returns by ``share`` ``[m]``.
-    All three are None where all tokens go through it.
+    ``[m]`` go to it, of which it is choice ``slots`` ``[m]`` and which multiply what it returns (or reads, see
+    `Branch`) by ``share`` ``[m]``. All three are None where all tokens go through it, but for the ``share`` ``[n]`` of
+    a branch that is weighed.
     """
 
     place: int
@@ -79,6 +86,15 @@ class Block:
     tokens: Tensor | None = None
     slots: Tensor | None = None
     share: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What a value projection reads that does not read the layer's input itself: ``norm(x @ down)``, narrower than
+    the model (multi-head latent attention). The statistics of its norm are frozen like those of any other."""
+
+    down: Linear
+    norm: Norm
 
 
 @dataclass(frozen=True)
@@ -92,6 +108,7 @@ class CrossWeights:
     kv_heads: int
     value: Linear
     out: Linear
+    latent: None = None
     norm_before_attn: None = None
     norm_of_attn: None = None
     norm_after_attn: Norm | None = None
@@ -106,7 +123,7 @@ class LayerWeights(Scoped):
     ``norm_of_attn`` and ``norm_of_ff`` act on what a block returns, before the residual is added (Gemma 2, OLMo 2).
     The feed-forward block is the sum of its ``branches``.
     ``parallel``: the feed-forward block reads the layer's input beside attention, not its output (GPT-NeoX).
-    ``cross``: attention to an encoder's tokens.
+    ``cross``: attention to an encoder's tokens. ``latent``: what lies before ``value`` (DeepSeek).
     """
 
     heads: int
@@ -122,6 +139,7 @@ class LayerWeights(Scoped):
     norm_after_ff: Norm | None = None
     parallel: bool = False
     cross: CrossWeights | None = None
+    latent: Latent | None = None
 
     @property
     def attentions(self) -> tuple[tuple[Source, LayerWeights | CrossWeights], ...]:
@@ -144,6 +162,11 @@ class LayerWeights(Scoped):
         return any(branch.routed for branch in self.branches)
 
     @property
+    def shared(self) -> int:
+        """How many branches all tokens go through beside a mixture; 0 where there is none."""
+        return sum(not branch.routed for branch in self.branches) if self.mixture else 0
+
+    @property
     def streams(self) -> int:
         """How many pre-activations a neuron has, ``S``: 1 in a dense network, gate and up in a gated one."""
         return len(self.branches[0].projections)
@@ -164,7 +187,8 @@ class LayerWeights(Scoped):
         """The dense networks that any of the tokens of ``routing`` goes through; None: none is routed."""
         for place, branch in enumerate(self.branches):
             if not branch.routed:
-                yield Block(place, branch)
+                gain = routing.gain if branch.weighed and routing is not None else None
+                yield Block(place, branch, share=None if gain is None else gain.to(self.out.weight.dtype))
                 continue
             assert routing is not None
             for number, tokens, slots in routing.by_expert():
@@ -181,7 +205,8 @@ class LayerWeights(Scoped):
 
         branches = tuple(convert_all(branch) for branch in self.branches)
         cross = None if self.cross is None else convert_all(self.cross)
-        found: LayerWeights = replace(convert_all(self), branches=branches, cross=cross)
+        latent = None if self.latent is None else convert_all(self.latent)
+        found: LayerWeights = replace(convert_all(self), branches=branches, cross=cross, latent=latent)
         return found
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
@@ -189,9 +214,11 @@ class LayerWeights(Scoped):
         yield from _named_tensors(self, "")
         if self.cross is not None:
             yield from _named_tensors(self.cross, CROSS)
+        if self.latent is not None:
+            yield from _named_tensors(self.latent, "latent.")
 
 
-def _named_tensors(owner: LayerWeights | CrossWeights | Branch, prefix: str) -> Iterator[tuple[str, Tensor]]:
+def _named_tensors(owner: LayerWeights | CrossWeights | Latent | Branch, prefix: str) -> Iterator[tuple[str, Tensor]]:
     for field in fields(owner):
         part = getattr(owner, field.name)
         if isinstance(part, Linear | Norm):

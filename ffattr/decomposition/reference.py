@@ -16,24 +16,28 @@ from torch import Tensor
 
 from . import integrated_gradients as ig
 from .attention import Attention
-from .layer import Branch, CrossWeights, LayerWeights
+from .layer import Block, Branch, CrossWeights, LayerWeights
 from .routing import Routing
 from .scopes import Scope, Source
-from .walk import Station, Stream, add_streams, walk
+from .walk import Station, Stream, add_streams, scale_stream, select_stream, walk
 
 __all__ = [
     "Baseline",
     "Encoder",
     "Path",
     "Rule",
+    "apply_activation",
     "attention_stream",
     "branch_stream",
     "branch_streams",
     "context",
     "decompose",
+    "enter_block",
     "feed_forward",
     "head_vectors",
+    "leave_block",
     "own_values",
+    "path_start",
     "preactivations",
     "slopes",
 ]
@@ -76,11 +80,14 @@ def own_values(weights: LayerWeights | CrossWeights, x: Tensor, value_bias: str)
     """The value vectors that belong to each token, ``[T, H, dh]``, and the constant that belongs to none, ``[H, dh]``.
 
     ``value_bias="token"`` (2020, equation 4): ``in_j W_V + b_V`` with ``in_j`` the layer input, normed in pre-LN
-    layers, belongs to token ``j`` whole. ``"separate"``: ``b_V`` and the shift ``beta`` of a pre-norm are split off.
-    Query head ``h`` reads key/value head ``h // (H / Hkv)``.
+    layers, belongs to token ``j`` whole. ``"separate"``: ``b_V`` and the shift ``beta`` of a pre-norm are split off;
+    of values made of a latent vector, ``b_V`` and the shift of the latent's norm, which alone are the same for all
+    tokens. Query head ``h`` reads key/value head ``h // (H / Hkv)``.
     """
     norm, value = weights.norm_before_attn, weights.value
     constant = torch.zeros_like(value.weight[0]) if value.bias is None else value.bias
+    if weights.latent is not None:
+        x, norm = weights.latent.down(x if norm is None else norm(x)), weights.latent.norm
     if norm is None:
         linear = x @ value.weight
     else:
@@ -125,15 +132,20 @@ def attention_stream(
 
 def preactivations(branch: Branch, stream: Stream, baseline: Baseline) -> Path:
     """The path of Integrated Gradients: from ``base`` to ``z = t W1 + b1`` (gated: ``t Wg``, ``t Wu``)."""
-    z = torch.stack([projection(stream.total) for projection in branch.projections])
-    bias = torch.stack([projection(stream.bias) for projection in branch.projections])
+    z, bias = (
+        torch.stack([projection(part) for projection in branch.projections]) for part in (stream.total, stream.bias)
+    )
+    return Path(z, bias, path_start(branch, z, bias, baseline))
+
+
+def path_start(branch: Branch, z: Tensor, bias: Tensor | None, baseline: Baseline) -> Tensor | None:
+    """Where the path to ``z`` starts, ``[S, N or 1, F]``, None: at zero. Only ``"bias"`` asks for ``bias``."""
     if isinstance(baseline, Tensor):
-        base: Tensor | None = baseline.to(z).view(-1, 1, z.shape[-1])
-        if branch.gate is not None and base is not None and base.shape[0] == 1:
+        base = baseline.to(z).view(-1, 1, z.shape[-1])
+        if branch.gate is not None and base.shape[0] == 1:
             base = torch.cat([base, torch.zeros_like(base)])  # a gate's baseline alone: up starts at zero
-    else:
-        base = bias if baseline == "bias" else None
-    return Path(z, bias, base)
+        return base
+    return bias if baseline == "bias" else None
 
 
 def slopes(branch: Branch, path: Path, rule: Rule) -> Tensor:
@@ -155,9 +167,9 @@ def branch_stream(branch: Branch, stream: Stream, path: Path, slope: Tensor) -> 
             neurons = neurons + (vectors @ projection.weight) * factor[:, None]
         vectors = neurons @ branch.down.weight
     away = path.bias if path.base is None else path.bias - path.base
-    start = _apply_activation(branch, path.z.new_zeros(len(path.z), 1, 1) if path.base is None else path.base)
+    start = apply_activation(branch, path.z.new_zeros(len(path.z), 1, 1) if path.base is None else path.base)
     bias = branch.down((slope * away).sum(0) + start)
-    return Stream(vectors, bias, branch.down(_apply_activation(branch, path.z)))
+    return Stream(vectors, bias, branch.down(apply_activation(branch, path.z)))
 
 
 def branch_streams(
@@ -169,39 +181,52 @@ def branch_streams(
     ``routing`` is that of the stream's tokens.
     """
     for block in weights.blocks(routing):
-        tokens, share = block.tokens, block.share
-        of_tokens = stream
-        if tokens is not None:
-            of_tokens = Stream(stream.vectors[tokens], stream.bias[tokens], stream.total[tokens])
-        path = preactivations(block.branch, of_tokens, rule.baseline)
-        ff = branch_stream(block.branch, of_tokens, path, slopes(block.branch, path, rule))
-        if tokens is not None and share is not None:
+        read = enter_block(block, stream)
+        path = preactivations(block.branch, read, rule.baseline)
+        ff = leave_block(block, branch_stream(block.branch, read, path, slopes(block.branch, path, rule)))
+        if block.tokens is not None:
             ff = Stream(
-                torch.zeros_like(stream.vectors).index_copy(0, tokens, ff.vectors * share[:, None, None]),
-                torch.zeros_like(stream.bias).index_copy(0, tokens, ff.bias * share[:, None]),
-                torch.zeros_like(stream.total).index_copy(0, tokens, ff.total * share[:, None]),
+                torch.zeros_like(stream.vectors).index_copy(0, block.tokens, ff.vectors),
+                torch.zeros_like(stream.bias).index_copy(0, block.tokens, ff.bias),
+                torch.zeros_like(stream.total).index_copy(0, block.tokens, ff.total),
             )
         yield block.number, ff
+
+
+def enter_block(block: Block, stream: Stream) -> Stream:
+    """What a network reads: the stream of the tokens that go through it, times their shares where these multiply
+    what experts read."""
+    if block.tokens is not None:
+        stream = select_stream(stream, block.tokens)
+    return scale_stream(stream, block.share) if block.branch.scales_input else stream
+
+
+def leave_block(block: Block, returned: Stream) -> Stream:
+    """What a network adds to those tokens: what it returned, times their shares."""
+    return returned if block.branch.scales_input else scale_stream(returned, block.share)
 
 
 def feed_forward(weights: LayerWeights, t: Tensor, routing: Routing | None) -> Tensor:
     """The feed-forward block itself: ``[N, d]`` to ``[N, d]``."""
     total: Tensor | None = None
     for block in weights.blocks(routing):
-        branch = block.branch
+        branch, share = block.branch, None if block.share is None else block.share[:, None]
         read = t if block.tokens is None else t[block.tokens]
+        read = read if share is None or not branch.scales_input else read * share
         returned = branch.down(
-            _apply_activation(branch, torch.stack([projection(read) for projection in branch.projections]))
+            apply_activation(branch, torch.stack([projection(read) for projection in branch.projections]))
         )
-        if block.tokens is not None and block.share is not None:
+        returned = returned if share is None or branch.scales_input else returned * share
+        if block.tokens is not None:
             total = torch.zeros_like(t) if total is None else total
-            total = total.index_add(0, block.tokens, returned * block.share[:, None])
+            total = total.index_add(0, block.tokens, returned)
         else:
             total = returned if total is None else total + returned
     return torch.zeros_like(t) if total is None else total
 
 
-def _apply_activation(branch: Branch, z: Tensor) -> Tensor:
+def apply_activation(branch: Branch, z: Tensor) -> Tensor:
+    """The neurons ``[..., F]`` of pre-activations ``[S, ..., F]``."""
     if branch.clamp is not None:
         return branch.clamp.value(z, branch.activation)
     hidden = branch.activation.value(z[0])
@@ -223,7 +248,8 @@ def decompose(
     Per-head scopes come with vectors ``[H, N, T, d]`` and a bias and total of zero size. With an ``encoder`` of ``T'``
     tokens, vectors from ``atb`` on are ``[N, T + T', d]``, its tokens last; before, they are those of one source.
     A mixture of experts needs the ``routing`` of all ``T`` tokens; its `expert_scope` has vectors ``[k, N, T, d]``, one
-    for each of the ``k`` experts in a token's row of ``routing``.
+    for each of the experts in a token's row of ``routing``, and behind them one for each branch that all tokens go
+    through.
     """
     chosen = None if routing is None or not weights.mixture else routing.of(rows)
     apart: dict[Scope, Tensor] = {}  # what is summed at the station of the same point
@@ -243,13 +269,17 @@ def decompose(
 
     def sum_branches(ff_input: Stream) -> Stream:
         total: Stream | None = None
-        by_expert = None if chosen is None else ff_input.vectors.new_zeros(len(chosen.index.T), *ff_input.vectors.shape)
+        by_expert, shared = None, []
+        if chosen is not None:
+            by_expert = ff_input.vectors.new_zeros(len(chosen.index.T), *ff_input.vectors.shape)
         for number, ff in branch_streams(weights, ff_input, rule, chosen):
             total = ff if total is None else add_streams(total, ff)
-            if chosen is not None and number is not None and by_expert is not None:
+            if number is None:
+                shared.append(ff.vectors)
+            elif chosen is not None and by_expert is not None:
                 by_expert += (chosen.index == number).T[..., None, None] * ff.vectors
         if by_expert is not None:
-            apart[weights.expert_scope] = by_expert
+            apart[weights.expert_scope] = torch.cat([by_expert, torch.stack(shared)]) if shared else by_expert
         if total is None:  # not one token
             return Stream(*(torch.zeros_like(part) for part in (ff_input.vectors, ff_input.bias, ff_input.total)))
         return total

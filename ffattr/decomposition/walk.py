@@ -17,7 +17,16 @@ from .affine import Norm
 from .layer import LayerWeights
 from .scopes import Scope, Source
 
-__all__ = ["Station", "Stream", "add_streams", "join_streams", "normalise_stream", "walk"]
+__all__ = [
+    "Station",
+    "Stream",
+    "add_streams",
+    "join_streams",
+    "normalise_stream",
+    "scale_stream",
+    "select_stream",
+    "walk",
+]
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,18 @@ def join_streams(stream: Stream, other: Stream) -> Stream:
     """The sum of two streams whose vectors come from different tokens: those of ``other`` are last."""
     vectors = torch.cat([stream.vectors, other.vectors], 1)
     return Stream(vectors, stream.bias + other.bias, stream.total + other.total)
+
+
+def select_stream(stream: Stream, tokens: Tensor) -> Stream:
+    """The stream of the tokens ``tokens`` ``[n]`` alone."""
+    return Stream(stream.vectors[tokens], stream.bias[tokens], stream.total[tokens])
+
+
+def scale_stream(stream: Stream, factor: Tensor | None) -> Stream:
+    """The stream, times a number for each token, ``[N]``; None: as it is."""
+    if factor is None:
+        return stream
+    return Stream(stream.vectors * factor[:, None, None], stream.bias * factor[:, None], stream.total * factor[:, None])
 
 
 def normalise_stream(norm: Norm | None, stream: Stream) -> tuple[Stream, Tensor | None]:

@@ -1,7 +1,9 @@
 """Attention-level maps: norms before the feed-forward block, by quadratic forms in the attention weights.
 
 The vectors that a key brings by every head, and as one more head by itself, have a Gram matrix; the norm of their sum
-with any weights follows from it, without work of the model's width for a pair.
+with any weights follows from it, without work of the model's width for a pair. That is so of Euclidean norms alone: for
+what else vectors are reduced to, they are added up for every pair, by the operator of the direct method without a
+neuron.
 """
 
 from __future__ import annotations
@@ -16,23 +18,30 @@ from ..decomposition.layer import LayerWeights
 from ..decomposition.scopes import Scope
 from ..ops import torch_kernels
 from ..ops.backends import Backend
-from ..ops.contract import MOST_HEADS
+from ..ops.contract import MOST_HEADS, Epilogue
+from ..ops.reduction import Reduction, reduce_vectors
 from .costs import Blocks
 from .key_blocks import KeyBlock
 from .key_tokens import KeyTokens, StreamMap
 from .pack import QueryBlock
 from .query_pass import QueryPass
 
-__all__ = ["AttentionMaps", "own_column_vectors"]
+__all__ = ["AttentionMaps", "add_up_heads", "own_column_vectors"]
 
 
 class AttentionMaps:
     """The attention-level maps of a pack."""
 
     def __init__(
-        self, weights: LayerWeights, sources: Sequence[KeyTokens], scopes: frozenset[Scope], backend: Backend
+        self,
+        weights: LayerWeights,
+        sources: Sequence[KeyTokens],
+        scopes: frozenset[Scope],
+        backend: Backend,
+        reduction: Reduction = "l2",
     ) -> None:
         self.weights, self.sources, self.scopes, self.backend = weights, sources, scopes, backend
+        self.reduction = reduction
         self._grams: dict[tuple[int, str], Tensor] = {}  # of all keys
 
     def tiles(
@@ -48,31 +57,45 @@ class AttentionMaps:
         per_head, attn, atb = (wanted.get(key) for key in (("attn", "head"), ("attn", None), ("atb", None)))
         unnormed = path.residual is path.raw
         summed = atb if unnormed else wanted.get(("attn_res", None))
-        forms = GramNorms(block, path.weights.heads, self.backend)
+        forms = PairForms(block, path.weights.heads, self.backend, self.reduction)
+        totals = passed.totals
         if per_head or attn or summed or itself:
-            raw = self._gram(number, block, "raw", within)
+            raw = self._form(number, block, "raw", within)
             if per_head:
-                yield per_head, torch.stack([forms.compute(raw, [head]) for head in range(forms.heads)])
+                wholes = totals.get(per_head, [None] * forms.heads)
+                tiles = [forms.compute(raw, [head], total=whole) for head, whole in enumerate(wholes)]
+                yield per_head, torch.stack(tiles)
             if attn:
-                yield attn, forms.compute(raw, range(forms.heads))
-            if summed or itself:
-                whole = forms.compute(raw)
-                if summed:
-                    yield summed, whole
-                yield from self._own_columns(forms, whole, itself)
+                yield attn, forms.compute(raw, range(forms.heads), total=totals.get(attn))
+            if summed:
+                yield summed, forms.compute(raw, total=totals.get(summed))
+            for scope, vectors in itself.items():
+                yield scope, self._fill_own_columns(forms, raw, scope, vectors, totals.get(scope))
         if atb and not unnormed:
-            yield atb, forms.compute(self._gram(number, block, "residual", within), scale=passed.residual_scale[number])
+            form, scale = self._form(number, block, "residual", within), passed.residual_scale[number]
+            yield atb, forms.compute(form, scale=scale, total=totals.get(atb))
         normed = wanted.get(("ff_input", None))
         if normed and not self.weights.parallel:
-            yield normed, forms.compute(self._gram(number, block, "ff_input", within), scale=passed.ff_scale[number])
+            form, scale = self._form(number, block, "ff_input", within), passed.ff_scale[number]
+            yield normed, forms.compute(form, scale=scale, total=totals.get(normed))
 
-    def _own_columns(
-        self, forms: GramNorms, whole: Tensor, itself: Mapping[Scope, Tensor]
-    ) -> Iterator[tuple[Scope, Tensor]]:
-        """Tiles of a parallel layer behind the norm: to its output others come by attention alone."""
-        for scope, vectors in itself.items():
-            elsewhere = whole if scope == self.weights.all_scopes[-1] else torch.zeros_like(whole)
-            yield scope, torch.where(forms.itself, vectors.norm(dim=-1)[:, None], elsewhere)
+    def _fill_own_columns(
+        self, forms: PairForms, raw: Tensor, scope: Scope, vectors: Tensor, total: Tensor | None
+    ) -> Tensor:
+        """The tile of a parallel layer behind the norm: to its output others come by attention alone."""
+        last = scope == self.weights.all_scopes[-1]
+        own = reduce_vectors(vectors, self.reduction, total)[:, None]
+        return torch.where(forms.itself, own, forms.compute(raw, total=total) if last else 0)
+
+    def _form(self, number: int, block: KeyBlock, point: str, within: Blocks) -> Tensor:
+        """What `PairForms` computes with: of all vectors that a key brings to a point of its path the products
+        ``[m, G, G]``, or the vectors themselves ``[m, G, d]``."""
+        if self.reduction == "l2":
+            return self._gram(number, block, point, within)
+        source = self.sources[number]
+        stream_map: StreamMap = getattr(source.path, point)
+        own = source.residual_at(stream_map, block.tokens)
+        return block.head_vectors(source.values[block.tokens], stream_map.matrix, own)
 
     def _gram(self, number: int, block: KeyBlock, point: str, within: Blocks) -> Tensor:
         """Products ``[m, G, G]`` of all vectors that a key brings to a point of its path."""
@@ -94,23 +117,44 @@ class AttentionMaps:
 
 
 @dataclass(frozen=True)
-class GramNorms:
-    """Norms of what the keys of a block bring before the feed-forward block: quadratic forms in their weights."""
+class PairForms:
+    """What the keys of a block bring before the feed-forward block, reduced: to Euclidean norms by quadratic forms in
+    the weights, to anything else by the sums of vectors themselves."""
 
     block: KeyBlock
     heads: int
     backend: Backend
+    reduction: Reduction
 
-    def compute(self, gram: Tensor, heads: Sequence[int] | None = None, scale: Tensor | None = None) -> Tensor:
-        """Norms ``[n, M]``; ``heads``: of these alone, without the residual."""
-        block = self.block
-        alpha = block.alpha
+    def compute(
+        self,
+        form: Tensor,
+        heads: Sequence[int] | None = None,
+        scale: Tensor | None = None,
+        total: Tensor | None = None,
+    ) -> Tensor:
+        """Numbers ``[n, M]`` from Gram matrices ``[m, G, G]`` or vectors ``[m, G, d]``, times ``scale`` ``[n]``.
+
+        ``heads``: of these alone, without the residual. ``total`` ``[n, d]``: what the vectors are compared with.
+        """
+        block, alpha, position = self.block, self.block.alpha, self.block.position
+        rows = None
         if heads is not None:
-            every = [token * (self.heads + 1) + head for token in range(block.size) for head in heads]
-            alpha, gram = alpha[every], gram[:, every][:, :, every]
+            rows = [token * (self.heads + 1) + head for token in range(block.size) for head in heads]
+            alpha = alpha[rows] if len(rows) < len(alpha) else alpha
         too_many = self.backend.for_gpus and len(alpha) >= MOST_HEADS
         operators = torch_kernels if too_many else self.backend.require_operators()
-        return operators.gram_norms(alpha, block.position, gram, scale, block.sequences)
+        if self.reduction == "l2":
+            gram = form if rows is None else form[:, rows][:, :, rows]
+            return operators.gram_norms(alpha, position, gram, scale, block.sequences)
+        if rows is not None:  # the last vector is of the residual, which then no query has
+            form = form[:, [*rows, -1]] if len(rows) < form.shape[1] - 1 else form
+            position = torch.full_like(position, -1)
+        keys, mixed, width = form.shape
+        features, slope = form.new_empty(1, keys, mixed, 0), form.new_empty(1, len(position), 0)
+        totals = None if total is None else total.expand(2, *total.shape)
+        epilogue = Epilogue(form, scale, sequences=block.sequences, reduction=self.reduction, totals=totals)
+        return operators.ff_norms(alpha, position, features, slope, form.new_empty(0, width), None, *epilogue)[1]
 
     @property
     def itself(self) -> Tensor:
@@ -118,6 +162,13 @@ class GramNorms:
         alpha, position = self.block.alpha, self.block.position
         last = torch.arange(alpha.shape[-1], device=alpha.device) == position[:, None]
         return last | alpha[self.heads :: self.heads + 1].any(0)
+
+
+def add_up_heads(source: KeyTokens, alpha: Tensor, queries: QueryBlock) -> Tensor:
+    """What all keys bring by each head, ``[H, n, d]``, for the weights ``alpha`` ``[H, n, M]`` of a pass."""
+    read = source.read_context(alpha, queries).transpose(0, 1)
+    found: Tensor = read @ source.path.raw.matrix.unflatten(0, (len(read), -1))
+    return found
 
 
 def own_column_vectors(weights: LayerWeights, source: KeyTokens, passed: QueryPass) -> dict[Scope, Tensor]:

@@ -15,6 +15,7 @@ import torch
 from ..decomposition.layer import LayerWeights
 from ..decomposition.precision import operand_dtype, result_dtype
 from ..decomposition.scopes import Scope
+from ..ops.reduction import Reduction
 
 __all__ = ["BY_QUERY", "Blocks", "LayerShape", "Method"]
 
@@ -54,6 +55,7 @@ class LayerShape:
     go to, each of which is prepared on its own; ``by_expert`` is whether there is a map per expert as well.
     ``sketched``: for every scope that is, what the width is narrowed to. ``maps_per_pair`` are the numbers kept of a
     pair, ``attention_scopes`` how many scopes are attention-level, at ``stages`` different points of the layer.
+    ``reduction``: what vectors become in the maps.
     """
 
     queries: int
@@ -74,6 +76,7 @@ class LayerShape:
     maps_per_pair: int = 1
     attention_scopes: int = 0
     stages: int = 0
+    reduction: Reduction = "l2"
 
     def __post_init__(self) -> None:
         for name, value in (("longest", self.tokens), ("group_pairs", self.pairs)):  # one sequence, no groups
@@ -89,6 +92,7 @@ class LayerShape:
         experts: int = 1,
         expert_sets: int = 1,
         scopes: Collection[Scope] = (),
+        reduction: Reduction = "l2",
     ) -> LayerShape:
         """One sequence; ``experts`` of each token, in ``expert_sets`` different sets."""
         own = {scope.seen_from("own") for scope in scopes}
@@ -109,6 +113,7 @@ class LayerShape:
             maps_per_pair=max(1, sum(_count_maps(scope, weights.heads, experts) for scope in scopes)),
             attention_scopes=len(attention_level),
             stages=len({len(weights.norms_before(point)) for point in points}),
+            reduction=reduction,
         )
 
     @property
@@ -165,8 +170,11 @@ class LayerShape:
         }
         made = 1 if blocks.grams else repeats
         found["features"] = 2.0 * made * t * self.inner * d * self.stages
-        found["gram"] = 2.0 * made * t * self.mean_group_size * mixed * mixed * d * self.stages
-        found["form"] = 2.0 * mixed * mixed * pairs * self.mean_group_size * self.attention_scopes
+        if self.reduction == "l2":
+            found["gram"] = 2.0 * made * t * self.mean_group_size * mixed * mixed * d * self.stages
+            found["form"] = 2.0 * mixed * mixed * pairs * self.mean_group_size * self.attention_scopes
+        else:  # vectors of pairs are added up
+            found["mixing"] = 2.0 * pairs * mixed * d * self.attention_scopes
         if method == "attention":  # no bias through the FF block
             found["product"] += 2.0 * n * (streams + 1) * f * d
             return found
@@ -179,7 +187,7 @@ class LayerShape:
         if method != "mixed":
             found["product"] += 2.0 * streams * self.inner * d * f * self.sources * self.expert_sets
         found["features"] += 2.0 * repeats * t * self.inner * self.passes * self.vector_width
-        found["mixing"] = 2.0 * pairs * mixed * self.passes * self.vector_width
+        found["mixing"] = found.get("mixing", 0.0) + 2.0 * pairs * mixed * self.passes * self.vector_width
         if method == "operator":
             found["product"] += 2.0 * n * streams * d * f * self.passes
             operators = 2.0 * n * f * self.vector_width * (self.inner + 1) * self.sources
@@ -209,6 +217,8 @@ class LayerShape:
         """Working memory for one key token of a block: features for the feed-forward map, or what a Gram matrix is made
         of."""
         mixed = self.heads + 1
+        if method == "attention" and self.reduction != "l2":  # vectors, and once more those of attention alone
+            return 2 * mixed * self.width * result_dtype(dtype).itemsize
         if method == "attention":
             grams = 3 * round(mixed * mixed * self.mean_group_size) * 8
             return mixed * self.width * (result_dtype(dtype).itemsize + 8) + grams
@@ -231,15 +241,16 @@ class LayerShape:
 
     @property
     def gram_bytes(self) -> int:
-        """The matrices of attention-level maps of all keys: not of groups, which differ in size."""
-        return 0 if self.grouped else self.stages * self.tokens * 8 * (self.heads + 1) ** 2
+        """The matrices of attention-level maps of all keys: not of groups, which differ in size, and of norms alone."""
+        return 0 if self.grouped or self.reduction != "l2" else self.stages * self.tokens * 8 * (self.heads + 1) ** 2
 
     def query_bytes(self, method: Method, dtype: torch.dtype) -> tuple[int, int]:
         """Working memory for one query token: at most, on its own way through the layer, and kept for all keys."""
         weights, size = (self.heads + self.maps_per_pair) * self.longest, result_dtype(dtype).itemsize
         neurons = 0 if method == "attention" else 2 * self.streams * self.ff_width  # slopes, scaled and not
         passed = (2 * self.streams + 1 if method == "attention" else 4 * self.streams + 3) * self.ff_width
-        kept = weights + neurons + 8 * self.width
+        totals = self.width * (self.maps_per_pair + 6) * (self.reduction == "alti")
+        kept = weights + neurons + 8 * self.width + totals
         passing = weights + max(self.heads * self.longest, passed) + 12 * self.width
         return max(passing, kept) * size, kept * size
 

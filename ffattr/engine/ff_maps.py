@@ -8,11 +8,12 @@ the branches that all tokens go through.
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..decomposition.layer import LayerWeights
 from ..decomposition.routing import Routing
 from ..decomposition.scopes import Scope
 from ..ops import torch_kernels
@@ -22,7 +23,7 @@ from .costs import Method
 from .ff_operands import FFOperands
 from .key_blocks import KeyBlock, cut_keys
 from .key_tokens import KeyTokens
-from .pack import QueryBlock, concatenate
+from .pack import concatenate
 from .plan import LayerPlan
 from .query_pass import QueryPass
 
@@ -33,12 +34,13 @@ __all__ = ["FFMaps", "QueryOperands"]
 class QueryOperands:
     """What ``n`` queries bring: which of the pack's tokens they are, ``token_in_pack`` ``[n]``; ``slope`` ``[S, n, F]``
     with the scales of all norms before the block, in the dtype of the operands; the scales ``[n]`` of the residual and
-    of the norm after the block."""
+    of the norm after the block; and what the vectors of each scope are compared with, ``totals`` ``[scopes, n, d]``."""
 
     token_in_pack: Tensor
     slope: Tensor
     residual_scale: Tensor | None
     norm_scale: Tensor | None
+    totals: Tensor | None = None
 
 
 class KeyOperands:
@@ -97,6 +99,8 @@ class KeyBlockOperands:
                 norm_scale=queries.norm_scale if exact else None,
                 centre=exact and norm is not None and norm.kind == "layer",
                 sequences=self.block.sequences,
+                reduction=ff.reduction,
+                totals=queries.totals,
             )
             out = self._call_operator(queries.token_in_pack, slope, (down[neurons], down_scale), neurons, epilogue)
             for place, scope in enumerate(target.scopes, target.first):
@@ -178,7 +182,8 @@ class FFMaps:
         for number, source in enumerate(self.sources):
             name, ff_scale = source.path.source, passed.ff_scale[number]
             scaled = (slope if ff_scale is None else slope * ff_scale[:, None]).to(self.ff.dtype)
-            operands = QueryOperands(queries.token_in_pack, scaled, passed.residual_scale[number], passed.norm_scale)
+            scales = passed.residual_scale[number], passed.norm_scale
+            operands = QueryOperands(queries.token_in_pack, scaled, *scales, _stack_totals(self.weights, passed))
             experts = to.get(self.weights.expert_scope.seen_from(name))
             for block in cut_keys(source, passed.alpha[number], queries, plan.blocks.ff_keys):
                 keys = self.keys[number].of_block(block, plan.method)
@@ -187,18 +192,30 @@ class FFMaps:
                         if scope.seen_from(name) in self.scopes:
                             block.put_tile(tile, to[scope.seen_from(name)])
                 if slots is not None and experts is not None:
-                    self._fill_experts(keys, operands, queries, slots, experts)
+                    sums = passed.totals.get(self.weights.expert_scope.seen_from(name))
+                    self._fill_experts(keys, operands, sums, slots, experts)
 
     def _fill_experts(
-        self, keys: KeyBlockOperands, operands: QueryOperands, queries: QueryBlock, slots: Tensor, to: Tensor
+        self, keys: KeyBlockOperands, operands: QueryOperands, sums: Tensor | None, slots: Tensor, to: Tensor
     ) -> None:
-        """The maps ``to`` ``[k, n, C]`` of each expert of queries that go to the same ones."""
-        rows, first = torch.arange(len(queries), device=slots.device), 0
+        """The maps ``to`` ``[k, n, C]`` of each expert of queries that go to the same ones, and behind them of each
+        branch that all tokens go through; ``sums`` ``[k, n, d]``: what the vectors of each are compared with."""
+        rows, first, place = torch.arange(len(slots), device=slots.device), 0, slots.shape[1]
         for branch in self.weights.branches:
-            for slot in slots.T if branch.routed else ():
+            shared = () if branch.routed else (torch.full_like(rows, place),)
+            place += len(shared)
+            for slot in shared or slots.T:
                 tile = to[slot, rows]
                 neurons = slice(first, first + branch.width)
+                if sums is not None and operands.totals is not None:
+                    operands = replace(operands, totals=sums[slot, rows].expand_as(operands.totals))
                 keys.block.put_tile(keys.compute_norms(operands, neurons)[self.weights.pairwise_scopes[0]], tile)
                 to[slot, rows] = tile
                 first += branch.width
-            first += 0 if branch.routed else branch.width
+
+
+def _stack_totals(weights: LayerWeights, passed: QueryPass) -> Tensor | None:
+    """What the vectors of every feed-forward scope are compared with, ``[scopes, n, d]``."""
+    if not passed.totals:
+        return None
+    return torch.stack([passed.totals[scope] for scope in weights.pairwise_scopes])

@@ -12,6 +12,7 @@ from ..decomposition.layer import Branch, LayerWeights
 from ..decomposition.precision import operand_dtype, quantised
 from ..decomposition.scopes import Scope
 from ..ops.backends import Backend
+from ..ops.reduction import Reduction
 from .key_tokens import AttentionPath, Recall, make_anew
 from .pack import concatenate
 
@@ -46,8 +47,9 @@ class FFOperands:
         backend: Backend,
         dtype: torch.dtype,
         recall: Recall = make_anew,
+        reduction: Reduction = "l2",
     ) -> None:
-        self.weights, self.paths, self.backend = weights, tuple(paths), backend
+        self.weights, self.paths, self.backend, self.reduction = weights, tuple(paths), backend, reduction
         self.recall = make_anew if weights.mixture else recall  # the operands of a mixture are those of some experts
         self.asked, self.dtype = dtype, operand_dtype(dtype)
         self.matrices = [path.ff_input.matrix.to(self.dtype) for path in self.paths]  # from head values to the block

@@ -11,8 +11,9 @@ statistics and norms are in that of ``x``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -24,7 +25,8 @@ from ..decomposition.scopes import Scope
 from ..decomposition.sketch import Sketch, fit
 from ..decomposition.walk import Stream
 from ..ops.backends import Backend
-from .attention_maps import AttentionMaps, own_column_vectors
+from ..ops.reduction import Reduction, normalise_rows, reduce_vectors
+from .attention_maps import AttentionMaps, add_up_heads, own_column_vectors
 from .ff_maps import FFMaps
 from .ff_operands import FFOperands
 from .key_blocks import count_columns, cut_keys
@@ -32,7 +34,7 @@ from .key_tokens import Recall, attention_paths, make_anew
 from .pack import Pack, QueryBlock
 from .pair_vectors import fill_pairs, sample_pair_vectors
 from .plan import SAMPLED, LayerPlan
-from .query_pass import Slopes, pass_queries
+from .query_pass import QueryPass, Slopes, pass_queries
 
 __all__ = ["LayerMaps", "LayerTask", "MapRows"]
 
@@ -51,19 +53,43 @@ class LayerTask:
         backend: Backend,
         dtype: torch.dtype,
         recall: Recall = make_anew,
+        reduction: Reduction = "l2",
     ) -> None:
-        self.recall = recall
+        self.recall, self.reduction = recall, reduction
         self.weights, self.value_bias, self.backend, self.dtype = weights, value_bias, backend, dtype
-        self.rule, self.scopes = rule, tuple(scopes)
+        self.rule, self.asked = rule, tuple(scopes)
+        self.scopes = self.asked
+        if reduction == "alti":  # rows are divided by the sums of all parts
+            parts = itertools.chain.from_iterable(map(self._parts_of_row, self.asked))
+            self.scopes = tuple(dict.fromkeys((*self.asked, *parts)))
         self.paths = tuple(attention_paths(weights, recall))
         pairwise = (*weights.pairwise_scopes, weights.expert_scope)
         self.needs_slopes = any(scope.needs_ff for scope in scopes)
         self.attention_level = any(scope.seen_from("own") not in pairwise for scope in scopes)
-        self.pairwise = frozenset(scope for scope in scopes if scope.seen_from("own") in pairwise)
+        self.pairwise = frozenset(scope for scope in self.scopes if scope.seen_from("own") in pairwise)
 
     @cached_property
     def ff(self) -> FFOperands:
-        return FFOperands(self.weights, self.paths, self.backend, self.dtype, self.recall)
+        return FFOperands(self.weights, self.paths, self.backend, self.dtype, self.recall, self.reduction)
+
+    def finish_rows(self, maps: dict[Scope, Tensor], bias: dict[Scope, Tensor]) -> None:
+        """Divide complete rows of ALTI by their sums, and each ``bias`` by the same; leave out what was not asked
+        for."""
+        if self.reduction == "alti":
+            for parts in dict.fromkeys(map(self._parts_of_row, self.asked)):
+                sums = normalise_rows([maps[part] for part in parts])
+                for part in parts:
+                    if part.axis is None:
+                        bias[part] /= sums
+        for scope in {*self.scopes} - {*self.asked}:
+            del maps[scope]
+            bias.pop(scope, None)
+
+    def _parts_of_row(self, scope: Scope) -> tuple[Scope, ...]:
+        """The scopes whose vectors add up to one stream: behind both attentions, those of both sources of keys."""
+        if self.weights.cross is None or scope.point in ("attn", "attn_res"):
+            return (scope,)
+        return scope.seen_from("own"), scope.seen_from("cross")
 
     def release(self) -> None:
         """Forget what can be made again."""
@@ -100,7 +126,7 @@ class LayerMaps:
         self.slopes = Slopes(task.rule, task.backend.require_operators())
         self.sketch_error: dict[Scope, float] = {}
         scopes = frozenset(task.scopes)
-        self.attention_maps = AttentionMaps(self.weights, self.sources, scopes, task.backend)
+        self.attention_maps = AttentionMaps(self.weights, self.sources, scopes, task.backend, task.reduction)
         self.ff_maps: FFMaps | None = None
         if task.pairwise and plan.method != "pairs":
             task.ff.set_projections({} if plan.sketch is None else self._fit_sketch(plan.sketch), task.scopes)
@@ -110,18 +136,24 @@ class LayerMaps:
         """All maps of a block of queries."""
         task, weights, x = self.task, self.weights, self.pack.x
         maps, bias = {}, {}
+        totals: dict[Scope, Tensor] = {}
         for scope in task.scopes:
             columns = max(self.columns[scope.source == "cross"][b] for b, _ in queries.sequences())
             maps[scope] = x.new_zeros(*self._axes_before_queries(scope), len(queries), columns)
             bias[scope] = x.new_zeros(len(queries))
 
         def keep(scope: Scope, stream: Stream) -> None:
+            if task.reduction == "alti":
+                totals[scope] = stream.total
             if scope in bias:
-                bias[scope].copy_(stream.bias.norm(dim=-1))
+                bias[scope].copy_(reduce_vectors(stream.bias, task.reduction, stream.total))
 
         routing = None if self.pack.routing is None else self.pack.routing.of(queries.token_in_pack)
         slopes = self.slopes if task.needs_slopes else None
-        passed = pass_queries(weights, self.sources, queries, routing, slopes, keep)
+        by_expert = task.reduction == "alti" and any(scope.axis == "expert" for scope in task.scopes)
+        passed = pass_queries(weights, self.sources, queries, routing, slopes, keep, by_expert)
+        if task.reduction == "alti":
+            passed = replace(passed, totals={**totals, **self._add_up_apart(passed)})
         itself = own_column_vectors(weights, self.sources[0], passed) if weights.parallel else {}
         for number, source in enumerate(self.sources):
             if task.attention_level:
@@ -132,8 +164,21 @@ class LayerMaps:
         if self.ff_maps is not None:
             self.ff_maps.fill(passed, routing, plan, to)
         elif to:
-            fill_pairs(weights, self.sources, passed, routing, plan.blocks, to)
+            fill_pairs(weights, self.sources, passed, routing, plan.blocks, to, task.reduction)
+        task.finish_rows(maps, bias)
         return MapRows(queries, maps, bias, passed.output, tuple(self.columns))
+
+    def _add_up_apart(self, passed: QueryPass) -> dict[Scope, Tensor]:
+        """What the vectors of scopes that are told apart by head or expert add up to, ``[H, n, d]`` or
+        ``[k, n, d]``."""
+        found = {}
+        for scope in self.task.scopes:
+            if scope.axis == "head":
+                number = [source.path.source for source in self.sources].index(scope.source)
+                found[scope] = add_up_heads(self.sources[number], passed.alpha[number], passed.queries)
+            elif scope.axis == "expert" and passed.expert_sums is not None:
+                found[scope] = passed.expert_sums
+        return found
 
     def _fit_sketch(self, sketch: Sketch) -> dict[Scope, Tensor]:
         """What the vectors of each scope are narrowed by: fitted to those of a few pairs, judged by those of
@@ -157,5 +202,5 @@ class LayerMaps:
             return (self.task.paths[scope.source == "cross"].weights.heads,)
         if scope.axis == "expert":
             assert self.pack.routing is not None
-            return (self.pack.routing.index.shape[1],)
+            return (self.pack.routing.index.shape[1] + self.weights.shared,)
         return ()

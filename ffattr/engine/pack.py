@@ -81,7 +81,7 @@ class Pack:
         parts = [one.routing for one in self.sequences if one.routing is not None]
         if not parts:
             return None
-        return Routing(concatenate([part.index for part in parts]), concatenate([part.weight for part in parts]))
+        return parts[0] if len(parts) == 1 else Routing.join(parts)
 
     @cached_property
     def _queries_by_set(self) -> list[Tensor]:

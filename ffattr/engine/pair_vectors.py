@@ -13,6 +13,7 @@ from ..decomposition.layer import Block, LayerWeights
 from ..decomposition.routing import Routing
 from ..decomposition.scopes import Scope
 from ..decomposition.walk import Stream
+from ..ops.reduction import Reduction, reduce_vectors
 from .costs import Blocks
 from .key_tokens import KeyTokens, StreamMap
 from .pack import Pack, QueryBlock
@@ -31,6 +32,7 @@ def fill_pairs(
     routing: Routing | None,
     within: Blocks,
     to: Mapping[Scope, Tensor],
+    reduction: Reduction = "l2",
 ) -> None:
     """Write the rows ``to[scope]`` ``[n, C]`` of feed-forward maps, with a vector for every pair."""
     for number, source in enumerate(sources):
@@ -41,7 +43,8 @@ def fill_pairs(
             for scope, found in pair_vectors(weights, source, number, passed, routing, some, keys).items():
                 rows = to.get(scope.seen_from(source.path.source))
                 if rows is not None:
-                    rows[some, columns[some, keys]] = found.norm(dim=-1)
+                    total = passed.totals[scope][some] if reduction == "alti" else None
+                    rows[some, columns[some, keys]] = reduce_vectors(found, reduction, total)
 
 
 def sample_pair_vectors(

@@ -17,6 +17,7 @@ import torch
 from ..decomposition.sketch import Sketch
 from ..ops.availability import describe_product
 from ..ops.backends import Backend
+from ..ops.reduction import Reduction
 from .costs import BY_QUERY, Blocks, LayerShape, Method
 from .machine_rates import Rates, calibrated, measured
 
@@ -151,6 +152,7 @@ class Plan:
     dtype: torch.dtype
     device: torch.device
     layers: list[LayerPlan] = field(default_factory=list)
+    reduction: Reduction = "l2"
 
     @property
     def flops(self) -> float:
@@ -170,6 +172,7 @@ class Plan:
         product = describe_product(self.backend, self.dtype)
         dtype = str(self.dtype).removeprefix("torch.") + (f" by {product}" if product else "")
         lines = [f"{self.backend} backend, {dtype} on {self.device}"]
+        lines[0] += "" if self.reduction == "l2" else f", reduce={self.reduction!r}"
         for _, group in itertools.groupby(self.layers, key=lambda layer: replace(layer, layer=0)):
             same = list(group)
             first, numbers = same[0], _format_ranges([layer.layer for layer in same])

@@ -6,8 +6,8 @@ layer's output, which is compared with the model's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +56,9 @@ class QueryPass:
     ``slopes``: for each branch of the block ``[S, n, k, F]``, of each token's ``k`` experts (1: a dense branch), with
     their shares and the scale of a norm on what the block returns; none where no feed-forward scope is wanted.
     ``norm_scale`` ``[n]`` is that of the norm after the block, ``output`` ``[n, d]`` that of the layer.
+
+    Where vectors are to be compared with what they add up to, ``totals`` holds that by scope: ``[n, d]``, told apart by
+    head or expert ``[H, n, d]`` and ``[k, n, d]``. ``expert_sums`` is the latter, where it was asked for.
     """
 
     queries: QueryBlock
@@ -67,6 +70,8 @@ class QueryPass:
     slopes: tuple[Tensor, ...]
     norm_scale: Tensor | None
     output: Tensor
+    expert_sums: Tensor | None = None
+    totals: Mapping[Scope, Tensor] = field(default_factory=dict)
 
     def select(self, index: Tensor) -> QueryPass:
         """The queries ``index`` ``[m]`` alone, without their streams."""
@@ -82,6 +87,7 @@ class QueryPass:
             ff_scale=select_scales(self.ff_scale),
             slopes=tuple(slope[:, index] for slope in self.slopes),
             norm_scale=None if self.norm_scale is None else self.norm_scale[index],
+            totals={scope: total.index_select(-2, index) for scope, total in self.totals.items()},
         )
 
 
@@ -92,9 +98,11 @@ def pass_queries(
     routing: Routing | None,
     slopes: Slopes | None,
     keep: KeepBias,
+    by_expert: bool = False,
 ) -> QueryPass:
     """Through the whole layer. ``routing`` is that of the block's tokens; ``slopes`` None: no feed-forward scope is
-    wanted, so that of its block only the output is computed."""
+    wanted, so that of its block only the output is computed. ``by_expert``: the sum of all vectors by each expert is
+    wanted, too."""
     x = queries.pack.x[queries.token_in_pack]
     none = x.new_empty(len(x), 0, weights.width)
     # A parallel layer's block reads the query's own vector alone, which takes the way that all others are spared.
@@ -105,6 +113,7 @@ def pass_queries(
     ff_scale: list[Tensor | None] | None = None
     factors: tuple[Tensor, ...] = ()
     norm_scale: Tensor | None = None
+    expert_sums: Tensor | None = None
     ff_input = ff = own
 
     def attend(source: Source) -> Stream:
@@ -114,11 +123,15 @@ def pass_queries(
         return reference.attention_stream(keys.path.weights, alpha[source], read, keys.constant, none)
 
     def feed_forward(read: Stream) -> Stream:
-        nonlocal ff_input, factors
+        nonlocal ff_input, factors, expert_sums
         ff_input = read
         if slopes is None:
             return Stream.of_total(reference.feed_forward(weights, read.total, routing))
-        returned, factors = _through_branches(weights, read, routing, slopes)
+        if by_expert and routing is not None:
+            read = replace(read, vectors=(read.total - read.bias)[:, None])  # the sum of all as one vector
+            places = routing.index.shape[1] + weights.shared
+            expert_sums = read.total.new_zeros(places, len(read.total), weights.width)
+        returned, factors = _through_branches(weights, read, routing, slopes, expert_sums)
         return returned
 
     for station in walk(weights, own, attend, feed_forward):
@@ -132,6 +145,8 @@ def pass_queries(
             ff_scale = [_multiply_scales(one, scale) for one in ff_scale]
         elif scope.point == "ff" and scale is not None:
             factors = tuple(slope * scale[:, None, None] for slope in factors)
+            if expert_sums is not None and weights.norm_of_ff is not None:
+                expert_sums = weights.norm_of_ff.linear(expert_sums) * scale[:, None]
         elif scope.point == "ff_res_ln":
             norm_scale = scale
         if scope is not None:
@@ -143,14 +158,17 @@ def pass_queries(
                 keep(scope.seen_from(source), station.stream)
     assert ff_scale is not None
     weighted = [alpha[source] for source in by_source]
-    return QueryPass(queries, weighted, passed, ff_scale, ff_input, ff, factors, norm_scale, station.stream.total)
+    output = station.stream.total
+    return QueryPass(queries, weighted, passed, ff_scale, ff_input, ff, factors, norm_scale, output, expert_sums)
 
 
 def _through_branches(
-    weights: LayerWeights, read: Stream, routing: Routing | None, slopes: Slopes
+    weights: LayerWeights, read: Stream, routing: Routing | None, slopes: Slopes, expert_sums: Tensor | None
 ) -> tuple[Stream, tuple[Tensor, ...]]:
-    """What the feed-forward block returns, and its slopes with the experts' shares."""
+    """What the feed-forward block returns, and its slopes with the experts' shares. ``expert_sums`` ``[k, n, d]`` take
+    the first vector of every expert's share."""
     returned: Stream | None = None
+    shared = weights.shared
     factors: list[Tensor] = [read.total.new_empty(0)] * len(weights.branches)
     for place, branch in enumerate(weights.branches):
         if branch.routed:
@@ -159,18 +177,24 @@ def _through_branches(
             returned = Stream(*map(torch.zeros_like, (read.vectors, read.bias, read.total)))
     for block in weights.blocks(routing):
         branch, tokens, share = block.branch, block.tokens, block.share
-        part = read if tokens is None else Stream(read.vectors[tokens], read.bias[tokens], read.total[tokens])
+        part = reference.enter_block(block, read)
         path = reference.preactivations(branch, part, slopes.rule.baseline)
         slope = slopes.compute(branch, path)
-        part = reference.branch_stream(branch, part, path, slope)
-        if tokens is None or share is None:
+        part = reference.leave_block(block, reference.branch_stream(branch, part, path, slope))
+        slope = slope if share is None else slope * share[:, None]
+        if tokens is None:
             factors[block.place] = slope[:, :, None]
+            if expert_sums is not None:  # behind those of the experts
+                expert_sums[len(expert_sums) - shared] = part.vectors[:, 0]
+                shared -= 1
             returned = part if returned is None else add_streams(returned, part)
         elif returned is not None:
-            returned.vectors.index_add_(0, tokens, part.vectors * share[:, None, None])
-            returned.bias.index_add_(0, tokens, part.bias * share[:, None])
-            returned.total.index_add_(0, tokens, part.total * share[:, None])
-            factors[block.place][:, tokens, block.slots] = slope * share[:, None]
+            returned.vectors.index_add_(0, tokens, part.vectors)
+            returned.bias.index_add_(0, tokens, part.bias)
+            returned.total.index_add_(0, tokens, part.total)
+            factors[block.place][:, tokens, block.slots] = slope
+            if expert_sums is not None and block.slots is not None:
+                expert_sums[block.slots, tokens] = part.vectors[:, 0]
     assert returned is not None
     return returned, tuple(factors)
 

@@ -18,6 +18,7 @@ from ..decomposition.scopes import Scope
 from ..decomposition.walk import Stream
 from ..errors import NonFiniteError, OutOfMemory
 from ..ops.out_of_memory import OutOfMemoryWatch
+from ..ops.reduction import reduce_vectors
 from .layer_maps import LayerMaps, LayerTask, MapRows
 from .pack import OneSequence, Pack, QueryBlock
 from .plan import LayerPlan, free_bytes
@@ -51,7 +52,7 @@ def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> L
     """
     total = len(pack.query_tokens)
     output = pack.x.new_empty(total, task.weights.width)
-    result = LayerResult({scope: pack.x.new_zeros(total) for scope in task.scopes}, output, plan, {})
+    result = LayerResult({scope: pack.x.new_zeros(total) for scope in task.asked}, output, plan, {})
     maps: LayerMaps | None = None
     start = 0
     while start < total:
@@ -118,12 +119,15 @@ def _define_rows(task: LayerTask, queries: QueryBlock) -> Iterator[MapRows]:
         found = MapRows(single, {}, {}, one.x.new_empty(len(single), task.weights.width))
         given = (one.x, one.attention, single.token_in_sequence, task.rule, task.value_bias, one.routing, one.encoder)
         for point, stream in reference.decompose(task.weights, *given):
+            apart = point.axis is not None  # then there is no bias
+            whole = stream.vectors.sum(-2) if apart else stream.total
             for scope, vectors in _split_sources(point, stream, one):
                 if scope in task.scopes:
-                    found.maps[scope] = vectors.norm(dim=-1)
-                    if stream.bias.numel():  # per head or per expert there is none
-                        found.bias[scope] = stream.bias.norm(dim=-1)
-            found.output[:] = stream.total if stream.total.numel() else found.output
+                    found.maps[scope] = reduce_vectors(vectors, task.reduction, whole[..., None, :])
+                    if not apart:
+                        found.bias[scope] = reduce_vectors(stream.bias, task.reduction, whole)
+            found.output[:] = found.output if apart else whole
+        task.finish_rows(found.maps, found.bias)
         yield found
 
 

@@ -18,7 +18,7 @@ from .spec.described import ModelDescription
 from .spec.layer import LayerSpec
 from .spec.wrapped import is_from
 
-__all__ = ["ModelDescription", "known_models", "register_adapter", "resolve"]
+__all__ = ["ModelDescription", "known_models", "register_adapter", "resolve", "unwrap_model"]
 
 Adapter = Callable[[nn.Module], Sequence[LayerSpec]]
 
@@ -78,8 +78,7 @@ def resolve(model: nn.Module) -> ModelDescription:
             f"model is a {type(model).__name__}, expected a loaded transformers model, an nn.TransformerEncoder or "
             "nn.TransformerEncoderLayer (a name or a path has to be loaded first)"
         )
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper
-    model = _without_peft(model)
+    model = unwrap_model(model)
     config = getattr(model, "config", None)
     model_type = str(getattr(config, "model_type", ""))
     pretrained = _is_pretrained(model)
@@ -102,6 +101,14 @@ def resolve(model: nn.Module) -> ModelDescription:
             "model.vision_model instead."
         )
     return _describe_by_structure(model, model_type, base)
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Returns the model in torch.compile's wrapper and in PEFT's, whose adapters its layers keep.
+
+    Raises `UnsupportedModel` where a wrapper does more.
+    """
+    return _without_peft(getattr(model, "_orig_mod", model))
 
 
 def _is_pretrained(model: Any) -> bool:

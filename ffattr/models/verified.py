@@ -22,7 +22,8 @@ _NORMS = ("after", "before", "before and after each block", "of what a block ret
 class Layers:
     """What the layers of a model are like.
 
-    ``norms``: where they are, seen from a block and its residual connection. ``scopes`` are those of the layers' own
+    ``norms``: where they are, seen from a block and its residual connection. ``latent``: values are made of a narrow
+    vector, behind a norm. ``scopes`` are those of the layers' own
     tokens; where there are an encoder and a decoder, the decoder has the same for the encoder's.
     """
 
@@ -32,10 +33,13 @@ class Layers:
     feed_forward: str
     parallel: bool
     scopes: tuple[str, ...]
+    latent: bool = False
 
     def __str__(self) -> str:
         norms = "no norms" if self.norms == "none" else f"norms {self.norms}"
         words = [f"{norms}{', parallel' * self.parallel}", self.feed_forward]
+        if self.latent:
+            words.insert(0, "latent attention")
         if self.encoder_decoder:
             words.insert(0, "encoder and decoder")
         if self.inputs != "text":
@@ -43,11 +47,11 @@ class Layers:
         return ", ".join(words)
 
     @property
-    def order(self) -> tuple[int, bool, bool, int, bool, str]:
+    def order(self) -> tuple[int, bool, bool, bool, int, bool, str]:
         """Is the key that rows are sorted by."""
         mixture = "mixture" in self.feed_forward
         place = _INPUTS.index(self.inputs), _NORMS.index(self.norms)
-        return place[0], self.encoder_decoder, mixture, place[1], self.parallel, self.feed_forward
+        return place[0], self.encoder_decoder, self.latent, mixture, place[1], self.parallel, self.feed_forward
 
 
 @dataclass(frozen=True)

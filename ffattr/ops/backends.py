@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import BackendUnavailable
 from . import availability, contract, selfcheck, torch_kernels
 from .contract import Operators
+from .reduction import REDUCTIONS, Reduction
 
 __all__ = ["BACKENDS", "Backend", "build_info", "report_backends", "select_backend"]
 
@@ -33,6 +34,7 @@ class Backend:
 
     ``check(device, dtype, heads)`` says what is in its way there, or None; ``load`` imports what `operators` is;
     ``for_gpus``: its kernels are written for GPUs, and are compared with PyTorch before they first run on one.
+    ``reductions``: what its kernels reduce vectors to.
     """
 
     name: str
@@ -40,14 +42,19 @@ class Backend:
     check: Callable[[torch.device, torch.dtype, int], str | None]
     load: Callable[[], Operators] | None
     for_gpus: bool = False
+    reductions: tuple[Reduction, ...] = REDUCTIONS
 
-    def why_not(self, device: torch.device, dtype: torch.dtype, heads: int = 1) -> str | None:
-        """Says why it cannot run on ``device`` with wide products in ``dtype`` for layers of ``heads`` heads, or
-        None."""
+    def why_not(
+        self, device: torch.device, dtype: torch.dtype, heads: int = 1, reduction: Reduction = "l2"
+    ) -> str | None:
+        """Says why it cannot run on ``device`` with wide products in ``dtype`` for layers of ``heads`` heads, and
+        reduce vectors so, or None."""
+        if reduction not in self.reductions:
+            return f"{self.description} have no reduce={reduction!r}; use backend='triton' or backend='torch'"
         reason = self.check(device, dtype, heads)
         if reason is not None or not self.for_gpus or self.is_emulated(device):
             return reason
-        failure = selfcheck.find_failure(self.require_operators(), device, dtype)
+        failure = selfcheck.find_failure(self.require_operators(), device, dtype, reduction)
         if failure is None:
             return None
         return f"its self-check in {dtype} on {device} failed: {failure}; use backend='torch'"
@@ -87,6 +94,7 @@ BACKENDS = {
             availability.check_cuda,
             lambda: cast(Operators, torch.ops.ffattr_cuda),
             for_gpus=True,
+            reductions=("l2",),
         ),
         Backend(
             "torch",
@@ -103,8 +111,11 @@ _AUTO = ("cpu", "triton", "torch")
 """Without the CUDA kernels, which no GPU has run yet."""
 
 
-def select_backend(name: str, device: torch.device, dtype: torch.dtype, heads: int = 1) -> Backend:
-    """Returns the backend called ``name``, or with ``"auto"`` the first that can run wide products in ``dtype`` there.
+def select_backend(
+    name: str, device: torch.device, dtype: torch.dtype, heads: int = 1, reduction: Reduction = "l2"
+) -> Backend:
+    """Returns the backend called ``name``, or with ``"auto"`` the first that can run wide products in ``dtype`` there,
+    and reduce vectors so.
 
     Raises `BackendUnavailable` with every reason, ValueError for an unknown name.
     """
@@ -112,7 +123,7 @@ def select_backend(name: str, device: torch.device, dtype: torch.dtype, heads: i
         raise ValueError(f"unknown backend {name!r}, expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
     said = []
     for candidate in _AUTO if name == "auto" else (name,):
-        reason = BACKENDS[candidate].why_not(device, dtype, heads)
+        reason = BACKENDS[candidate].why_not(device, dtype, heads, reduction)
         if reason is None and name == "auto" and BACKENDS[candidate].is_emulated(device):
             reason = "Triton's interpreter is for trying kernels out: it runs only where backend='triton' is asked for"
         if reason is None:
@@ -172,13 +183,16 @@ _DECIDING = {"ig_slope": "z", "gram_norms": "alpha", "ff_norms": "down", "operat
 def _on_cuda(name: str) -> Callable[..., Tensor]:
     """Makes ``torch.ops.ffattr.<name>`` for CUDA tensors: Triton's kernel where it can run, plain PyTorch elsewhere."""
 
-    at = list(inspect.signature(getattr(torch_kernels, name)).parameters).index(_DECIDING[name])
+    parameters = list(inspect.signature(getattr(torch_kernels, name)).parameters)
+    at = parameters.index(_DECIDING[name])
+    last = parameters.index("reduction") if "reduction" in parameters else len(parameters)
 
     def run_on_cuda(*arguments: Any) -> Tensor:
         first, deciding = arguments[0], arguments[at]
         dtype = first.dtype if first.dtype == torch.float64 else deciding.dtype
         triton = BACKENDS["triton"]
-        runs = triton.why_not(first.device, dtype, first.shape[0]) is None
+        reduction: Any = arguments[last] if len(arguments) > last else "l2"  # defaults are left out
+        runs = triton.why_not(first.device, dtype, first.shape[0], reduction) is None
         out: Tensor = getattr(triton.operators if runs else torch_kernels, name)(*arguments)
         return out
 

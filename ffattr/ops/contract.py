@@ -31,15 +31,20 @@ And all wide maps end alike. With ``o`` the feed-forward row of a pair and
 ``r = residual_scale[n] * (sum_h alpha[h, n, m] residual[m, h] + [position[n] == m] residual[m, H])`` they return
 ``[2, N, M]``: ``||o||`` and ``||o + r||``, or, where ``norm_scale`` is given, ``[3, N, M]`` with
 ``norm_scale[n] * ||gamma * centre(o + r)||`` as the third. ``residual_scale`` is a norm's ``1 / s_n``, never zero.
+``reduction`` says what stands in the place of each norm: ``"l2"`` that, ``"l1"`` the sum of magnitudes, ``"alti"``
+``max(0, ||y||_1 - ||y - v||_1)`` of the vector ``v`` and of ``y = totals[scope, n]``, ``totals`` ``[2 or 3, N, d]``
+(`ffattr.ops.reduction`; a row is not divided by its sum). Where there are no neurons, ``F = 0``, ``o`` is
+zero: so vectors before the feed-forward block are reduced by ``ff_norms`` as well.
 Operators are functional and have no gradient. A neuron whose slopes are exactly zero counts as nothing, whatever its
 features or row of ``down``: kernels may skip it.
 
-Dtypes: ``alpha``, ``residual_scale``, ``gamma``, ``norm_scale``, ``down_scale`` and the ``row_scale`` of ``gram_norms``
-share one, float32 or float64, which the result takes. The wide operands (``features``, ``slope``, ``down``,
-``residual``, ``values``, ``maps``, ``own``) share one too: that same, or bfloat16 or float16. Then the wide products
-are in the narrow dtype and the norms in ``alpha``'s, and a pair's weights are divided by their largest magnitude before
-they are rounded, so that tiny ones keep their digits. With ``down_scale``, ``down`` is float8_e4m3fn and the other wide
-operands are bfloat16. The C++ kernels take float32, float64, and bfloat16 beside float32, and refuse the rest.
+Dtypes: ``alpha``, ``residual_scale``, ``gamma``, ``norm_scale``, ``totals``, ``down_scale`` and the ``row_scale`` of
+``gram_norms`` share one, float32 or float64, which the result takes. The wide operands (``features``, ``slope``,
+``down``, ``residual``, ``values``, ``maps``, ``own``) share one too: that same, or bfloat16 or float16. Then the wide
+products are in the narrow dtype and the norms in ``alpha``'s, and a pair's weights are divided by their largest
+magnitude before they are rounded, so that tiny ones keep their digits. With ``down_scale``, ``down`` is float8_e4m3fn
+and the other wide operands are bfloat16. The C++ kernels take float32, float64, and bfloat16 beside float32, and refuse
+the rest.
 
 Two tokens, one head, vectors of norm 2 and 3 (so grams 4 and 9); the second token attends to both equally:
 
@@ -63,6 +68,7 @@ import torch
 from torch import Tensor
 
 from . import torch_kernels
+from .reduction import Reduction
 
 __all__ = ["MOST_HEADS", "OPERATORS", "SCHEMAS", "Epilogue", "Operators"]
 
@@ -71,7 +77,8 @@ MOST_HEADS = 128
 leave no registers for the product."""
 
 _TAIL = (
-    "Tensor residual, Tensor? residual_scale, Tensor? gamma, Tensor? norm_scale, bool centre, Tensor? sequences=None"
+    "Tensor residual, Tensor? residual_scale, Tensor? gamma, Tensor? norm_scale, bool centre, Tensor? sequences=None, "
+    'str reduction="l2", Tensor? totals=None'
 )
 
 SCHEMAS = {
@@ -103,7 +110,8 @@ OPERATORS = tuple(SCHEMAS)
 
 
 class Epilogue(NamedTuple):
-    """The last operands of both wide operators: what is added to each vector, and the norm that follows."""
+    """The last operands of both wide operators: what is added to each vector, the norm that follows, and what a vector
+    is reduced to."""
 
     residual: Tensor
     residual_scale: Tensor | None = None
@@ -111,6 +119,8 @@ class Epilogue(NamedTuple):
     norm_scale: Tensor | None = None
     centre: bool = False
     sequences: Tensor | None = None
+    reduction: Reduction = "l2"
+    totals: Tensor | None = None
 
 
 class Operators(Protocol):
@@ -140,6 +150,8 @@ class Operators(Protocol):
         norm_scale: Tensor | None,
         centre: bool,
         sequences: Tensor | None = None,
+        reduction: Reduction = "l2",
+        totals: Tensor | None = None,
     ) -> Tensor: ...
 
     def operator_norms(
@@ -157,6 +169,8 @@ class Operators(Protocol):
         norm_scale: Tensor | None,
         centre: bool,
         sequences: Tensor | None = None,
+        reduction: Reduction = "l2",
+        totals: Tensor | None = None,
     ) -> Tensor: ...
 
 

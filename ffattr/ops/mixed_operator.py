@@ -79,10 +79,11 @@ def _make_operator(projections: Sequence[Tensor], slope: Tensor, down: Tensor) -
 
 def _of_query(epilogue: Epilogue, row: slice, keys: slice) -> Epilogue:
     """The operands of one query, and of the keys of its sequence alone."""
-    residual_scale, norm_scale = epilogue.residual_scale, epilogue.norm_scale
+    residual_scale, norm_scale, totals = epilogue.residual_scale, epilogue.norm_scale, epilogue.totals
     return epilogue._replace(
         residual=epilogue.residual[keys],
         residual_scale=None if residual_scale is None else residual_scale[row],
         norm_scale=None if norm_scale is None else norm_scale[row],
+        totals=None if totals is None else totals[:, row],
         sequences=None,
     )

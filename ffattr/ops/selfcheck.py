@@ -19,6 +19,7 @@ from ..decomposition.precision import operand_dtype, quantised
 from . import torch_kernels
 from .contract import Operators
 from .out_of_memory import OutOfMemoryWatch
+from .reduction import Reduction
 
 __all__ = ["find_failure"]
 
@@ -42,17 +43,20 @@ _LAYERS = (_Layer(70, 5, 144, 80, 1, True), _Layer(130, 17, 80, 496, 2, False), 
 _HEAD_DIM = 16
 
 
-def find_failure(operators: Operators, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Says what went wrong with a backend's ``operators`` on ``device`` with wide products in ``dtype``, or None."""
+def find_failure(
+    operators: Operators, device: torch.device, dtype: torch.dtype, reduction: Reduction = "l2"
+) -> str | None:
+    """Says what went wrong with a backend's ``operators`` on ``device`` with wide products in ``dtype``, or None. What
+    other vectors than norms take is compiled, and checked, where it is asked for."""
     current = torch.cuda.current_device() if device.type == "cuda" and device.index is None else device.index
-    return _find_failure(operators, torch.device(device.type, current), dtype)
+    return _find_failure(operators, torch.device(device.type, current), dtype, reduction)
 
 
 @lru_cache
-def _find_failure(operators: Operators, device: torch.device, dtype: torch.dtype) -> str | None:
+def _find_failure(operators: Operators, device: torch.device, dtype: torch.dtype, reduction: Reduction) -> str | None:
     watch = OutOfMemoryWatch(device)
     try:
-        for name, arguments in _make_cases(device, dtype):
+        for name, arguments in _make_cases(device, dtype, reduction):
             wide = tuple(_to_double(argument) for argument in arguments)
             found, expected = getattr(operators, name)(*arguments).double(), getattr(torch_kernels, name)(*wide)
             error = float(((found - expected).abs() / expected.abs().amax((-1, -2), keepdim=True)).max())
@@ -73,7 +77,9 @@ def _to_double(argument: object) -> object:
     return argument.double()
 
 
-def _make_cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def _make_cases(
+    device: torch.device, dtype: torch.dtype, reduction: Reduction
+) -> Iterator[tuple[str, tuple[Any, ...]]]:
     """Yields names of operators with arguments."""
     generator = torch.Generator().manual_seed(0)
     operand = operand_dtype(dtype)
@@ -86,6 +92,8 @@ def _make_cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str,
         alpha = draw_normal(heads, tokens, tokens).softmax(-1).tril().contiguous()
         position, scale = torch.arange(tokens, device=device), draw_normal(tokens).abs() + 0.5
         norms = (scale, draw_normal(width), scale, True) if layer.normed else (None, None, None, False)
+        totals = draw_normal(2 + layer.normed, tokens, width) if reduction == "alti" else None
+        tail = (*norms, None, reduction, totals)
         vectors = draw_normal(tokens, heads + 1, width).double()
         yield "gram_norms", (alpha, position, vectors @ vectors.mT, norms[0])
         z = draw_normal(streams, tokens, neurons)
@@ -94,8 +102,8 @@ def _make_cases(device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str,
         residual = draw_normal(tokens, heads + 1, width, dtype=operand)
         features = draw_normal(streams, tokens, heads + 1, neurons, dtype=operand)
         matrix, matrix_scale = quantised(down) if dtype == torch.float8_e4m3fn else (down.to(dtype), None)
-        yield "ff_norms", (alpha, position, features, slope, matrix, matrix_scale, residual, *norms)
+        yield "ff_norms", (alpha, position, features, slope, matrix, matrix_scale, residual, *tail)
         if dtype != torch.float8_e4m3fn:  # which has no other method
             values = draw_normal(tokens, heads, _HEAD_DIM, dtype=dtype)
             maps = draw_normal(streams, heads * _HEAD_DIM, neurons, dtype=dtype)
-            yield "operator_norms", (alpha, position, values, maps, slope, slope, matrix, residual, *norms)
+            yield "operator_norms", (alpha, position, values, maps, slope, slope, matrix, residual, *tail)

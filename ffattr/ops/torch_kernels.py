@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from ..decomposition import integrated_gradients as ig
+from .reduction import REDUCTIONS, Reduction, reduce_vectors
 
 __all__ = [
+    "check_reduction",
     "ff_norms",
     "gram_norms",
     "ig_slope",
@@ -31,6 +33,9 @@ CHUNK = 1 << 22
 
 SPARSE = 0.5
 """Largest share of slopes that are not zero for which `operator_norms` leaves out the rest."""
+
+_TEMPORARIES: dict[Reduction, int] = {"l2": 2, "l1": 2, "alti": 4}
+"""Temporaries of the model's width that a pair takes."""
 
 
 def ig_slope(
@@ -67,6 +72,8 @@ def ff_norms(
     norm_scale: Tensor | None,
     centre: bool,
     sequences: Tensor | None = None,
+    reduction: Reduction = "l2",
+    totals: Tensor | None = None,
 ) -> Tensor:
     if down_scale is not None:  # what float8 stands for; its product is as accurate as alpha's dtype
         down = down.to(alpha.dtype) * down_scale
@@ -79,8 +86,10 @@ def ff_norms(
         assert neurons is not None
         return multiply_matrices(neurons.to(down.dtype), down).to(alpha.dtype)
 
-    tail = (residual, residual_scale, gamma, norm_scale, centre)
-    parts = split_queries("ff_norms", alpha, len(residual), sequences, per_key=down.shape[0] + 2 * down.shape[1])
+    tail = (residual, residual_scale, gamma, norm_scale, centre, reduction, totals)
+    check_reduction("ff_norms", reduction, totals, alpha, residual, norm_scale)
+    per_key = down.shape[0] + _TEMPORARIES[reduction] * down.shape[1]
+    parts = split_queries("ff_norms", alpha, len(residual), sequences, per_key)
     return _wide_norms(parts, feed_forward, alpha, position, *tail)
 
 
@@ -98,6 +107,8 @@ def operator_norms(
     norm_scale: Tensor | None,
     centre: bool,
     sequences: Tensor | None = None,
+    reduction: Reduction = "l2",
+    totals: Tensor | None = None,
 ) -> Tensor:
     def feed_forward(weights: Tensor, rows: slice, keys: slice) -> Tensor:
         operator = _make_operators(maps, slope[:, rows], down)
@@ -110,9 +121,10 @@ def operator_norms(
         return wide
 
     inner, width = maps.shape[1], down.shape[1]
-    tail = (residual, residual_scale, gamma, norm_scale, centre)
-    per_query = inner * (down.shape[0] + width)
-    parts = split_queries("operator_norms", alpha, len(residual), sequences, inner + 2 * width, per_query)
+    tail = (residual, residual_scale, gamma, norm_scale, centre, reduction, totals)
+    check_reduction("operator_norms", reduction, totals, alpha, residual, norm_scale)
+    per_key, per_query = inner + _TEMPORARIES[reduction] * width, inner * (down.shape[0] + width)
+    parts = split_queries("operator_norms", alpha, len(residual), sequences, per_key, per_query)
     return _wide_norms(parts, feed_forward, alpha, position, *tail)
 
 
@@ -167,6 +179,26 @@ def sequence_bounds(operator: str, sequences: Tensor | None, alpha: Tensor, keys
                 f"{operator}: sequences has {next_key - key} keys in sequence {b}, but alpha only {columns} columns"
             )
     return bounds
+
+
+def check_reduction(
+    operator: str,
+    reduction: str,
+    totals: Tensor | None,
+    alpha: Tensor,
+    residual: Tensor,
+    norm_scale: Tensor | None,
+) -> None:
+    """Raises ValueError where the arguments ``reduction`` and ``totals`` of a wide operator do not fit the others."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"{operator}: reduction is {reduction!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
+    if (totals is not None) != (reduction == "alti"):
+        given = "without" if totals is None else "with"
+        raise ValueError(f"{operator}: reduction is {reduction!r} {given} totals, which go with 'alti' alone")
+    shape = [2 if norm_scale is None else 3, alpha.shape[1], residual.shape[-1]]
+    if totals is not None and (list(totals.shape) != shape or totals.dtype != alpha.dtype):
+        got = f"shape {list(totals.shape)} and dtype {totals.dtype}"
+        raise ValueError(f"{operator}: totals has {got}, expected {shape} and {alpha.dtype}")
 
 
 def split_queries(
@@ -237,6 +269,8 @@ def _wide_norms(
     gamma: Tensor | None,
     norm_scale: Tensor | None,
     centre: bool,
+    reduction: Reduction,
+    totals: Tensor | None,
 ) -> Tensor:
     """Computes what both wide maps share, ``[2 or 3, N, M]``.
 
@@ -246,17 +280,25 @@ def _wide_norms(
     for rows, columns, keys in parts:
         whole = with_residual(alpha[:, rows, columns], position[rows])
         weights, largest = _divide_by_largest(whole, residual.dtype)
+
+        def reduce(scope: int, vectors: Tensor, rows: slice = rows, largest: Tensor | None = largest) -> Tensor:
+            if totals is None:
+                norms = reduce_vectors(vectors, reduction)
+                return norms if largest is None else norms * largest
+            # What is compared with the whole has to be as large as it is.
+            whole = vectors if largest is None else vectors * largest[..., None]
+            return reduce_vectors(whole, reduction, totals[scope, rows, None])
+
         total = feed_forward(weights, rows, keys)
-        norms = [total.norm(dim=-1)]
+        found = [reduce(0, total)]
         mixed = mix_heads(weights, residual[keys]).to(alpha.dtype)
         total += mixed if residual_scale is None else mixed * residual_scale[rows, None, None]
-        norms.append(total.norm(dim=-1))
+        found.append(reduce(1, total))
         if norm_scale is not None:
             if centre:
                 total = total - total.mean(-1, keepdim=True)
             if gamma is not None:
                 total = total * gamma
-            norms.append(total.norm(dim=-1) * norm_scale[rows, None])
-        stacked = torch.stack(norms)
-        out[:, rows, columns] = stacked if largest is None else stacked * largest
+            found.append(reduce(2, total * norm_scale[rows, None, None]))
+        out[:, rows, columns] = torch.stack(found)
     return out

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..decomposition.attention import LayerRecord
 from ..decomposition.precision import output_tolerance
 from ..decomposition.reference import Encoder
-from ..decomposition.routing import Routing
 from ..decomposition.scopes import Scope, Source
 from ..decomposition.sketch import Sketch
 from ..engine.costs import LayerShape
@@ -22,6 +21,7 @@ from ..engine.plan import Plan
 from ..engine.run import LayerResult, run_layer
 from ..errors import ArchitectureMismatch
 from ..results import Attribution
+from ..results.contents import SHARED
 from ..results.keep import Keep
 from ..results.kept.policy import Sink
 from ..results.serialise import to_parts
@@ -37,7 +37,7 @@ class ResultBuilder:
     def __init__(self, request: Request, stack: Stack, keep: Keep, arguments: dict[str, Any], check: bool) -> None:
         self.request, self.stack, self.check = request, stack, check
         engine = request.engine
-        self.plan = Plan(engine.backend.name, engine.matmul_dtype, engine.device)
+        self.plan = Plan(engine.backend.name, engine.matmul_dtype, engine.device, reduction=request.options.reduce)
         rows = (len(stack.layers), len(stack.mask), len(stack.queries))
         self.bias = {scope: self._zeros(rows) for scope in stack.scopes}
         self.error = self._zeros(rows[:2])
@@ -47,10 +47,10 @@ class ResultBuilder:
             sketched = [scope for scope in stack.scopes if scope.seen_from("own") in pairwise]
             self.sketch_error = {scope: self._zeros(rows[:2]) for scope in sketched}
         self.arguments = arguments
-        active = max(spec.active for spec in stack.specs)
+        carriers = max(spec.carriers for spec in stack.specs)
         mixture = any(spec.experts is not None for spec in stack.specs)
-        self.experts = torch.full((*rows, active), -1, device=stack.mask.device) if mixture else None
-        self.shares = self._zeros((*rows, active)) if mixture else None
+        self.experts = torch.full((*rows, carriers), -1, device=stack.mask.device) if mixture else None
+        self.shares = self._zeros((*rows, carriers)) if mixture else None
         self.scopes: dict[Source, tuple[Scope, ...]] = {}
         self.sinks: dict[Source, Sink] = {}
         sources: tuple[Source, ...] = ("own", "cross")
@@ -70,7 +70,8 @@ class ResultBuilder:
         # A dense layer among mixtures has no scope per expert.
         scopes = [scope for scope in stack.scopes if weights.mixture or scope.axis != "expert"]
         recall = request.recall_of_layer(stack, layer)
-        given = (request.rule, request.options.value_bias, engine.backend, engine.matmul_dtype, recall)
+        options = request.options
+        given = (request.rule, options.value_bias, engine.backend, engine.matmul_dtype, recall, options.reduce)
         task = LayerTask(weights, scopes, *given)
         for together in request.group_into_packs(stack, layer, weights, batch):
             captives = [CapturedSequence.from_record(request, stack, captured, row, batch[row]) for row in together]
@@ -156,9 +157,13 @@ class ResultBuilder:
             for scope, estimates in self.sketch_error.items():
                 estimates[place, one.batch] = result.sketch_error.get(scope.seen_from("own"), 0.0)
             if routing is not None and self.experts is not None and self.shares is not None:
-                chosen = routing.of(one.sequence.query_tokens)
-                self.experts[place, one.batch, rows] = chosen.index.to(self.experts.device)
-                self.shares[place, one.batch, rows] = chosen.weight.to(self.shares)
+                chosen, active = routing.of(one.sequence.query_tokens), routing.index.shape[1]
+                self.experts[place, one.batch, rows, :active] = chosen.index.to(self.experts.device)
+                self.shares[place, one.batch, rows, :active] = chosen.weight.to(self.shares)
+                if self.stack.specs[layer].shared is not None:
+                    gain = torch.ones(len(rows)) if chosen.gain is None else chosen.gain
+                    self.experts[place, one.batch, rows, active] = SHARED
+                    self.shares[place, one.batch, rows, active] = gain.to(self.shares)
         # Of the sequence alone: rows of padding may look anywhere.
         self.arguments["causal"] = self.arguments.get("causal", True) and not one.sequence.attention.looks_ahead
 
@@ -209,8 +214,7 @@ class CapturedSequence:
         routing = encoder = groups = None
         if captured.routing is not None:
             first = row * captured.input.shape[1]  # of all sequences one after the other
-            whole = Routing(captured.routing.index.to(device), captured.routing.weight.to(device, request.dtype))
-            routing = whole.of(tokens + first)
+            routing = captured.routing.to(device, request.dtype).of(tokens + first)
         encoder_positions = stack.encoder_positions(batch)
         if captured.cross is not None and captured.states is not None and encoder_positions is not None:
             keys = encoder_positions.to(device)

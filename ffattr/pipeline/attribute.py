@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..decomposition.attention import LayerRecord
 from ..decomposition.sketch import Sketch
+from ..ops.reduction import Reduction
 from ..results import Attribution, StackedAttribution
 from ..results.keep import Keep, parse_keep
 from ..selection import Indices
@@ -42,6 +43,7 @@ def attribute(
     keep: str | Keep = "dense",
     keys: Indices = None,
     groups: Any = None,
+    reduce: Reduction = "l2",
 ) -> Attribution:
     """How much each token contributes to each token, in every layer: the norms of the decomposed vectors.
 
@@ -49,7 +51,9 @@ def attribute(
     runs it twice, to see that recording changes nothing.
 
     model: a loaded transformers model, ``nn.TransformerEncoder`` or ``nn.TransformerEncoderLayer``, in eval mode.
-    inputs: what the model takes (a mapping of tensors, ids ``[B, T]``, a float tensor), or text with ``tokenizer``.
+    inputs: what the model takes (a mapping of tensors, ids ``[B, T]``, a float tensor; numpy arrays as well), lists of
+        ids, or with ``tokenizer`` a text, texts (a list, a pandas Series) or conversations: lists of messages with
+        ``role`` and ``content``, through its chat template.
     scopes: ``"layer"`` (the last), ``"all"``, a name or names: how far through the layer the vectors are carried.
         A mixture of experts has one more, which ``"all"`` leaves out: ``"atb_ln_ff_experts"``, by expert.
     layers, queries: indices (negative ones from the end), a slice, or None for all. A query is a position of the
@@ -77,6 +81,11 @@ def attribute(
     keys: which tokens' contributions are wanted, as ``queries``; None for all.
     groups: tokens whose vectors are added up before their norm is taken: ``"words"``, column numbers ``[B, T]`` (-1:
         left out), or for each sequence a list of spans ``(start, stop)``. Columns of the maps are then groups.
+    reduce: what each vector becomes: ``"l2"``, its norm; ``"l1"``, its L1 norm; ``"alti"``, by how much the query's
+        whole stream ``y`` at the scope is nearer to it than to nothing, ``max(0, ||y||_1 - ||y - v||_1)``, in parts of
+        the row's sum (Ferrando et al. 2022, arXiv 2203.04212, where ``y`` is the scope ``atb``). Rows of ALTI add up to
+        1 over the columns that there are; behind cross-attention, over those of both maps. `ffattr.ops.reduction`
+        has the details. ``bias`` is reduced likewise.
 
     Returns an `Attribution`; ``maps[scope]`` is ``[layers, B, queries, T]`` (``attn_heads``: heads before queries). Of
     a model with an encoder and a decoder a `StackedAttribution`: ``maps["cross.atb"]`` and so on; ``layers`` and
@@ -90,9 +99,13 @@ def attribute(
     torch.Size([3, 1, 6, 6])
     >>> bool(attr.error.max() < 1e-12)  # the recomputed layer outputs are the model's own
     True
+    >>> alti = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, scopes="atb", reduce="alti")
+    >>> alti["atb"].sum(-1).allclose(torch.ones(3, 1, 6, dtype=torch.float64))
+    True
     """
     options = Options(
-        scopes, layers, queries, keys, groups, ig, baseline, value_bias, dtype, backend, method, memory_budget
+        *(scopes, layers, queries, keys, groups, ig, baseline, value_bias, dtype, backend, method, memory_budget),
+        reduce,
     )
     request = Request.from_options(model, inputs, tokenizer, options)
     policy = parse_keep(keep)
@@ -107,6 +120,7 @@ def attribute(
         "backend": request.engine.backend.name,
         "method": str(method),
         "keep": str(keep),
+        "reduce": reduce,
         "ffattr": __version__,
         "torch": str(torch.__version__),
     }

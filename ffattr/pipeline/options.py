@@ -12,6 +12,7 @@ from torch import Tensor
 from ..decomposition.integrated_gradients import GaussLegendre, Riemann
 from ..decomposition.sketch import Sketch
 from ..engine.costs import BY_QUERY
+from ..ops.reduction import REDUCTIONS, Reduction
 from ..selection import Indices
 
 __all__ = ["IG", "Options"]
@@ -35,6 +36,7 @@ class Options:
     backend: str = "auto"
     method: str | Sketch = "auto"
     memory_budget: int | None = None
+    reduce: Reduction = "l2"
 
     def check(self) -> None:
         """Raises TypeError or ValueError naming a value that no model could be asked for."""
@@ -44,5 +46,12 @@ class Options:
             raise TypeError(f"memory_budget is {self.memory_budget!r}, expected a positive number of bytes, or None")
         if self.value_bias not in ("token", "separate"):
             raise ValueError(f"unknown value_bias {self.value_bias!r}, expected 'token' or 'separate'")
+        if self.reduce not in REDUCTIONS:
+            raise ValueError(f"unknown reduce {self.reduce!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
+        if self.reduce != "l2" and isinstance(self.method, Sketch):
+            raise ValueError(
+                f"method={self.method!r} with reduce={self.reduce!r}: a sketch keeps Euclidean norms, and no others; "
+                "leave method to 'auto', which is exact, or reduce to 'l2'"
+            )
         if self.dtype == torch.float8_e4m3fn and self.method in BY_QUERY:
             raise ValueError(f"method={self.method!r} does not run in {self.dtype}; 'direct' is the only one that does")

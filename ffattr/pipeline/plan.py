@@ -15,6 +15,7 @@ from ..decomposition.layer import LayerWeights
 from ..decomposition.sketch import Sketch
 from ..engine.costs import LayerShape
 from ..engine.plan import LayerPlan, Plan
+from ..ops.reduction import Reduction
 from ..selection import Indices
 from .options import IG, Options
 from .request import Request
@@ -40,6 +41,7 @@ def plan(
     memory_budget: int | None = None,
     keys: Indices = None,
     groups: Any = None,
+    reduce: Reduction = "l2",
 ) -> Plan:
     """The plan that `attribute` would follow for the same arguments, without running the model.
 
@@ -50,10 +52,12 @@ def plan(
     total: ... GFLOP, working memory ... MiB
     """
     options = Options(
-        scopes, layers, queries, keys, groups, ig, baseline, value_bias, dtype, backend, method, memory_budget
+        *(scopes, layers, queries, keys, groups, ig, baseline, value_bias, dtype, backend, method, memory_budget),
+        reduce,
     )
     request = Request.from_options(model, inputs, tokenizer, options)
-    found = Plan(request.engine.backend.name, request.engine.matmul_dtype, request.engine.device)
+    engine = request.engine
+    found = Plan(engine.backend.name, engine.matmul_dtype, engine.device, reduction=reduce)
     batches = request.batches()
     for stack in request.stacks:
         of_batches: list[list[LayerPlan]] = [[] for _ in batches]

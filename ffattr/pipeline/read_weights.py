@@ -85,7 +85,7 @@ def is_owned(tensor: Tensor, storages: set[int]) -> bool:
 def locate_matrices(weights: LayerWeights) -> tuple[object, ...]:
     """Returns where the matrices of a layer are, which version they are of, and what norms there are."""
     found: list[object] = []
-    for owner in (weights, *(() if weights.cross is None else (weights.cross,))):
+    for owner in (weights, *(part for part in (weights.cross, weights.latent) if part is not None)):
         found += [part.kind for part in vars(owner).values() if isinstance(part, Norm)]
     for name, tensor in weights.tensors():
         found += [name, tensor.dtype, tensor.shape, tensor.device]

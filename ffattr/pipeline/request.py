@@ -83,10 +83,21 @@ class Request:
         """What the model is run on, one after the other, and which sequences that is."""
         return self.inputs.split_batches(_TOKENS_AT_ONCE)
 
-    def run_model(self, inputs: Inputs, on_layer: Callable[[LayerRecord], None], check: bool = True) -> None:
-        """Run the model on ``inputs``, all of them or one batch, and hand on what each layer leaves."""
-        encoder = None if inputs.encoder is None else inputs.encoder.mask
-        record_layers(self.description, inputs.kwargs, on_layer, self.recorded, check, inputs.mask, encoder)
+    def run_model(
+        self,
+        inputs: Inputs,
+        on_layer: Callable[[LayerRecord], None],
+        check: bool = True,
+        model: nn.Module | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> Any:
+        """Run the model on ``inputs``, all of them or one batch, and hand on what each layer leaves.
+
+        ``model`` runs instead of the base without a head; ``layers`` of the model are recorded, None: all that any
+        stack asks for. Returns what the model returned.
+        """
+        encoder, layers = None if inputs.encoder is None else inputs.encoder.mask, layers or self.recorded
+        return record_layers(self.description, inputs.kwargs, on_layer, layers, check, inputs.mask, encoder, model)
 
     def weights_of_layer(self, stack: Stack, layer: int) -> LayerWeights:
         """The weights of a layer of a stack in ``dtype``."""
@@ -146,7 +157,8 @@ class Request:
         sizes = (weights.width, weights.heads, weights.head_dim, weights.streams, weights.count_neurons(experts))
         key = (stack.name, weights.mixture, sizes, len(queries), count, pairs)
         if key not in self._shapes:
-            found = LayerShape.from_weights(weights, len(queries), count, pairs, experts, scopes=stack.scopes)
+            given = (weights, len(queries), count, pairs, experts)
+            found = LayerShape.from_weights(*given, scopes=stack.scopes, reduction=self.options.reduce)
             self._shapes[key] = replace(found, by_expert=stack.by_expert and weights.mixture)
         shape = self._shapes[key]
         if stack.groups is not None:
@@ -180,12 +192,12 @@ def _choose_engine(description: ModelDescription, options: Options) -> EngineOpt
     dtype, selected = options.dtype, None
     if dtype is None and device.type == "cuda" and own in (torch.bfloat16, torch.float16):
         try:
-            dtype, selected = own, backends.select_backend(options.backend, device, own, heads)
+            dtype, selected = own, backends.select_backend(options.backend, device, own, heads, options.reduce)
         except BackendUnavailable:
             dtype = None  # it then says below why it cannot run at all, or runs in float32
     if selected is None:
         dtype = result_dtype(own) if dtype is None else dtype
-        selected = backends.select_backend(options.backend, device, dtype, heads)
+        selected = backends.select_backend(options.backend, device, dtype, heads, options.reduce)
     assert dtype is not None
     return EngineOptions(selected, options.method, dtype, device, options.memory_budget)
 
@@ -210,7 +222,13 @@ def _check_baseline(baseline: str | Tensor, stacks: Sequence[Stack]) -> str | Te
     for stack in stacks:
         for layer in sorted(set(stack.layers)):
             spec = stack.specs[layer]
-            width, gated = spec.weights(None).branches[0].width, spec.gate is not None
+            branches, gated = spec.weights(None).branches, spec.gate is not None
+            width = branches[0].width
+            if any(branch.width != width for branch in branches):
+                raise ValueError(
+                    f"baseline is a tensor, but {stack.label_layer(layer)} has experts of {width} neurons and a shared "
+                    f"one of {branches[-1].width}; expected 'zero' or 'bias'"
+                )
             if list(baseline.shape) not in ([width], [2, width] if gated else [width]):
                 expected = f"[{width}]" + (f" (gate, with up at zero) or [2, {width}] (gate and up)" if gated else "")
                 where = f" in {stack.label_layer(layer)}" if several else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from . import serialise, tables
-from .contents import Contents
+from .contents import Contents, number_expert
 from .files import write, write_text
 from .scope_names import extra_axis
 
@@ -33,7 +33,8 @@ class Attribution(Contents):
 
     ``maps[scope]`` ``[L, B, N, T]`` (``attn_heads``: ``[L, B, H, N, T]``) is the norm of the part of query token
     ``queries[n]``'s vector that comes from key token ``t``; 0 where either is padding or masked.
-    ``bias[scope]`` ``[L, B, N]`` is the norm of what comes from no token.
+    ``bias[scope]`` ``[L, B, N]`` is the norm of what comes from no token. ``reduce`` says which norm: ``"l2"`` or
+    ``"l1"``; or, with ``"alti"``, that entries are parts of their row's sum of what takes a norm's place.
 
     ``tokens[b][t]`` is the text of a token (padding included), ``layers`` and ``queries`` say which of the model's
     layers and tokens the first and the last-but-one axis stand for, ``mask`` ``[B, T]`` is True at real tokens,
@@ -45,7 +46,8 @@ class Attribution(Contents):
     ``groups`` ``[B, T]`` is the column of each token (-1: none).
 
     In a mixture of ``k`` experts for each token, ``experts`` ``[L, B, N, k]`` says which ones (-1: none) and ``shares``
-    what their outputs were multiplied by; per-expert maps, ``[L, B, k, N, T]``, are in this order.
+    what their outputs were multiplied by; per-expert maps, ``[L, B, k, N, T]``, are in this order. A shared expert,
+    that all tokens go through, is the last of them, with the number -2.
 
     What `attribute` was told to keep of the maps (``keep=``) decides what there is: with `ffattr.TopK` ``maps`` is
     empty and ``largest[scope]`` holds the largest entries of every row; with `ffattr.Pool` ``maps`` are those of blocks
@@ -218,10 +220,11 @@ class Attribution(Contents):
         names = self.scopes if scopes is None else (scopes,) if isinstance(scopes, str) else scopes
         return tuple(self.scope(name) for name in names)
 
-    def of_expert(self, number: int, scope: str | None = None) -> Tensor:
+    def of_expert(self, number: int | str, scope: str | None = None) -> Tensor:
         """Returns what one expert carried, ``[L, B, N, T]``: zero for tokens that do not go to it.
 
-        ``scope`` names one that is per-expert (None: the only one). Raises ValueError where there is none.
+        ``"shared"`` is the expert that all tokens go through, where a model has one. ``scope`` names one that is
+        per-expert (None: the only one). Raises ValueError where there is none.
 
         >>> import transformers
         >>> small = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
@@ -240,7 +243,7 @@ class Attribution(Contents):
                 f"{', '.join(by_expert) or 'none'}. "
                 'Ask attribute for scopes=["..._ff_experts"].'
             )
-        chosen = (self.experts == number).movedim(-1, 2)[..., None]  # [L, B, k, N, 1]
+        chosen = (self.experts == number_expert(number)).movedim(-1, 2)[..., None]  # [L, B, k, N, 1]
         return (self.kept.whole_map(name) * chosen).sum(2)
 
     def plot(
@@ -250,13 +253,13 @@ class Attribution(Contents):
         batch: int = 0,
         *,
         head: int | None = None,
-        expert: int | None = None,
+        expert: int | str | None = None,
         **options: Any,
     ) -> Figure:
         """Draws one map with matplotlib, real tokens only; with keep=TopK the kept entries, with Pool blocks.
 
         ``layer`` is the model's number of the layer, or negative: counted from the last computed one. ``head`` picks a
-        head of ``attn_heads``, ``expert`` one of a mixture. ``options`` go to `ffattr.plot.map_figure`.
+        head of ``attn_heads``, ``expert`` one of a mixture or ``"shared"``. ``options`` go to `ffattr.plot.map_figure`.
 
         >>> figure = attr.plot("atb", layer=1, batch=1)
         >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]

@@ -18,7 +18,31 @@ from ..selection import scope_named, sequence
 from .kept.policy import Kept
 from .kept.top import Top
 
-__all__ = ["Contents", "Ticks", "drop_padding", "key_tokens", "label_axes", "mark_own_tokens", "read_map"]
+__all__ = [
+    "SHARED",
+    "Contents",
+    "Ticks",
+    "drop_padding",
+    "key_tokens",
+    "label_axes",
+    "mark_own_tokens",
+    "number_expert",
+    "read_map",
+]
+
+SHARED = -2
+"""What stands for the shared expert among the numbers of experts, in `Attribution.experts`."""
+
+
+def number_expert(expert: int | str) -> int:
+    """Returns the number by which `Attribution.experts` has an expert. Raises ValueError or TypeError for none."""
+    if expert == "shared":
+        return SHARED
+    if not isinstance(expert, int) or isinstance(expert, bool):
+        raise TypeError(f"expert is {expert!r}, expected the number of one or 'shared'")
+    if expert < 0:
+        raise ValueError(f"expert is {expert}, expected a number from 0 on, or 'shared'")
+    return expert
 
 
 @dataclass(eq=False, repr=False)
@@ -61,6 +85,10 @@ class Contents:
     @property
     def block(self) -> int | None:
         return self.kept.block
+
+    @property
+    def reduce(self) -> str:
+        return str(self.arguments.get("reduce", "l2"))  # files of older versions hold norms
 
     def scope(self, name: str) -> str:
         """Returns the name of a computed scope: ``"layer"`` is the last one. Raises `KeyError` listing the others."""

@@ -12,7 +12,7 @@ from .. import plot
 from ..analysis import ff_amp_maps
 from ..analysis.rows import check_one_stack
 from ..selection import layer_place
-from .contents import Contents, drop_padding, label_axes, mark_own_tokens, read_map
+from .contents import Contents, drop_padding, label_axes, mark_own_tokens, number_expert, read_map
 from .scope_names import extra_axis
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def draw_map(
     layer: int,
     batch: int,
     head: int | None,
-    expert: int | None,
+    expert: int | str | None,
     options: Mapping[str, Any],
 ) -> Figure:
     """Does `Attribution.plot`."""
@@ -38,7 +38,7 @@ def draw_map(
         if expert is None:
             raise ValueError(f"scope {scope} is told apart by expert: name one of them with expert=")
         assert contents.experts is not None
-        chosen = (contents.experts[place, batch] == expert).T[..., None]  # [k, N, 1]
+        chosen = (contents.experts[place, batch] == number_expert(expert)).T[..., None]  # [k, N, 1]
         values, title = (values * chosen).sum(0), f"{title}, expert {expert}"
     elif expert is not None:
         raise ValueError(f"expert={expert} is for scopes told apart by expert; {scope} is summed over experts")

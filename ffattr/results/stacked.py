@@ -204,7 +204,7 @@ class StackedAttribution(Attribution):
     def _repr_html_(self) -> str:
         return "".join(f"<p>{name}</p>{stack._repr_html_()}" for name, stack in self.stacks.items())
 
-    def of_expert(self, number: int, scope: str | None = None) -> Tensor:
+    def of_expert(self, number: int | str, scope: str | None = None) -> Tensor:
         """Returns what `Attribution.of_expert` does, of a scope by its full name."""
         stack, of_stack = split_stack(self.scope(scope or ""))
         return self.stacks[stack].of_expert(number, of_stack)

@@ -10,6 +10,6 @@ Read
 """
 
 from .files import check, write
-from .frames import Study, of_maps, of_model
+from .frames import Study, add_examples, of_maps, of_model
 
-__all__ = ["Study", "check", "of_maps", "of_model", "write"]
+__all__ = ["Study", "add_examples", "check", "of_maps", "of_model", "write"]

@@ -32,7 +32,7 @@ from ..results.keep import Reduce
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Study", "of_maps", "of_model"]
+__all__ = ["Study", "add_examples", "of_maps", "of_model"]
 
 _OF_VECTORS = ("queries", "ig", "baseline", "value_bias", "dtype")  # options that `vectors` shares with `attribute`
 _MOST_ROLLED = 512  # tokens: beyond, a table of the pairs of rollout is of no use to anybody
@@ -133,14 +133,33 @@ def of_model(
     collected = Reduce(Several(changes, pairs, tokens))
     options = {"tokenizer": tokenizer, "scopes": [scope.name for scope in scopes], **options}
     attribution = attribute(model, list(texts), keep=collected, progress=progress, **options)
-    shown = min(range(min(len(texts), 20)), key=lambda number: abs(len(texts[number]) - 100))
-    example = attribute(model, [texts[shown]], **options)
-    study = Study(name, example=example)
+    study = Study(name)
     study.add("contextualization_change", changes.contextualization_change)
     study.add("amplified_pairs", lambda: pairs.frame(attribution, categories))
     _add_categories(study, attribution, categories)
     study.add("token_summary", lambda: tokens.frame(attribution))
-    _add_rollout(study, example, shown)
+    add_examples(study, model, texts, detailed=detailed, **options)
+    return study
+
+
+def add_examples(study: Study, model: nn.Module, texts: Sequence[str], *, detailed: int = 8, **options: Any) -> None:
+    """Adds to what was found of a corpus, whose first texts these are, what it takes whole maps or vectors to see.
+
+    Rollout and the maps to draw are of one of the first 20, of about 100 characters; mixing ratio, cancellation and
+    balance of norms of the first ``detailed``. ``options`` are arguments of `ffattr.attribute`, the tokenizer among
+    them. Raises what `ffattr.attribute` raises.
+
+    >>> study = ffattr.study.Study("tiny")
+    >>> ffattr.study.add_examples(study, model, ["The cat sat."], tokenizer=tokenizer, detailed=1)
+    >>> list(study.frames)
+    ['rollout', 'mixing_ratio', 'cancellation', 'norm_balance']
+    """
+    description = resolve(model)
+    scopes = [scope for scope in description.layers[0].own_scopes if scope.axis is None]
+    options = {"scopes": [scope.name for scope in scopes], **options}
+    shown = min(range(min(len(texts), 20)), key=lambda number: abs(len(texts[number]) - 100))
+    study.example = attribute(model, [texts[shown]], **options)
+    _add_rollout(study, study.example, shown)
     if detailed:
         behind_attention = [scope.name for scope in scopes if scope.point not in ("attn", "attn_res")]
         given = {option: options[option] for option in ("tokenizer", *_OF_VECTORS) if option in options}
@@ -148,8 +167,7 @@ def of_model(
         def read_layer(layer: int) -> dict[str, Vectors]:
             return vectors(model, list(texts[:detailed]), scope=behind_attention, layers=layer, **given)
 
-        _add_detailed(study, description, attribution.layers, read_layer)
-    return study
+        _add_detailed(study, description, study.example.layers, read_layer)
 
 
 def _check_lengths(name: str, texts: Sequence[str], tokenizer: Any, most: int | None) -> None:

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from keeping import some
 from synthetic import attribution
 
 from ffattr.analysis import Categories, amplified_pairs, category_rates, pair_categories
+from ffattr.analysis.categories import read_kinds
 
 SENTENCES = {
     "WordPiece": "[CLS] the token ##izer splits To ##ken ##izer , the [SEP]",
@@ -140,3 +142,14 @@ def test_grammar_beside_padding(nlp):
     frame = amplified_pairs(attr, categories=Categories(nlp))
     assert set(frame[frame["verb_object"]][["query", "key"]].itertuples(index=False, name=None)) == {(3, 4), (4, 3)}
     assert set(frame[frame["verb_subject"]][["query", "key"]].itertuples(index=False, name=None)) == {(2, 3), (3, 2)}
+
+
+def test_the_mark_may_be_said():
+    """Of one word alone, cut in two, no token shows by which mark words begin."""
+    attr = some(("atb", "atb_ff"))
+    attr.tokens = [["hel", "lo", *["x"] * 5], ["hel", "lo", *["x"] * 5]]
+    attr.mask = torch.tensor([[True, True, *[False] * 5]] * 2)
+    assert read_kinds(attr, Categories())[0].word[:2].tolist() == [0, 1]
+    assert read_kinds(attr, Categories(mark="Ġ"))[0].word[:2].tolist() == [0, 0]
+    with pytest.raises(ValueError, match="unknown mark '#', expected one of ##, Ġ"):
+        Categories(mark="#")

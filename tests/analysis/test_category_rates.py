@@ -11,7 +11,7 @@ from keeping import kept, some
 import ffattr
 from ffattr import Reduce
 from ffattr.analysis import AmplifiedPairs, Categories, amplified_pairs, category_rates, pair_categories
-from ffattr.analysis.category_rates import _chance_of_at_least
+from ffattr.analysis.category_rates import _chance_of_at_least, count_all_pairs
 
 
 def named(attr):
@@ -112,3 +112,12 @@ def test_all_pairs_together_are_what_there_is_by_chance():
     assert found["count"].equals(found["all_count"])
     assert set(found["p_value"]) == {1.0}
     assert set(found["lift"].dropna()) == {1.0}
+
+
+def test_counts_of_sequences_add_up_to_those_of_all():
+    attr = named(some(("atb", "atb_ff")))
+    counts = count_all_pairs(attr, Categories())
+    assert {batch: total for batch, (total, _) in counts.items()} == {0: 6 * 5, 1: 3 * 2}
+    rates = category_rates(amplified_pairs(attr, 8), attr).query("layer == layer.min()").set_index("category")
+    for name in Categories().names:
+        assert rates.loc[name, "all_count"] == sum(of[name] for _, of in counts.values())

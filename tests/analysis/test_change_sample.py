@@ -112,3 +112,33 @@ def test_what_a_sample_refuses():
         kept(Reduce(sample), attr)
         with pytest.raises(ValueError, match="layer 0 of sequence 0 came twice: use a new ChangeSample"):
             kept(Reduce(sample), attr)
+
+
+def test_by_sequence_and_all_together():
+    attr = large(2)
+    sample = ChangeSample(400)
+    kept(Reduce(sample), attr)
+    found, means = sample.contextualization_change("sequence"), sample.contextualization_change()
+    assert list(found) == ["layer", "batch", *list(means)[1:]]
+    assert found["batch"].unique().tolist() == [0, 1]
+    by = found.groupby(["layer", "component"], sort=False)["value"].mean()
+    assert by.to_numpy() == pytest.approx(means["value"].to_numpy(), rel=1e-12)
+    with pytest.raises(ValueError, match="per='batch', expected 'layer' or 'sequence'"):
+        sample.contextualization_change("batch")
+
+
+def test_a_key_draws_the_same_pairs_at_any_place():
+    attr = large(3, tokens=60)
+    for maps in attr.maps.values():
+        maps[:, 1] = maps[:, 0]
+    attr.mask[:] = True
+    found = []
+    for keys in ([7, 2**62], [2**62, 7]):
+        sample = ChangeSample(300, keys=keys)
+        kept(Reduce(sample), attr)
+        found.append(sample.contextualization_change("sequence").set_index(["batch", "layer", "component"])["value"])
+    assert found[0][0].tolist() == found[1][1].tolist() != found[0][1].tolist()
+    with pytest.raises(ValueError, match=r"has -1, expected numbers from 0 to 2\*\*63 - 1"):
+        ChangeSample(keys=[-1])
+    with pytest.raises(ValueError, match=r"sequence 1 came, but ChangeSample\(keys=...\) has 1"):
+        kept(Reduce(ChangeSample(300, keys=[7])), attr)

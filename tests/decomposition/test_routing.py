@@ -26,11 +26,15 @@ KINDS: dict[str, dict[str, Any]] = {
     "norm-of": {"norms": "of"},
     "post": {"norms": "post", "gated": False},
     "clamped": {"clamp": Clamp(limit=0.6, offset=1.0)},
+    "scales-input": {},
 }
 
 
 def mixture(kind: str, experts: int = 5, active: int = 2, **more: Any) -> RandomLayer:
-    return layer(experts=experts, active=active, **KINDS[kind], **more)
+    given = layer(experts=experts, active=active, **KINDS[kind], **more)
+    (branch,) = given.weights.branches
+    branch = replace(branch, scales_input=kind == "scales-input")
+    return replace(given, weights=replace(given.weights, branches=(branch,)))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
@@ -54,16 +58,19 @@ def test_the_block_is_the_weighted_sum_of_its_experts(kind: str) -> None:
     for token in range(TOKENS):
         added = torch.zeros(random_layers.WIDTH, dtype=torch.float64)
         for number, share in zip(routing.index[token].tolist(), routing.weight[token], strict=True):
-            up = read[token] @ weights.branches[0].up.weight[number] + weights.branches[0].up.bias[number]
+            inside = share if weights.branches[0].scales_input else 1
+            up = inside * read[token] @ weights.branches[0].up.weight[number] + weights.branches[0].up.bias[number]
             hidden = up
             if weights.branches[0].gate is not None:
-                gate = read[token] @ weights.branches[0].gate.weight[number] + weights.branches[0].gate.bias[number]
+                gate = inside * read[token] @ weights.branches[0].gate.weight[number]
+                gate = gate + weights.branches[0].gate.bias[number]
                 if weights.branches[0].clamp is not None:
                     gate, up = gate.clamp(max=0.6), up.clamp(-0.6, 0.6) + 1
                 hidden = torch.nn.functional.silu(gate) * up
             else:
                 hidden = torch.nn.functional.silu(up)
-            added += share * (hidden @ weights.branches[0].down.weight[number] + weights.branches[0].down.bias[number])
+            returned = hidden @ weights.branches[0].down.weight[number] + weights.branches[0].down.bias[number]
+            added += returned if weights.branches[0].scales_input else share * returned
         expected = added if weights.norm_of_ff is None else weights.norm_of_ff(added)
         torch.testing.assert_close(streams[str(weights.scope_at("ff"))].total[token], expected, rtol=0, atol=1e-12)
 
@@ -145,7 +152,7 @@ def test_each_set_of_experts_is_prepared_for_every_source(method: Any) -> None:
 # ---- several branches: a network that all tokens go through beside the experts
 
 
-def shared_expert(kind: str, seed: int = 3, **more: Any) -> RandomLayer:
+def shared_expert(kind: str, seed: int = 3, weighed: bool = False, **more: Any) -> RandomLayer:
     """A mixture with a dense network beside it, wider than an expert."""
     given = mixture(kind, **more)
     generator = torch.Generator().manual_seed(seed)
@@ -157,8 +164,41 @@ def shared_expert(kind: str, seed: int = 3, **more: Any) -> RandomLayer:
     (experts,) = given.weights.branches
     width, neurons = random_layers.WIDTH, NEURONS + 4
     gate = None if experts.gate is None else linear(width, neurons)
-    beside = Branch(linear(width, neurons), gate, linear(neurons, width), ACTIVATIONS["gelu"])
+    beside = Branch(linear(width, neurons), gate, linear(neurons, width), ACTIVATIONS["gelu"], weighed=weighed)
+    if weighed:
+        assert given.routing is not None
+        gain = torch.linspace(-1, 2, len(given.routing.index), dtype=torch.float64)
+        given = replace(given, routing=replace(given.routing, gain=gain))
     return replace(given, weights=replace(given.weights, branches=(beside, experts)))
+
+
+def test_what_a_shared_expert_returns_is_multiplied_by_a_number_of_each_token() -> None:
+    plain, weighed = shared_expert("gated"), shared_expert("gated", weighed=True)
+    assert weighed.routing is not None
+    assert weighed.routing.gain is not None
+    gain, ff = weighed.routing.gain, str(weighed.weights.expert_scope)
+    before, after = (given.streams(ROWS, Rule()) for given in (plain, weighed))
+    torch.testing.assert_close(after[ff].vectors[:2], before[ff].vectors[:2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(after[ff].vectors[2], before[ff].vectors[2] * gain[:, None, None], rtol=0, atol=1e-12)
+    beside, read = weighed.weights.branches[0], before["atb_ln"].total
+    assert beside.gate is not None
+    returned = beside.down(torch.nn.functional.gelu(beside.gate(read)) * beside.up(read))
+    block = str(weighed.weights.scope_at("ff"))
+    added = after[block].total - before[block].total
+    torch.testing.assert_close(added, returned * (gain - 1)[:, None], rtol=0, atol=1e-11)
+
+
+def test_a_routing_keeps_the_gain_of_its_tokens() -> None:
+    routing = Routing(torch.tensor([[3, 1], [0, 2]]), torch.rand(2, 2), torch.tensor([0.25, 0.5]))
+    one, both = routing.of(torch.tensor([1])), Routing.join([routing, routing])
+    assert both.index.tolist() == [[3, 1], [0, 2], [3, 1], [0, 2]]
+    assert one.gain is not None
+    assert both.gain is not None
+    assert one.gain.tolist() == [0.5]
+    assert both.gain.tolist() == [0.25, 0.5, 0.25, 0.5]
+    wide = routing.to(routing.index.device, torch.float64)
+    assert wide.gain is not None
+    assert wide.gain.dtype == wide.weight.dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", ["gated", "post"])
@@ -180,9 +220,9 @@ def test_a_shared_expert_is_added_to_the_mixture(kind: str) -> None:
 @pytest.mark.parametrize(
     ("backend", "method"), [("torch", "direct"), ("torch", "operator"), ("torch", "pairs"), ("cpu", "direct")]
 )
-@pytest.mark.parametrize("kind", ["gated", "post"])
+@pytest.mark.parametrize("kind", ["gated", "post", "weighed", "scales-input"])
 def test_maps_with_a_shared_expert(kind: str, backend: str, method: str) -> None:
-    given = shared_expert(kind)
+    given = shared_expert("gated", weighed=True) if kind == "weighed" else shared_expert(kind)
     by_expert = () if method == "pairs" else (str(given.weights.expert_scope),)
     scopes = (*given.weights.scopes, *by_expert)
     expected = given.maps(scopes, "reference")

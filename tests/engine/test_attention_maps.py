@@ -13,7 +13,7 @@ from random_layers import HEADS, TOKENS, RandomLayer
 from torch import Tensor
 
 from ffattr.decomposition.scopes import Scope
-from ffattr.engine.attention_maps import AttentionMaps, GramNorms, own_column_vectors
+from ffattr.engine.attention_maps import AttentionMaps, PairForms, add_up_heads, own_column_vectors
 from ffattr.engine.costs import Blocks
 from ffattr.engine.key_blocks import cut_keys
 from ffattr.engine.pack import Pack
@@ -93,11 +93,37 @@ def test_forms_of_some_heads_and_a_scale() -> None:
     (block,) = cut_keys(given.sources[0], given.passed.alpha[0], given.queries, 9)
     block = replace(block, alpha=torch.tensor([[[1.0, 1.0]], [[0.5, 0.0]]], dtype=torch.float64))
     gram = torch.diag(torch.tensor([9.0, 16.0, 144.0], dtype=torch.float64)).expand(2, 3, 3)
-    forms = GramNorms(block, 2, TORCH)
+    forms = PairForms(block, 2, TORCH, "l2")
     assert forms.compute(gram).tolist() == [[13.0**0.5, 153.0**0.5]]
     assert forms.compute(gram, [0]).tolist() == [[3.0, 3.0]]
     assert forms.compute(gram, [1], torch.tensor([10.0], dtype=torch.float64)).tolist() == [[20.0, 0.0]]
     assert forms.itself.tolist() == [[False, True]]
+
+
+def test_sums_of_vectors_by_hand() -> None:
+    """The same two keys, whose vectors are along one axis each: 3, 4 and 12, the last its own; against (-2, 8, 12)."""
+    layer = random_layers.layer(norms="post")
+    given = pass_pack(layer, Pack((cut(layer, [3, 5], [1]),)))
+    (block,) = cut_keys(given.sources[0], given.passed.alpha[0], given.queries, 9)
+    block = replace(block, alpha=torch.tensor([[[1.0, 1.0]], [[0.5, 0.0]]], dtype=torch.float64))
+    vectors = torch.diag(torch.tensor([3.0, 4.0, 12.0], dtype=torch.float64)).expand(2, 3, 3)
+    whole = torch.tensor([[-2.0, 8.0, 12.0]], dtype=torch.float64)
+    norms, alti = (PairForms(block, 2, TORCH, reduction) for reduction in ("l1", "alti"))
+    assert norms.compute(vectors).tolist() == [[5.0, 15.0]]
+    assert norms.compute(vectors, [0]).tolist() == [[3.0, 3.0]]
+    assert norms.compute(vectors, [1], torch.tensor([10.0], dtype=torch.float64)).tolist() == [[20.0, 0.0]]
+    assert alti.compute(vectors, total=whole).tolist() == [[0.0, 9.0]]  # -3 + 2 is below zero, -3 + 12 is not
+    assert alti.compute(vectors, [1], torch.tensor([10.0], dtype=torch.float64), whole).tolist() == [[0.0, 0.0]]
+    assert alti.compute(vectors, [1], torch.tensor([5.0], dtype=torch.float64), whole).tolist() == [[6.0, 0.0]]
+
+
+def test_heads_add_up() -> None:
+    layer = random_layers.layer(norms="of")
+    one = cut(layer, list(range(TOKENS)), ROWS)
+    given = pass_pack(layer, Pack((one,)))
+    found = add_up_heads(given.sources[0], given.passed.alpha[0], given.queries)
+    per_head = define_vectors(layer, one, layer.weights.own_scopes[0])
+    torch.testing.assert_close(found, per_head.sum(-2), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("ff", [True, False])
@@ -128,7 +154,7 @@ def test_more_heads_than_kernels_for_gpus_take_go_to_pytorch() -> None:
     (block,) = cut_keys(given.sources[0], given.passed.alpha[0], given.queries, 9)
     many = replace(block, alpha=torch.full((128, 1, 2), 0.5, dtype=torch.float64))
     gram = torch.eye(129, dtype=torch.float64).expand(2, 129, 129)
-    found = GramNorms(many, 128, gpus).compute(gram)[0].tolist()
+    found = PairForms(many, 128, gpus, "l2").compute(gram)[0].tolist()
     assert found == pytest.approx([32.0**0.5, 33.0**0.5])
     with pytest.raises(AssertionError, match="a kernel was called"):
-        GramNorms(block, HEADS, gpus).compute(torch.eye(HEADS + 1).expand(2, HEADS + 1, HEADS + 1))
+        PairForms(block, HEADS, gpus, "l2").compute(torch.eye(HEADS + 1).expand(2, HEADS + 1, HEADS + 1))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ffattr.ops import availability, backends, torch_kernels
+from ffattr.ops.reduction import REDUCTIONS
 
 BINARY = backends.select_backend("auto", torch.device("cpu"), torch.float32).name == "cpu"
 needs_binary = pytest.mark.skipif(not BINARY, reason="the C++ extension is not built")
@@ -34,9 +35,11 @@ def case(
     tail: str = "all",
     seed: int = 0,
     density: float = 1,
+    reduction: str = "l2",
 ) -> dict[str, Any]:
     """Returns random arguments by name. ``tail`` says which of the optional ones are there; ``density`` is the share of
-    neurons with a slope other than zero, not the same for each query."""
+    neurons with a slope other than zero, not the same for each query. The last ones are there where ``reduction`` is
+    not the default."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -50,7 +53,7 @@ def case(
         features = random(keys, size, width).double()
         gram = features @ features.mT
         return {"alpha": alpha, "position": position, "gram": gram, "row_scale": None if tail == "none" else scale}
-    given = {"alpha": alpha, "position": position}
+    given: dict[str, Any] = {"alpha": alpha, "position": position}
     if operator == "ff_norms":
         given["features"] = random(streams, keys, heads + 1, neurons)
     else:
@@ -60,8 +63,7 @@ def case(
     slope = random(streams, queries, neurons)
     if density < 1:  # from numbers of their own, so that all others stay as they are
         slope *= torch.rand(queries, neurons, generator=torch.Generator().manual_seed(seed)) < density
-    return {
-        **given,
+    given |= {
         "slope": slope,
         "down": random(neurons, width),
         **({"down_scale": None} if operator == "ff_norms" else {}),
@@ -71,6 +73,56 @@ def case(
         "norm_scale": norm_scale if tail in ("all", "rms", "norm", "gamma") else None,
         "centre": tail in ("all", "norm"),
     }
+    if reduction != "l2":
+        given |= {"sequences": None, "reduction": reduction, "totals": None}
+    if reduction == "alti":
+        whole = make_vectors(operator, given).sum(2)
+        given["totals"] = (whole + torch.randn(whole.shape, generator=generator)).to(dtype)  # and a bias
+    return given
+
+
+def make_vectors(operator: str, given: dict[str, Any]) -> Tensor:
+    """Returns the vectors of all pairs, ``[2 or 3, N, M, d]`` in float64, as `ffattr.ops.contract` defines them."""
+    given = converted(given, torch.float64)
+    alpha, position = given["alpha"], given["position"]
+    itself = position[:, None] == torch.arange(alpha.shape[2])
+    weights = torch.cat([alpha, itself[None]])  # [H + 1, N, M]
+    if operator == "ff_norms":
+        z = torch.einsum("hnm,smhf->snmf", weights, given["features"])
+    else:
+        brought = torch.einsum("hnm,mhe->nmhe", alpha, given["values"]).flatten(2)
+        z = torch.einsum("nmi,sif->snmf", brought, given["maps"]) + itself[..., None] * given["own"][:, :, None]
+    ff = torch.einsum("snf,snmf,fd->nmd", given["slope"], z, given["down"])
+    residual = torch.einsum("hnm,mhd->nmd", weights, given["residual"])
+    if given["residual_scale"] is not None:
+        residual *= given["residual_scale"][:, None, None]
+    found = [ff, ff + residual]
+    if given["norm_scale"] is not None:
+        after = found[1] - found[1].mean(-1, keepdim=True) if given["centre"] else found[1]
+        after = after if given["gamma"] is None else after * given["gamma"]
+        found.append(after * given["norm_scale"][:, None, None])
+    return torch.stack(found)
+
+
+def define_reduction(operator: str, given: dict[str, Any]) -> Tensor:
+    """Returns what the vectors of all pairs are reduced to, ``[2 or 3, N, M]`` in float64, straight from its
+    definition."""
+    vectors, reduction = make_vectors(operator, given), given.get("reduction", "l2")
+    if reduction == "l2":
+        return vectors.square().sum(-1).sqrt()
+    if reduction == "l1":
+        return vectors.abs().sum(-1)
+    totals = given["totals"].double()[:, :, None]
+    return (totals.abs().sum(-1) - (totals - vectors).abs().sum(-1)).clamp_min(0)
+
+
+def largest_norms(operator: str, given: dict[str, Any], expected: Tensor) -> Tensor:
+    """Returns what an error is measured in, ``[2 or 3, 1, 1]``: a scope's largest entry. For ALTI, of which
+    cancellation may leave next to nothing, it is the largest L1 norm."""
+    if given.get("reduction") == "alti":
+        given = {**given, "reduction": "l1", "totals": None}
+        expected = getattr(torch_kernels, operator)(*converted(given, torch.float64).values())
+    return expected.amax((-1, -2), keepdim=True) if expected.numel() else expected
 
 
 def converted(given: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -87,7 +139,7 @@ def check(operator: str, given: dict[str, Any]) -> Tensor:
     assert out.shape == expected.shape
     assert out.dtype == given["alpha"].dtype
     limit = FLOAT32_LIMIT if out.dtype == torch.float32 else 1e-14
-    size = expected.amax((-1, -2), keepdim=True) if expected.numel() else expected
+    size = largest_norms(operator, given, expected)
     assert ((out - expected).abs() <= limit * size).all(), f"{((out - expected).abs() / size).max():.1e}"
     return out
 
@@ -108,17 +160,23 @@ def varied_cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield f"{operator} {name} {streams}", operator, given
         if availability.describe_product("cpu", torch.bfloat16):
             yield f"{operator} bfloat16 {name} {streams}", operator, narrow({**given, "alpha": given["alpha"] * 1e-30})
+    for operator, reduction, dtype, name in itertools.product(
+        WIDE, REDUCTIONS[1:], (torch.float32, torch.float64), sizes
+    ):
+        given = case(operator, *sizes[name], heads=5, dtype=dtype, reduction=reduction)
+        yield f"{operator} {reduction} {dtype} {name}", operator, given
+        if dtype == torch.float32 and availability.describe_product("cpu", torch.bfloat16):
+            yield f"{operator} {reduction} bfloat16 {name}", operator, narrow(given)
 
 
-def compute_cases() -> dict[str, tuple[Tensor, Tensor]]:
-    """Returns what the operators give for `varied_cases`, and the definition in float64."""
-    return {
-        name: (
-            getattr(OPERATORS, operator)(*given.values()),
-            getattr(torch_kernels, operator)(*converted(given, torch.float64).values()),
-        )
-        for name, operator, given in varied_cases()
-    }
+def compute_cases() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+    """Returns what the operators give for `varied_cases`, the definition in float64, and `largest_norms`."""
+    found = {}
+    for name, operator, given in varied_cases():
+        expected = getattr(torch_kernels, operator)(*converted(given, torch.float64).values())
+        size = largest_norms(operator, given, expected)
+        found[name] = (getattr(OPERATORS, operator)(*given.values()), expected, size)
+    return found
 
 
 def narrow(given: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +201,7 @@ def wrong(operator: str) -> Iterator[tuple[str, Tensor]]:
 
 
 COLUMNS = 42  # more than the longest needs
-QUERY_AXIS = {"position": 0, "slope": 1, "own": 1, "residual_scale": 0, "norm_scale": 0, "row_scale": 0}
+QUERY_AXIS = {"position": 0, "slope": 1, "own": 1, "residual_scale": 0, "norm_scale": 0, "row_scale": 0, "totals": 1}
 KEY_AXIS = {"features": 1, "values": 0, "residual": 0, "gram": 0}
 
 

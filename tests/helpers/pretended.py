@@ -33,7 +33,7 @@ class Triton:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
         monkeypatch.setitem(sys.modules, "ffattr.ops.triton", self.kernels)
         monkeypatch.setitem(sys.modules, "ffattr.ops.triton.runtime", self._runtime)
-        monkeypatch.setattr(selfcheck, "find_failure", lambda operators, device, dtype: self.failure)
+        monkeypatch.setattr(selfcheck, "find_failure", lambda *_: self.failure)
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
 
     def interpret(self) -> None:
@@ -58,6 +58,6 @@ class Cuda:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)
         monkeypatch.setattr(selfcheck, "find_failure", self._check)
 
-    def _check(self, operators: Any, device: torch.device, dtype: torch.dtype) -> str | None:
+    def _check(self, operators: Any, device: torch.device, dtype: torch.dtype, reduction: str) -> str | None:
         self.checked.append((operators, device, dtype))
         return self.failure

@@ -248,6 +248,66 @@ _EXPERTS |= {
 }
 MORE_MIXTURES = tuple(_EXPERTS)[len(MIXTURES) :]
 """The same layers again, which fewer tests try."""
+_ROUTED = {**_MOE, "moe_intermediate_size": 20, "head_dim": 8}
+_ONE_DENSE = {**_ROUTED, "first_k_dense_replace": 1, "n_routed_experts": 4, "n_group": 2, "topk_group": 1}
+_LATENT = {"q_lora_rank": 12, "kv_lora_rank": 10, "qk_nope_head_dim": 6, "qk_rope_head_dim": 4, "v_head_dim": 8}
+_LATENT_HEADS = {**_LATENT, "num_attention_heads": 6, "num_key_value_heads": 6, "head_dim": 4}
+_SHARED: dict[str, tuple[str, dict[str, Any]]] = {
+    # The network beside the experts is gated by the token.
+    "qwen2-moe": (
+        "Qwen2Moe",
+        {**_ROUTED, "num_experts": 5, "shared_expert_intermediate_size": 28, "mlp_only_layers": [0]},
+    ),
+    "deepseek-v2": (
+        "DeepseekV2",
+        {**_ONE_DENSE, **_LATENT_HEADS, "n_shared_experts": 2, "topk_method": "greedy", "routed_scaling_factor": 1.5},
+    ),
+    "deepseek-v3": ("DeepseekV3", {**_ONE_DENSE, **_LATENT_HEADS, "n_shared_experts": 1}),
+    "granitemoe-shared": (
+        "GraniteMoeShared",
+        {**_MOE, "num_local_experts": 4, "shared_intermediate_size": 28, "residual_multiplier": 0.7},
+    ),
+    "llama4": (
+        "Llama4Text",
+        {**_MOE, "num_local_experts": 4, "intermediate_size_mlp": 28, "head_dim": 8, "interleave_moe_layer_step": 2}
+        | {"layer_types": ["full_attention"] * 2, "no_rope_layers": [1, 0], "moe_layers": [1]},
+    ),
+}
+SHARED_EXPERTS = tuple(_SHARED)
+"""Mixtures with a network that all tokens go through."""
+_SHARED |= {
+    "glm4-moe": ("Glm4Moe", {**_ONE_DENSE, "n_shared_experts": 1}),
+    "dots1": ("Dots1", {**_ONE_DENSE, "n_shared_experts": 2}),
+    "ernie4-5-moe": (
+        "Ernie4_5_Moe",
+        {**_ROUTED, "moe_num_experts": 4, "moe_k": 2, "moe_num_shared_experts": 2, "moe_layer_start_index": 1}
+        | {"moe_layer_end_index": 1},
+    ),
+    "granitemoe": ("GraniteMoe", {**_MOE, "num_local_experts": 4, "residual_multiplier": 0.7}),
+    "hunyuan-moe": ("HunYuanMoEV1", {**_MOE, "num_experts": 4, "moe_topk": 2, "head_dim": 8}),
+    "exaone-moe": (
+        "ExaoneMoe",
+        {**_ROUTED, "num_experts": 4, "num_shared_experts": 1, "n_group": 2, "topk_group": 1}
+        | {"mlp_layer_types": ["dense", "sparse"], "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    "solar-open": (
+        "SolarOpen",
+        {**_ROUTED, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 2, "topk_group": 1},
+    ),
+    "hy-v3": (
+        "HYV3",
+        {**_ROUTED, "num_experts": 4, "num_shared_experts": 1, "mlp_layer_types": ["dense", "sparse"]}
+        | {"enable_moe_fp32_combine": False},
+    ),
+    "glm4-moe-lite": (
+        "Glm4MoeLite",
+        {**_ONE_DENSE, **_LATENT_HEADS, "n_shared_experts": 1, "mlp_layer_types": ["dense", "sparse"]},
+    ),
+    "minicpm3": ("MiniCPM3", {**_DECODER, **_LATENT_HEADS, "scale_depth": 1.2}),
+    "youtu": ("Youtu", {**_DECODER, **_LATENT_HEADS}),
+}
+MORE_SHARED_EXPERTS = tuple(_SHARED)[len(SHARED_EXPERTS) :]
+"""The same layers again, and latent attention without experts, which fewer tests try."""
 _BART = {
     "d_model": 40,
     "encoder_layers": LAYERS,
@@ -298,7 +358,7 @@ _TWO |= {
 }
 MORE_ENCODER_DECODERS = tuple(_TWO)[len(ENCODER_DECODERS) :]
 """The same layers again, which fewer tests try."""
-MODELS |= _EXPERTS | _TWO
+MODELS |= _EXPERTS | _SHARED | _TWO
 
 SINCE = {"swiglu_limit": "5.19"}
 """Settings that not every supported version of transformers reads. An older one is not given them."""

@@ -9,7 +9,7 @@ import pytest
 from packaging.version import Version
 from paths import ROOT
 
-__all__ = ["OLDEST", "PINNED", "have", "needs"]
+__all__ = ["OLDEST", "PINNED", "have", "is_older", "needs"]
 
 _PINS = (ROOT / "requirements-dev.txt").read_text()
 PINNED, OLDEST = (Version(version) for version in re.findall(r"^transformers==(\S+)$", _PINS, re.MULTILINE))
@@ -19,6 +19,11 @@ def have(version: str) -> bool:
     """Whether transformers is at least of ``version``: the pinned one always, the oldest one never."""
     assert OLDEST < Version(version) <= PINNED
     return Version(importlib.metadata.version("transformers")) >= Version(version)
+
+
+def is_older() -> bool:
+    """Whether transformers is older than the pinned one."""
+    return Version(importlib.metadata.version("transformers")) < PINNED
 
 
 def needs(version: str, reason: str) -> None:

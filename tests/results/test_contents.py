@@ -8,7 +8,15 @@ from keeping import kept, some
 from synthetic import attribution
 
 from ffattr import Pool, TopK
-from ffattr.results.contents import drop_padding, key_tokens, label_axes, mark_own_tokens, read_map
+from ffattr.results.contents import (
+    SHARED,
+    drop_padding,
+    key_tokens,
+    label_axes,
+    mark_own_tokens,
+    number_expert,
+    read_map,
+)
 
 
 def test_axes_are_named_by_real_tokens():
@@ -65,3 +73,11 @@ def test_columns_are_called_as_the_rows_where_nothing_else_is_said():
     assert key_tokens(attr) is attr.tokens
     other = [["x"] * 6] * 2
     assert key_tokens(replace(attr, key_tokens=other)) is other
+
+
+def test_numbers_of_experts() -> None:
+    assert number_expert(3) == 3
+    assert number_expert("shared") == SHARED
+    for wrong, kind in (("gate", TypeError), (1.0, TypeError), (True, TypeError), (-1, ValueError)):
+        with pytest.raises(kind, match="expert is "):
+            number_expert(wrong)

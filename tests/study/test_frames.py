@@ -165,3 +165,12 @@ def test_the_text_that_was_rolled_out_and_the_one_that_is_too_long(tiny, texts):
     assert frame.query("query == 2")["query_token"].iloc[0] == "bird"
     with pytest.raises(ValueError, match=r"text 1 \('the the .* has 102 tokens, but tiny has \d+ learned positions"):
         study.of_model("tiny", model, [texts[0], "the " * 100], tokenizer)
+
+
+def test_examples_are_added_to_what_was_found_elsewhere(tiny, corpus, texts):
+    found = study.Study("tiny")
+    study.add_examples(found, tiny[0], texts, tokenizer=tiny[1], detailed=2)
+    assert list(found.frames) == ["rollout", *OF_VECTORS]
+    for name, frame in found.frames.items():
+        pd.testing.assert_frame_equal(frame, corpus.frames[name])
+    assert found.example.tokens == corpus.example.tokens

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...decomposition.routing import Routing
 from ...errors import CaptureError
 
-__all__ = ["record_routings", "record_values_read"]
+__all__ = ["record_gains", "record_router_scores", "record_routings", "record_values_read"]
 
 
 @contextmanager
@@ -41,9 +41,50 @@ def record_routings(modules: Mapping[int, nn.Module], sink: Callable[[int, Routi
 
 
 @contextmanager
+def record_router_scores(
+    modules: Mapping[int, nn.Module], active: Mapping[int, int], sink: Callable[[int, Routing], None]
+) -> Iterator[None]:
+    """Record which experts each token goes to where a router returns a number for each of them, ``[tokens, E]``: the
+    ``active`` largest ones, all others being zero."""
+
+    def read_scores(index: int, module: nn.Module, output: Any) -> None:
+        scores = output if isinstance(output, Tensor) else output[0]
+        scores = scores.flatten(0, -2)
+        number = scores.abs().topk(active[index], -1).indices
+        if ((scores != 0).sum(-1) > active[index]).any():
+            raise CaptureError(
+                f"{type(module).__name__} sends a token to {int((scores != 0).sum(-1).max())} experts, expected "
+                f"{active[index]} at most"
+            )
+        sink(index, Routing(number, scores.gather(-1, number)))
+
+    with _hook_behind(modules, read_scores):
+        yield
+
+
+@contextmanager
+def record_gains(modules: Mapping[int, nn.Module], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Record what a shared expert is multiplied by, ``[tokens]``: the sigmoid of what a module returns."""
+    with _hook_behind(modules, lambda index, module, output: sink(index, output.sigmoid().flatten())):
+        yield
+
+
+@contextmanager
 def record_values_read(modules: Mapping[int, nn.Module], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Record the input of value projections."""
     with _hook_before(modules, lambda index, module, given: sink(index, given[0])):
+        yield
+
+
+@contextmanager
+def _hook_behind(modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Module, Any], None]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for index, module in modules.items():
+
+            def hand_on_output(module: nn.Module, args: Any, output: Any, index: int = index) -> None:
+                seen(index, module, output)
+
+            stack.callback(module.register_forward_hook(hand_on_output).remove)
         yield
 
 

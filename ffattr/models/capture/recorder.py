@@ -8,16 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, LayerRecord
 from ...decomposition.precision import are_finite
+from ...decomposition.routing import Routing
 from ...errors import CaptureError, NonFiniteError
 from ..registry import ModelDescription
+from ..spec.layer import LayerSpec
 from .attention_hooks import record_attention
-from .module_hooks import record_routings, record_values_read
+from .module_hooks import record_gains, record_router_scores, record_routings, record_values_read
 from .proven import read_code
 from .run import find_switches, read_hidden_states, require_same, run_undisturbed
 
@@ -31,6 +34,7 @@ _CALLED = {
     "cross": "cross-attention",
     "states": "values of cross-attention",
     "routing": "experts",
+    "gain": "shared expert's gate",
 }
 
 _active: ContextVar[_Recorder | None] = ContextVar("ffattr_active_capture", default=None)
@@ -44,7 +48,8 @@ def record_layers(
     verify: bool = True,
     mask: Tensor | None = None,
     encoder_mask: Tensor | None = None,
-) -> None:
+    model: nn.Module | None = None,
+) -> Any:
     """Run ``description.base(**kwargs)`` once and hand each layer's `LayerRecord` to ``on_layer`` while the layer runs.
 
     The record is dropped afterwards, so memory holds one layer at a time. Records come in the order in which the layers
@@ -52,21 +57,23 @@ def record_layers(
     unless the same code was seen to give the same before (`proven`).
     ``mask`` ``[B, T]`` says which tokens are valid (None: all); what padding holds is not looked at. Of a model with an
     encoder and a decoder it is the decoder's, ``encoder_mask`` the encoder's.
+    ``model``: what is run instead of the base that it is built on, its head included. Returns what was returned.
     """
-    base = description.base
+    runs = description.base if model is None else model
     wanted = _number_wanted(description, layers)
-    kwargs = {**kwargs, **find_switches(base, kwargs)}
-    with run_undisturbed(base):
-        code = read_code(base, kwargs, wanted) if verify else None
-        plain = None if code is None or code.is_proven else read_hidden_states(base(**kwargs))
+    kwargs = {**kwargs, **find_switches(runs, kwargs)}
+    with run_undisturbed(runs):
+        code = read_code(runs, kwargs, wanted) if verify else None
+        plain = None if code is None or code.is_proven else read_hidden_states(runs(**kwargs))
         recorder = _Recorder(description, wanted, mask, on_layer, encoder_mask)
         with recorder.install_hooks():
-            output = base(**kwargs)
+            output = runs(**kwargs)
     recorder.check_all_ran()
     if code is not None and plain is not None:
         of_output = mask if description.batch_first or mask is None else mask.T
-        require_same(plain, read_hidden_states(output), base, of_output)
+        require_same(plain, read_hidden_states(output), runs, of_output)
         code.keep_proof()
+    return output
 
 
 def record_first_attention(description: ModelDescription, kwargs: Mapping[str, Any]) -> Attention:
@@ -136,14 +143,34 @@ class _Recorder:
                         spec.cross.heads,
                     )
             stack.enter_context(record_attention(self.description.base, modules, heads, self._take_attention))
-            experts = {first: spec.experts for first, spec in specs.items() if spec.experts is not None}
-            stack.enter_context(
-                record_routings(experts, lambda first, routing: self._keep_tensor(first, "routing", routing))
-            )
+            stack.enter_context(self._record_mixtures(specs))
             values = {first: spec.cross.value for first, spec in specs.items() if spec.cross is not None}
             stack.enter_context(
                 record_values_read(values, lambda first, states: self._keep_tensor(first, "states", states))
             )
+            yield
+
+    @contextmanager
+    def _record_mixtures(self, specs: Mapping[int, LayerSpec]) -> Iterator[None]:
+        routers = {first: spec.router for first, spec in specs.items() if spec.router is not None}
+        experts = {
+            first: spec.experts for first, spec in specs.items() if spec.experts is not None and first not in routers
+        }
+        weighers = {
+            first: spec.shared.weigher
+            for first, spec in specs.items()
+            if spec.shared is not None and spec.shared.weigher is not None
+        }
+        active = {first: spec.active for first, spec in specs.items()}
+
+        def keep_routing(first: int, routing: Routing) -> None:
+            self._keep_tensor(first, "routing", routing)
+
+        with (
+            record_routings(experts, keep_routing),
+            record_router_scores(routers, active, keep_routing),
+            record_gains(weighers, lambda first, gain: self._keep_tensor(first, "gain", gain)),
+        ):
             yield
 
     def check_all_ran(self) -> None:
@@ -218,6 +245,9 @@ class _Recorder:
             after = self._put_batch_first(output if isinstance(output, Tensor) else output[0])
             for name, hidden in (("input", before), ("output", after)):
                 self._check_finite(f"the {name} of layer {index}", hidden, self._find_mask(index))
+            gain = fields.pop("gain", None)
+            if gain is not None:
+                fields["routing"] = replace(fields["routing"], gain=gain)
             self.done.add(index)
             with _set_active(None):
                 self.on_layer(LayerRecord(index, before, after, **fields))
@@ -236,7 +266,8 @@ class _Recorder:
                     "nn.MultiheadAttention, scaled_dot_product_attention or a softmax over the keys in a way that can "
                     "be recorded"
                 )
-        if spec.experts is not None and "routing" not in fields:
+        gated = spec.shared is not None and spec.shared.weigher is not None
+        if spec.experts is not None and ("routing" not in fields or (gated and "gain" not in fields)):
             raise CaptureError(
                 f"layer {index} of {self._name} did not call its experts ({type(spec.experts).__name__}): a kernel may "
                 "have taken their place. Load the model without kernels from the hub."

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ...decomposition.activations import Activation
 from ...decomposition.clamp import Clamp
 
-__all__ = ["EncoderDecoder", "Family", "Fused", "PerExpert"]
+__all__ = ["EncoderDecoder", "Family", "Fused", "PerExpert", "Shared"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,18 @@ class PerExpert:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """The parts of a network beside a mixture of experts that all tokens go through, as of `Family`; ``weigher`` gives
+    the number whose sigmoid its output is multiplied by."""
+
+    gate: str | Fused | None
+    up: str | Fused
+    down: str
+    activation: str | Activation
+    weigher: str | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """Dotted paths: ``layers`` and ``positions`` (a learned position table) from the base model, the rest per layer.
 
@@ -49,8 +61,11 @@ class Family:
     patches. ``kv_heads`` are the key/value heads, where ``num_key_value_heads`` of the configuration does not say it;
     ``heads`` is the configuration's name for the query heads.
 
-    ``experts`` is the module of a mixture's experts, which is called with the tokens, their experts and their weights;
-    ``dense`` what a layer without it is like. ``cross_attention`` and so on: attention to an encoder. ``older`` is what
+    ``experts`` is the module of a mixture's experts, which is called with the tokens, their experts and their weights,
+    or else ``router`` returns a number for each of them; ``active`` is the configuration's name for how many a token
+    goes to. ``shared`` is a network beside them, where a layer has one. ``dense`` is what a layer without experts is
+    like. ``latent`` and ``norm_of_latent`` lie before ``value``, and ``latent_width`` is the configuration's name for
+    how many features of the first are read. ``cross_attention`` and so on: attention to an encoder. ``older`` is what
     a layer that has nothing at ``out`` is like, in older versions of transformers.
     """
 
@@ -78,6 +93,13 @@ class Family:
     experts: str | None = None
     dense: Family | None = None
     clamp: Clamp | None = None
+    router: str | None = None
+    scales_input: bool = False
+    active: str = "num_experts_per_tok"
+    shared: Shared | None = None
+    latent: str | None = None
+    norm_of_latent: str | None = None
+    latent_width: str = "kv_lora_rank"
     cross_attention: str | None = None
     cross_value: str | None = None
     cross_out: str | None = None

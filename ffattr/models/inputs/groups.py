@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...selection import Indices, indices
-from .prepare import as_texts
+from .sequences import as_texts
 from .text import name_ids
 
 __all__ = ["Groups", "make_groups"]

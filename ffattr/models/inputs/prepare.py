@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ...errors import UnsupportedModel
 from ..capture.run import find_device
 from ..registry import ModelDescription
+from .sequences import Row, as_texts, encode_sequences, pad_rows, unify_inputs
 from .signals import SIGNALS, check_signal, find_signal_tokens
 from .text import TEXT, Tokens, check_rows, find_text_tokens
 
-__all__ = ["Inputs", "as_texts", "prepare_inputs"]
+__all__ = ["Inputs", "prepare_inputs"]
 
 # Left out silently: targets, what a tokenizer returns besides the model's inputs, and switches that capturing sets.
 _TARGETS = ("labels", "next_sentence_label", "start_positions", "end_positions")
@@ -32,7 +32,7 @@ class Inputs:
     """``kwargs`` for the base model's forward, ``mask`` ``[B, T]`` (True: a valid token), ``tokens`` ``[B][T]``.
 
     Of a model with an encoder and a decoder the latter two are the decoder's, and the other's are in ``encoder``.
-    ``lengths`` ``[B]`` of sequences made from text, which are padded on the right; None for all others.
+    ``lengths`` ``[B]`` of sequences made from lists (texts, ids), which are padded on the right; None for all others.
     """
 
     kwargs: dict[str, Any]
@@ -45,7 +45,7 @@ class Inputs:
         """Splits the inputs into batches of about the same length: which of the sequences, and these alone.
 
         A batch has at most ``limit`` tokens, padding included, but at least one sequence; the longest come first. Only
-        text can be cut apart: of tensors that were given, nobody knows what their first axis means to the model.
+        lists can be cut apart: of tensors that were given, nobody knows what their first axis means to the model.
         """
         if self.lengths is None:
             return [(list(range(len(self.mask))), self)]
@@ -69,14 +69,15 @@ class Inputs:
 def prepare_inputs(description: ModelDescription, model: nn.Module, inputs: Any, tokenizer: Any = None) -> Inputs:
     """Check ``inputs`` against the model and bring them into one form.
 
-    Text is padded on the right whatever the tokenizer's own side, so that learned positions are those of the text on
-    its own. Padding of mappings is taken as given.
+    Sequences (`encode_sequences`) are padded on the right whatever the tokenizer's own side, so that learned positions
+    are those of the text on its own. Padding of mappings is taken as given.
     """
     parameters = inspect.signature(description.base.forward).parameters
     first = next(iter(parameters))  # input_ids, src, pixel_values
-    texts, lengths = as_texts(inputs), None
-    if texts is not None:
-        given, lengths = _encode_texts(description, texts, tokenizer)
+    inputs, lengths = unify_inputs(inputs), None
+    rows = _encode_for(description, inputs, tokenizer)
+    if rows is not None:
+        given, lengths = pad_rows(description, rows, tokenizer)
     elif isinstance(inputs, Mapping):
         given = _select_known(description, model, inputs)
     elif isinstance(inputs, Tensor):
@@ -85,7 +86,7 @@ def prepare_inputs(description: ModelDescription, model: nn.Module, inputs: Any,
         raise TypeError(
             f"inputs is a {type(inputs).__name__}, expected a mapping of tensors, "
             + (
-                "a tensor of ids [batch, T], text or a list of text with a tokenizer"
+                "a tensor of ids [batch, T] or lists of ids, or texts or conversations with a tokenizer"
                 if _takes_ids(description)
                 else f"or a float tensor {first}"
             )
@@ -131,51 +132,20 @@ def _add_decoder(model: nn.Module, inputs: Any, given: dict[str, Any]) -> None:
     given["decoder_input_ids"] = shift(labels=labels)
 
 
-def as_texts(inputs: Any) -> list[str] | None:
-    """Returns the texts that a user passed as inputs; None if it is something else."""
-    if isinstance(inputs, str):
-        return [inputs]
-    texts = isinstance(inputs, Sequence) and len(inputs) > 0 and all(isinstance(text, str) for text in inputs)
-    return list(inputs) if texts else None
+def _encode_for(description: ModelDescription, inputs: Any, tokenizer: Any) -> list[Row] | None:
+    """Returns what there is of each sequence; None where ``inputs`` are none."""
+    if _takes_ids(description):
+        return encode_sequences(inputs, tokenizer, _IGNORED)
+    texts = as_texts(inputs)
+    if texts is not None:
+        raise TypeError(
+            f"{type(description.base).__name__} takes a float tensor of features, not text: {texts[0][:40]!r}"
+        )
+    return None
 
 
 def _takes_ids(description: ModelDescription) -> bool:
     return "input_ids" in inspect.signature(description.base.forward).parameters
-
-
-def _encode_texts(
-    description: ModelDescription, texts: list[str], tokenizer: Any
-) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Returns what the model takes, padded on the right, and how long each text is."""
-    if not _takes_ids(description):
-        raise TypeError(
-            f"{type(description.base).__name__} takes a float tensor of features, not text: {texts[0][:40]!r}"
-        )
-    if tokenizer is None:
-        raise ValueError(f"inputs is text ({texts[0][:40]!r}); pass the model's tokenizer as tokenizer=")
-    if not callable(tokenizer):
-        raise TypeError(f"tokenizer is a {type(tokenizer).__name__}, expected a transformers tokenizer")
-    rows = []
-    for row, text in enumerate(texts):
-        encoded = tokenizer(text)
-        # Special tokens alone ([CLS] [SEP]) are no tokens of the text.
-        if not text.strip() or not len(encoded["input_ids"]):
-            raise ValueError(f"text {row} ({text!r}) has no tokens; expected at least one. Remove it.")
-        rows.append({name: list(value) for name, value in encoded.items() if name not in _IGNORED})
-    lengths = tuple(len(row["input_ids"]) for row in rows)
-    longest = max(lengths)
-    pad = next((i for name in ("pad_token_id", "eos_token_id") if (i := getattr(tokenizer, name, None)) is not None), 0)
-    padding = {"input_ids": pad, "token_type_ids": getattr(tokenizer, "pad_token_type_id", None) or 0}
-    device = find_device(description.base)
-    for row_values in rows:
-        row_values.setdefault("attention_mask", [1] * len(row_values["input_ids"]))
-
-    def pad_column(name: str) -> Tensor:
-        fill = padding.get(name, 0)
-        return torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row in rows], device=device)
-
-    parameters = inspect.signature(description.base.forward).parameters
-    return {name: pad_column(name) for name in rows[0] if name in parameters}, lengths
 
 
 def _select_known(description: ModelDescription, model: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ __all__ = ["Stacked", "read_stacked"]
 class Stacked:
     """One projection of all experts, in one parameter of their module: ``weight`` ``[E, out, in]`` and maybe ``bias``.
 
-    Its output features are ``start:stop:step`` of the parameter's. ``out_last``: the weight is ``[E, in, out]``.
+    Its output features are ``start:stop:step`` of the parameter's, times ``factor``. ``out_last``: the weight is
+    ``[E, in, out]``.
     """
 
     module: nn.Module
@@ -29,6 +30,7 @@ class Stacked:
     stop: int | None = None
     step: int = 1
     out_last: bool = False
+    factor: float = 1.0
 
 
 def read_stacked(part: Stacked) -> Linear:
@@ -38,4 +40,7 @@ def read_stacked(part: Stacked) -> Linear:
         bias = None if part.bias is None else wrapped.make_dense(getattr(part.module, part.bias))
     weight = weight if part.out_last else weight.mT
     features = slice(part.start, part.stop, part.step)
-    return Linear(weight[..., features], None if bias is None else bias[:, features])
+    weight, bias = weight[..., features], None if bias is None else bias[:, features]
+    if part.factor == 1:
+        return Linear(weight, bias)
+    return Linear(weight * part.factor, None if bias is None else bias * part.factor)

@@ -14,13 +14,62 @@ from torch import Tensor, nn
 
 from ...decomposition.affine import Linear
 from ...decomposition.clamp import Clamp
-from ...decomposition.layer import Branch, CrossWeights, LayerWeights
+from ...decomposition.layer import Branch, CrossWeights, Latent, LayerWeights
 from ...decomposition.scopes import Scoped
+from ...errors import UnsupportedModel
 from .activation import identify_activation
 from .experts import Stacked, read_stacked
 from .weights import Columns, Scaled, read_linear, read_norm
 
-__all__ = ["CrossSpec", "LayerSpec"]
+__all__ = ["BranchSpec", "CrossSpec", "LatentSpec", "LayerSpec"]
+
+
+@dataclass(frozen=True)
+class BranchSpec:
+    """Which module plays which part in a feed-forward network that all tokens go through beside a mixture of experts.
+
+    What it returns is multiplied by the sigmoid of what ``weigher`` returns for a token, one number, where there is
+    one.
+
+    >>> up, down = torch.nn.Linear(8, 16), torch.nn.Linear(16, 8)
+    >>> ffattr.BranchSpec(up=up, down=down, activation=torch.nn.functional.gelu).weights(torch.float64).width
+    16
+    """
+
+    up: nn.Module | Columns
+    down: nn.Module | Scaled
+    activation: Callable[[Tensor], Tensor]
+    gate: nn.Module | Columns | None = None
+    weigher: nn.Module | None = None
+
+    def weights(self, dtype: torch.dtype | None) -> Branch:
+        """Reads the parameters in ``dtype`` (None: as they are, nothing copied)."""
+        return Branch(
+            up=read_linear(self.up, dtype),
+            gate=None if self.gate is None else read_linear(self.gate, dtype),
+            down=read_linear(self.down, dtype),
+            activation=identify_activation(self.activation),
+            weighed=self.weigher is not None,
+        )
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Which modules lie between what attention reads and the value projection, where that reads a latent vector: a
+    projection and then a norm (multi-head latent attention).
+
+    >>> ffattr.LatentSpec(torch.nn.Linear(8, 4), torch.nn.RMSNorm(4)).weights(torch.float64).down.weight.shape
+    torch.Size([8, 4])
+    """
+
+    down: nn.Module | Columns
+    norm: nn.Module
+
+    def weights(self, dtype: torch.dtype | None) -> Latent:
+        """Reads the parameters in ``dtype`` (None: as they are, nothing copied)."""
+        norm = read_norm(self.norm, dtype)
+        assert norm is not None
+        return Latent(read_linear(self.down, dtype), norm)
 
 
 @dataclass(frozen=True)
@@ -55,6 +104,9 @@ class LayerSpec(Scoped):
 
     In a mixture, projections of the feed-forward block are `Stacked`, ``experts`` is the module that is called with
     hidden states, the experts of each token and their weights, and ``active`` is how many experts a token goes to.
+    Where that module is called otherwise, ``router`` is one whose output has a number for each token and expert, zero
+    for those that the token does not go to; ``scales_input``: these multiply what experts read, not what they return.
+    ``shared`` is a network beside the experts that all tokens go through. ``latent`` is what lies before ``value``.
 
     >>> layer = model.encoder.layer[0]
     >>> attention, output = layer.attention, layer.output
@@ -91,11 +143,21 @@ class LayerSpec(Scoped):
     experts: nn.Module | None = None
     active: int = 1
     cross: CrossSpec | None = None
+    shared: BranchSpec | None = None
+    router: nn.Module | None = None
+    scales_input: bool = False
+    latent: LatentSpec | None = None
+
+    @property
+    def carriers(self) -> int:
+        """How many networks of a mixture a token goes through: its experts, and the shared one."""
+        return self.active + (self.shared is not None)
 
     @property
     def rounds_to_float32(self) -> bool:
         """Tells whether a norm may round to float32, whatever the model's dtype, as those of transformers' own do."""
-        norms = (getattr(self, field.name) for field in fields(self) if field.name.startswith("norm_"))
+        norms = [getattr(self, field.name) for field in fields(self) if field.name.startswith("norm_")]
+        norms += [] if self.latent is None else [self.latent.norm]
         return any(norm is not None and type(norm) not in (nn.LayerNorm, nn.RMSNorm) for norm in norms)
 
     def weights(self, dtype: torch.dtype | None) -> LayerWeights:
@@ -103,20 +165,26 @@ class LayerSpec(Scoped):
 
         Raises `UnsupportedModel` for a module that no formula covers.
         """
+        branches = [
+            Branch(
+                up=_read_projection(self.up, dtype),
+                gate=None if self.gate is None else _read_projection(self.gate, dtype),
+                down=_read_projection(self.down, dtype),
+                activation=identify_activation(self.activation),
+                clamp=self.clamp,
+                scales_input=self.scales_input,
+            )
+        ]
+        if self.shared is not None:
+            branches.append(self.shared.weights(dtype))
+            if (self.shared.gate is None) != (self.gate is None):
+                raise UnsupportedModel("experts are gated and the network beside them is not, or the other way round")
         return LayerWeights(
             heads=self.heads,
             kv_heads=self.kv_heads,
             value=read_linear(self.value, dtype),
             out=read_linear(self.out, dtype),
-            branches=(
-                Branch(
-                    up=_read_projection(self.up, dtype),
-                    gate=None if self.gate is None else _read_projection(self.gate, dtype),
-                    down=_read_projection(self.down, dtype),
-                    activation=identify_activation(self.activation),
-                    clamp=self.clamp,
-                ),
-            ),
+            branches=tuple(branches),
             norm_before_attn=read_norm(self.norm_before_attn, dtype),
             norm_of_attn=read_norm(self.norm_of_attn, dtype),
             norm_after_attn=read_norm(self.norm_after_attn, dtype),
@@ -125,6 +193,7 @@ class LayerSpec(Scoped):
             norm_after_ff=read_norm(self.norm_after_ff, dtype),
             parallel=self.parallel,
             cross=None if self.cross is None else self.cross.weights(dtype),
+            latent=None if self.latent is None else self.latent.weights(dtype),
         )
 
 

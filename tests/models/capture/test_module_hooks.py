@@ -11,7 +11,12 @@ from torch import Tensor, nn
 import ffattr
 from ffattr.decomposition.routing import Routing
 from ffattr.errors import CaptureError
-from ffattr.models.capture.module_hooks import record_routings, record_values_read
+from ffattr.models.capture.module_hooks import (
+    record_gains,
+    record_router_scores,
+    record_routings,
+    record_values_read,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,3 +73,53 @@ def test_routing_is_told_by_its_kinds_of_numbers() -> None:
     (routing,) = seen
     assert (routing.index.dtype, routing.index.tolist()) == (torch.int64, [[1, 0], [2, 1]])
     assert torch.equal(routing.weight, weights)
+
+
+class Returns(nn.Module):
+    """Returns what it is given."""
+
+    def forward(self, given: object) -> object:
+        return given
+
+
+def test_routing_from_the_scores_of_a_router() -> None:
+    module, seen = Returns(), list[Routing]()
+    scores = torch.tensor([[[0.0, 0.7, 0.0, -0.9], [0.2, 0.0, 0.1, 0.0], [0.0, 0.0, 0.4, 0.0]]])
+    with record_router_scores({0: module}, {0: 2}, lambda number, routing: seen.append(routing)):
+        module((scores, scores + 1))
+        module(scores)
+    module(scores)
+    assert len(seen) == 2
+    for routing in seen:
+        assert routing.index[:2].tolist() == [[3, 1], [0, 2]]
+        assert routing.weight[2, 0] == 0.4
+        assert routing.weight[2, 1] == 0
+        torch.testing.assert_close(routing.weight[:2], torch.tensor([[-0.9, 0.7], [0.2, 0.1]]))
+    with (
+        record_router_scores({0: module}, {0: 1}, lambda number, routing: seen.append(routing)),
+        pytest.raises(CaptureError, match="Returns sends a token to 2 experts, expected 1 at most"),
+    ):
+        module(scores)
+
+
+def test_a_gain_is_the_sigmoid_of_what_a_module_returns() -> None:
+    module, seen = Returns(), list[Tensor]()
+    given = torch.randn(2, 3, 1)
+    with record_gains({4: module}, lambda number, gain: seen.append(gain)):
+        module(given)
+    torch.testing.assert_close(seen[0], torch.sigmoid(given).view(6))
+
+
+def test_a_shared_expert_whose_gate_is_not_called() -> None:
+    model, given = build("qwen2-moe"), tiny_models.inputs("qwen2-moe")
+    block = model.layers[1].mlp
+
+    def forward(hidden: Tensor) -> Tensor:
+        flat = hidden.flatten(0, 1)
+        _, weights, index = block.gate(flat)
+        gain = torch.sigmoid(flat @ block.shared_expert_gate.weight.T)
+        return (block.experts(flat, index, weights) + gain * block.shared_expert(flat)).view_as(hidden)
+
+    block.forward = forward
+    with pytest.raises(CaptureError, match=r"layer 1 of Qwen2MoeModel .* did not call its experts"):
+        ffattr.attribute(model, given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from tiny_models import build
+from torch import nn
 
 from ffattr.models.registry import resolve
 from ffattr.models.spec.experts import Stacked, read_stacked
@@ -19,6 +20,16 @@ def test_stacked_parameters() -> None:
     assert torch.equal(found.bias, module.shift[:, 1::2])
     turned = read_stacked(Stacked(module, "both", stop=2, out_last=True))
     assert torch.equal(turned.weight, module.both[:, :, :2])
+
+
+def test_a_factor_is_one_of_weight_and_bias() -> None:
+    module = nn.Module()
+    module.both, module.added = nn.Parameter(torch.randn(3, 4, 5)), nn.Parameter(torch.randn(3, 4))
+    plain, scaled = (read_stacked(Stacked(module, "both", "added", factor=factor)) for factor in (1.0, 0.5))
+    assert plain.bias is not None
+    assert scaled.bias is not None
+    assert torch.equal(scaled.weight, plain.weight / 2)
+    assert torch.equal(scaled.bias, plain.bias / 2)
 
 
 def test_stacked_parameters_of_a_model() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from plain_layers import FF, WIDTH, spec
 from tiny_models import FAMILIES, build
 from torch import nn
 
+from ffattr.errors import UnsupportedModel
 from ffattr.models.registry import resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -45,3 +48,28 @@ def test_scopes_follow_the_norms(norms: tuple[str, ...], scopes: tuple[str, ...]
     layer = spec(**{name: nn.LayerNorm(WIDTH) for name in norms})
     assert layer.scopes == ("attn_heads", "attn", *scopes)
     assert layer.weights(torch.float32).scopes == layer.scopes
+
+
+def test_a_network_beside_the_experts_is_the_second_branch() -> None:
+    (spec,) = resolve(build("qwen2-moe")).layers[1:]
+    experts, shared = spec.weights(torch.float32).branches
+    assert (experts.routed, shared.routed) == (True, False)
+    assert (experts.weighed, shared.weighed) == (False, True)
+    assert (experts.width, shared.width) == (20, 28)
+    assert (spec.active, spec.carriers) == (2, 3)
+    assert resolve(build("mixtral")).layers[0].carriers == 2
+
+
+def test_experts_and_the_network_beside_them_are_of_one_kind() -> None:
+    (spec,) = resolve(build("granitemoe-shared")).layers[1:]
+    assert spec.shared is not None
+    dense = replace(spec, shared=replace(spec.shared, gate=None))
+    with pytest.raises(UnsupportedModel, match="experts are gated and the network beside them is not"):
+        dense.weights(torch.float32)
+
+
+def test_a_latent_has_its_norm_among_those_that_round() -> None:
+    (spec,) = resolve(build("deepseek-v3", dtype=torch.float32)).layers[1:]
+    norms = dict.fromkeys(("norm_before_attn", "norm_before_ff"))
+    assert replace(spec, **norms).rounds_to_float32
+    assert not replace(spec, latent=None, **norms).rounds_to_float32

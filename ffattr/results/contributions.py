@@ -1,0 +1,176 @@
+"""`Contributions`: what each token gives, with its sign, to numbers that a model computes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor
+
+from . import files
+from .keep import restore_kept
+from .kept.policy import Kept
+
+__all__ = ["Contributions"]
+
+_FLOW = "flow"
+_TENSORS = ("value", "scores", "bias", "error", "mask", "positions")
+_OPTIONAL = ("residual", "cross_scores", "cross_mask")
+
+
+@dataclass(eq=False)
+class Contributions:
+    """What each token gives to ``K`` numbers of ``B`` sequences, at every boundary of ``L`` layers; it adds up.
+
+    ``value`` ``[K, B]`` are the model's own numbers, called ``targets`` ``[K][B]`` and read at ``positions`` ``[K, B]``
+    of the padded input (-1: of the whole). ``scores`` ``[K, L + 1, B, T]`` is what each token's vector gives at the
+    input of each of ``layers``, and last at the output of the last layer; ``bias`` ``[K, L + 1, B]`` what comes from no
+    token: ``scores.sum(-1) + bias == value`` at every boundary. ``error`` ``[K, B]`` is the largest difference from it,
+    relative to the value and what it is made of. Padding is zero.
+
+    ``flow`` ``[K, L, B, N, T]`` (by head ``[K, L, B, H, N, T]``) is what passes from token to token within a layer, at
+    ``scope``, if it was asked for; ``residual`` ``[K, L, B, N]`` what tokens keep of themselves, which is part of the
+    diagonal but of no head's.
+
+    In a decoder with an encoder, ``cross_scores`` ``[K, L + 1, B, T']`` is what the encoder's states give through the
+    cross-attention of the layers from a boundary on, which belongs to the sum; ``encoder`` follows all of it to the
+    encoder's own layers and tokens: its ``value`` is what comes through the encoder.
+
+    >>> c = ffattr.contributions(model, "The cat sat.", target=torch.ones(40), tokenizer=tokenizer)
+    >>> c.scores.shape  # targets, boundaries, sequences, tokens
+    torch.Size([1, 4, 1, 6])
+    >>> torch.allclose(c.scores.sum(-1) + c.bias, c.value[:, None])
+    True
+    """
+
+    value: Tensor
+    scores: Tensor
+    bias: Tensor
+    error: Tensor
+    targets: list[list[str]]
+    positions: Tensor
+    tokens: list[list[str]]
+    mask: Tensor
+    layers: tuple[int, ...]
+    scope: str | None = None
+    kept: Kept | None = None
+    cross_kept: Kept | None = None
+    residual: Tensor | None = None
+    cross_scores: Tensor | None = None
+    cross_tokens: list[list[str]] | None = None
+    cross_mask: Tensor | None = None
+    encoder: Contributions | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def flow(self) -> Tensor | None:
+        """What passes from token to token, ``[K, L, B, N, T]`` or by head ``[K, L, B, H, N, T]``; None: not asked for.
+
+        Raises ValueError where something else was kept of it, which ``kept`` has.
+        """
+        if self.kept is None:
+            return None
+        return _by_target(self.kept, len(self.value))
+
+    @property
+    def cross_flow(self) -> Tensor | None:
+        """What passes from an encoder's tokens to a decoder's, ``[K, L, B, N, T']``; None: there is none."""
+        if self.cross_kept is None:
+            return None
+        return _by_target(self.cross_kept, len(self.value))
+
+    def __repr__(self) -> str:
+        targets, sequences, tokens = len(self.value), len(self.mask), self.mask.shape[1]
+        flow = "" if self.kept is None else f", flow at {self.scope}"
+        return f"Contributions({targets} targets, {len(self.layers)} layers, {sequences} x {tokens} tokens{flow})"
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes everything to a safetensors file that `ffattr.load` reads; whole or not at all."""
+        files.write(path, *self.to_parts())
+
+    def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Returns all tensors by name, and what else there is as JSON takes it."""
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors |= {name: getattr(self, name) for name in _OPTIONAL if getattr(self, name) is not None}
+        described: dict[str, Any] = {
+            "kind": "contributions",
+            "targets": self.targets,
+            "tokens": self.tokens,
+            "cross_tokens": self.cross_tokens,
+            "layers": self.layers,
+            "scope": self.scope,
+            "arguments": self.arguments,
+            "flow": self.kept is not None,
+        }
+        if self.kept is not None:
+            tensors |= self.kept.list_tensors([_FLOW])
+            described |= self.kept.file_description()
+        if self.cross_kept is not None:
+            tensors |= {f"cross.{name}": one for name, one in self.cross_kept.list_tensors([_FLOW]).items()}
+            described["cross_flow"] = self.cross_kept.file_description()
+        if self.encoder is not None:
+            of_encoder, described["encoder"] = self.encoder.to_parts()
+            tensors |= {f"encoder.{name}": tensor for name, tensor in of_encoder.items()}
+        return tensors, described
+
+    @classmethod
+    def from_parts(cls, tensors: Mapping[str, Tensor], content: Any, name: str) -> Contributions:
+        """Undoes `to_parts`; ``name`` is that of the file. Raises FileFormatError where they do not fit together."""
+        try:
+            encoder = None
+            if content.get("encoder") is not None:
+                prefix = "encoder."
+                inner = {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
+                encoder = cls.from_parts(inner, content["encoder"], name)
+            across = None
+            if content.get("cross_flow") is not None:
+                of_cross = {key.removeprefix("cross."): t for key, t in tensors.items() if key.startswith("cross.")}
+                across = restore_kept([_FLOW], of_cross, content["cross_flow"])
+            found = cls(
+                **{key: tensors[key] for key in _TENSORS},
+                **{key: tensors[key] for key in _OPTIONAL if key in tensors},
+                targets=[list(of_target) for of_target in content["targets"]],
+                tokens=[list(sequence) for sequence in content["tokens"]],
+                cross_tokens=content.get("cross_tokens"),
+                layers=tuple(content["layers"]),
+                scope=content["scope"],
+                kept=restore_kept([_FLOW], tensors, content) if content["flow"] else None,
+                cross_kept=across,
+                encoder=encoder,
+                arguments=dict(content["arguments"]),
+            )
+            targets, boundaries, sequences, tokens = found.scores.shape
+            expected = (len(found.targets), len(found.layers) + 1, *found.mask.shape)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise files.FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles {error}") from error
+        if (targets, boundaries, sequences, tokens) != expected:
+            raise files.FileFormatError(
+                f"{name!r}: scores have shape {list(found.scores.shape)}, expected {list(expected)} (targets, "
+                "boundaries, sequences, tokens)"
+            )
+        return found
+
+    def select(self, target: int) -> Contributions:
+        """One of the targets alone, with all of its sequences, without its flow."""
+        pick = slice(target, target + 1)
+        return replace(
+            self,
+            value=self.value[pick],
+            scores=self.scores[pick],
+            bias=self.bias[pick],
+            error=self.error[pick],
+            targets=self.targets[pick],
+            positions=self.positions[pick],
+            kept=None,
+            cross_kept=None,
+            residual=None,
+            cross_scores=None if self.cross_scores is None else self.cross_scores[pick],
+            encoder=None if self.encoder is None else self.encoder.select(target),
+        )
+
+
+def _by_target(kept: Kept, targets: int) -> Tensor:
+    flow: Tensor = kept.whole_map(_FLOW).unflatten(0, (targets, -1))
+    return flow

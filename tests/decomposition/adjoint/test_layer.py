@@ -1,0 +1,165 @@
+"""Directions pulled back through a layer: they read its input as the definition's vectors are read at its output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import random_layers
+import torch
+from random_layers import RandomLayer
+from torch import Tensor
+
+from ffattr.decomposition.adjoint.layer import Flow, LayerAdjoint, list_blocks, paths_of_point, transpose_norm
+from ffattr.decomposition.affine import Norm
+from ffattr.decomposition.clamp import Clamp
+from ffattr.decomposition.reference import Rule
+from ffattr.decomposition.scopes import Point
+
+KINDS: dict[str, dict[str, Any]] = {
+    "post-LN": {"norms": "post", "gated": False},
+    "pre-LN, gated": {},
+    "norms of what blocks return": {"norms": "of"},
+    "parallel": {"parallel": True, "gated": False},
+    "mixture": {"experts": 4},
+    "mixture, clamped": {"experts": 3, "clamp": Clamp(0.5, 1.0)},
+    "cross-attention": {"decoder": True},
+    "cross-attention, post-LN": {"decoder": True, "norms": "post"},
+}
+KIND = pytest.mark.parametrize("kind", KINDS)
+BASELINES = ("zero", "bias", torch.linspace(-1, 1, random_layers.NEURONS, dtype=torch.float64))
+
+
+def directions(layer: RandomLayer, count: int = 3, seed: int = 5) -> Tensor:
+    drawn = torch.randn(count, *layer.x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drawn[:, 4] = 0  # nothing reads this token
+    return drawn
+
+
+def pulled(
+    layer: RandomLayer,
+    rule: Rule,
+    value_bias: str = "token",
+    point: Point = "ff_res",
+    by_head: bool = False,
+    blocks: tuple[int, ...] = (4, 5),
+) -> tuple[LayerAdjoint, list[tuple[Tensor, Flow]], Tensor]:
+    """Block of queries by block; the second block comes first."""
+    wanted = directions(layer)
+    adjoint = LayerAdjoint(
+        layer.weights, layer.x, layer.attention, len(wanted), rule, value_bias, layer.routing, layer.encoder
+    )
+    flows, output = [], torch.zeros_like(layer.x)
+    for rows in reversed(torch.arange(len(layer.x)).split(list(blocks))):
+        output[rows], frozen = adjoint.pull(rows, wanted[:, rows])
+        flows.append((rows, adjoint.trace(rows, wanted[:, rows], frozen, *paths_of_point(point), by_head)))
+    adjoint.finish()
+    return adjoint, flows, output
+
+
+def joined(flows: list[tuple[Tensor, Flow]], source: str) -> Tensor:
+    rows = torch.cat([rows for rows, _ in flows])
+    return torch.cat([flow.tiles[source] for _, flow in flows], -2)[..., rows.argsort(), :]  # type: ignore[index]
+
+
+@KIND
+@pytest.mark.parametrize("baseline", BASELINES, ids=("zero", "bias", "given"))
+@pytest.mark.parametrize("value_bias", ["token", "separate"])
+def test_flow_is_the_direction_times_the_vectors_of_the_definition(kind, baseline, value_bias):
+    layer, rule = random_layers.layer(**KINDS[kind]), Rule(baseline=baseline)
+    if layer.routing is not None and isinstance(baseline, Tensor):
+        rule = Rule()
+    last = list(layer.streams(torch.arange(len(layer.x)), rule, value_bias).values())[-1]
+    _, flows, output = pulled(layer, rule, value_bias)
+    expected = torch.einsum("kid,ijd->kij", directions(layer), last.vectors)
+    own = len(layer.x)
+    assert torch.allclose(joined(flows, "own"), expected[..., :own], rtol=0, atol=1e-11)
+    if layer.encoder is not None:
+        assert torch.allclose(joined(flows, "cross"), expected[..., own:], rtol=0, atol=1e-11)
+    assert torch.allclose(output, last.total, rtol=0, atol=1e-11)
+
+
+@KIND
+@pytest.mark.parametrize("baseline", BASELINES[:2], ids=("zero", "bias"))
+@pytest.mark.parametrize("value_bias", ["token", "separate"])
+def test_scores_and_the_constant_are_all_there_is(kind, baseline, value_bias):
+    """What tokens give is the sum of their columns where no bias is theirs; with the constant it is all of y."""
+    layer, rule = random_layers.layer(**KINDS[kind]), Rule(baseline=baseline)
+    adjoint, flows, output = pulled(layer, rule, value_bias)
+    scores = (adjoint.own * layer.x).sum(-1)
+    parts = [scores]
+    if layer.encoder is not None:
+        assert adjoint.encoder is not None
+        parts.append((adjoint.encoder * layer.encoder.states).sum(-1))
+    value = (directions(layer) * output).sum((1, 2))
+    assert torch.allclose(sum(part.sum(-1) for part in parts) + adjoint.constant, value, rtol=0, atol=1e-10)
+    if value_bias == "separate":
+        for part, source in zip(parts, ("own", "cross"), strict=False):
+            assert torch.allclose(joined(flows, source).sum(1), part, rtol=0, atol=1e-11)
+
+
+@KIND
+def test_heads_and_the_residual_add_up_to_the_flow(kind):
+    layer = random_layers.layer(**KINDS[kind])
+    _, whole, _ = pulled(layer, Rule())
+    _, apart, _ = pulled(layer, Rule(), by_head=True)
+    heads = joined(apart, "own")
+    assert heads.shape == (3, random_layers.HEADS, len(layer.x), len(layer.x))
+    residual = torch.cat([flow.residual for _, flow in apart], 1)[:, torch.cat([r for r, _ in apart]).argsort()]
+    assert torch.allclose(heads.sum(1) + torch.diag_embed(residual), joined(whole, "own"), rtol=0, atol=1e-11)
+
+
+@KIND
+def test_what_bypasses_the_feed_forward_block_and_what_goes_through_it_add_up(kind):
+    layer = random_layers.layer(**KINDS[kind])
+    both, bypass, through = (joined(pulled(layer, Rule(), point=point)[1], "own") for point in ("ff_res", "atb", "ff"))
+    assert torch.allclose(bypass + through, both, rtol=0, atol=1e-11)
+    assert through.abs().max() > 1e-3
+
+
+@KIND
+def test_a_flow_before_the_block_reads_the_vectors_that_are_there(kind):
+    """Behind the block is a norm at most, which reads the sum of what bypassed the block and what it returned."""
+    layer = random_layers.layer(**KINDS[kind])
+    weights = layer.weights
+    streams = layer.streams(torch.arange(len(layer.x)), Rule())
+    wanted = directions(layer)
+    if weights.norm_after_ff is not None:
+        total = streams[str(weights.scope_at("ff_res"))].total
+        wanted = transpose_norm(weights.norm_after_ff, weights.norm_after_ff.scale(total), wanted)
+    for point in ("atb", "ff"):
+        vectors = streams[str(weights.scope_at(point))].vectors[:, : len(layer.x)]
+        expected = torch.einsum("kid,ijd->kij", wanted, vectors)
+        found = joined(pulled(layer, Rule(), point=point)[1], "own")
+        assert torch.allclose(found, expected, rtol=0, atol=1e-11), point
+    if weights.norm_after_attn is None and weights.cross is None:
+        vectors = streams["attn"].vectors
+        found = joined(pulled(layer, Rule(), point="attn")[1], "own")
+        assert torch.allclose(found, torch.einsum("kid,ijd->kij", wanted, vectors), rtol=0, atol=1e-11)
+
+
+def test_blocks_do_not_change_what_is_found():
+    layer = random_layers.layer(experts=4)
+    one, flows, _ = pulled(layer, Rule(), blocks=(9,))
+    many, others, _ = pulled(layer, Rule(), blocks=(1, 1, 3, 2, 2))
+    assert torch.allclose(one.own, many.own, rtol=0, atol=1e-12)
+    assert torch.allclose(one.constant, many.constant, rtol=0, atol=1e-12)
+    assert torch.allclose(joined(flows, "own"), joined(others, "own"), rtol=0, atol=1e-12)
+
+
+def test_blocks_of_queries_are_bounded_and_complete():
+    rows = torch.arange(5000)
+    blocks = list(list_blocks(rows, heads=12, keys=5000, directions=2, neurons=3072))
+    assert torch.equal(torch.cat(blocks), rows)
+    assert max(map(len, blocks)) * 12 * 5000 <= 1 << 23
+    assert [len(block) for block in list_blocks(rows[:2], heads=10**6, keys=10**6, directions=1, neurons=1)] == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_a_norm_transposed_is_its_matrix_transposed(kind):
+    generator = torch.Generator().manual_seed(0)
+    p, gain, direction = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+    norm = Norm(kind, gain, None, 1e-6)
+    scale = norm.scale(p[None])
+    matrix = torch.stack([norm.linear(column) * scale for column in torch.eye(6, dtype=torch.float64)])
+    assert torch.allclose(transpose_norm(norm, scale, direction[None])[0], matrix @ direction, rtol=0, atol=1e-14)
