@@ -13,10 +13,11 @@ from . import files
 from .keep import restore_kept
 from .kept.policy import Kept
 from .signed.contents import FLOW as _FLOW
-from .signed.contents import SignedContents, find_boundary
+from .signed.contents import SignedContents, find_boundary, find_target
 
 if TYPE_CHECKING:
     import pandas
+    from matplotlib.figure import Figure
 
 __all__ = ["Contributions"]
 
@@ -137,6 +138,46 @@ class Contributions(SignedContents):
 
         encoder = None if self.encoder is None else self.encoder.to_words()
         return replace(self, **merge_words(self, words), encoder=encoder)
+
+    def plot(self, target: int = 0, batch: int = 0, *, layer: int | None = None, **options: Any) -> Figure:
+        """Draws the text on colours of what its tokens give (blue for the number, orange against it), how that adds up
+        with what comes from no token, and below what they give at the input of every layer.
+
+        ``target`` and ``batch`` say which number; the text is coloured by the input of ``layer``, -1 the output of the
+        last one (None: the first that was kept). With an encoder both texts are drawn. ``options`` go to
+        `ffattr.plot.score_figure`.
+
+        >>> c = ffattr.contributions(model, "The cat sat.", target=torch.ones(40), tokenizer=tokenizer)
+        >>> c.plot().axes[0].get_title(loc="left")
+        'what speaks for “direction”, read at token 5'
+        """
+        from .signed import figures
+
+        return figures.draw_scores(self, *find_target(self, target, batch), find_boundary(self, layer), options)
+
+    def plot_flow(
+        self,
+        layer: int = -1,
+        target: int = 0,
+        batch: int = 0,
+        *,
+        head: int | None = None,
+        cross: bool = False,
+        **options: Any,
+    ) -> Figure:
+        """Draws what passes from token to token in one layer: blue for the number, orange against it.
+
+        ``layer`` is the model's number of a layer, or negative: counted from the last one. Flow by head is added up
+        unless ``head`` names one; ``cross`` draws that from an encoder's tokens. ``options`` go to
+        `ffattr.plot.map_figure`. Raises ValueError where no flow was computed or kept.
+
+        >>> c = ffattr.contributions(model, "The cat sat.", target=torch.ones(40), tokenizer=tokenizer, flow=True)
+        >>> [label.get_text() for label in c.plot_flow(1).axes[0].get_xticklabels()]
+        ['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]']
+        """
+        from .signed import figures
+
+        return figures.draw_flow(self, layer, *find_target(self, target, batch), head, cross, options)
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns all tensors by name, and what else there is as JSON takes it."""
