@@ -12,7 +12,8 @@ from rich.console import Console
 from .. import study
 from ..analysis import Categories, pair_categories
 from ..models import pretrained
-from ..results import load
+from ..results import Attribution, load
+from ..results.contributions import Contributions
 from . import arguments
 from .progress import show_progress
 
@@ -30,7 +31,8 @@ def analyze_files(files: Sequence[str], folder: Path, top: int, spacy: str | Non
     categories = _load_categories(spacy)
     names = _name_files(files)
     made = [
-        study.of_maps(name, load(file), k=top, categories=categories) for name, file in zip(names, files, strict=True)
+        study.of_maps(name, _load_maps(file), k=top, categories=categories)
+        for name, file in zip(names, files, strict=True)
     ]
     _write_studies(made, folder, formats)
 
@@ -69,6 +71,13 @@ def _write_studies(made: Sequence[study.Study], folder: Path, formats: Sequence[
         for name, why in one.left_out.items():
             line = f"left out: {one.name}, {name.replace('_', ' ')}: {why}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _load_maps(file: str) -> Attribution:
+    found = load(file)
+    if isinstance(found, Contributions):
+        raise ValueError(f"{file!r} holds contributions to a number, expected maps that `ffattr map -o` saved")
+    return found
 
 
 def _name_files(files: Sequence[str]) -> list[str]:
