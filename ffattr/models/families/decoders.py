@@ -128,7 +128,8 @@ def _choose_stablelm(config: Any) -> Family:
 def _choose_olmo(config: Any) -> Family:
     if config.clip_qkv is not None:
         raise UnsupportedModel(
-            f"values are clipped (config.clip_qkv is {config.clip_qkv}), so that no linear map gives them, expected None"
+            f"values are clipped (config.clip_qkv is {config.clip_qkv}), so that no linear map gives them, "
+            "expected None"
         )
     return LLAMA
 

@@ -13,16 +13,12 @@ from torch import Tensor, nn
 from ...errors import UnsupportedModel
 from ..capture.run import find_device
 from ..registry import ModelDescription
+from .given import IGNORED, learn_tokens, read_given
 from .signals import SIGNALS, check_signal, find_signal_tokens
 from .text import TEXT, Tokens, check_rows, find_text_tokens
 
 __all__ = ["Inputs", "as_texts", "prepare_inputs"]
 
-# Left out silently: targets, what a tokenizer returns besides the model's inputs, and switches that capturing sets.
-_TARGETS = ("labels", "next_sentence_label", "start_positions", "end_positions")
-_EXTRAS = ("special_tokens_mask", "offset_mapping", "length", "overflowing_tokens", "overflow_to_sample_mapping")
-_SWITCHES = ("use_cache", "output_attentions", "output_hidden_states", "return_dict")
-_IGNORED = frozenset((*_TARGETS, *_EXTRAS, *_SWITCHES, "num_truncated_tokens"))
 _CONTENT = (*TEXT, *SIGNALS)
 _DECODER = ("decoder_input_ids", "decoder_inputs_embeds")
 
@@ -72,6 +68,8 @@ def prepare_inputs(description: ModelDescription, model: nn.Module, inputs: Any,
     Text is padded on the right whatever the tokenizer's own side, so that learned positions are those of the text on
     its own. Padding of mappings is taken as given.
     """
+    if description.learned and not description.stacks:
+        return _prepare_learned(description, model, inputs, tokenizer)
     parameters = inspect.signature(description.base.forward).parameters
     first = next(iter(parameters))  # input_ids, src, pixel_values
     texts, lengths = as_texts(inputs), None
@@ -115,6 +113,23 @@ def prepare_inputs(description: ModelDescription, model: nn.Module, inputs: Any,
             "expected as many"
         )
     return Inputs(given, decoder.mask, decoder.tokens, found)
+
+
+def _prepare_learned(description: ModelDescription, model: nn.Module, inputs: Any, tokenizer: Any) -> Inputs:
+    """Takes inputs as they are, and learns from the model which tokens it makes of them."""
+    texts, lengths = as_texts(inputs), None
+    if texts is not None and _takes_ids(description):
+        given, lengths = _encode_texts(description, texts, tokenizer)
+    else:
+        given = read_given(description.base, model, inputs, tokenizer)
+    _check_device(description.base, given)
+    name = next((name for name in TEXT if isinstance(given.get(name), Tensor)), None)
+    if name is not None:  # whatever is wrong with them is said before the model stumbles over it
+        find_text_tokens(description, given, name, tokenizer)
+    found = learn_tokens(description, given, tokenizer)
+    check_rows(found.mask)
+    whole = lengths is not None and found.mask.shape == given["input_ids"].shape
+    return Inputs(given, found.mask, found.tokens, lengths=lengths if whole else None)
 
 
 def _add_decoder(model: nn.Module, inputs: Any, given: dict[str, Any]) -> None:
@@ -161,7 +176,7 @@ def _encode_texts(
         # Special tokens alone ([CLS] [SEP]) are no tokens of the text.
         if not text.strip() or not len(encoded["input_ids"]):
             raise ValueError(f"text {row} ({text!r}) has no tokens; expected at least one. Remove it.")
-        rows.append({name: list(value) for name, value in encoded.items() if name not in _IGNORED})
+        rows.append({name: list(value) for name, value in encoded.items() if name not in IGNORED})
     lengths = tuple(len(row["input_ids"]) for row in rows)
     longest = max(lengths)
     pad = next((i for name in ("pad_token_id", "eos_token_id") if (i := getattr(tokenizer, name, None)) is not None), 0)
@@ -185,7 +200,7 @@ def _select_known(description: ModelDescription, model: nn.Module, inputs: Mappi
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     given = {}
     for name, value in inputs.items():
-        if value is None or name in _IGNORED:
+        if value is None or name in IGNORED:
             continue
         if name in ("past_key_values", "cache_params"):
             raise ValueError(
