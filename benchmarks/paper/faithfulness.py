@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,8 @@ Scores = Callable[[Any, Tensor, int], Tensor]
 
 def read_logit(model: Any, column: int, **given: Any) -> Tensor:
     """The logit ``[B]`` of a class, or of the token that comes next."""
-    logits = model(**given).logits
-    return (logits if logits.dim() == 2 else logits[:, -1])[:, column]  # type: ignore[no-any-return]
+    logits: Tensor = model(**given).logits
+    return (logits if logits.dim() == 2 else logits[:, -1])[:, column]
 
 
 def contributions(model: Any, ids: Tensor, column: int) -> Tensor:
@@ -201,4 +200,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
