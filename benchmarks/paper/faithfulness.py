@@ -53,7 +53,8 @@ def contributions(model: Any, ids: Tensor, column: int) -> Tensor:
 def gradient_times_input(model: Any, ids: Tensor, column: int) -> Tensor:
     embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
     (gradient,) = torch.autograd.grad(read_logit(model, column, inputs_embeds=embedded).sum(), embedded)
-    return (gradient * embedded).sum(-1)[0].detach()
+    found: Tensor = (gradient * embedded).sum(-1)[0].detach()
+    return found
 
 
 def integrated_gradients(model: Any, ids: Tensor, column: int) -> Tensor:

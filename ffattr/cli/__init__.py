@@ -1,4 +1,4 @@
-"""The command line: ``ffattr map``, ``analyze``, ``check``, ``models``, ``info`` and ``bench``.
+"""The command line: ``ffattr map``, ``corpus``, ``analyze``, ``check``, ``models``, ``info`` and ``bench``.
 
 In come the texts of arguments and options; out go lines and tables on the terminal, files, and an exit code.
 
@@ -6,6 +6,7 @@ Read
     app.py          the commands with their options; errors become one line
     arguments.py    the values that the texts of options stand for
     map.py          the work of ``map``; analyze.py, check.py (with ``models``) and bench.py: that of the others
+    corpus.py       that of ``corpus``, and how far it is
     progress.py     the bar that says how far a computation is
 """
 
