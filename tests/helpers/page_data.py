@@ -33,7 +33,7 @@ def make_panel(values, tokens=None, **changed):
 
 
 def make_scored(given, flow=None, tokens=None, **changed):
-    """Of scores ``given`` ``[numbers, boundaries, m]``, and of flow ``[numbers, layers, m, m]``, with a bias of 0.25."""
+    """Of scores ``[numbers, boundaries, m]``, and of flow ``[numbers, layers, m, m]``, with a bias of 0.25."""
     numbers, boundaries, m = given.shape
     keys = tokens or [f"t{j}" for j in range(m)]
     names = [f"number {k}" for k in range(numbers)]

@@ -37,10 +37,10 @@ def test_scores_are_in_the_page_beside_flow_or_alone():
 
 def test_scores_count_towards_the_limit():
     scores = torch.randn(1, 40, 3000, generator=torch.Generator().manual_seed(0))
-    for limit in (250_000, 500_000):
+    for limit in (350_000, 600_000):
         assert len("".join(render([make_scored(scores)], "x", limit=limit)).encode()) <= limit
-    with pytest.raises(ValueError, match="larger than 100,000 bytes"):
-        render([make_scored(scores)], "x", limit=100_000)
+    with pytest.raises(ValueError, match="larger than 200,000 bytes"):
+        render([make_scored(scores)], "x", limit=200_000)
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_a_click_on_a_layer_shows_it(browser, pages):
         assert sums(tab)[0][-1] == "+2.750"
         assert tab.locator("#map-title").inner_text() == "What passes in layer 1 on its way to “number 0”"
         tab.wait_for_timeout(400)  # addresses are written a little later
-        tab.reload()
-        drawn(tab)
+        address = tab.url.split("#")[1]
+    with opened(browser, pages["flow"], address) as tab:
         assert sums(tab)[0][-1] == "+2.750"
 
 
