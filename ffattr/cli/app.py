@@ -61,6 +61,9 @@ def map_command(
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, or one that `ffattr info` lists.", metavar="NAME")] = "auto",
     method: Annotated[str, typer.Option(help="auto, direct, operator, mixed or pairs.", metavar="NAME")] = "auto",
+    reduce: Annotated[
+        str, typer.Option(help="What a vector becomes: l2 (its norm), l1 or alti.", metavar="NAME")
+    ] = "l2",
     words: Annotated[bool, typer.Option("--words", help="Add up the vectors of the tokens of each word.")] = False,
     top: Annotated[int | None, typer.Option(help="Keep the K largest entries of each row only.", metavar="K")] = None,
     pool: Annotated[
@@ -92,6 +95,7 @@ def map_command(
             "dtype": arguments.parse_dtype(dtype),
             "backend": backend,
             "method": method,
+            "reduce": reduce,
             "groups": "words" if words else None,
         }
 
