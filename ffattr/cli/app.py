@@ -1,4 +1,4 @@
-"""The command line: ``ffattr map``, ``analyze``, ``check``, ``models``, ``info`` and ``bench``.
+"""The command line: ``ffattr map``, ``decide``, ``analyze``, ``check``, ``models``, ``info`` and ``bench``.
 
 torch, transformers and the rest of ffattr are imported inside the commands, so that ``--help`` answers at once.
 """
@@ -83,9 +83,7 @@ def map_command(
     """Map how the tokens of TEXT reach each other in every layer of MODEL."""
     with _one_line_errors(debug):
         content = arguments.read_text(text, file)
-        for target in (output, png, html):
-            if target is not None and not target.absolute().parent.is_dir():
-                raise FileNotFoundError(f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}")
+        arguments.check_folders(output, png, html)
         scopes = scope or ["layer" if html is None else "all"]
         keep = arguments.parse_keep(top, pool)
         options: dict[str, Any] = {
@@ -107,6 +105,45 @@ def map_command(
             map_command.print_plan(model, content, options)
         else:
             map_command.write_maps(model, content, {**options, "keep": keep}, output, png, html)
+
+
+@app.command("decide")
+def decide_command(
+    model: Annotated[str, typer.Argument(help="Local folder, .gguf file or hub name of a model with a head.")],
+    text: Annotated[str | None, typer.Argument(help="What the model reads (or --file).")] = None,
+    file: Annotated[Path | None, typer.Option("--file", help="Read the text from this UTF-8 file.")] = None,
+    target: Annotated[
+        str, typer.Option(help='Whose logit: a token (" Paris"), a class, or "predicted".', metavar="NAME")
+    ] = "predicted",
+    contrast: Annotated[
+        str | None, typer.Option(help="Explain by how much the target is ahead of this one.", metavar="NAME")
+    ] = None,
+    position: Annotated[
+        str | None,
+        typer.Option(help="The token that it is read at: a number, cls or mask (default: the last).", metavar="N"),
+    ] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="Also what speaks for it at the input of each layer.")
+    ] = False,
+    flow: Annotated[bool, typer.Option("--flow", help="Also what passes from token to token in each layer.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page to look around in.", metavar="FILE")] = None,
+    png: Annotated[Path | None, typer.Option(help="Draw the words and layers here.", metavar="FILE")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print scores by word for other programs.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Save everything here (safetensors).", metavar="FILE")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Which words of TEXT make MODEL say what it says: signed scores that add up to a logit."""
+    with _one_line_errors(debug):
+        content = arguments.read_text(text, file)
+        arguments.check_folders(output, png, html)
+        place = arguments.parse_position(position)
+
+        from . import decide
+
+        asked = decide.Asked(target, contrast, place, layers, flow, as_json, html, png, output)
+        decide.decide(model, content, asked)
 
 
 @app.command("analyze")

@@ -10,7 +10,14 @@ from ..selection import parse_indices
 if TYPE_CHECKING:
     from ..results.keep import Keep
 
-__all__ = ["parse_dtype", "parse_ig", "parse_keep", "parse_layers", "read_text"]
+__all__ = ["check_folders", "parse_dtype", "parse_ig", "parse_keep", "parse_layers", "parse_position", "read_text"]
+
+
+def check_folders(*files: Path | None) -> None:
+    """Raises FileNotFoundError for a file to write in a folder that is not there."""
+    for file in files:
+        if file is not None and not file.absolute().parent.is_dir():
+            raise FileNotFoundError(f"cannot write {str(file)!r}: there is no folder {str(file.parent)!r}")
 
 
 def read_text(given: str | None, file: Path | None) -> str:
@@ -39,6 +46,16 @@ def parse_layers(given: str | None) -> list[int] | slice | None:
         return parse_indices(given)
     except ValueError as error:
         raise ValueError(f"--layers {error}") from None
+
+
+def parse_position(given: str | None) -> int | str | None:
+    """Reads a number, ``cls`` or ``mask``. Raises ValueError for anything else."""
+    if given in (None, "cls", "mask"):
+        return given
+    try:
+        return int(given or "")
+    except ValueError:
+        raise ValueError(f"--position {given!r}: expected a number, cls or mask") from None
 
 
 def parse_ig(given: str) -> Any:

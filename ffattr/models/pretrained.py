@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load", "load_model", "load_processor"]
+__all__ = ["load", "load_model", "load_predictor", "load_processor"]
 
 _PROCESSORS = {
     "input_ids": ("AutoTokenizer", "tokenizer"),
@@ -18,6 +18,14 @@ _PROCESSORS = {
     "input_values": ("AutoFeatureExtractor", "feature extractor"),
     "input_features": ("AutoFeatureExtractor", "feature extractor"),
 }
+
+_HEADS = (  # an encoder-decoder is listed as a masked language model too
+    ("AutoModelForSeq2SeqLM", "SEQ_TO_SEQ_CAUSAL_LM"),
+    ("AutoModelForSequenceClassification", "SEQUENCE_CLASSIFICATION"),
+    ("AutoModelForTokenClassification", "TOKEN_CLASSIFICATION"),
+    ("AutoModelForMaskedLM", "MASKED_LM"),
+    ("AutoModelForCausalLM", "CAUSAL_LM"),
+)
 
 
 def load(name: str) -> tuple[Any, Any]:
@@ -33,6 +41,38 @@ def load_model(name: str, dtype: torch.dtype | None = None) -> Any:
     transformers, place, options = _find_source(name)
     with _explain_failure(name, "a model"):
         return _load_model(transformers, place, options, dtype, head=True)
+
+
+def load_predictor(name: str) -> tuple[Any, Any]:
+    """Loads the model with the head that it was saved with, which makes logits, and its tokenizer.
+
+    Raises ValueError for a model that was saved without one, OSError where it cannot be loaded.
+    """
+    transformers, place, options = _find_source(name)
+    with _explain_failure(name, "a model and tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
+        config = transformers.AutoConfig.from_pretrained(place, **options)
+    saved = (config.architectures or ["nothing known"])[0]
+    cls = transformers.AutoModelForCausalLM if "gguf_file" in options else _find_head(transformers, saved)
+    if cls is None:
+        raise ValueError(
+            f"{name!r} was saved as {saved}, which has no head and so decides nothing: expected a language model "
+            "(...ForCausalLM, ...ForMaskedLM) or a classifier (...ForSequenceClassification). To explain a direction "
+            "of its hidden states call ffattr.contributions(target=direction)"
+        )
+    with _explain_failure(name, "a model"):
+        return _read_weights(cls, place, options, None), tokenizer
+
+
+def _find_head(transformers: Any, saved: str) -> Any:
+    """Returns the class that loads a model saved as ``saved``, None: it has no head that makes logits."""
+    from transformers.models.auto import modeling_auto
+
+    for auto, kind in _HEADS:
+        names = getattr(modeling_auto, f"MODEL_FOR_{kind}_MAPPING_NAMES").values()
+        if any(saved == name or (isinstance(name, tuple | list) and saved in name) for name in names):
+            return getattr(transformers, auto)
+    return None
 
 
 def load_processor(name: str, takes: str) -> Any:
@@ -82,7 +122,6 @@ def _load_model(
     transformers: Any, place: str, options: dict[str, Any], dtype: torch.dtype | None = None, head: bool = False
 ) -> Any:
     """Loads a model; ``head``: with a language head where there are an encoder and a decoder."""
-    import torch
     from transformers.models.auto import modeling_auto
 
     config = transformers.AutoConfig.from_pretrained(place, **options)
@@ -93,6 +132,12 @@ def _load_model(
         cls = transformers.AutoModelForSeq2SeqLM
     elif head and config.is_encoder_decoder and kind in modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
         cls = transformers.AutoModelForSpeechSeq2Seq
+    return _read_weights(cls, place, options, dtype)
+
+
+def _read_weights(cls: Any, place: str, options: dict[str, Any], dtype: torch.dtype | None) -> Any:
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # On the CPU, half precision is both slower and less exact than what the decomposition computes in.
     chosen = dtype or (torch.float32 if device == "cpu" else "auto")

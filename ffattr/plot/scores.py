@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 __all__ = ["ScoredText", "score_figure"]
 
-_WIDTH = 9.0
+_WIDEST, _NARROWEST = 9.0, 5.6
 """Inches of a line of text, and of a map."""
+_COLUMN = 0.7
+"""Inches of a column of a map, at most."""
 _ROW = 0.24
 """Inches of a row of the sum."""
 _SHOWN = 400
@@ -101,36 +103,39 @@ def score_figure(
     chosen = find_colormap(cmap, "signed")
     shown = [_choose_stretch(text) for text in texts]
     numbers = [_list_numbers(text.scores.double().cpu())[part] for text, part in zip(texts, shown, strict=True)]
-    laid = [lay_out(text.pieces[part], said, _WIDTH) for text, part, said in zip(texts, shown, numbers, strict=True)]
+    width = min(max(_COLUMN * max(len(text.labels) for text in texts), _NARROWEST), _WIDEST)
+    laid = [lay_out(text.pieces[part], said, width) for text, part, said in zip(texts, shown, numbers, strict=True)]
     heights = [one.lines * LINE + 0.08 + 0.22 * bool(text.name) for one, text in zip(laid, texts, strict=True)]
     maps = [text for text in texts if len(text.boundaries) > 1]
     rows = [min(max(0.13 * len(text.boundaries), 0.8), 4.5) for text in maps]
     named = [_room_for_labels(text.labels) for text in maps]
     sum_height = _ROW * (2 * len(texts) + len(rest) + 1)
     blocks = [*heights, sum_height, *(high + room for high, room in zip(rows, named, strict=True))]
-    canvas = _Canvas(blocks, [0.34, *([0.05] * (len(texts) - 1)), 0.42, *([0.5] * len(maps))])
+    canvas = _Canvas(width, blocks, [0.34, *([0.05] * (len(texts) - 1)), 0.42, *([0.5] * len(maps))])
     top = _choose_top(torch.cat([text.scores.double().cpu() for text in texts]))
     norm = scale_colours(torch.zeros(1), "diverging", top)
     for place, (text, part, lines) in enumerate(zip(texts, shown, laid, strict=True)):
         axes = canvas.add(place)
-        _draw_text(axes, text, part, lines, [chosen(norm(score))[:3] for score in text.scores[part].tolist()])
+        _draw_text(axes, width, text, part, lines, [chosen(norm(score))[:3] for score in text.scores[part].tolist()])
         if place == 0:
             axes.set_title(plain_text(title or "what each token gives"), fontsize=11, loc="left", pad=6)
     _draw_sum(canvas.add(len(texts)), texts, rest, value)
     _draw_key(canvas, len(texts), sum_height, top, chosen)
     for place, (text, high) in enumerate(zip(maps, rows, strict=True)):
-        _draw_layers(canvas.add(len(texts) + 1 + place, high), text, norm, chosen)
+        axes = canvas.add(len(texts) + 1 + place, high, _COLUMN * len(text.labels))
+        _draw_layers(axes, text, norm, chosen)
     return canvas.figure
 
 
 class _Canvas:
     """A figure of blocks one below the other, in inches; each has a gap above it."""
 
-    def __init__(self, heights: Sequence[float], gaps: Sequence[float]) -> None:
+    def __init__(self, inner: float, heights: Sequence[float], gaps: Sequence[float]) -> None:
         from matplotlib.figure import Figure
 
+        self.inner = inner
         self.left, self.height = 1.15, sum(heights) + sum(gaps) + 0.1
-        self.width = self.left + _WIDTH + 0.2
+        self.width = self.left + inner + 0.2
         self.figure = Figure(figsize=(self.width, self.height))
         self.tops, self.heights = [], list(heights)
         y = self.height
@@ -138,9 +143,10 @@ class _Canvas:
             self.tops.append(y - gap)
             y -= gap + height
 
-    def add(self, place: int, height: float | None = None) -> Axes:
-        """Returns axes for a block, or for its upper part of this height."""
-        return self.add_at(0.0, self.tops[place], _WIDTH, self.heights[place] if height is None else height)
+    def add(self, place: int, height: float | None = None, width: float | None = None) -> Axes:
+        """Returns axes for a block, or for its upper part of this height and its left one of this width."""
+        high = self.heights[place] if height is None else height
+        return self.add_at(0.0, self.tops[place], self.inner if width is None else min(width, self.inner), high)
 
     def add_at(self, x: float, top: float, width: float, height: float) -> Axes:
         box = ((self.left + x) / self.width, (top - height) / self.height, width / self.width, height / self.height)
@@ -172,10 +178,10 @@ def _list_numbers(scores: Tensor) -> list[str]:
 
 
 def _draw_text(
-    axes: Axes, text: ScoredText, part: slice, laid: Laid, boxes: Sequence[tuple[float, float, float]]
+    axes: Axes, width: float, text: ScoredText, part: slice, laid: Laid, boxes: Sequence[tuple[float, float, float]]
 ) -> None:
     low = -(laid.lines * LINE + 0.08 + 0.22 * bool(text.name))
-    axes.set(xlim=(0, _WIDTH), ylim=(low + 0.22 * bool(text.name), 0.22 * bool(text.name)), xticks=[], yticks=[])
+    axes.set(xlim=(0, width), ylim=(low + 0.22 * bool(text.name), 0.22 * bool(text.name)), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     mark = None if text.mark is None or not part.start <= text.mark < part.stop else text.mark - part.start
     write_text(axes, laid, boxes, mark)
@@ -183,7 +189,7 @@ def _draw_text(
     if part.stop - part.start < len(text.pieces):
         others = format_signed(float(text.scores.double().sum() - text.scores[part].double().sum()))
         stretch = f"tokens {part.start} to {part.stop - 1} of {len(text.pieces)}; the others give {others}"
-        axes.text(_WIDTH, 0.02, plain_text(f"{name} {stretch}".strip()), ha="right", va="bottom", fontsize=8)
+        axes.text(width, 0.02, plain_text(f"{name} {stretch}".strip()), ha="right", va="bottom", fontsize=8)
     elif name:
         axes.text(0, 0.03, plain_text(name), ha="left", va="bottom", fontsize=9, weight="bold")
 
@@ -210,7 +216,7 @@ def _draw_sum(axes: Axes, texts: Sequence[ScoredText], rest: Mapping[str, float]
     _name_row(axes, -len(rows), "the number", value, weight="bold")
     low, high = min(ends), max(ends)
     span = high - low or 1.0
-    axes.set(xlim=(low - 0.01 * span, high + 0.1 * span), ylim=(-len(rows) - 0.5, 0.5), xticks=[], yticks=[])
+    axes.set(xlim=(low - 0.01 * span, high + 0.12 * span), ylim=(-len(rows) - 0.5, 0.5), xticks=[], yticks=[])
     axes.axvline(0, color="#606060", lw=0.8)
     axes.spines[:].set_visible(False)
 
@@ -225,7 +231,7 @@ def _draw_key(canvas: _Canvas, place: int, height: float, top: float, colours: C
     """Draws the colour scale of the text, above the sum, at the right."""
     import numpy as np
 
-    axes = canvas.add_at(_WIDTH - 2.9, canvas.tops[place] + 0.27, 2.0, 0.1)
+    axes = canvas.add_at(canvas.inner - 2.9, canvas.tops[place] + 0.27, 2.0, 0.1)
     axes.imshow(np.linspace(0, 1, 256)[None], cmap=colours, aspect="auto")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_linewidth(0.4)
@@ -245,7 +251,6 @@ def _room_for_labels(labels: Sequence[str]) -> float:
 def _draw_layers(axes: Axes, text: ScoredText, norm: Normalize, colours: Colormap) -> None:
     """Draws a map of boundaries and tokens, in the colours of the text."""
     values, step = _draw_together(text.layers.double().cpu())
-    axes.set_position(_narrow(axes, len(text.labels)))
     axes.imshow(to_array(values), cmap=colours, norm=norm, aspect="auto", interpolation="nearest")
     every = max(1, math.ceil(len(text.boundaries) / 16))
     places = [*range(0, len(text.boundaries) - 1, every)]
@@ -263,12 +268,6 @@ def _draw_layers(axes: Axes, text: ScoredText, norm: Normalize, colours: Colorma
     axes.set_title(plain_text(f"{title} ({note})" if note else title), fontsize=9, loc="left", pad=4)
     axes.tick_params(length=2, width=0.5)
     axes.spines[:].set_linewidth(0.4)
-
-
-def _narrow(axes: Axes, tokens: int) -> tuple[float, float, float, float]:
-    """Returns where axes are whose columns are no wider than half an inch."""
-    box = axes.get_position()
-    return box.x0, box.y0, box.width * min(1.0, max(0.5 * tokens, 2.5) / _WIDTH), box.height
 
 
 def _draw_together(values: Tensor) -> tuple[Tensor, int]:

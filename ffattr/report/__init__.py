@@ -1,7 +1,7 @@
 """Maps on one HTML page that needs no network: to look around in, to send to somebody, to print.
 
-In come panels: tokens, and a function that reads the map of a scope and layer. Out come the pieces of one document,
-which holds its maps, its style and its program and stays below a number of bytes.
+In come panels: tokens, and functions that read the map of a scope and layer, or what tokens give to a number. Out come
+the pieces of one document, which holds its maps, its style and its program and stays below a number of bytes.
 
 Read
     panels.py  what a page shows, checked
@@ -11,6 +11,6 @@ Read
 """
 
 from .page import render
-from .panels import Panel
+from .panels import Panel, Scores
 
-__all__ = ["Panel", "render"]
+__all__ = ["Panel", "Scores", "render"]

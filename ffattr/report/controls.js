@@ -12,12 +12,16 @@ const numbered = (names) => names.map((name, place) => [place, String(name)]);
 
 /* Makes the controls show the state. */
 function showControls() {
-  const { layers, scopes, parts } = panel();
+  const { scopes, scores, signed: hasSigns } = panel();
   fill(byId("panel"), numbered(PANELS.map(({ name }) => name)), state.panel);
   byId("panel-field").hidden = PANELS.length < 2;
-  fill(byId("layer"), numbered(layers), state.layer);
+  fill(byId("layer"), numbered(layerNames()), state.layer);
+  byId("layer-name").textContent = scores ? "Input of layer" : "Layer";
+  byId("scope-name").textContent = scores ? "Number" : "Scope";
+  byId("versus-field").hidden = byId("scale").hidden = !hasMaps();
+  byId("values").hidden = hasSigns || !hasMaps();
   byId("layer-down").disabled = state.layer === 0;
-  byId("layer-up").disabled = state.layer === layers.length - 1;
+  byId("layer-up").disabled = state.layer === layerNames().length - 1;
   fill(byId("scope"), numbered(scopes), state.scope);
   const others = numbered(scopes).filter(([place]) => place !== state.scope);
   fill(byId("versus"), [[NONE, "nothing"], ...others], state.versus);
@@ -53,6 +57,7 @@ function compareOrNot() {
 }
 
 function step(row, column) {
+  if (!hasMaps()) return stepScores(row, column);
   const start = state.row === NONE && state.column === NONE;
   const next = start
     ? { row: 0, column: 0 }
@@ -62,7 +67,7 @@ function step(row, column) {
       };
   Object.assign(hover, { row: NONE, column: NONE });
   change(next);
-  reveal(next.row, next.column);
+  return reveal(next.row, next.column);
 }
 
 const KEYS = {

@@ -26,8 +26,10 @@ async function inChunks(rows, columns, work) {
   }
 }
 
-async function unpack([number, top, levels, above], rows, columns) {
-  const [sums, low, high] = byId(`map-${number}`).textContent.split(".");
+async function unpack([number, top, levels, above, signs], rows, columns) {
+  const texts = byId(`map-${number}`).textContent.split(".");
+  const bits = signs ? await inflate(texts.pop()) : null;
+  const [sums, low, high] = texts;
   const lowBytes = await inflate(low);
   const highBytes = high ? await inflate(high) : null;
   const codes = highBytes ? new Uint16Array(lowBytes.length) : lowBytes;
@@ -45,18 +47,40 @@ async function unpack([number, top, levels, above], rows, columns) {
   const table = new Float64Array(levels + 1);
   for (let code = 1; code <= levels; code++) table[code] = top && top * Math.exp(DATA.step * (code - levels));
   const rowSums = new Float32Array(bytesOf(sums).buffer);
-  return { rows, columns, codes, table, sums: rowSums, levels, top };
+  const map = { rows, columns, codes, table, sums: rowSums, levels, top };
+  return bits ? withSigns(map, bits) : map;
+}
+
+/* The same map with codes from the most negative value, 0, over zero, `levels`, to the most positive one. */
+async function withSigns({ rows, columns, codes, table, sums, levels, top }, bits) {
+  const both = Float64Array.from({ length: 2 * levels + 1 }, (_, code) => Math.sign(code - levels) * table[Math.abs(code - levels)]);
+  const signed = new Uint32Array(rows * columns);
+  await inChunks(rows, columns, (first, last) => {
+    for (let i = first * columns; i < last * columns; i++) {
+      signed[i] = (bits[i >> 3] >> (7 - (i & 7))) & 1 ? levels - codes[i] : levels + codes[i];
+    }
+  });
+  return { rows, columns, codes: signed, table: both, sums, levels: 2 * levels, top };
 }
 
 /* The map of a scope, in the layer and part that the state names if no others are. */
-function loadMap(scope, layer = state.layer, part = state.part) {
+function loadMap(scope, layer = mapLayer(), part = state.part) {
   const { maps, queries, keys } = panel();
   const parts = maps[scopeName(scope)][layer];
-  const entry = parts[Math.min(part, parts.length - 1)];
-  const found = unpacked.get(entry[0]) || unpack(entry, queries.length, keys.length);
+  return loadEntry(parts[Math.min(part, parts.length - 1)], queries.length, keys.length);
+}
+
+/* The scores of a number: a row for each boundary, a column for each token. */
+function loadScores(scope = state.scope) {
+  const { scores, keys } = panel();
+  return loadEntry(scores.maps[scopeName(scope)], scores.boundaries.length, keys.length);
+}
+
+function loadEntry(entry, height, width) {
+  const found = unpacked.get(entry[0]) || unpack(entry, height, width);
   unpacked.delete(entry[0]);
   unpacked.set(entry[0], found);
-  const most = Math.max(2, Math.floor(KEPT_BYTES / (queries.length * keys.length * 2)));
+  const most = Math.max(2, Math.floor(KEPT_BYTES / (height * width * (entry[4] ? 4 : 2))));
   for (const old of unpacked.keys()) {
     if (unpacked.size <= most) break;
     unpacked.delete(old);

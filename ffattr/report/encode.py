@@ -63,25 +63,27 @@ class Coded:
 
     Code 0 is an exact zero, code ``c`` the value ``top * exp(step * (c - levels))``. Each row of codes but the first is
     kept as its difference, modulo ``levels + 1``, to the one ``above`` it, where that compresses better. Beyond 256
-    codes, the low bytes of all come first and the high bytes in a text of their own.
+    codes, the low bytes of all come first and the high bytes in a text of their own. Where entries are ``signed``,
+    codes are of their sizes, and last come bits, row after row, that are set where an entry is negative.
     """
 
     top: float
     levels: int
     above: bool
     text: str
+    signed: bool = False
 
 
-def array_of(tensor: Tensor, name: str) -> numpy.ndarray:
+def array_of(tensor: Tensor, name: str, signed: bool = False) -> numpy.ndarray:
     """Returns the values of a map in float64, or in float32 where they have no more; ``name`` calls it in errors.
 
-    Raises ValueError where one is negative, `NonFiniteError` where one is NaN or infinite.
+    Raises ValueError where one is negative, but not if ``signed``, `NonFiniteError` where one is NaN or infinite.
     """
     values = tensor.detach().cpu()
     array: numpy.ndarray = (values if values.element_size() == 8 else values.float()).numpy()
     if array.size and not numpy.isfinite(array).all():
         raise NonFiniteError(f"{name} holds NaN or infinity: a page can show neither")
-    if array.size and float(array.min()) < 0:
+    if array.size and not signed and float(array.min()) < 0:
         raise ValueError(f"{name} holds {float(array.min()):.3g}, expected norms: zero or more")
     return array
 
@@ -94,6 +96,7 @@ class Sample:
     top: float
     least: float
     rows: int
+    sign_bits: int = 0
 
     @classmethod
     def from_map(cls, values: numpy.ndarray, entries: float) -> Sample:
@@ -102,23 +105,31 @@ class Sample:
         height = math.ceil(entries / 4 / columns)
         starts = [0] if rows <= 4 * height else [round((rows - height) * place) for place in (0.1, 0.4, 0.7, 1.0)]
         bands = [values] if len(starts) == 1 else [values[start : start + height].copy() for start in starts]
-        return cls(bands, *_find_extremes(values), rows)
+        if not bool((values < 0).any()):
+            return cls(bands, *_find_extremes(values), rows)
+        sizes = numpy.abs(values)
+        return cls([numpy.abs(band) for band in bands], *_find_extremes(sizes), rows, values.size)
 
     def estimate_size(self, grid: Grid) -> float:
         levels = grid.count_levels(self.top, self.least)
         codes = [_quantise_rows(band, grid, self.top, levels) for band in self.bands]
         packed = sum(len(plane) for some in codes for plane in _compress_codes(some, levels)[1])
-        return (packed * self.rows / sum(map(len, codes)) + 4 * self.rows) * 4 / 3
+        return (packed * self.rows / sum(map(len, codes)) + 4 * self.rows + self.sign_bits / 8) * 4 / 3
 
 
 def encode_map(values: numpy.ndarray, grid: Grid) -> Coded:
     """Encodes a map ``[n, m]`` on a grid."""
+    sums = values.sum(1, dtype=numpy.float64).astype("<f4").tobytes()
+    negative = values < 0
+    signed = bool(negative.any())
+    values = numpy.abs(values) if signed else values
     top, least = _find_extremes(values)
     levels = grid.count_levels(top, least)
     codes = numpy.concatenate([_quantise_rows(rows, grid, top, levels) for rows in _split_rows(values)])
     above, packed = _compress_codes(codes, levels)
-    sums = values.sum(1, dtype=numpy.float64).astype("<f4").tobytes()
-    return Coded(top, levels, above, ".".join(base64.b64encode(part).decode() for part in (sums, *packed)))
+    if signed:
+        packed.append(zlib.compress(numpy.packbits(negative).tobytes(), 6))
+    return Coded(top, levels, above, ".".join(base64.b64encode(part).decode() for part in (sums, *packed)), signed)
 
 
 def _find_extremes(values: numpy.ndarray) -> tuple[float, float]:

@@ -31,6 +31,7 @@ function fit() {
 
 function layOut() {
   const width = stage.clientWidth;
+  if (!width) return; /* there is no map */
   const most = Number.parseFloat(getComputedStyle(stage).maxHeight) || width;
   const pen = canvases.map.getContext("2d");
   pen.font = `12px ${css("--sans")}`;
@@ -154,7 +155,7 @@ function drawCells(pen, { row, rowEnd, column, columnEnd }) {
       pen.fillRect(left, top, right - left - gap, bottom - top - gap);
       if (!numbers) continue;
       const value = shown.value(i, j);
-      const text = shown.both ? signed(value).replace(" points", "") : shown.shares ? percent(value) : written(value);
+      const text = (shown.brief || shown.say)(value).replace(" points", "");
       pen.fillStyle = picture.colours.ink[level];
       pen.fillText(value === 0 && !shown.both ? "0" : text, (left + right) / 2, (top + bottom) / 2, right - left - 6);
     }

@@ -16,6 +16,7 @@ function repaint() {
   const theme = currentTheme();
   if (document.documentElement.dataset.theme === theme) return;
   document.documentElement.dataset.theme = theme;
+  paintScores();
   if (!picture) return;
   picture.recolour(palette(theme, shown.both));
   writeLegend(picture.range, picture.colours);
@@ -31,14 +32,22 @@ async function refresh() {
     drawn = "";
     shown = picture = null;
     Object.assign(hover, { row: NONE, column: NONE });
+    for (const id of ["map-card", "text-card"]) byId(id).hidden = !hasMaps();
     writeText();
     view.fitted = true;
     layOut();
   }
   writeTitles();
   drawChart();
-  const { panel: of, layer, scope, part, versus, values, scale } = state;
-  const wanted = [of, layer, scope, part, versus, comparing() || values, scale].join();
+  const { panel: of, scope, part, versus, values, scale } = state;
+  const wanted = [of, mapLayer(), scope, part, versus, comparing() || values, scale].join();
+  if (panel().scores && scores?.key !== scoreKey()) stage.setAttribute("aria-busy", "true");
+  await showScores();
+  if (request !== asked) return;
+  if (!hasMaps()) {
+    stage.setAttribute("aria-busy", "false");
+    return;
+  }
   if (wanted !== drawn) {
     stage.setAttribute("aria-busy", "true");
     const slow = setTimeout(() => { byId("busy").hidden = false; }, 200);
@@ -75,9 +84,13 @@ async function show(request, wanted) {
 
 function writeTitles() {
   const part = partsOf()[state.part];
-  const name = `${scopeName()}${part ? `, ${part}` : ""}, layer ${panel().layers[state.layer]}`;
-  const title = comparing() ? `${name}, minus ${scopeName(state.versus)}` : name;
+  const layer = `layer ${panel().layers[mapLayer()]}${part ? `, ${part},` : ""}`;
+  const quoted = (name) => (panel().signed ? `“${name}”` : name);
+  const other = comparing() ? `, minus ${quoted(scopeName(state.versus))}` : "";
+  const plain = `${scopeName()}${part ? `, ${part}` : ""}, layer ${panel().layers[mapLayer()]}${other}`;
+  const title = panel().signed ? `What passes in ${layer} on its way to ${quoted(scopeName())}${other}` : plain;
   byId("map-title").textContent = title;
+  byId("score-card").hidden = !panel().scores;
   canvases.over.setAttribute("aria-label", `Map of ${title}: ${rows()} rows that read, ${columns()} columns that are read. Arrow keys move from cell to cell.`);
 }
 
@@ -88,19 +101,23 @@ function writeLegend({ low, high }, colours) {
     pen.fillStyle = colours.css[Math.max(x, 1)];
     pen.fillRect(x, 0, 1, 1);
   }
-  const text = shown.both ? signed : shown.shares ? percent : written;
+  const text = shown.say;
   const middle = shown.both ? 0 : state.scale === "log" ? Math.sqrt(low * high) : high / 2;
   const ends = shown.both ? [-high, 0, high] : [state.scale === "log" ? low : 0, middle, high];
   const strip = (value) => text(value).replace(" points", "");
   byId("ticks").replaceChildren(...ends.map((value) => element("span", strip(value))));
   const sides = [`← more in ${scopeName(state.versus)}`, "points", "more here →"];
   const unit = shown.shares ? "share of the row" : `${DATA.measure} of what is read`;
-  byId("unit").replaceChildren(...(shown.both ? sides : [unit]).map((part) => element("span", part)));
+  const said = shown.signed ? ["← against it", "what passes", "for it →"] : shown.both ? sides : [unit];
+  byId("unit").replaceChildren(...said.map((part) => element("span", part)));
   byId("text-panes").classList.toggle("compared", shown.both);
   byId("readout").classList.toggle("compared", shown.both);
 }
 
 function writeHead() {
+  const some = PANELS.some((one) => one.scores);
+  byId("help-scores").hidden = !some;
+  byId("help-maps").hidden = byId("help-values").hidden = some;
   byId("title").textContent = DATA.title;
   byId("measure").textContent = DATA.measure[0].toUpperCase() + DATA.measure.slice(1);
   byId("facts").replaceChildren(...DATA.facts.map(([name, value]) => {
@@ -119,6 +136,7 @@ function start() {
   watchControls();
   watchPointer();
   watchText();
+  watchScores();
   addEventListener("hashchange", () => {
     readAddress();
     refresh();
@@ -135,6 +153,7 @@ function start() {
     if (picture) drawNow();
   }).observe(stage);
   new ResizeObserver(drawChart).observe(byId("chart-card"));
+  new ResizeObserver(paintScores).observe(byId("score-stage"));
   refresh();
 }
 

@@ -1,4 +1,4 @@
-/* What a cell shows: a norm, a share of its row, or a difference of two shares; and which colour that is. */
+/* What a cell shows: a norm, a share of its row, a difference of two shares, or a number with a sign; and its colour. */
 
 const DIGITS = DATA.accuracy < 0.002 ? 4 : 3;
 const SAMPLE = 100_000;
@@ -19,8 +19,13 @@ const percent = (share) => {
 };
 const signed = (share) => `${share > 0 ? "+" : share < 0 ? "−" : ""}${percent(Math.abs(share)).replace(" %", "")} points`;
 
+const withSign = (value) => (value === 0 ? "0" : `${value > 0 ? "+" : "−"}${written(Math.abs(value))}`);
+
+const brief = (value) => (value === 0 ? "0" : `${value > 0 ? "+" : "−"}${Number(Math.abs(value).toPrecision(2))}`);
+
 /* `norm`, `share`, `other` (a share) and `value`, which is what is drawn, of a row and a column. */
 function measure(map, other, values) {
+  if (panel().signed) return measureSigned(map, other);
   const { columns, codes, table, sums } = map;
   const norm = (row, column) => table[codes[row * columns + column]];
   const share = (row, column) => (sums[row] ? norm(row, column) / sums[row] : 0);
@@ -29,7 +34,18 @@ function measure(map, other, values) {
   const value = other
     ? (row, column) => share(row, column) - otherShare(row, column)
     : values === "share" ? share : norm;
-  return { map, other, norm, share, otherShare, value, both: Boolean(other), shares: Boolean(other) || values === "share" };
+  const shares = Boolean(other) || values === "share";
+  const say = other ? signed : shares ? percent : written;
+  return { map, other, norm, share, otherShare, value, say, both: Boolean(other), shares };
+}
+
+/* Of maps with signs: the entries, or what is left of them without those of another map. */
+function measureSigned(map, other) {
+  const entry = ({ columns, codes, table }) => (row, column) => table[codes[row * columns + column]];
+  const norm = entry(map);
+  const otherNorm = other && entry(other);
+  const value = other ? (row, column) => norm(row, column) - otherNorm(row, column) : norm;
+  return { map, other, norm, otherNorm, value, say: withSign, brief, both: true, shares: false, signed: true };
 }
 
 /* Ends of the colour scale: a few entries may be beyond them. In many language models what the first token keeps of itself

@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 from .encode import GRIDS, Coded, Grid, Sample, encode_map
-from .panels import Panel
+from .panels import Panel, Scores
 
 __all__ = ["render"]
 
@@ -27,6 +28,7 @@ _SCRIPTS = (
     "grid",
     "pointer",
     "text",
+    "scores",
     "chart",
     "strip",
     "controls",
@@ -84,8 +86,10 @@ def render(
     texts: list[str] = []
     for content, maps in zip(described, coded, strict=True):
         content["maps"] = {
-            scope: [[_add_entry(one, texts) for one in parts] for parts in of] for scope, of in maps.items()
+            scope: [[_add_entry(one, texts) for one in parts] for parts in of] for scope, of in maps.of_pairs.items()
         }
+        if content["scores"]:
+            content["scores"]["maps"] = {scope: _add_entry(one, texts) for scope, one in maps.of_scores.items()}
     data = {**head, "accuracy": grid.accuracy, "floor": grid.floor, "step": grid.step, "panels": described}
     return _join_page(frame, _to_json(data), texts)
 
@@ -103,31 +107,44 @@ def _join_page(frame: tuple[str, str, str], data: str, texts: Iterable[str]) -> 
 def _choose_grids(panels: Sequence[Panel], limit: int, room: float) -> Iterator[Grid]:
     """Yields grids on which the maps should fit ``room`` bytes, the finest first."""
     share = _SAMPLED / sum(panel.entries for panel in panels)
-    maps = (values for panel in panels for _, _, parts in panel.maps() for values in parts)
-    samples = [Sample.from_map(values, values.size * min(1.0, share)) for values in maps]
+    of_pairs = (values for panel in panels for _, _, parts in panel.maps() for values in parts)
+    of_scores = (values for panel in panels for _, values in panel.score_maps())
+    samples = [Sample.from_map(values, values.size * min(1.0, share)) for values in chain(of_pairs, of_scores)]
     for grid in GRIDS:
         allowed = room if grid.accuracy >= _FINE else min(room, limit * _SMALL)
         if sum(sample.estimate_size(grid) for sample in samples) <= allowed * _SLACK:
             yield grid
 
 
-def _encode_panels(panels: Sequence[Panel], grid: Grid, room: float) -> list[dict[str, list[list[Coded]]]] | None:
-    """Encodes the maps of every panel by scope, layer and part; None as soon as they take more than ``room`` bytes."""
-    coded: list[dict[str, list[list[Coded]]]] = []
+class _CodedPanel(NamedTuple):
+    """Maps of pairs by scope, layer and part, and of scores by scope."""
+
+    of_pairs: dict[str, list[list[Coded]]]
+    of_scores: dict[str, Coded]
+
+
+def _encode_panels(panels: Sequence[Panel], grid: Grid, room: float) -> list[_CodedPanel] | None:
+    """Encodes the maps of every panel; None as soon as they take more than ``room`` bytes."""
+    coded: list[_CodedPanel] = []
     for panel in panels:
-        of_panel: dict[str, list[list[Coded]]] = {scope: [] for scope in panel.scopes}
+        of_panel = _CodedPanel({scope: [] for scope in panel.scopes if panel.read is not None}, {})
+        for scope, values in panel.score_maps():
+            of_panel.of_scores[scope] = encode_map(values, grid)
+            room -= len(of_panel.of_scores[scope].text) + 110  # with its element and entry
         for scope, _, parts in panel.maps():
-            of_panel[scope].append([encode_map(values, grid) for values in parts])
-            room -= sum(len(one.text) + 110 for one in of_panel[scope][-1])  # with its element and entry
+            of_panel.of_pairs[scope].append([encode_map(values, grid) for values in parts])
+            room -= sum(len(one.text) + 110 for one in of_panel.of_pairs[scope][-1])
             if room < 0:
                 return None
+        if room < 0:
+            return None
         coded.append(of_panel)
     return coded
 
 
 def _add_entry(coded: Coded, texts: list[str]) -> list[Any]:
     texts.append(coded.text)
-    return [len(texts) - 1, coded.top, coded.levels, int(coded.above)]
+    return [len(texts) - 1, coded.top, coded.levels, int(coded.above), *([1] if coded.signed else [])]
 
 
 def _describe_panel(panel: Panel) -> dict[str, Any]:
@@ -142,6 +159,22 @@ def _describe_panel(panel: Panel) -> dict[str, Any]:
         "scopes": list(panel.scopes),
         "parts": {scope: list(names) for scope, names in panel.parts.items()},
         "changes": [[int(of), name, float(value)] for of, name, value in panel.changes if math.isfinite(value)],
+        "signed": panel.signed,
+        "scores": None if panel.scores is None else _describe_scores(panel.scores),
+    }
+
+
+def _describe_scores(scores: Scores) -> dict[str, Any]:
+    rest = {
+        scope: {name: [float(f"{number:.7g}") for number in numbers] for name, numbers in of.items()}
+        for scope, of in scores.rest.items()
+    }
+    values = {scope: float(value) for scope, value in scores.values.items()}
+    return {
+        "boundaries": list(scores.boundaries),
+        "rest": rest,
+        "values": values,
+        "readAt": {scope: int(position) for scope, position in scores.read_at.items()},
     }
 
 

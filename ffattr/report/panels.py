@@ -10,7 +10,24 @@ from torch import Tensor
 
 from .encode import array_of
 
-__all__ = ["Panel"]
+__all__ = ["Panel", "Scores"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Holds what the tokens of a panel's columns give to numbers, one for each of its scopes, at ``boundaries``.
+
+    ``read(scope)`` returns ``[boundaries, m]``, with signs. ``rest[scope]`` is what comes from elsewhere by name, a
+    number for each boundary, ``values[scope]`` what all of it adds up to. ``read_at[scope]`` is the position of the
+    column that the number is read at (-1: none of them). The layers of the panel are those that lie between
+    boundaries: one fewer.
+    """
+
+    boundaries: Sequence[str]
+    read: Callable[[str], Tensor]
+    rest: Mapping[str, Mapping[str, Sequence[float]]]
+    values: Mapping[str, float]
+    read_at: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -20,7 +37,8 @@ class Panel:
     ``queries`` and ``keys`` are the tokens of the rows and of the columns, with their positions in the text;
     ``same_tokens`` says whether both are positions of one sequence. ``read(scope, place)`` returns the map
     ``[n, m]`` of ``layers[place]``, or ``[parts, n, m]`` where ``parts[scope]`` names what a scope is told apart by
-    (``"head 3"``). ``changes`` are ``(layer, component, 1 - rho)``.
+    (``"head 3"``); None: there are no maps, only ``scores``. ``signed`` maps may hold negative entries.
+    ``changes`` are ``(layer, component, 1 - rho)``.
 
         >>> from ffattr.report import Panel
         >>> values = torch.tensor([[1.0, 0.0], [0.5, 2.0]])
@@ -37,9 +55,11 @@ class Panel:
     same_tokens: bool
     layers: Sequence[int]
     scopes: Sequence[str]
-    read: Callable[[str, int], Tensor]
+    read: Callable[[str, int], Tensor] | None
     parts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     changes: Sequence[tuple[int, str, float]] = ()
+    signed: bool = False
+    scores: Scores | None = None
 
     def check(self) -> None:
         """Raises ValueError, naming the panel, for what no page can show."""
@@ -55,6 +75,13 @@ class Panel:
         for kind, names in (("layers", self.layers), ("scopes", self.scopes)):
             if not names or len(set(names)) != len(names):
                 raise ValueError(f"panel {self.name!r} has {kind} {list(names)!r}, expected one or more, each once")
+        if self.scores is not None and len(self.scores.boundaries) != len(self.layers) + 1:
+            raise ValueError(
+                f"panel {self.name!r} has {len(self.scores.boundaries)} boundaries of {len(self.layers)} layers, "
+                "expected one more than layers"
+            )
+        if self.read is None and self.scores is None:
+            raise ValueError(f"panel {self.name!r} has neither maps nor scores: there is nothing to show")
         unknown = [scope for scope in self.parts if scope not in self.scopes or not self.parts[scope]]
         if unknown:
             raise ValueError(
@@ -64,15 +91,18 @@ class Panel:
 
     @property
     def entries(self) -> int:
-        """The number of entries of all maps together."""
-        maps = sum(len(self.parts.get(scope, " ")) for scope in self.scopes)
-        return len(self.queries) * len(self.keys) * len(self.layers) * maps
+        """The number of entries of all maps together, and of scores."""
+        maps = sum(len(self.parts.get(scope, " ")) for scope in self.scopes) * len(self.layers) * len(self.queries)
+        scores = 0 if self.scores is None else len(self.scores.boundaries) * len(self.scopes)
+        return len(self.keys) * (maps * (self.read is not None) + scores)
 
     def maps(self) -> Iterator[tuple[str, int, list[numpy.ndarray]]]:
         """Yields scope, place of the layer, and the maps ``[n, m]`` of its parts (or of the scope where it has none).
 
         Raises ValueError, naming panel, scope and layer, for a wrong shape or wrong values.
         """
+        if self.read is None:
+            return
         for scope in self.scopes:
             parts = self.parts.get(scope)
             expected = [*([len(parts)] if parts else []), len(self.queries), len(self.keys)]
@@ -81,5 +111,20 @@ class Panel:
                 tensor = self.read(scope, place)
                 if list(tensor.shape) != expected:
                     raise ValueError(f"{name} has shape {list(tensor.shape)}, expected {expected}")
-                values = array_of(tensor, name)
+                values = array_of(tensor, name, self.signed)
                 yield scope, place, list(values) if parts else [values]
+
+    def score_maps(self) -> Iterator[tuple[str, numpy.ndarray]]:
+        """Yields every scope with its scores ``[boundaries, m]``, where there are any.
+
+        Raises ValueError or `NonFiniteError`, naming panel and scope, for a wrong shape or wrong values.
+        """
+        if self.scores is None:
+            return
+        expected = [len(self.scores.boundaries), len(self.keys)]
+        for scope in self.scopes:
+            name = f"the scores of {scope!r} of panel {self.name!r}"
+            tensor = self.scores.read(scope)
+            if list(tensor.shape) != expected:
+                raise ValueError(f"{name} have shape {list(tensor.shape)}, expected {expected}")
+            yield scope, array_of(tensor, name, signed=True)

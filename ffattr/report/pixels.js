@@ -5,14 +5,16 @@ const TILES = 192;
 
 /* Levels of every cell. Of a norm or a share they follow from its code, so that a table can be made for each row. */
 async function levelsOf(shown, level) {
-  const { map, other, shares } = shown;
+  const { map, other, shares, value } = shown;
   const { rows, columns, codes, table, sums } = map;
   const levels = new Uint8Array(rows * columns);
   const plain = Uint8Array.from(table, (value) => level(value));
   const direct = map.levels < columns ? new Uint8Array(map.levels + 1) : null;
   const fill = (row) => {
     const start = row * columns;
-    if (other) {
+    if (shown.signed && other) {
+      for (let i = start; i < start + columns; i++) levels[i] = level(value(row, i - start));
+    } else if (other) {
       const first = sums[row] ? 1 / sums[row] : 0;
       const second = other.sums[row] ? 1 / other.sums[row] : 0;
       for (let i = start; i < start + columns; i++) {

@@ -12,23 +12,28 @@ const DEFAULTS = {
 const CHOICES = {
   values: ["norm", "share"], scale: ["log", "linear"], panes: ["reads", "feeds", "both"], theme: ["", "light", "dark"],
 };
-/* Deepest layer and last scope: what a reader most likely came for. */
-const START = { ...DEFAULTS, layer: PANELS[0].layers.length - 1, scope: PANELS[0].scopes.length - 1 };
+/* Deepest layer and last scope: what a reader most likely came for. Of scores, the input and the first number. */
+const START = PANELS[0].scores ? DEFAULTS : { ...DEFAULTS, layer: PANELS[0].layers.length - 1, scope: PANELS[0].scopes.length - 1 };
 const state = { ...START };
 const hover = { row: NONE, column: NONE };
 
 const panel = () => PANELS[state.panel];
 const scopeName = (place = state.scope) => panel().scopes[place];
 const partsOf = (place = state.scope) => panel().parts[scopeName(place)] || [];
-const comparing = () => state.versus !== NONE;
+const hasMaps = () => Object.keys(panel().maps).length > 0;
+const comparing = () => state.versus !== NONE && hasMaps();
+/* Scores are at boundaries: the input of each layer, and the output of the last one, which has no map of its own. */
+const OUTPUT = "output";
+const layerNames = () => [...panel().layers.map(String), ...(panel().scores ? [OUTPUT] : [])];
+const mapLayer = () => Math.min(state.layer, panel().layers.length - 1);
 const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
 const within = (value, count) => (value >= 0 && value < count ? value : NONE);
 
 /* Makes any state one that exists: what was asked for may belong to another panel. */
 function mend() {
   state.panel = clamp(state.panel, 0, PANELS.length - 1);
-  const { layers, scopes, queries, keys } = panel();
-  state.layer = clamp(state.layer, 0, layers.length - 1);
+  const { scopes, queries, keys } = panel();
+  state.layer = clamp(state.layer, 0, layerNames().length - 1);
   state.scope = clamp(state.scope, 0, scopes.length - 1);
   state.versus = state.versus === state.scope ? NONE : within(state.versus, scopes.length);
   const parts = Math.max(partsOf().length, comparing() ? partsOf(state.versus).length : 0);
@@ -48,7 +53,7 @@ function keepAddress() {
 function writeAddress() {
   const address = new URLSearchParams();
   const named = {
-    layer: () => panel().layers[state.layer], scope: () => scopeName(), versus: () => scopeName(state.versus),
+    layer: () => layerNames()[state.layer], scope: () => scopeName(), versus: () => scopeName(state.versus),
   };
   for (const [name, value] of Object.entries(state)) {
     if (value !== START[name] || name === "layer" || name === "scope") {
@@ -76,7 +81,7 @@ function readAddress() {
     const found = address.has(name) ? of.indexOf(address.get(name)) : NONE;
     if (found !== NONE) state[name] = found;
   };
-  place("layer", panel().layers.map(String));
+  place("layer", layerNames());
   place("scope", panel().scopes);
   place("versus", panel().scopes);
   for (const [name, allowed] of Object.entries(CHOICES)) {

@@ -11,9 +11,9 @@ async function drawStrips(request) {
   const cells = rows() * columns() * (comparing() ? 2 : 1);
   const wanted = {
     layer: { count: layers.length, key: [...common, parts.length && state.part].join(), name: (place) => layers[place] },
-    part: { count: parts.length, key: [...common, state.layer].join(), name: (place) => /\d+$/.exec(parts[place])?.[0] ?? parts[place] },
+    part: { count: parts.length, key: [...common, mapLayer()].join(), name: (place) => /\d+$/.exec(parts[place])?.[0] ?? parts[place] },
   };
-  byId("strip-title").textContent = parts.length ? `Layers, and ${byId("part-name").textContent.toLowerCase()}s of layer ${layers[state.layer]}` : "Layers";
+  byId("strip-title").textContent = parts.length ? `Layers, and ${byId("part-name").textContent.toLowerCase()}s of layer ${layers[mapLayer()]}` : "Layers";
   let any = false;
   for (const [name, { count, key, name: nameOf }] of Object.entries(wanted)) {
     const holder = byId(`strip-${name}`);
@@ -26,14 +26,15 @@ async function drawStrips(request) {
       strip.buttons = Array.from({ length: count }, (_, place) => smallMap(name, place, nameOf(place)));
       holder.replaceChildren(...strip.buttons);
     }
-    strip.buttons.forEach((button, place) => button.setAttribute("aria-pressed", String(place === state[name])));
+    const now = name === "layer" ? mapLayer() : state.part;
+    strip.buttons.forEach((button, place) => button.setAttribute("aria-pressed", String(place === now)));
   }
   byId("strip-card").hidden = !any;
   for (const [name, { key }] of Object.entries(wanted)) {
     if (byId(`strip-${name}`).hidden) continue;
     for (const [place, button] of strips[name].buttons.entries()) {
       if (button.dataset.painted) continue;
-      await paintSmall(button.firstChild, name === "layer" ? place : state.layer, name === "part" ? place : state.part);
+      await paintSmall(button.firstChild, name === "layer" ? place : mapLayer(), name === "part" ? place : state.part);
       button.dataset.painted = "yes";
       await pause();
       if (request !== asked || strips[name].drawn !== key) return;

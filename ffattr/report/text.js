@@ -20,20 +20,23 @@ function named(of, place) {
   return [token, element("span", of.positions[place], "position")];
 }
 
-/* The tokens of the panel as text, each in an element of its own. */
+/* The tokens of an axis as text, each in an element of its own. */
+function wordsOf(of) {
+  return of.texts.flatMap((text, place) => {
+    /* Space before a word is not shaded; a token that is nothing but space is seen by its sign, before a line end. */
+    const [, space, rest] = /^(\s*)([^]*)$/.exec(text);
+    const word = element("span", rest || of.labels[place], "word");
+    word.dataset.place = place;
+    word.title = `token ${of.tokens[place]} at ${of.positions[place]}`;
+    return rest ? [place ? space : "", word] : [word, space];
+  });
+}
+
 function writeText() {
   for (const [name, { axis: axisOf }] of Object.entries(PANES)) {
     const of = axisOf();
-    const parts = of.texts.flatMap((text, place) => {
-      /* Space before a word is not shaded; a token that is nothing but space is seen by its sign, before a line end. */
-      const [, space, rest] = /^(\s*)([^]*)$/.exec(text);
-      const word = element("span", rest || of.labels[place], "word");
-      word.dataset.place = place;
-      word.title = `token ${of.tokens[place]} at ${of.positions[place]}`;
-      return rest ? [place ? space : "", word] : [word, space];
-    });
     byId(name).style.setProperty("--rows", Math.min(of.tokens.length, TOP));
-    byId(name).querySelector(".words").replaceChildren(...parts);
+    byId(name).querySelector(".words").replaceChildren(...wordsOf(of));
   }
 }
 
@@ -88,7 +91,10 @@ function bringIntoSight(box, word) {
 }
 
 function writeTitle(title, name, of, active) {
-  if (active === NONE) {
+  if (panel().signed) {
+    const token = active === NONE ? ["a token"] : named(of, active);
+    title.replaceChildren(name === "reads" ? "What passes to " : "Where it passes from ", ...token);
+  } else if (active === NONE) {
     title.replaceChildren(name === "reads" ? "What a token reads" : "Where a token is read");
   } else if (name === "reads") {
     title.replaceChildren("What ", ...named(of, active), " reads");
@@ -111,9 +117,9 @@ function writeTop(list, name, active, values, most) {
     button.append(...named(of, place));
     const bar = element("span", undefined, values[place] < 0 ? "length less" : "length");
     bar.style.setProperty("--part", Math.abs(values[place]) / most);
-    const value = shown.both ? signed(values[place]) : shown.shares ? percent(values[place]) : written(values[place]);
-    const aside = shown.both || shown.shares ? written(shown.norm(row, column)) : percent(shown.share(row, column));
-    item.append(button, bar, element("span", value, "value"), element("span", shown.both ? "" : aside, "aside"));
+    const value = shown.say(values[place]);
+    const aside = shown.both ? "" : shown.shares ? written(shown.norm(row, column)) : percent(shown.share(row, column));
+    item.append(button, bar, element("span", value, "value"), element("span", aside, "aside"));
     return item;
   }));
   if (focused !== NONE) list.children[Math.min(focused, list.children.length - 1)]?.querySelector("button").focus();
@@ -132,7 +138,9 @@ function readOut() {
     return;
   }
   const exact = (of, place) => (of.tokens[place] === of.labels[place] ? [] : [element("code", of.tokens[place])]);
-  const facts = shown.both
+  const facts = shown.signed
+    ? signedFacts(row, column)
+    : shown.both
     ? [
         element("span", `${percent(shown.share(row, column))} of its row here`),
         element("span", `${percent(shown.otherShare(row, column))} in ${scopeName(state.versus)}`),
@@ -145,8 +153,16 @@ function readOut() {
   line.dataset.value = shown.value(row, column);
   const [query, key] = [rowsAxis(), columnsAxis()];
   const pair = element("span", undefined, "pair");
-  pair.append(...named(query, row), ...exact(query, row), " reads ", ...named(key, column), ...exact(key, column));
+  const verb = shown.signed ? " takes from " : " reads ";
+  pair.append(...named(query, row), ...exact(query, row), verb, ...named(key, column), ...exact(key, column));
   line.replaceChildren(pair, ...facts);
+}
+
+function signedFacts(row, column) {
+  const value = element("strong", withSign(shown.value(row, column)));
+  if (!shown.other) return [value];
+  const each = [[scopeName(), shown.norm(row, column)], [scopeName(state.versus), shown.otherNorm(row, column)]];
+  return [...each.map(([name, of]) => element("span", `${withSign(of)} to “${name}”`)), value];
 }
 
 function watchText() {

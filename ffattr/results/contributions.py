@@ -179,6 +179,27 @@ class Contributions(SignedContents):
 
         return figures.draw_flow(self, layer, *find_target(self, target, batch), head, cross, options)
 
+    def to_html(self, path: str | os.PathLike[str], *, title: str | None = None, limit: int = 15_000_000) -> None:
+        """Writes a page to look around in: one HTML file that needs no network, whole or not at all.
+
+        The text on colours of what its tokens give, how that adds up, a map of layers and tokens to click, and where
+        flow was computed what passes from token to token in each layer. Numbers are kept as exactly as ``limit`` bytes
+        allow, and the page says how exactly. Tokens are shown as text, whatever is in them.
+
+        Raises ValueError where a page within ``limit`` cannot hold it, OSError where it cannot be written.
+
+        >>> c = ffattr.contributions(model, "The cat sat.", target=torch.ones(40), tokenizer=tokenizer, flow=True)
+        >>> c.to_html("contributions.html")
+        """
+        from .signed import pages
+
+        files.write_text(path, pages.render_page(self, title, limit))
+
+    def _repr_html_(self) -> str:
+        from .signed import pages
+
+        return pages.render_summary(self, repr(self))
+
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns all tensors by name, and what else there is as JSON takes it."""
         tensors = {name: getattr(self, name) for name in _TENSORS}

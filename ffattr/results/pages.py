@@ -17,7 +17,7 @@ from ..report import Panel, render
 from .contents import Contents, drop_padding, label_axes, read_map
 from .scope_names import extra_axis
 
-__all__ = ["make_panels", "render_page", "render_summary"]
+__all__ = ["join_tokens", "make_panels", "render_page", "render_summary"]
 
 _NAMED = 40  # characters of a text by which a sequence is told from others
 _SHOWN = 24  # tokens of a map that fits a notebook
@@ -62,7 +62,7 @@ def make_panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> l
                 values = values.sum(0)
             return drop_padding(values, rows, keys)
 
-        words = _join_tokens(rows.labels)
+        words = join_tokens(rows.labels)
         name = f"{batch + 1}: {words if len(words) <= _NAMED else words[: _NAMED - 1] + '…'}"
         by_head = (scope for scope in scopes if extra_axis(scope) == "head" and contents.layers)
         parts = {s: [f"head {h}" for h in range(len(read_map(contents, s, 0, batch)))] for s in by_head}
@@ -84,7 +84,7 @@ def make_panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> l
     return found
 
 
-def _join_tokens(tokens: Sequence[str]) -> str:
+def join_tokens(tokens: Sequence[str]) -> str:
     """Returns the text of tokens, by which a reader tells sequences apart; of blocks, their names."""
     words = Words.from_tokens(tokens, mark_of(tokens))
     special = {number for number, apart in zip(words.number, words.special, strict=True) if apart}

@@ -73,6 +73,22 @@ def test_a_family_is_added_and_a_wrong_description_refused():
     assert re.search(r"refused: layer 0, batch row 0: .* The 'TinyLlama' adapter does not describe this layer", said)
 
 
+def test_words_that_made_the_model_say_a_word_add_up_and_are_drawn(tmp_path):
+    said = _run("why_this_word.py", tmp_path / "a.png", tmp_path / "a.html")
+    parts = said.strip().split("\n\n")
+    assert len(parts) == 3
+    for part in parts:
+        ahead = float(re.search(r"ahead by (\S+)", part)[1])
+        assert float(re.search(r"all words and the bias: (\S+)", part)[1]) == ahead > 0
+        scores = [abs(float(score)) for score in re.findall(r"^  \S+ +([+-]\d+\.\d+)$", part, re.MULTILINE)]
+        assert len(scores) == 4
+        assert scores == sorted(scores, reverse=True)
+    assert re.search(r"most passes in layer 23: \+\S+ from 'Eiffel' to 'of'", parts[0])  # as the README says
+    assert parts[0].splitlines()[1].split()[0] == "Eiffel"
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert "<title>The Eiffel Tower is in the city of …</title>" in (tmp_path / "a.html").read_text(encoding="utf-8")
+
+
 def test_the_notebook_is_stored_without_outputs():
     stored = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     nbformat.validate(stored)

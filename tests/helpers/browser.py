@@ -63,4 +63,4 @@ def opened(browser, path, address="", **options):
 
 def drawn(tab):
     """Waits until the map is."""
-    tab.wait_for_selector("#stage[aria-busy=false]")
+    tab.wait_for_selector("#stage[aria-busy=false]", state="attached")

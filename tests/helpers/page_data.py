@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import torch
 
-from ffattr.report import Panel
+from ffattr.report import Panel, Scores
 
 
 def make_panel(values, tokens=None, **changed):
@@ -28,6 +28,34 @@ def make_panel(values, tokens=None, **changed):
         scopes=["atb"],
         read=lambda scope, place: values[place],
         parts={"atb": [f"head {h}" for h in range(values.shape[1])]} if values.dim() == 4 else {},
+    )
+    return replace(panel, **changed)
+
+
+def make_scored(given, flow=None, tokens=None, **changed):
+    """Of scores ``[numbers, boundaries, m]``, and of flow ``[numbers, layers, m, m]``, with a bias of 0.25."""
+    numbers, boundaries, m = given.shape
+    keys = tokens or [f"t{j}" for j in range(m)]
+    names = [f"number {k}" for k in range(numbers)]
+    made = Scores(
+        boundaries=[*(f"layer {layer}" for layer in range(boundaries - 1)), "output"],
+        read=lambda scope: given[names.index(scope)],
+        rest={name: {"bias": [0.25] * boundaries} for name in names},
+        values={name: float(given[k, 0].sum()) + 0.25 for k, name in enumerate(names)},
+        read_at=dict.fromkeys(names, m - 1),
+    )
+    panel = Panel(
+        name="1: a text",
+        queries=keys,
+        query_positions=range(m),
+        keys=keys,
+        key_positions=range(m),
+        same_tokens=True,
+        layers=range(boundaries - 1),
+        scopes=names,
+        read=None if flow is None else lambda scope, place: flow[names.index(scope), place],
+        signed=True,
+        scores=made,
     )
     return replace(panel, **changed)
 
@@ -54,14 +82,17 @@ def read_page(page):
     data = json.loads(scripts.texts["data"])
 
     def values(entry, columns):
-        number, top, levels, above = entry
+        number, top, levels, above, *signed = entry
         sums, low, *high = (base64.b64decode(part) for part in scripts.texts[f"map-{number}"].strip().split("."))
+        signs = np.unpackbits(np.frombuffer(zlib.decompress(high.pop()), np.uint8)) if signed else None
         codes = np.frombuffer(zlib.decompress(low), np.uint8).astype(np.int64)
         if high:
             codes += 256 * np.frombuffer(zlib.decompress(high[0]), np.uint8).astype(np.int64)
         codes = codes.reshape(-1, columns)
         codes = codes.cumsum(0) % (levels + 1) if above else codes
         shown = np.where(codes > 0, top * np.exp(data["step"] * (codes - levels)), 0)
+        if signs is not None:
+            shown = shown * (1 - 2.0 * signs[: shown.size].reshape(shown.shape))
         return torch.from_numpy(shown), torch.from_numpy(np.frombuffer(sums, "<f4").copy())
 
     return data, values

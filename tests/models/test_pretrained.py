@@ -50,3 +50,25 @@ def test_what_is_missing_in_a_folder(saved: Callable[..., Path], tmp_path: Path)
         pretrained.load_processor(str(saved("bert")), "input_values")
     with pytest.raises(ValueError, match="takes src, expected a model of input_ids, pixel_values"):
         pretrained.load_processor(str(tmp_path), "src")
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "loaded"),
+    [
+        ("gpt2", "LMHeadModel", "GPT2LMHeadModel"),
+        ("bert", "ForMaskedLM", "BertForMaskedLM"),
+        ("bert", "ForSequenceClassification", "BertForSequenceClassification"),
+        ("bert", "ForTokenClassification", "BertForTokenClassification"),
+        ("bart", "ForConditionalGeneration", "BartForConditionalGeneration"),
+    ],
+)
+def test_a_model_with_its_own_head(saved: Callable[..., Path], family: str, head: str, loaded: str) -> None:
+    folder = saved(f"{family}-{head}", build(family, head=head, dtype=torch.float32))
+    model, tokenizer = pretrained.load_predictor(str(folder))
+    assert (type(model).__name__, model.training) == (loaded, False)
+    assert tokenizer("the cat")["input_ids"] == [5, 6]
+
+
+def test_a_model_without_a_head_predicts_nothing(saved: Callable[..., Path]) -> None:
+    with pytest.raises(ValueError, match="was saved as BertModel, which has no head and so decides nothing"):
+        pretrained.load_predictor(str(saved("bert")))

@@ -4,13 +4,15 @@ import base64
 import json
 import math
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from page_data import is_within, read_page, spread_values
+from page_data import is_within, make_panel, read_page, spread_values
 
 from ffattr.errors import NonFiniteError
+from ffattr.report import render
 from ffattr.report.encode import GRIDS, Grid, Sample, array_of, encode_map
 
 
@@ -108,3 +110,35 @@ def test_values_that_are_no_norms_are_named():
     for value in (math.nan, math.inf, -math.inf):
         with pytest.raises(NonFiniteError, match=r"^map 3 holds NaN or infinity"):
             array_of(torch.tensor([1.0, value]), "map 3")
+
+
+@pytest.mark.parametrize("grid", [GRIDS[0], GRIDS[5]])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (40, 33)])
+def test_signs_are_kept_with_the_sizes(grid, shape):
+    sizes = spread_values(*shape)
+    sizes[0, 0] = 1.0
+    values = sizes * (1 - 2.0 * (torch.rand(shape, generator=torch.Generator().manual_seed(1)) > 0.5))
+    values[0, 0] = -1.0
+    panel = make_panel(values[None], tokens=[f"t{j}" for j in range(max(shape))], signed=True)
+    panel = replace(panel, queries=[f"r{i}" for i in range(shape[0])], query_positions=range(shape[0]))
+    panel = replace(panel, keys=[f"t{j}" for j in range(shape[1])], key_positions=range(shape[1]))
+    coded = encode_map(values.numpy(), grid)
+    assert coded.signed
+    data, read = read_page("".join(render([panel], "x")))
+    shown, sums = read(data["panels"][0]["maps"]["atb"][0][0], shape[1])
+    assert torch.equal(shown.sign(), values.sign())
+    assert is_within(shown.abs(), values.abs(), GRIDS[0])
+    torch.testing.assert_close(sums, values.sum(1).float())
+
+
+def test_the_size_of_signed_maps_is_told_beforehand():
+    values = torch.randn(300, 300, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+    for grid in (GRIDS[1], GRIDS[8]):
+        told = Sample.from_map(values, values.size / 4).estimate_size(grid)
+        assert told == pytest.approx(len(encode_map(values, grid).text), rel=0.05)
+
+
+def test_negative_entries_are_refused_where_norms_are_expected():
+    with pytest.raises(ValueError, match="m holds -1, expected norms"):
+        array_of(torch.tensor([[-1.0]]), "m")
+    assert array_of(torch.tensor([[-1.0]]), "m", signed=True).tolist() == [[-1.0]]

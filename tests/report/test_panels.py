@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from page_data import make_panel
+from page_data import make_panel, make_scored
 
 from ffattr.errors import NonFiniteError
 from ffattr.report import render
@@ -62,3 +62,29 @@ def test_parts_have_an_axis_of_their_own(shape):
     panel.check()
     with pytest.raises(ValueError, match=re.escape(f"has shape {list(shape)}, expected [2, 3, 3]")):
         next(panel.maps())
+
+
+def test_scores_that_cannot_be_shown_are_named():
+    scores = torch.randn(2, 4, 5)
+    cases = [
+        ({"layers": [0, 1]}, "'1: a text' has 4 boundaries of 2 layers, expected one more than layers"),
+        ({"keys": ["a"], "key_positions": [0]}, r"scores of 'number 0' of panel '1: a text' have shape \[4, 5\]"),
+        ({"scores": None}, "'1: a text' has neither maps nor scores"),
+    ]
+    for changed, message in cases:
+        with pytest.raises(ValueError, match=message):
+            render([make_scored(scores, **changed)], "x")
+    scores[1, 2, 3] = math.nan
+    with pytest.raises(NonFiniteError, match="the scores of 'number 1' of panel '1: a text' holds NaN"):
+        render([make_scored(scores)], "x")
+
+
+def test_entries_are_those_of_maps_and_scores():
+    scores, flow = torch.randn(2, 4, 5), torch.randn(2, 3, 5, 5)
+    assert make_scored(scores).entries == 2 * 4 * 5
+    panel = make_scored(scores, flow)
+    assert panel.entries == 2 * 4 * 5 + 2 * 3 * 25
+    assert [(scope, place) for scope, place, _ in panel.maps()] == [
+        (f"number {k}", n) for k in (0, 1) for n in range(3)
+    ]
+    assert not list(make_scored(scores).maps())
