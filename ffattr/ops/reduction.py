@@ -36,6 +36,7 @@ def reduce_vectors(vectors: Tensor, reduction: Reduction, total: Tensor | None =
     """Reduces ``[..., d]`` to ``[...]``; for ``"alti"``, whose rows are not divided by their sums here, ``total``
     ``[..., d]`` is what the vectors add up to.
 
+    >>> from ffattr.ops.reduction import reduce_vectors
     >>> y, v = torch.tensor([2.0, -1.0]), torch.tensor([[1.0, -1.0], [3.0, 0.0], [-1.0, 0.0]])
     >>> reduce_vectors(v, "l1").tolist(), reduce_vectors(v, "alti", y).tolist()
     ([2.0, 3.0, 1.0], [2.0, 1.0, 0.0])
@@ -53,6 +54,7 @@ def normalise_rows(rows: Sequence[Tensor]) -> Tensor:
 
     Returns the divisors ``[...]``: 1 of rows of zeros, which stay what they are.
 
+    >>> from ffattr.ops.reduction import normalise_rows
     >>> rows = torch.tensor([[1.0, 3.0], [0.0, 0.0]])
     >>> normalise_rows([rows]).tolist(), rows.tolist()
     ([4.0, 1.0], [[0.25, 0.75], [0.0, 0.0]])
