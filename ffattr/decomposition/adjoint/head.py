@@ -20,7 +20,7 @@ from .. import integrated_gradients as ig
 from ..activations import Activation
 from ..affine import Linear, Norm
 from ..reference import Rule
-from .layer import transpose_norm
+from .pieces import transpose_norm
 
 __all__ = ["Head", "Piece", "ReadOut", "Reads", "pull_states", "read_out"]
 

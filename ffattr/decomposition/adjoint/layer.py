@@ -18,22 +18,23 @@ heads of width ``dh``, ``F`` feed-forward width, ``S`` pre-activations of a neur
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .. import reference
-from ..affine import Linear, Norm
+from ..affine import Norm
 from ..attention import Attention
-from ..layer import Block, Branch, CrossWeights, LayerWeights
+from ..layer import Block, Branch, LayerWeights
 from ..reference import Encoder, Path, Rule
 from ..routing import Routing
-from ..scopes import Point, Source
+from ..scopes import Point, Scope, Source
 from ..walk import Station, Stream, walk
+from .pieces import KeySide, add_constant, transpose_linear, transpose_norm
 
-__all__ = ["Flow", "LayerAdjoint", "Through", "list_blocks", "paths_of_point", "transpose_norm"]
+__all__ = ["Flow", "LayerAdjoint", "Through", "list_blocks", "paths_of_point"]
 
 Through = Literal["both", "bypass", "ff"]
 """Which way directions are pulled back past the feed-forward block: through it, along the residual connection that
@@ -66,48 +67,6 @@ class Flow:
     residual: Tensor
 
 
-@dataclass
-class _KeySide:
-    """What the tokens that an attention reads have to do with it: the values that belong to each of them ``[H, T, dh]``
-    and the ``constant`` ``[H, dh]`` that belongs to none.
-
-    ``pulled`` ``[K, H, T, dh]`` gathers the directions in which the values are read.
-    """
-
-    weights: LayerWeights | CrossWeights
-    keys: Tensor
-    attention: Attention
-    values: Tensor
-    constant: Tensor
-    pulled: Tensor | None = None
-
-    @classmethod
-    def read(
-        cls, weights: LayerWeights | CrossWeights, keys: Tensor, attention: Attention, value_bias: str
-    ) -> _KeySide:
-        return cls(weights, keys, attention, *reference.own_values(weights, keys, value_bias))
-
-    def gather(self, alpha: Tensor, read: Tensor) -> None:
-        """Adds what the values give through ``alpha`` ``[H, n, T]`` to heads that are read by ``[K, n, H, dh]``."""
-        pulled = alpha.mT @ read.transpose(1, 2)
-        self.pulled = pulled if self.pulled is None else self.pulled.add_(pulled)
-
-    def pull_to_keys(self, constant: Tensor) -> Tensor:
-        """Returns the directions ``[K, T, d]`` in which the keys are read; adds what biases give to ``constant``."""
-        assert self.pulled is not None
-        norm, latent, x = self.weights.norm_before_attn, self.weights.latent, self.keys
-        by_head = self.pulled.unflatten(1, (self.weights.kv_heads, -1)).sum(2)  # [K, Hkv, T, dh]
-        pulled = _transpose_linear(self.weights.value, by_head.transpose(1, 2).flatten(2), constant)
-        if latent is not None:
-            scale = latent.norm.scale(latent.down(x if norm is None else norm(x)))
-            _add_constant(constant, latent.norm.bias, pulled)
-            pulled = _transpose_linear(latent.down, transpose_norm(latent.norm, scale, pulled), constant)
-        if norm is not None:
-            _add_constant(constant, norm.bias, pulled)
-            pulled = transpose_norm(norm, norm.scale(x), pulled)
-        return pulled
-
-
 @dataclass(frozen=True)
 class _Network:
     """A feed-forward network frozen at some tokens: its ``slope`` ``[S, m, F]``, and what its neurons have where no
@@ -122,10 +81,12 @@ class _Network:
 class _Frozen:
     """What ``n`` query tokens leave on their way through a layer, in the order of the way.
 
-    ``scales``: ``1 / s_i`` ``[n]`` of each norm, by its name in the weights and the attention it belongs to.
+    ``scales``: ``1 / s_i`` ``[n]`` of each norm, by its name in the weights and the attention it belongs to;
+    ``totals``: the stream ``[n, d]`` at every point.
     """
 
     alpha: dict[Source, Tensor] = field(default_factory=dict)
+    totals: dict[Scope, Tensor] = field(default_factory=dict)
     scales: dict[tuple[str, Source], Tensor] = field(default_factory=dict)
     networks: list[_Network] = field(default_factory=list)
 
@@ -152,9 +113,9 @@ class LayerAdjoint:
     ) -> None:
         self.weights, self.x, self.rule, self.routing = weights, x, rule, routing
         self._slopes = slopes or (lambda branch, path: reference.slopes(branch, path, rule))
-        self._sides: dict[Source, _KeySide] = {"own": _KeySide.read(weights, x, attention, value_bias)}
+        self._sides: dict[Source, KeySide] = {"own": KeySide.read(weights, x, attention, value_bias)}
         if weights.cross is not None and encoder is not None:
-            self._sides["cross"] = _KeySide.read(weights.cross, encoder.states, encoder.attention, value_bias)
+            self._sides["cross"] = KeySide.read(weights.cross, encoder.states, encoder.attention, value_bias)
         self.own = x.new_zeros(directions, *x.shape)
         self.encoder: Tensor | None = None
         self.constant = x.new_zeros(directions)
@@ -164,8 +125,8 @@ class LayerAdjoint:
 
         Returns the layer's output ``[n, d]`` there, as recomputed, and what `trace` needs.
         """
-        frozen, output = self._freeze(rows)
-        attended, residual = self._pull_through(frozen, directions, "both", self.constant)
+        frozen, output = self.freeze(rows)
+        attended, residual = self._pull_through(self.weights, frozen, directions, "both", self.constant)
         self.own.index_add_(1, rows, residual)
         for source, read in attended.items():
             self._sides[source].gather(frozen.alpha[source], read)
@@ -178,8 +139,34 @@ class LayerAdjoint:
 
         Without ``residual``, what bypasses attention as well is left out.
         """
-        attended, itself = self._pull_through(frozen, directions, through, None)
-        kept = (itself * self.x[rows]).sum(-1) if residual else itself.new_zeros(itself.shape[:2])
+        attended, itself = self._pull_through(self.weights, frozen, directions, through, None)
+        return self._multiply(rows, frozen, attended, itself if residual else None, by_head)
+
+    def project(self, rows: Tensor, direction: Tensor, frozen: _Frozen, scope: Scope) -> tuple[Flow, Tensor]:
+        """Returns ``<direction, F_i(x_j)>`` of the vectors of a scope, seen from every source, to the query tokens
+        ``rows``; and what of the stream there comes from no token, ``[n]`` (zero by head).
+
+        ``direction`` ``[d]`` is the same for all; ``frozen`` is what `freeze` returned of the tokens.
+        """
+        point, (through, residual) = scope.point, paths_of_point(scope.point)
+        weights = _cut_behind(self.weights, scope)
+        directions = direction.to(self.x).expand(1, len(rows), -1)
+        attended, itself = self._pull_through(weights, frozen, directions, through, None, point == "ff_input")
+        if point == "attn":
+            attended = {scope.source: attended[scope.source]}
+        by_head = scope.axis == "head"
+        flow = self._multiply(rows, frozen, attended, itself if residual else None, by_head)
+        if by_head:
+            return flow, flow.residual.new_zeros(len(rows))
+        total = frozen.totals[scope if point in ("attn", "attn_res") else scope.seen_from("own")]
+        return flow, total @ direction.to(total) - torch.cat(list(flow.tiles.values()), -1).sum(-1)[0]
+
+    def _multiply(
+        self, rows: Tensor, frozen: _Frozen, attended: dict[Source, Tensor], itself: Tensor | None, by_head: bool
+    ) -> Flow:
+        """Multiplies the directions in which heads, and beside them the layer's own input, are read with these."""
+        first = next(iter(attended.values()))
+        kept = first.new_zeros(first.shape[:2]) if itself is None else (itself * self.x[rows]).sum(-1)
         tiles: dict[Source, Tensor] = {}
         for source, read in attended.items():
             values, alpha = self._sides[source].values.transpose(0, 1), frozen.alpha[source]
@@ -205,7 +192,7 @@ class LayerAdjoint:
                 self.encoder = pulled
             side.pulled = None
 
-    def _freeze(self, rows: Tensor) -> tuple[_Frozen, Tensor]:
+    def freeze(self, rows: Tensor) -> tuple[_Frozen, Tensor]:
         """Carries the query tokens through the layer, and returns what stays frozen and their output ``[n, d]``."""
         weights, frozen = self.weights, _Frozen()
         own = Stream.of_total(self.x[rows])
@@ -231,6 +218,8 @@ class LayerAdjoint:
         for station in walk(weights, own, attend, feed_forward):
             if station.norm_scale is not None:
                 frozen.scales[self._passed_norm(station)] = station.norm_scale
+            if station.scope is not None:
+                frozen.totals[station.scope] = station.stream.total
         return frozen, station.stream.total
 
     def _freeze_network(self, block: Block, read: Stream) -> tuple[_Network, Tensor]:
@@ -261,26 +250,32 @@ class LayerAdjoint:
         return _NORM_BEFORE[scope.point], scope.source
 
     def _pull_through(
-        self, frozen: _Frozen, directions: Tensor, through: Through, constant: Tensor | None
+        self,
+        weights: LayerWeights,
+        frozen: _Frozen,
+        directions: Tensor,
+        through: Through,
+        constant: Tensor | None,
+        before_networks: bool = False,
     ) -> tuple[dict[Source, Tensor], Tensor]:
         """The stations of the walk in reverse. Returns in which direction each attention's heads are read
         ``[K, n, H, dh]``, and the layer's own input beside them ``[K, n, d]``.
 
-        Adds what comes from no token to ``constant`` ``[K]``.
+        Adds what comes from no token to ``constant`` ``[K]``. ``weights`` are the layer's, with nothing behind the
+        point where the directions are; ``before_networks``: they are at what the feed-forward networks read.
         """
-        weights = self.weights
 
         def pull(name: str, norm: Norm | None, direction: Tensor, source: Source = "own") -> Tensor:
             if norm is None:
                 return direction
-            _add_constant(constant, norm.bias, direction)
+            add_constant(constant, norm.bias, direction)
             return transpose_norm(norm, frozen.scales[name, source], direction)
 
         trunk = pull("norm_after_ff", weights.norm_after_ff, directions)
         beside = torch.zeros_like(trunk)  # what reads the layer's input past everything
         if through != "bypass":
             ff = pull("norm_of_ff", weights.norm_of_ff, trunk)
-            ff = self._pull_networks(frozen.networks, ff, constant)
+            ff = ff if before_networks else self._pull_networks(frozen.networks, ff, constant)
             ff = pull("norm_before_ff", weights.norm_before_ff, ff)
             trunk = torch.zeros_like(trunk) if through == "ff" else trunk
             beside, trunk = (ff, trunk) if weights.parallel else (beside, trunk + ff)
@@ -288,7 +283,7 @@ class LayerAdjoint:
         for source, part in reversed(weights.attentions):
             trunk = pull("norm_after_attn", part.norm_after_attn, trunk, source)
             read = pull("norm_of_attn", part.norm_of_attn, trunk, source)
-            attended[source] = _transpose_linear(part.out, read, constant).unflatten(-1, (part.heads, -1))
+            attended[source] = transpose_linear(part.out, read, constant).unflatten(-1, (part.heads, -1))
         return attended, trunk + beside
 
     def _pull_networks(self, networks: list[_Network], directions: Tensor, constant: Tensor | None) -> Tensor:
@@ -299,28 +294,17 @@ class LayerAdjoint:
             share = None if block.share is None else block.share[:, None]
             part = directions if block.tokens is None else directions[:, block.tokens]
             part = part if share is None or branch.scales_input else part * share
-            neurons = _transpose_linear(branch.down, part, constant)
+            neurons = transpose_linear(branch.down, part, constant)
             if constant is not None and network.start is not None:
                 constant += (neurons * network.start).sum((1, 2))
             for projection, slope in zip(branch.projections, network.slope, strict=True):
-                back = _transpose_linear(projection, neurons * slope, constant)
+                back = transpose_linear(projection, neurons * slope, constant)
                 back = back * share if share is not None and branch.scales_input else back
                 if block.tokens is None:
                     pulled += back
                 else:
                     pulled.index_add_(1, block.tokens, back)
         return pulled
-
-
-def transpose_norm(norm: Norm, scale: Tensor, direction: Tensor) -> Tensor:
-    """The directions ``[..., n, d]`` in which a norm's input is read whose output is read in ``direction``.
-
-    ``scale`` ``[n]`` is its frozen ``1 / s_i``.
-    """
-    pulled = direction * scale[:, None]
-    if norm.weight is not None:
-        pulled *= norm.weight
-    return pulled - pulled.mean(-1, keepdim=True) if norm.kind == "layer" else pulled
 
 
 def list_blocks(rows: Tensor, heads: int, keys: int, directions: int, neurons: int) -> Iterator[Tensor]:
@@ -341,13 +325,15 @@ def paths_of_point(point: Point) -> tuple[Through, bool]:
     return ("ff", True) if point in ("ff_input", "ff") else ("both", True)
 
 
-def _transpose_linear(linear: Linear, direction: Tensor, constant: Tensor | None) -> Tensor:
-    """The directions ``[K, n, in]`` in which a projection's input is read whose output is read in ``direction``."""
-    _add_constant(constant, linear.bias, direction)
-    return direction @ linear.weight.mT
-
-
-def _add_constant(constant: Tensor | None, bias: Tensor | None, direction: Tensor) -> None:
-    """Adds what a bias ``[d]`` gives to tokens that are read in ``direction`` ``[K, n, d]``."""
-    if constant is not None and bias is not None:
-        constant += direction.sum(1) @ bias
+def _cut_behind(weights: LayerWeights, scope: Scope) -> LayerWeights:
+    """The layer without what lies behind the point of a scope."""
+    cross, before = weights.cross, scope.point in ("attn", "attn_res")
+    if before:
+        cross = None if cross is None or scope.source == "own" else replace(cross, norm_after_attn=None)
+    return replace(
+        weights,
+        cross=cross,
+        norm_after_attn=None if before and scope.source == "own" else weights.norm_after_attn,
+        norm_of_ff=None if scope.point == "ff_input" else weights.norm_of_ff,
+        norm_after_ff=weights.norm_after_ff if scope.point == "ff_res_ln" else None,
+    )

@@ -44,8 +44,7 @@ class Gathered:
             sources: tuple[Source, ...] = ("own",) if stack.encoder_mask is None else ("own", "cross")
             for source in sources:
                 mask = stack.key_mask(source)
-                heads = (stack.specs[0].heads,) if by_head else ()
-                shape = (targets * len(self.layers), batch, *heads, tokens, mask.shape[1])
+                shape = (targets * len(self.layers), batch, *self._heads(source), tokens, mask.shape[1])
                 self.sinks[source] = keep.open({"flow": shape}, dtype, device, numbers, range(tokens))
 
     def add_boundary(
@@ -92,11 +91,16 @@ class Gathered:
         for source, sink in self.sinks.items():
             keys = positions if source == "own" else self.stack.encoder_positions(row)
             assert keys is not None
-            heads = (self.stack.specs[0].heads,) if self.by_head else ()
-            nothing = self.value.new_zeros(*heads, len(rows), len(keys))
+            nothing = self.value.new_zeros(*self._heads(source), len(rows), len(keys))
             for number in range(count):
                 tile = nothing if flow is None else flow.tiles[source][number]
                 sink.add_rows(((numbers.start or 0) + number) * len(self.layers) + place, row, at, keys, {"flow": tile})
+
+    def _heads(self, source: Source) -> tuple[int, ...]:
+        """The axis of heads of a source's flow, where it is by head."""
+        spec = self.stack.specs[0]
+        heads = spec.cross.heads if source == "cross" and spec.cross is not None else spec.heads
+        return (heads,) if self.by_head else ()
 
     def finish(self) -> dict[Source, Kept]:
         """Returns what is kept of flow."""

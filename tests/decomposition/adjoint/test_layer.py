@@ -10,8 +10,8 @@ import torch
 from random_layers import RandomLayer
 from torch import Tensor
 
-from ffattr.decomposition.adjoint.layer import Flow, LayerAdjoint, list_blocks, paths_of_point, transpose_norm
-from ffattr.decomposition.affine import Norm
+from ffattr.decomposition.adjoint.layer import Flow, LayerAdjoint, list_blocks, paths_of_point
+from ffattr.decomposition.adjoint.pieces import transpose_norm
 from ffattr.decomposition.clamp import Clamp
 from ffattr.decomposition.reference import Rule
 from ffattr.decomposition.scopes import Point
@@ -155,11 +155,23 @@ def test_blocks_of_queries_are_bounded_and_complete():
     assert [len(block) for block in list_blocks(rows[:2], heads=10**6, keys=10**6, directions=1, neurons=1)] == [1, 1]
 
 
-@pytest.mark.parametrize("kind", ["layer", "rms"])
-def test_a_norm_transposed_is_its_matrix_transposed(kind):
-    generator = torch.Generator().manual_seed(0)
-    p, gain, direction = torch.randn(3, 6, generator=generator, dtype=torch.float64)
-    norm = Norm(kind, gain, None, 1e-6)
-    scale = norm.scale(p[None])
-    matrix = torch.stack([norm.linear(column) * scale for column in torch.eye(6, dtype=torch.float64)])
-    assert torch.allclose(transpose_norm(norm, scale, direction[None])[0], matrix @ direction, rtol=0, atol=1e-14)
+@KIND
+def test_projections_are_those_of_the_vectors_of_every_scope(kind):
+    layer, rows = random_layers.layer(**KINDS[kind]), torch.tensor([1, 4, 8])
+    direction = torch.randn(random_layers.WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    adjoint = LayerAdjoint(layer.weights, layer.x, layer.attention, 1, Rule(), "token", layer.routing, layer.encoder)
+    frozen, _ = adjoint.freeze(rows)
+    streams, own = layer.streams(rows, Rule()), len(layer.x)
+    for scope in layer.weights.all_scopes:
+        stream = (
+            streams[str(scope.seen_from("own"))] if scope.point not in ("attn", "attn_res") else streams[str(scope)]
+        )
+        flow, bias = adjoint.project(rows, direction, frozen, scope)
+        vectors = stream.vectors @ direction
+        if scope.source == "cross" and scope.point not in ("attn", "attn_res"):
+            vectors = vectors[..., own:]
+        elif scope.source == "own":
+            vectors = vectors[..., :own]
+        assert torch.allclose(flow.tiles[scope.source][0], vectors, rtol=0, atol=1e-11), scope
+        if scope.axis is None:
+            assert torch.allclose(bias, stream.bias @ direction, rtol=0, atol=1e-11), scope
