@@ -1,6 +1,7 @@
 """The public names, and where each is defined: `ffattr` reads this file and loads a name at its first use."""
 
 from . import analysis as analysis
+from . import corpus as corpus
 from . import ops as ops
 from . import plot as plot
 from . import report as report

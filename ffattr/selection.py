@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["Indices", "indices", "layer_place", "scope_named", "sequence"]
+__all__ = ["Indices", "indices", "layer_place", "parse_indices", "scope_named", "sequence"]
 
 Indices = int | slice | Sequence[int] | None
 
@@ -28,6 +28,17 @@ def indices(name: str, asked: Indices, count: int) -> tuple[int, ...]:
         if not -count <= value < count:
             raise IndexError(f"{name} has {value}, but there are {count}: expected {-count} to {count - 1}")
     return tuple(value % count for value in values)
+
+
+def parse_indices(given: str) -> list[int] | slice:
+    """Reads ``"0,3,-1"`` or ``"0:4"``. Raises ValueError for anything else."""
+    try:
+        if ":" in given:
+            start, stop = (int(part) if part.strip() else None for part in given.split(":"))
+            return slice(start, stop)
+        return [int(part) for part in given.split(",")]
+    except ValueError:
+        raise ValueError(f'{given!r}: expected numbers "0,3,-1" or a slice "0:4"') from None
 
 
 def layer_place(layer: int, layers: Sequence[int]) -> int:

@@ -33,9 +33,13 @@ ROOMS = {
     "pipeline": {"_version", "errors", "selection", "decomposition", "ops", "engine", "models", "results"},
     "bench": {"errors", "machine", "decomposition", "ops", "engine"},
     "study": {"errors", "machine", "decomposition", "models", "analysis", "plot", "results", "pipeline"},
+    "corpus": {
+        *("_version", "errors", "selection", "machine", "engine", "ops"),
+        *("models", "analysis", "results", "pipeline", "study"),
+    },
     "cli": {
         *("_version", "errors", "selection", "machine", "decomposition", "ops", "engine", "models"),
-        *("analysis", "plot", "report", "results", "pipeline", "bench", "study"),
+        *("analysis", "plot", "report", "results", "pipeline", "bench", "study", "corpus"),
     },
     "__main__": {"cli"},
 }

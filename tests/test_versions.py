@@ -19,6 +19,7 @@ from versions import OLDEST, PINNED
 from ffattr.errors import UnsupportedModel
 from ffattr.models.families.schema import Family, Fused, PerExpert, Shared
 from ffattr.models.families.table import FAMILIES
+from ffattr.models.huggingface import describe_pretrained
 from ffattr.models.registry import resolve
 
 
@@ -73,7 +74,7 @@ def test_renamed_parts_are_named(name: str) -> None:
         layer = model.get_submodule(layers)
         for path in filter(None, (layers, family.positions)):
             with renamed(model, path), pytest.raises(UnsupportedModel, match=rf"Model has no '{re.escape(path)}'"):
-                resolve(model)
+                describe_pretrained(model, model.config.model_type)
         if isinstance(family.layers, str):
             layer = layer[-1]
         older = family.older is not None and not hasattr(layer.attention, "o_proj")
@@ -82,7 +83,7 @@ def test_renamed_parts_are_named(name: str) -> None:
             of_layer = replace(of_layer, shared=None)
         for path in set(paths(of_layer, of_layer.experts)):
             with renamed(layer, path), pytest.raises(UnsupportedModel) as caught:
-                resolve(model)
+                describe_pretrained(model, model.config.model_type)
             assert "which its family is known to have" in str(caught.value)
             if family.dense is None and family.older is None:  # otherwise what else the layer may be is looked for
                 assert f"(stopped at '{path.split('.')[-1]}' of" in str(caught.value)
@@ -96,4 +97,4 @@ def test_a_renamed_setting_is_named(name: str, setting: str, monkeypatch: pytest
     model = build(name)
     monkeypatch.delattr(type(model.config), setting, raising=False)  # a default
     with renamed(model.config, setting), pytest.raises(UnsupportedModel, match=f"Config has no '{setting}', which its"):
-        resolve(model)
+        describe_pretrained(model, model.config.model_type)

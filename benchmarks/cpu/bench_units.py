@@ -23,15 +23,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ffattr.bench.cases import SHAPES
+from ffattr.bench.operands import Problem
+from ffattr.bench.timing import seconds_of
+from ffattr.machine import name_processor
+from ffattr.ops import availability, backends
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks" / "gpu"))
-from device_operands import Problem  # noqa: E402
-
-from ffattr.bench.cases import SHAPES  # noqa: E402
-from ffattr.bench.timing import seconds_of  # noqa: E402
-from ffattr.machine import name_processor  # noqa: E402
-from ffattr.ops import availability, backends  # noqa: E402
-
 RESULTS = ROOT / "benchmarks" / "results" / "units.json"
 ISAS = ("avx2", "avx512", "avx512_bf16", "amx")
 CPU = torch.device("cpu")

@@ -103,9 +103,9 @@ class Tasks:
     def compile(self, given: Arguments) -> None:
         """Compiles the Triton kernels of an operator at a shape, for whoever launches them later."""
         import torch
-        from device_operands import Problem
         from device_standin import compile_only
 
+        from ffattr.bench.operands import Problem
         from ffattr.ops import availability
 
         kernels, start = compile_only(), time.monotonic()
@@ -143,7 +143,8 @@ class Tasks:
 
     def _problems(self, given: Arguments) -> Iterator[tuple[Arguments, Any, Callable[..., Any]]]:
         import torch
-        from device_operands import Problem
+
+        from ffattr.bench.operands import Problem
 
         for shape, lengths in given["cases"]:
             lengths = [min(length, 9) for length in lengths] if self.dry_run else lengths

@@ -45,10 +45,11 @@ template <class T>
 Tensor direct(const CpuArguments& arguments, const Tensor& features, const Tensor& slope, const Tensor& down) {
   const int64_t streams = features.size(0), neurons = features.size(3);
   const Tensor out = arguments.zeros();
-  const WideMap<T> map = arguments.map<T>(out);
+  WideMap<T> map = arguments.map<T>(out);
+  map.feeds = neurons > 0;
   std::vector<Pair> pairs;
   const auto [product, few] = arguments.product(data<T>(slope), streams, map.queries * neurons);
-  const bool sparse = few && neurons > 0;
+  const bool sparse = few && map.feeds;
   const std::vector<Cut> cuts = (sparse ? sparse_cuts<T> : dense_cuts<T>)(map, arguments.sequences, pairs);
   const int64_t tasks = static_cast<int64_t>(cuts.size());
   if (tasks == 0) return out;

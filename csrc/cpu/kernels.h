@@ -69,8 +69,9 @@ struct WideMap {
   const T* norm_scale;       // [N] or null
   bool centre;
   Reduction reduction;
-  const T* totals;  // [2 or 3, N, d] for ALTI, else null
-  T* out;           // [2 or 3, N, M]
+  const T* totals;    // [2 or 3, N, d] for ALTI, else null
+  T* out;             // [2 or 3, N, M]
+  bool feeds = true;  // whether there are neurons: else all feed-forward rows are zero
 
   int64_t column(Pair pair) const { return pair.key - first_key[pair.query]; }
   bool is_itself(Pair pair) const { return position[pair.query] == column(pair); }

@@ -7,14 +7,23 @@ namespace ffattr::cpu::FFATTR_ISA {
 
 // What a number adds to the row's sum. For ALTI |y| - |y - v| = min(s v, 2 |y| - s v) with the sign s of y: without the
 // difference of two large numbers. NaN stays NaN.
-template <Reduction kind, class Value>
-inline Value term(Value v, Value y) {
+template <Reduction kind, class T>
+inline Vector<T> term(Vector<T> v, Vector<T> y) {
+  using Bits = decltype(v < y);  // integers of this size: signs are bits, without a comparison
+  const Bits minus = (Bits)(Vector<T>{} - T{0}) ^ (Bits)(-(Vector<T>{} + T{0}));
   if constexpr (kind == Reduction::l1) {
-    return v < 0 ? -v : v;
+    return (Vector<T>)((Bits)v & ~minus);
   } else {
-    const Value along = y < 0 ? -v : v, size = y < 0 ? -y : y, rest = size + size - along;
+    const Bits sign = (Bits)y & minus;
+    const Vector<T> along = (Vector<T>)((Bits)v ^ sign), size = (Vector<T>)((Bits)y ^ sign), rest = size + size - along;
     return along < rest ? along : rest;
   }
+}
+template <Reduction kind, class T>
+inline T term(T v, T y) {
+  if constexpr (kind == Reduction::l1) return std::abs(v);
+  const T along = std::signbit(y) ? -v : v, rest = 2 * std::abs(y) - along;
+  return along < rest ? along : rest;
 }
 
 // Over `count` columns of (row - mean) * gain * size, where the whole is `total`. `gain` may be null, and is then 1.
@@ -25,7 +34,7 @@ inline T sum_terms(const T* row, T mean, const T* gain, T size, const T* total, 
   const auto value = [&]<class Value>(Value, int64_t c) {
     Value v = load_as<Value>(row + c) - mean;
     if (gain != nullptr) v *= load_as<Value>(gain + c);
-    return term<kind>(Value(v * size), kind == Reduction::l1 ? Value{} : load_as<Value>(total + c));
+    return term<kind, T>(Value(v * size), kind == Reduction::l1 ? Value{} : load_as<Value>(total + c));
   };
   int64_t c = 0;
   for (; c + kLanes<T> <= count; c += kLanes<T>) sums += value(Vector<T>{}, c);
@@ -66,7 +75,8 @@ inline void reduce_terms(const WideMap<T>& map, const Pair* pairs, int64_t rows,
     const T scale = map.residual_scale == nullptr ? T{1} : map.residual_scale[pairs[i].query];
     T* row = wide + place(i) * width + c;
     const T *of_row = total_of(i, 0), *of_total = total_of(i, 1);
-    sums[i].row += sum_terms<kind>(row, T{0}, static_cast<const T*>(nullptr), size_of(i), of_row + c, count);
+    if (map.feeds)
+      sums[i].row += sum_terms<kind>(row, T{0}, static_cast<const T*>(nullptr), size_of(i), of_row + c, count);
     sums[i].plain += add_mixed(mixed, scale, count, row);
     sums[i].total += sum_terms<kind>(row, T{0}, static_cast<const T*>(nullptr), size_of(i), of_total + c, count);
   });

@@ -84,7 +84,7 @@ def ff_amp(attribution: NamedMaps, layer: int | None = None, batch: int | None =
         row, column = allowed[rows.batch][rows.rows.cpu()][:, keys].nonzero(as_tuple=True)
         values = torch.stack([side[row, column] for side in (before, after, after - before)])
         places = torch.stack([torch.full_like(row, rows.batch), queries[row], keys[column]])
-        frames.append(_build_frame(rows.layer, places, values, attribution))
+        frames.append(_build_frame([rows.layer] * len(row), places, values, attribution))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -168,8 +168,6 @@ class AmplifiedPairs:
         >>> pairs.frame(found)[["layer", "rank", "batch"]].values.tolist()
         [[1, 1, 0], [1, 2, 0], [1, 1, 1], [1, 2, 1]]
         """
-        import pandas as pd
-
         if not self._best:
             raise ValueError("no rows came yet: call attribute with keep=ffattr.Reduce(pairs) first")
         places = torch.cat([best.places for of in self._best.values() for best in of.values()], 1)
@@ -181,13 +179,16 @@ class AmplifiedPairs:
                 "the columns of these maps are not the tokens of their rows, so that no pair is a token's own: say "
                 "self_pairs=True (and categories=None)"
             )
-        frames = []
-        for layer in dict.fromkeys(attribution.layers):
-            for _, best in sorted(self._best.get(layer, {}).items()):
-                frame = _build_frame(layer, best.places, best.values, attribution)
-                frame.insert(1, "rank", range(1, len(frame) + 1))
-                frames.append(frame)
-        found = pd.concat(frames, ignore_index=True)
+        kept = [
+            (layer, best)
+            for layer in dict.fromkeys(attribution.layers)
+            for _, best in sorted(self._best.get(layer, {}).items())
+        ]
+        counts = [best.values.shape[1] for _, best in kept]
+        layers = [layer for (layer, _), count in zip(kept, counts, strict=True) for _ in range(count)]
+        places, values = (torch.cat(parts, 1) for parts in zip(*((b.places, b.values) for _, b in kept), strict=True))
+        found = _build_frame(layers, places, values, attribution)
+        found.insert(1, "rank", [rank for count in counts for rank in range(1, count + 1)])
         if categories is not None:
             for name, column in categorize_pairs(found, attribution, categories).items():
                 found[name] = column
@@ -233,8 +234,9 @@ def _check_ff_scopes(attribution: NamedMaps) -> list[str]:
     return find_scopes_around_ff(attribution.scopes)
 
 
-def _build_frame(layer: int, places: Tensor, values: Tensor, attribution: NamedMaps) -> pandas.DataFrame:
-    """Names the pairs at ``places`` ``[3, p]`` (sequence, query, key), with ``values`` ``[3, p]`` beside them."""
+def _build_frame(layers: Sequence[int], places: Tensor, values: Tensor, attribution: NamedMaps) -> pandas.DataFrame:
+    """Names the pairs at ``places`` ``[3, p]`` (sequence, query, key) of ``layers`` ``[p]``, with ``values`` ``[3, p]``
+    beside them."""
     import numpy as np
     import pandas as pd
 
@@ -252,7 +254,7 @@ def _build_frame(layer: int, places: Tensor, values: Tensor, attribution: NamedM
     before, after, change = values.numpy()
     return pd.DataFrame(
         {
-            "layer": np.full(len(batch), layer),
+            "layer": np.array(layers, dtype=np.int64),
             **integers,
             "query_token": name_tokens(attribution.tokens, query),
             "key_token": name_tokens(key_tokens, key),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .change import COLUMNS, average_defined
-from .ranks import spearman, standard_error
+from .ranks import center_ranks, correlate, standard_error
 from .rows import Block, find_components, split_rows
 
 if TYPE_CHECKING:
@@ -111,9 +111,11 @@ class ChangeSample:
     def _compare_samples(self, samples: Sequence[tuple[Tensor, int]]) -> Iterator[tuple[Any, ...]]:
         """Yields for each component what the frame says of it after ``layer``, of these sequences together."""
         scopes, pairs = self._list_scopes(), sum(values.shape[1] for values, _ in samples)
+        ranks = [[center_ranks(side) for side in values] for values, _ in samples]
         for component, before, after in self._steps:
-            sides = [(v[scopes.index(before)], v[scopes.index(after)], of) for v, of in samples]
-            changes = [1 - spearman(a, b) for a, b, _ in sides]
+            first, second = scopes.index(before), scopes.index(after)
+            changes = [1 - correlate(of_scopes[first], of_scopes[second]) for of_scopes in ranks]
+            sides = [(values[first], values[second], of) for values, of in samples]
             errors = [
                 standard_error(a, b, of) for (a, b, of), c in zip(sides, changes, strict=True) if not math.isnan(c)
             ]

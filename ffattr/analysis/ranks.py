@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["spearman", "standard_error"]
+__all__ = ["center_ranks", "correlate", "spearman", "standard_error"]
 
 
 def spearman(a: Tensor, b: Tensor) -> float:
@@ -23,12 +23,19 @@ def spearman(a: Tensor, b: Tensor) -> float:
     """
     if a.shape != b.shape:
         raise ValueError(f"rank correlation needs equal shapes, got {list(a.shape)} and {list(b.shape)}")
-    if a.isnan().any() or b.isnan().any():
-        return math.nan
-    first, second = _rank_values(a.flatten()), _rank_values(b.flatten())
-    first, second = first - first.mean(), second - second.mean()
-    spread = first.norm() * second.norm()
-    return float(first @ second / spread) if spread > 0 else float("nan")
+    return correlate(center_ranks(a.flatten()), center_ranks(b.flatten()))
+
+
+def center_ranks(values: Tensor) -> Tensor:
+    """Returns the ranks of ``values`` ``[p]`` less their mean, in float64; NaN where one of them is."""
+    ranks = _rank_values(values)
+    return ranks - ranks.mean() if not values.isnan().any() else torch.full_like(ranks, torch.nan)
+
+
+def correlate(first: Tensor, second: Tensor) -> float:
+    """Returns the correlation of what `center_ranks` gave of two sides; NaN where it is not defined."""
+    spread = float(first.norm() * second.norm())
+    return float(first @ second) / spread if spread > 0 else math.nan
 
 
 def _rank_values(values: Tensor) -> Tensor:
@@ -45,6 +52,8 @@ def standard_error(a: Tensor, b: Tensor, of: int) -> float:
     The correlation is ``C / sqrt(A B)`` of means over products of ranks. One more pair changes them by its own product
     and by the ranks of all others, on the side that it comes in below.
     """
+    if len(a) >= of:
+        return 0.0
     f, g = ((_rank_values(side) - 0.5) / len(side) - 0.5 for side in (a, b))
     variance_a, variance_b, covariance = (f * f).mean(), (g * g).mean(), (f * g).mean()
     by_covariance = f * g + _sum_above(a, g) + _sum_above(b, f)

@@ -6,7 +6,7 @@ Shapes: ``n`` query tokens and ``t`` key tokens in a block of rows, ``T`` tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -112,6 +112,7 @@ class TokenSummary:
         >>> summary.frame(found).query("layer == 0")["token"].tolist()
         ['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]']
         """
+        import numpy as np
         import pandas as pd
 
         if not self._sums:
@@ -125,7 +126,7 @@ class TokenSummary:
         tokens = attribution.mask.shape[1]
         mask, causal = attribution.mask.cpu(), bool(attribution.arguments.get("causal"))
         seen_by = [_count_viewers(real, attribution.queries, causal) for real in mask]
-        frames = []
+        found: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         for layer in dict.fromkeys(attribution.layers):
             for batch, real in enumerate(mask):
                 if (layer, batch) not in self._sums:
@@ -135,14 +136,15 @@ class TokenSummary:
                 names = attribution.tokens[batch] if attribution.tokens else [str(at) for at in range(tokens)]
                 by = seen_by[batch][places]
                 columns = [
-                    layer,
-                    batch,
+                    np.full(len(places), layer),
+                    np.full(len(places), batch),
                     places.numpy(),
-                    [names[at] for at in places.tolist()],
+                    np.array([*(names[at] for at in places.tolist()), ""], dtype=object)[:-1],
                     *(values.numpy() for values in (norm, own, takes, gives, gives / by)),
                 ]
-                frames.append(pd.DataFrame(dict(zip(_COLUMNS, columns, strict=True))))
-        return pd.concat(frames, ignore_index=True)
+                for name, column in zip(_COLUMNS, columns, strict=True):
+                    found[name].append(column)
+        return pd.DataFrame({name: np.concatenate(columns) for name, columns in found.items()})
 
     def _make_room(self, at: tuple[int, int], tokens: int) -> Tensor:
         """Returns the sums ``[4, T]`` of a layer and sequence, with room for at least so many tokens."""

@@ -6,6 +6,7 @@ predict times by, and the fastest tiles of the Triton kernels.
 Read
     cases.py        one random layer with one input
     run.py          its maps by a backend, as `ffattr.attribute` computes them
+    operands.py     one call of an operator on random operands of a shape, and how wrong it is
     truth.py        the float64 definition, and how far maps may be from it
     timing.py       seconds of anything; what the machine's own matrix product and memory reach
     compare.py      a row for each backend: seconds and error, or why there are none

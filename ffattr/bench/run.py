@@ -19,6 +19,7 @@ from ..engine.run import LayerResult, run_layer
 from ..ops import backends, torch_kernels
 from ..ops.backends import Backend
 from ..ops.contract import Operators
+from ..ops.reduction import Reduction
 from .cases import Case
 
 __all__ = ["Run", "compute_maps", "materialise_maps", "prepare_run", "record_operands", "run_dense"]
@@ -34,22 +35,24 @@ def prepare_run(
     scopes: Collection[str],
     rows: Tensor | None = None,
     wide_dtype: torch.dtype | None = None,
+    reduction: Reduction = "l2",
 ) -> tuple[Run, LayerPlan]:
     """Returns what computes the maps as `ffattr.attribute` does, one layer and sequence, and the plan it follows.
 
-    ``rows`` ``[N]``: query tokens, None for all; ``wide_dtype``: of the wide products, None for that of ``case``.
+    ``rows`` ``[N]``: query tokens, None for all; ``wide_dtype``: of the wide products, None for that of ``case``;
+    ``reduction``: what vectors become.
     """
     chosen = backends.BACKENDS[backend] if isinstance(backend, str) else backend
     queries = torch.arange(len(case.x), device=case.device) if rows is None else rows.to(case.device)
     pairs = case.attention.pairs(queries)
     picked = case.weights.pick_scopes(scopes)
-    shape = LayerShape.from_weights(case.weights, len(queries), len(case.x), pairs, scopes=picked)
+    shape = LayerShape.from_weights(case.weights, len(queries), len(case.x), pairs, scopes=picked, reduction=reduction)
     ff_scopes = len({*picked} & {*case.weights.pairwise_scopes})
     options = EngineOptions(chosen, method, wide_dtype or case.x.dtype, case.device)
     plan = plan_layer(0, shape, ff_scopes, options)
 
     def compute_once() -> dict[str, Tensor]:
-        task = LayerTask(case.weights, picked, Rule(), "token", chosen, plan.dtype)
+        task = LayerTask(case.weights, picked, Rule(), "token", chosen, plan.dtype, reduction=reduction)
         found, _ = run_dense(task, OneSequence(case.x, case.attention, queries), plan)
         return found
 
@@ -114,11 +117,11 @@ class _Recorder:
 
 
 def record_operands(case: Case, method: str, wide_dtype: torch.dtype) -> tuple[Any, ...]:
-    """The arguments of the layer's first call of ``ff_norms`` (method "direct") or ``operator_norms``, of which
-    ``sequences``, the last, is left out."""
+    """The arguments of the layer's first call of ``ff_norms`` (method "direct") or ``operator_norms``, without those
+    that have defaults: the last three."""
     recording = replace(backends.BACKENDS["torch"], load=lambda: cast(Operators, _Recorder()))
     try:
         compute_maps(case, recording, method, case.wide_scopes, None, wide_dtype)
     except _Reached as reached:
-        return reached.arguments[:-1]
+        return reached.arguments[:-3]
     raise AssertionError("a layer without a wide operator")

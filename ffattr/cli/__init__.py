@@ -1,4 +1,4 @@
-"""The command line: ``ffattr map``, ``decide``, ``analyze``, ``check``, ``models``, ``info`` and ``bench``.
+"""The command line: ``ffattr map``, ``decide``, ``corpus``, ``analyze``, ``check``, ``models``, ``info``, ``bench``.
 
 In come the texts of arguments and options; out go lines and tables on the terminal, files, and an exit code.
 
@@ -6,6 +6,7 @@ Read
     app.py          the commands with their options; errors become one line
     arguments.py    the values that the texts of options stand for
     map.py          the work of ``map``; decide.py, analyze.py, check.py (with ``models``) and bench.py: of the others
+    corpus.py       that of ``corpus``, and how far it is
     progress.py     the bar that says how far a computation is
 """
 

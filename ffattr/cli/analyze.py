@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from .. import study
@@ -14,27 +16,41 @@ from ..analysis import Categories, pair_categories
 from ..models import pretrained
 from ..results import Attribution, load
 from ..results.contributions import Contributions
-from . import arguments
-from .progress import show_progress
+from .corpus import require_corpus, show_count
 
 __all__ = ["analyze_corpus", "analyze_files"]
 
 
-def analyze_files(files: Sequence[str], folder: Path, top: int, spacy: str | None, formats: Sequence[str]) -> None:
-    """Analyzes maps that were saved, each file a model of its own."""
+def analyze_files(
+    files: Sequence[str],
+    folder: Path,
+    top: int,
+    spacy: str | None,
+    formats: Sequence[str],
+    detailed: int,
+    merge: bool = False,
+) -> None:
+    """Analyzes maps that were saved and the tables of corpora, each a model of its own."""
     study.check(folder, formats)
     for file in files:
-        if not Path(file).is_file():
+        if not Path(file).is_file() and not (Path(file) / "_run.json").is_file():
             raise FileNotFoundError(
-                f"no file {file!r}, expected maps that `ffattr map -o` saved (for a model: --corpus)"
+                f"no file {file!r}, expected maps that `ffattr map -o` saved or the folder of `ffattr corpus -o` (for "
+                "a model: --corpus)"
             )
     categories = _load_categories(spacy)
     names = _name_files(files)
-    made = [
-        study.of_maps(name, _load_maps(file), k=top, categories=categories)
-        for name, file in zip(names, files, strict=True)
-    ]
+    made = []
+    for name, file in zip(names, files, strict=True):
+        if Path(file).is_dir():
+            made.append(_read_tables(name, file, top, detailed))
+        else:
+            made.append(study.of_maps(name, _load_maps(file), k=top, categories=categories))
     _write_studies(made, folder, formats)
+    if merge:
+        for file in files:
+            for path in require_corpus().merge_parts(file, folder) if Path(file).is_dir() else ():
+                Console().print(str(path), markup=False, highlight=False, soft_wrap=True)
 
 
 def analyze_corpus(
@@ -46,21 +62,37 @@ def analyze_corpus(
     formats: Sequence[str],
     detailed: int,
 ) -> None:
-    """Analyzes a model that reads the lines of ``corpus``."""
+    """Analyzes a model that reads ``corpus``: a run of `ffattr.corpus` in this process, whose tables do not stay."""
     if len(models) != 1:
         raise ValueError(f"--corpus goes with one model, got {len(models)}: {', '.join(models)}")
     study.check(folder, formats)
-    # Not by splitlines, which takes a form feed or U+2028 within a text for the end of a line.
-    texts = [line.strip() for line in arguments.read_text(None, corpus).split("\n") if line.strip()]
-    categories = _load_categories(spacy)
-    model, tokenizer = pretrained.load(models[0])
-    count = sum(len(ids) for ids in tokenizer(texts)["input_ids"])
-    name = Path(models[0]).name or models[0]
-    with show_progress(count, Console(stderr=True)) as progress:
-        made = study.of_model(
-            name, model, texts, tokenizer, k=top, categories=categories, detailed=detailed, progress=progress
-        )
+    if not corpus.exists():
+        raise FileNotFoundError(f"cannot read {str(corpus)!r}: there is no such file or folder")
+    _load_categories(spacy)  # what fails, fails before the corpus is read
+    run_corpus = require_corpus().run_corpus
+    with tempfile.TemporaryDirectory() as tables:
+        with show_count(Console(stderr=True)) as listen:
+            run_corpus(
+                *(models[0], [str(corpus)], tables),
+                engine="here",
+                listen=listen,
+                pairs=top,
+                spacy=spacy,
+                threads=torch.get_num_threads(),
+            )
+        made = _read_tables(Path(models[0]).name or models[0], tables, top, detailed)
     _write_studies([made], folder, formats)
+
+
+def _read_tables(name: str, folder: str, top: int, detailed: int) -> study.Study:
+    """Returns what the tables of a corpus say and, unless ``detailed`` is 0, what takes its model and first texts."""
+    corpus = require_corpus()
+    found: study.Study = corpus.summarize(folder, top)
+    found.name = name
+    if detailed:
+        model, tokenizer = pretrained.load(corpus.read_run(Path(folder)).model)
+        corpus.add_first_texts(found, folder, model, tokenizer, detailed)
+    return found
 
 
 def _write_studies(made: Sequence[study.Study], folder: Path, formats: Sequence[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..selection import parse_indices
+
 if TYPE_CHECKING:
     from ..results.keep import Keep
 
@@ -41,12 +43,9 @@ def parse_layers(given: str | None) -> list[int] | slice | None:
     if given is None:
         return None
     try:
-        if ":" in given:
-            start, stop = (int(part) if part.strip() else None for part in given.split(":"))
-            return slice(start, stop)
-        return [int(part) for part in given.split(",")]
-    except ValueError:
-        raise ValueError(f'--layers {given!r}: expected numbers "0,3,-1" or a slice "0:4"') from None
+        return parse_indices(given)
+    except ValueError as error:
+        raise ValueError(f"--layers {error}") from None
 
 
 def parse_position(given: str | None) -> int | str | None:

@@ -9,7 +9,7 @@ Read
     plan.py             which method, in which blocks
     query_pass.py       the queries' own way through the layer
     key_tokens.py       what keys bring to each point of it; key_blocks.py: keys, or groups of them, as columns
-    attention_maps.py   scopes before the feed-forward block, by quadratic forms
+    attention_maps.py   scopes before the feed-forward block, by quadratic forms or sums of vectors
     ff_operands.py      what the operators want of a feed-forward block
     ff_maps.py          scopes behind it, by the operators; pair_vectors.py: by a vector for each of few pairs
     layer_maps.py       all of it for a block of queries

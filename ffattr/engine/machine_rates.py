@@ -23,7 +23,7 @@ from ..ops.availability import describe_product
 from ..ops.backends import BACKENDS
 from ..ops.contract import Epilogue
 
-__all__ = ["Rates", "calibrated", "keep", "key_of", "measured", "rates_file"]
+__all__ = ["Rates", "calibrated", "keep", "key_of", "measured", "pin", "rates_file"]
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,19 @@ def rates_file() -> Path:
     return cache_file("rates.json")
 
 
+_pinned: list[Rates] = []
+
+
+def pin(rates: Rates | None) -> None:
+    """Makes all plans of this process follow these rates (None: this machine's again), so that every machine and every
+    run of a program chooses the same methods, whatever was measured where."""
+    _pinned[:] = [] if rates is None else [rates]
+
+
 def calibrated(name: str, dtype: torch.dtype, device: torch.device, threads: int) -> Rates | None:
-    """What `keep` kept for this machine, or None."""
+    """What `pin` says, or what `keep` kept for this machine, or None."""
+    if _pinned:
+        return _pinned[0]
     file = rates_file()
     try:
         changed = file.stat().st_mtime_ns

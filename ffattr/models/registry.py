@@ -5,8 +5,10 @@ Built-in families are data (`families`); `register_adapter` adds one from outsid
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -23,6 +25,7 @@ __all__ = ["ModelDescription", "known_models", "register_adapter", "resolve", "u
 Adapter = Callable[[nn.Module], Sequence[LayerSpec]]
 
 _registered: dict[str, Adapter] = {}
+_WRAPPERS = ("AveragedModel", "DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 _PEFT_KINDS = ("ADAPTION_PROMPT", "POLY", "SHADOW", "XLORA")  # beside those that add tokens
 
 
@@ -68,10 +71,16 @@ def known_models() -> tuple[str, ...]:
     return tuple(sorted({*_registered, *FAMILIES, *torch_encoder.NAMES}))
 
 
-def resolve(model: nn.Module) -> ModelDescription:
-    """Describe a loaded model, one that no adapter knows by its structure (which runs it on a few tokens).
+Given = Callable[[nn.Module], Mapping[str, Any]]
+"""Makes keyword arguments for the forward of a module of what a user passed."""
 
-    Raises `UnsupportedModel` where neither finds a description that reproduces its layers.
+
+def resolve(model: nn.Module, given: Given | None = None) -> ModelDescription:
+    """Describe a loaded model, one that no adapter knows by its structure: as it runs on ``given``, which is asked for
+    arguments then (None: on a few tokens).
+
+    A wrapper around one model that is known has the layers of that model. Raises `UnsupportedModel` where no
+    description is found that reproduces its layers.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -82,33 +91,88 @@ def resolve(model: nn.Module) -> ModelDescription:
     config = getattr(model, "config", None)
     model_type = str(getattr(config, "model_type", ""))
     pretrained = _is_pretrained(model)
-    base: nn.Module = getattr(model, "base_model", model) if pretrained else model
+    base: nn.Module = _find_base(model) if pretrained else model
     base = getattr(base, "_orig_mod", base)
+    refused: UnsupportedModel | None = None
+    try:
+        found = _describe_known(model, base, model_type)
+    except UnsupportedModel as reason:  # of a version or a variant that its family does not describe
+        found, refused = None, reason
+    if found is not None:
+        return found
+    parts = {name: child for name, child in base.named_children() if _is_pretrained(child)}
+    if pretrained and len(parts) == 1 and not parts.keys().isdisjoint(("text_model", "vision_model")):
+        return resolve(*parts.values())  # a head on one of CLIP's towers
+    if not pretrained:
+        inner = _find_known(base)
+        if len(inner) == 1:
+            return replace(next(iter(inner.values())), base=base, learned=True)
+    try:
+        return _describe_by_structure(model, model_type, base, given)
+    except UnsupportedModel as reason:
+        raise refused or reason from None
+
+
+def _find_base(model: Any) -> nn.Module:
+    """Returns the model without its head: what it calls so, unless that is an inner part with other inputs."""
+    base: nn.Module = model.base_model
+    of_model, of_base = (inspect.signature(one.forward).parameters for one in (model, base))
+    return model if model.main_input_name in of_model and model.main_input_name not in of_base else base
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    """Returns what a wrapper runs that adds nothing to it: torch.compile's, those for several devices, averages."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__name__ in _WRAPPERS:
+            inner = getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _describe_known(model: nn.Module, base: nn.Module, model_type: str) -> ModelDescription | None:
+    """Describes a model that an adapter knows."""
     for name in (model_type, *(cls.__name__ for cls in type(model).__mro__)):
         if name in _registered:
             return _adapt_registered(name, base, _registered[name])
     if isinstance(model, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
         layers, batch_first = torch_encoder.describe_encoder(model)
         return ModelDescription(model, layers, type(model).__name__, batch_first)
-    parts = {name: child for name, child in base.named_children() if _is_pretrained(child)}
-    if pretrained and len(parts) == 1 and not parts.keys().isdisjoint(("text_model", "vision_model")):
-        return resolve(*parts.values())  # a head on one of CLIP's towers
-    if pretrained and model_type in FAMILIES:
-        return huggingface.describe_pretrained(base, model_type)
-    if pretrained and parts.keys() >= {"text_model", "vision_model"}:
-        raise UnsupportedModel(
-            f"{type(model).__name__} has two towers, each with inputs of its own. Pass model.text_model or "
-            "model.vision_model instead."
-        )
-    return _describe_by_structure(model, model_type, base)
+    if not _is_pretrained(model) or model_type not in FAMILIES:
+        return None
+    return huggingface.describe_pretrained(base, model_type)
+
+
+def _find_known(base: nn.Module) -> dict[str, ModelDescription]:
+    """Finds the models inside another module that adapters know, by their paths, none inside another one."""
+    found: dict[str, ModelDescription] = {}
+
+    def search_children(module: nn.Module, path: str) -> None:
+        for name, child in module.named_children():
+            where = f"{path}.{name}" if path else name
+            inner = unwrap_model(child)
+            config = getattr(inner, "config", None)
+            of_head = _find_base(inner) if _is_pretrained(inner) else inner
+            try:
+                known = _describe_known(inner, of_head, str(getattr(config, "model_type", "")))
+            except UnsupportedModel:
+                known = None
+            if known is not None:
+                found[where] = known
+            else:
+                search_children(child, where)
+
+    search_children(base, "")
+    return found
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
-    """Returns the model in torch.compile's wrapper and in PEFT's, whose adapters its layers keep.
+    """Returns the model in the wrappers that add nothing to it, and in PEFT's, whose adapters its layers keep.
 
     Raises `UnsupportedModel` where a wrapper does more.
     """
-    return _without_peft(getattr(model, "_orig_mod", model))
+    return _without_peft(_unwrap(model))
 
 
 def _is_pretrained(model: Any) -> bool:
@@ -138,19 +202,24 @@ def _adapt_registered(name: str, base: nn.Module, fn: Adapter) -> ModelDescripti
     layers = tuple(fn(base))
     if not layers or not all(isinstance(layer, LayerSpec) for layer in layers):
         raise TypeError(f"the adapter registered for {name!r} returned {layers!r}, expected one LayerSpec per layer")
-    return ModelDescription(base, layers, name)
+    return ModelDescription(base, layers, name, learned=True)
 
 
-def _describe_by_structure(model: nn.Module, model_type: str, base: nn.Module) -> ModelDescription:
+def _describe_by_structure(model: nn.Module, model_type: str, base: nn.Module, given: Given | None) -> ModelDescription:
     from .detection import detect, template  # which most models do without
 
     try:
-        return detect.describe_by_structure(base)
+        return detect.describe_by_structure(base, given)
     except detect.Undetected as gave_up:
         what = type(model).__name__ + (f" (model_type {model_type!r})" if model_type else "")
+        inside = _find_known(base)
+        hint = ""
+        if inside:
+            paths = " or ".join(f"model.{path} ({known.family})" for path, known in inside.items())
+            hint = f" Inside are models that are known: pass {paths}, with inputs of its own."
         raise UnsupportedModel(
-            f"{what} is an architecture that no adapter knows. Known: {', '.join(known_models())}. "
-            "Describe its layers with ffattr.register_adapter(model_type, fn).\n"
-            f"Its structure was not found either: {gave_up.reason}.\n\n"
+            f"no adapter knows {what}, and its structure was not found: {gave_up.reason}.{hint} Describe its "
+            "layers with ffattr.register_adapter(model_type, fn); ffattr.known_models() lists what needs no "
+            "description.\n\n"
             f"{template.explain_failure(base, model_type or type(model).__name__, gave_up.layers, gave_up.parts)}"
         ) from None

@@ -6,6 +6,7 @@ pairs, ``[N, M]`` or ``[2 or 3, N, M]``, and the Integrated-Gradients factors ``
 Read
     contract.py         schemas, shapes and dtypes of the operators
     torch_kernels.py    the operators in plain PyTorch, in chunks of queries
+    reduction.py        what vectors become where that is no norm
     mixed_operator.py   operator_norms with the heads mixed first, out of ff_norms
     backends.py         the implementations, and which one runs
     availability.py     why another one cannot run here; selfcheck.py: whether a GPU's kernels compute what PyTorch does

@@ -58,7 +58,7 @@ class ResultBuilder:
             scopes = tuple(scope for scope in stack.scopes if scope.source == source)
             if scopes:
                 shapes = {scope.name: stack.map_shape(scope) for scope in scopes}
-                numbers = [stack.first + layer for layer in stack.layers]
+                numbers = [stack.first + layer for layer in stack.model_layers]
                 self.scopes[source] = scopes
                 self.sinks[source] = keep.open(shapes, request.dtype, stack.mask.device, numbers, stack.queries)
 
@@ -103,7 +103,7 @@ class ResultBuilder:
                 bias={scope.name: self.bias[scope] for scope in scopes},
                 sketch_error={s.name: self.sketch_error[s] for s in scopes if s in self.sketch_error},
                 tokens=stack.tokens,
-                layers=stack.layers,
+                layers=stack.model_layers,
                 queries=stack.queries,
                 scopes=tuple(scope.name for scope in scopes),
                 mask=stack.mask,

@@ -79,7 +79,7 @@ def reproduce(model: nn.Module, inputs: Any, tokenizer: Any = None) -> Reproduct
         encoder_mask=None if encoder is None else encoder.mask,
     )
     layers = [
-        Reproduced(stack.name, layer, _list_scopes(stack, layer), error, allowed[stack.name, layer])
+        Reproduced(stack.name, stack.number_layer(layer), _list_scopes(stack, layer), error, allowed[stack.name, layer])
         for stack in request.stacks
         for layer, error in zip(stack.layers, builders[stack.name].error.amax(1).tolist(), strict=True)
     ]

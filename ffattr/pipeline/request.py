@@ -20,6 +20,7 @@ from ..engine.key_tokens import Recall, make_anew
 from ..engine.plan import EngineOptions, LayerPlan, group_into_packs, plan_layer
 from ..errors import BackendUnavailable
 from ..models.capture.recorder import record_layers
+from ..models.inputs.given import read_given
 from ..models.inputs.groups import make_groups
 from ..models.inputs.prepare import Inputs, prepare_inputs
 from ..models.registry import ModelDescription, resolve
@@ -58,7 +59,7 @@ class Request:
     @classmethod
     def from_options(cls, model: nn.Module, inputs: Any, tokenizer: Any, options: Options) -> Request:
         """Raises ValueError, TypeError or an `FfattrError` that names the offending value."""
-        description = resolve(model)
+        description = resolve(model, lambda base: read_given(base, model, inputs, tokenizer))
         prepared = prepare_inputs(description, model, inputs, tokenizer)
         options.check()
         engine = _choose_engine(description, options)
@@ -125,7 +126,7 @@ class Request:
         key = (stack.name, shape, engine.device)
         if key not in self._plans:  # layers of a stack are mostly alike
             self._plans[key] = plan_layer(layer, shape, stack.ff_scopes, engine)
-        return replace(self._plans[key], layer=layer, stack=stack.name)
+        return replace(self._plans[key], layer=stack.number_layer(layer), stack=stack.name)
 
     @cached_property
     def _plans(self) -> dict[object, LayerPlan]:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from ..decomposition.scopes import Scope, Source
+from ..errors import UnsupportedModel
 from ..models.inputs.groups import Groups
 from ..models.inputs.prepare import Inputs
 from ..models.registry import ModelDescription
 from ..models.spec.layer import LayerSpec
-from ..selection import indices
+from ..selection import Indices, indices
 from .options import Options
 from .scopes import parse_scopes
 
@@ -37,7 +38,8 @@ class Stack:
 
     ``layers`` are counted within ``specs``, whose first is layer ``first`` of the model. ``queries`` are positions of
     the padded input. ``mask`` ``[B, T]`` and ``tokens`` are the stack's own, ``encoder_mask`` ``[B, T']`` that of the
-    tokens that cross-attention reads, ``groups`` what its keys are added up in.
+    tokens that cross-attention reads, ``groups`` what its keys are added up in. ``numbers`` are what the model calls
+    ``specs``, where it has other layers between them.
     """
 
     name: str
@@ -51,6 +53,16 @@ class Stack:
     encoder_mask: Tensor | None = None
     encoder_tokens: list[list[str]] | None = None
     groups: Groups | None = None
+    numbers: tuple[int, ...] | None = None
+
+    @property
+    def model_layers(self) -> tuple[int, ...]:
+        """The numbers of the asked layers among all that the model has, those that do not attend too."""
+        return tuple(self.number_layer(layer) for layer in self.layers)
+
+    def number_layer(self, layer: int) -> int:
+        """Returns the number that the model has for a layer of the stack."""
+        return layer if self.numbers is None else self.numbers[layer]
 
     @property
     def ff_scopes(self) -> int:
@@ -65,7 +77,7 @@ class Stack:
 
     def label_layer(self, layer: int) -> str:
         """What messages call a layer of the stack."""
-        return f"{self.name} layer {layer}".strip()
+        return f"{self.name} layer {self.number_layer(layer)}".strip()
 
     def result_layers(self, layer: int) -> list[int]:
         """Returns the places on the layer axis of the result to which a layer of the stack goes."""
@@ -129,7 +141,7 @@ def build_stacks(
                 name,
                 ranges[name].start,
                 specs[name],
-                indices(f"{what}layers", options.layers, len(specs[name])),
+                _choose_layers(f"{what}layers", options.layers, len(specs[name]), description),
                 indices(f"{what}queries", options.queries, side.mask.shape[1]),
                 scopes,
                 side.mask,
@@ -137,6 +149,25 @@ def build_stacks(
                 None if encoder is None else encoder.mask,
                 None if encoder is None else encoder.tokens,
                 groups,
+                description.numbers,
             )
         )
     return tuple(found)
+
+
+def _choose_layers(name: str, asked: Indices, count: int, description: ModelDescription) -> tuple[int, ...]:
+    """Returns which of ``count`` layers are asked for. Raises `UnsupportedModel` for one that does not attend."""
+    if description.numbers is None:
+        return indices(name, asked, count)
+    place = {number: index for index, number in enumerate(description.numbers)}
+    numbers = indices(name, asked, count + len(description.left_out))
+    if asked is None or isinstance(asked, slice):
+        numbers = tuple(number for number in numbers if number in place)
+    for number in numbers:
+        if number not in place:
+            raise UnsupportedModel(
+                f"layer {number} of {type(description.base).__name__} is a {description.left_out[number]} without "
+                f"attention, so that there is no map of it; layers with attention: "
+                f"{', '.join(map(str, description.numbers))}"
+            )
+    return tuple(place[number] for number in numbers)

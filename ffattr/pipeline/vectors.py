@@ -175,8 +175,8 @@ class _VectorSink:
     def vectors(self) -> Vectors:
         stack, across = self.stack, self.scope.source == "cross"
         key_tokens, key_mask = (stack.encoder_tokens, stack.encoder_mask) if across else (None, None)
-        numbers, scope = (self.values, self.bias, self.total), str(self.scope)
-        return Vectors(*numbers, stack.tokens, stack.layers, stack.queries, scope, stack.mask, key_tokens, key_mask)
+        numbers, scope, layers = (self.values, self.bias, self.total), str(self.scope), stack.model_layers
+        return Vectors(*numbers, stack.tokens, layers, stack.queries, scope, stack.mask, key_tokens, key_mask)
 
 
 def _pick_scopes(streams: Iterator[tuple[Scope, Stream]], scopes: Sequence[Scope]) -> Iterator[tuple[Scope, Stream]]:

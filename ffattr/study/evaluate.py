@@ -65,8 +65,8 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module,
-    ids: Tensor | Sequence[Sequence[int]],
-    scores: Tensor | Sequence[Sequence[float]],
+    ids: Tensor | Sequence[Tensor] | Sequence[Sequence[int]],
+    scores: Tensor | Sequence[Tensor] | Sequence[Sequence[float]],
     *,
     target: int | Sequence[int] | Literal["predicted"] = "predicted",
     remove: Removal = "mask",

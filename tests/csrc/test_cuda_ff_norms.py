@@ -205,6 +205,12 @@ def test_no_neurons() -> None:
         CHECKS.kernel(*case("ff_norms", neurons=0).values())
 
 
+@pytest.mark.parametrize("reduction", ["l1", "alti"])
+def test_other_reductions_are_refused(reduction: str) -> None:
+    with pytest.raises(RuntimeError, match=f"ff_norms: reduction is '{reduction}', the CUDA kernels have 'l2' alone"):
+        CHECKS.kernel(*case("ff_norms", reduction=reduction).values())
+
+
 def test_tensors_on_several_devices() -> None:
     """The kernel would read whatever lies at their addresses."""
     if EMULATED:

@@ -18,6 +18,8 @@ __all__ = ["find_device", "find_switches", "list_configs", "read_hidden_states",
 # Relative difference of the final hidden states above which recording is taken to have changed the model's output.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
+_BY_MODE = (nn.modules.batchnorm._NormBase, nn.RReLU, nn.RNNBase)
+
 _lock = threading.RLock()  # captures in several threads would take each other's changes to a shared config for original
 
 
@@ -28,12 +30,32 @@ def run_undisturbed(base: nn.Module) -> Iterator[None]:
     Raises `CaptureError` for a model in training mode.
     """
     modules = list(base.modules())
-    if any(module.training for module in modules):
+    training = _find_training(base)
+    if training is not None:
         raise CaptureError(
-            f"{type(base).__name__} is in training mode, where dropout makes every run different. Call model.eval()."
+            f"{type(base).__name__} is in training mode at {training}, where dropout makes every run different. Call "
+            "model.eval()."
         )
     with _lock, torch.no_grad(), _switch_off_compilation(modules), _switch_off_fastpath():
         yield
+
+
+def _find_training(base: nn.Module) -> str | None:
+    """Returns the first module that acts differently in training and is in that mode, by its path and class.
+
+    Those are dropout, norms of a batch, and modules whose own forward asks for the mode.
+    """
+    for path, module in base.named_modules():
+        if not module.training or isinstance(module, nn.Identity):
+            continue
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            acts = module.p > 0
+        else:
+            code = getattr(type(module).forward, "__code__", None)
+            acts = isinstance(module, _BY_MODE) or (code is not None and "training" in code.co_names)
+        if acts:
+            return f"{path!r} ({type(module).__name__})" if path else "its own forward"
+    return None
 
 
 def find_switches(base: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:

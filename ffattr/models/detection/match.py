@@ -6,46 +6,19 @@ tensors are ``[rows, width]``, one row per token, on the CPU in float32 or wider
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import product
 
-import torch
 from torch import Tensor, nn
 
-from ...decomposition.activations import ACTIVATIONS, Activation
-from .observe import Call, Run
+from .experts import match_experts
+from .parts import Cut, Part, Product, StackedPart
 from .probe import Undetected
+from .rows import EQUAL, MIXED, LayerRows
+from .watch import Call, Run
 
-__all__ = ["Cut", "Part", "Product", "match_parts"]
-
-# Relative differences of two tensors that rounding explains: of a sum, an activation or a product, and of attention,
-# whose weights may have been made in float32 whatever the model's dtype.
-_EQUAL = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
-_MIXED = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
-
-
-@dataclass(frozen=True)
-class Cut:
-    """`ffattr.Columns` of the projection at ``path``."""
-
-    path: str
-    start: int
-    stop: int
-    groups: int = 1
-
-
-@dataclass(frozen=True)
-class Product:
-    """`ffattr.models.spec.weights.Scaled`: the projection at ``path`` and the parameter at ``factor``."""
-
-    path: str
-    factor: str
-
-
-Part = str | Cut | Product | Activation | int | None
-"""A field of `LayerSpec`: a path from the layer, something made of one, a function that has no path, or a number."""
+__all__ = ["match_parts"]
 
 
 def match_parts(run: Run, parts: dict[str, Part]) -> bool:
@@ -58,54 +31,8 @@ def match_parts(run: Run, parts: dict[str, Part]) -> bool:
     return reader.batch_first
 
 
-class _Reader:
-    def __init__(self, run: Run) -> None:
-        assert run.output is not None
-        self.layer = run.layer
-        self.device, self.dtype = run.input.device, run.input.dtype
-        self.wide = torch.promote_types(self.dtype, torch.float32)
-        ((self.caller, self.attention),) = run.attention
-        self.batch, self.heads, self.length, keys = self.attention.shape
-        if self.length != keys or self.dtype not in _EQUAL:
-            raise Undetected(
-                f"attention has {self.length} queries and {keys} keys, hidden states are {self.dtype}; expected as "
-                "many keys as queries and a float type"
-            )
-        self.batch_first = tuple(run.input.shape[:2]) == (self.batch, self.length)
-        self.x, self.y = self.flatten_rows(run.input), self.flatten_rows(run.output)
-        times = Counter(call.path for call in run.calls)
-        calls = (
-            Call(call.path, call.module, self.flatten_rows(call.input), self.flatten_rows(call.output))
-            for call in run.calls
-            if times[call.path] == 1 and call.input.dim() and call.output.dim()
-        )
-        of_tokens = [call for call in calls if len(call.input) == len(call.output) == len(self.x)]
-        order = {path: place for place, (path, _) in enumerate(run.layer.named_modules())}
-        self.calls = sorted(of_tokens, key=lambda call: order[call.path])  # a wrapper before what it wraps
-        self.linears = [call for call in self.calls if _is_linear(call.module)]
-        self.norms = [call for call in self.calls if _is_norm(call.module)]
-
-    def flatten_rows(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().reshape(-1, tensor.shape[-1]).to("cpu", self.wide)
-
-    def split_sequences(self, rows: Tensor) -> Tensor:
-        """Returns rows ``[B * T, width]`` as ``[B, T, width]``, whichever of the two comes first in the model."""
-        if self.batch_first:
-            return rows.view(self.batch, self.length, -1)
-        return rows.view(self.length, self.batch, -1).transpose(0, 1)
-
-    def measure_error(self, found: Tensor, expected: Tensor) -> float:
-        if found.shape != expected.shape:
-            return float("inf")
-        return float((found - expected).norm() / expected.norm().clamp_min(torch.finfo(self.wide).tiny))
-
-    def are_equal(self, found: Tensor, expected: Tensor) -> bool:
-        return self.measure_error(found, expected) <= _EQUAL[self.dtype]
-
-    def apply_norms(self, tensor: Tensor) -> Iterator[tuple[str | None, Tensor]]:
-        """Yields the tensor as it is, and what each norm that reads it makes of it."""
-        yield None, tensor
-        yield from ((call.path, call.output) for call in self.norms if self.are_equal(call.input, tensor))
+class _Reader(LayerRows):
+    """Finds which of the calls plays which part."""
 
     def match_all(self, parts: dict[str, Part]) -> None:
         path = next((path for path, module in self.layer.named_modules() if module is self.caller), None)
@@ -113,12 +40,12 @@ class _Reader:
             raise Undetected(f"attention is computed by a {type(self.caller).__name__} that is no part of the layer")
         parts |= {"attention": path, "heads": self.heads}
         value, out = self.match_attention(parts)
-        before = [norm for norm, tensor in self.apply_norms(self.x) if self.are_equal(tensor, value.input)]
-        if not before:
-            raise Undetected(f"the value projection {value.path!r} reads neither the layer's input nor a norm of it")
-        parts["norm_before_attn"] = before[0]
+        self.match_values_read(parts, value)
+        if self.match_mixture(parts, out):
+            return
         blocks = sorted(self.find_ff_blocks(out), key=lambda block: block[0])
         if not blocks:
+            self.refuse_experts()
             raise Undetected(
                 "no feed-forward block down(act(up(t))) or down(act(gate(t)) * up(t)) was found: no projection but "
                 f"{out.path!r} reads an activation of another one's output"
@@ -129,10 +56,93 @@ class _Reader:
             for streams in self.match_streams(projections, out.output, up.input, down.output):
                 parts |= {**block, **streams}
                 return
+        self.refuse_experts()
         raise Undetected(
             "the layer's output is not the sum of its input, attention and feed-forward block with norms before, on or "
             "after them (is a residual scaled, or is there one branch more?)"
         )
+
+    def refuse_experts(self) -> None:
+        """Raises `Undetected` for experts that run one by one, or by a product of their own."""
+        for path, module in self.layer.named_modules():
+            what = None
+            if isinstance(module, nn.ModuleList) and len(module) > 1 and "expert" in path:
+                what = f"{path!r} is a list of {len(module)} {type(module[0]).__name__}"
+            elif not type(module).__name__.startswith("Conv"):
+                stacked = [name for name, one in module.named_parameters(recurse=False) if one.dim() == 3]
+                if stacked:
+                    shape = list(getattr(module, stacked[0]).shape)
+                    what = f"{f'{path}.{stacked[0]}' if path else stacked[0]!r} is {shape}"
+            if what is not None:
+                raise Undetected(
+                    f"the layer looks like a mixture of experts ({what}), in which no one module is called with the "
+                    "tokens, their experts and their weights"
+                )
+
+    def match_values_read(self, parts: dict[str, Part], value: Call) -> None:
+        """Notes which norm lies before attention, and the projection and norm before values that are made of a latent
+        vector."""
+        before = [norm for norm, tensor in self.apply_norms(self.x) if self.are_equal(tensor, value.input)]
+        if before:
+            parts["norm_before_attn"] = before[0]
+            return
+        for norm, down in product(self.norms, self.linears):
+            width, columns = norm.input.shape[1], down.output.shape[1]
+            if not self.are_equal(norm.output, value.input) or width > columns:
+                continue
+            starts = range(columns - width + 1)
+            start = next((s for s in starts if self.are_equal(down.output[:, s : s + width], norm.input)), None)
+            before = [name for name, tensor in self.apply_norms(self.x) if self.are_equal(tensor, down.input)]
+            if start is not None and before:
+                whole = width == columns
+                parts |= {
+                    "norm_before_attn": before[0],
+                    "latent": down.path if whole else Cut(down.path, start, start + width),
+                    "norm_of_latent": norm.path,
+                }
+                return
+        raise Undetected(f"the value projection {value.path!r} reads neither the layer's input nor a norm of it")
+
+    def match_mixture(self, parts: dict[str, Part], out: Call) -> bool:
+        """Notes a mixture of experts, with the network beside it that all tokens go through; tells if there is one."""
+        for call in self.calls:
+            found = match_experts(call, self.layer, EQUAL[self.dtype], self.wide)
+            if found is None:
+                continue
+            parts |= found
+            networks = [(None, None, None)] + [
+                (down, gain, block)
+                for _, up, down, block in sorted(self.find_ff_blocks(out), key=lambda block: block[0])
+                if self.are_equal(up.input, call.input)
+                for gain in (None, *self.find_weighers(call.input))
+            ]
+            for (down, gain, block), factor in product(networks, (("", 1.0), *self.numbers)):
+                ff = call.output * factor[1]
+                if down is not None:
+                    ff = ff + (down.output if gain is None else down.output * gain.output.sigmoid())
+                for streams in self.match_streams((str(parts["out"]), call.path), out.output, call.input, ff):
+                    returned, stacked, of_block = streams.pop("down"), parts["down"], 1.0
+                    assert isinstance(stacked, StackedPart)
+                    if isinstance(returned, Product):  # of the sum of both
+                        if not returned.is_number:
+                            continue
+                        of_block = dict(self.numbers)[returned.factor]
+                    parts |= {**streams, "down": replace(stacked, factor=factor[1] * of_block)}
+                    if block is not None:
+                        parts |= {f"shared_{name}": part for name, part in block.items()}
+                        if isinstance(returned, Product):
+                            parts["shared_down"] = replace(returned, path=str(block["down"]))
+                        parts["shared_weigher"] = None if gain is None else gain.path
+                    return True
+            raise Undetected(
+                f"the layer's output is not the sum of its input, attention and the experts at {call.path!r}, with one "
+                "network beside them at the most"
+            )
+        return False
+
+    def find_weighers(self, read: Tensor) -> Iterator[Call]:
+        """Yields projections of ``read`` to a single number, whose sigmoid may weigh a network."""
+        yield from (call for call in self.linears if call.output.shape[1] == 1 and self.are_equal(call.input, read))
 
     def match_attention(self, parts: dict[str, Part]) -> tuple[Call, Call]:
         """Returns the value and the output projection, and notes them in ``parts``."""
@@ -143,7 +153,7 @@ class _Reader:
                 projection = f"{path}.out_proj" if path else "out_proj"
                 parts |= {"kv_heads": self.heads, "value": Cut(path, 2 * width, 3 * width), "out": projection}
                 return call, call
-        alpha = self.read_alpha()
+        alpha = self.alpha
         for out, value in product(self.linears, self.linears):
             starts = None if value is out else self.find_value_starts(alpha, value.output, out.input)
             if starts is not None:
@@ -154,12 +164,6 @@ class _Reader:
             "on what attention returns?)"
         )
 
-    def read_alpha(self) -> Tensor:
-        """Returns attention weights ``[B, H, T, T]``."""
-        tokens = torch.arange(self.length, device=self.device)
-        sequences = (self.attention.sequence(batch, tokens, self.wide) for batch in range(self.batch))
-        return torch.stack([sequence.attention_weights(tokens) for sequence in sequences]).cpu()
-
     def find_value_starts(self, alpha: Tensor, values: Tensor, mixed: Tensor) -> list[int] | None:
         """Returns the first of the columns of ``values`` that each head mixes; None where one's are not there."""
         if mixed.shape[1] % self.heads:
@@ -168,12 +172,13 @@ class _Reader:
         width, starts = targets.shape[-1], []
         for head in range(self.heads):
             found, target = alpha[:, head] @ self.split_sequences(values), targets[:, :, head]
-            limit = _MIXED[self.dtype] * target[..., 0].norm()
-            near = (found - target[..., :1]).flatten(0, 1).norm(dim=0) <= limit
+            limit = MIXED[self.dtype] * target[self.whole][..., 0].norm()
+            found, target = found[self.whole], target[self.whole]
+            near = (found - target[..., :1]).norm(dim=0) <= limit
             runs = (
                 start
                 for start in near.nonzero()[:, 0].tolist()
-                if self.measure_error(found[..., start : start + width], target) <= _MIXED[self.dtype]
+                if self.measure_error(found[..., start : start + width], target) <= MIXED[self.dtype]
             )
             start = next(runs, None)
             if start is None:
@@ -206,42 +211,20 @@ class _Reader:
                 for rank, activation, value in self.apply_activations(z):
                     error = self.measure_error(value, down.input)
                     found: dict[str, Part] = {"down": down.path, "activation": activation}
-                    if error <= _EQUAL[self.dtype]:
+                    if error <= EQUAL[self.dtype]:
                         yield (rank, error), call, down, {"up": part, "gate": None, **found}
                     for other, up, factor in sources:
                         error = self.measure_error(value * factor, down.input)
-                        if up != part and error <= _EQUAL[self.dtype] and self.are_equal(other.input, call.input):
+                        if up != part and error <= EQUAL[self.dtype] and self.are_equal(other.input, call.input):
                             yield (rank, error), call, down, {"up": up, "gate": part, **found}
-
-    def apply_activations(self, z: Tensor) -> Iterator[tuple[int, Part, Tensor]]:
-        """Yields what may have been made of ``z``, surest first: by a module that read it, an attribute, a function."""
-        for call in self.calls:
-            read_it = call not in self.linears and call not in self.norms and self.are_equal(call.input, z)
-            if read_it and call.output.shape == z.shape and not self.are_equal(call.output, z):
-                yield 0, call.path, call.output
-        for path, module in self.layer.named_modules():
-            for name, function in vars(module).items():
-                if "act" in name and callable(function):
-                    try:
-                        value = function(z.clone())
-                    except Exception:  # whatever else is called so
-                        continue
-                    if isinstance(value, Tensor) and value.shape == z.shape:
-                        yield 1, f"{path}.{name}" if path else name, value
-        yield from ((2, activation, activation.value(z)) for activation in ACTIVATIONS.values())
-
-    def apply_scales(self, path: str, tensor: Tensor) -> Iterator[tuple[Part, Tensor]]:
-        """Yields what a projection returned as it is, and times every parameter of the layer that has its width."""
-        yield path, tensor
-        for name, parameter in self.layer.named_parameters():
-            if parameter.shape == tensor.shape[1:] and not name.endswith("bias"):
-                yield Product(path, name), tensor * parameter.detach().to("cpu", self.wide)
 
     def match_streams(
         self, projections: tuple[str, str], attended: Tensor, ff_input: Tensor, ff: Tensor
     ) -> Iterator[dict[str, Part]]:
         """Yields the norms, the scales and whether blocks are parallel that make the output of what both return."""
         out, down = projections
+        if not attended.shape == self.x.shape == ff.shape:
+            return
         for (scaled_out, a), parallel in product(self.apply_scales(out, attended), (False, True)):
             for norm_of_attn, added in self.apply_norms(a):
                 for norm_after_attn, stream in self.apply_norms(self.x + added):
@@ -261,15 +244,6 @@ class _Reader:
                                         "norm_after_ff": norm_after_ff,
                                         "parallel": parallel,
                                     }
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.LayerNorm) or "Norm" in type(module).__name__
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """Accepts subclasses too, so that it is said of them that they cannot be read."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or "Linear" in type(module).__name__
 
 
 def _split_output(call: Call, down: Call) -> Iterator[tuple[str | Cut, Tensor]]:

@@ -5,84 +5,86 @@ Shapes: ``B`` sequences of ``T`` tokens; tensors of a `Call` are ``[rows, width]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ...decomposition.attention import Attention
-from ..capture.attention_hooks import record_attention
+from ...decomposition.routing import Routing
 from ..capture.run import find_switches, run_undisturbed
-from .probe import BATCH, TOKENS, Undetected, find_stacks, make_inputs, refuse_experts
+from ..spec.layer import LayerSpec
+from .probe import Undetected, find_stacks, make_inputs
+from .watch import Run, Watch
 
-__all__ = ["Call", "Observed", "Run", "observe_layers"]
+__all__ = ["Observed", "observe_layers", "read_run_routing"]
 
-_HEADS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "nhead", "heads", "h")
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a module inside a layer, by its path from there: the tensor it read, the one it returned."""
-
-    path: str
-    module: nn.Module
-    input: Tensor
-    output: Tensor
-
-
-@dataclass
-class Run:
-    """One run of a layer: its input and output as they were, and what happened in between, in order.
-
-    ``calls`` are in the order in which they ended, and of the last layer only.
-    """
-
-    layer: nn.Module
-    input: Tensor
-    output: Tensor | None = None
-    attention: list[tuple[nn.Module, Attention]] = field(default_factory=list)
-    calls: list[Call] = field(default_factory=list)
+_SMALL = 1 << 22
+"""Numbers of inputs that are watched at once: all that a layer computes of them is held."""
 
 
 @dataclass(frozen=True)
 class Observed:
-    """``path`` from the model to the list of its layers, and one `Run` for each of them, in order.
+    """``path`` from the model to the list of its layers, and one `Run` for each of those that attend, in order, with
+    their numbers in the list; ``others`` are the rest.
 
     ``positions`` is the size of a learned position table, None where none was seen.
     """
 
     path: str
     runs: list[Run]
+    numbers: tuple[int, ...]
+    others: Mapping[int, nn.Module]
     positions: int | None
 
 
-def observe_layers(base: nn.Module) -> Observed:
-    """Run the model once on a few tokens. Raises `Undetected`, and `CaptureError` for a model in training mode."""
+def observe_layers(base: nn.Module, given: Mapping[str, Any] | None = None) -> Observed:
+    """Run the model once, on ``given`` or else on a few tokens.
+
+    Raises `Undetected`, and `CaptureError` for a model in training mode.
+    """
     stacks = find_stacks(base)
     if not stacks:
-        raise Undetected("it has no nn.ModuleList or nn.Sequential of layers that are all of one class")
-    for path, layers in stacks.items():
-        for number, layer in enumerate(layers):
-            refuse_experts(layer, path, number)
+        raise Undetected("it has no nn.ModuleList, nn.Sequential or nn.ModuleDict of blocks with projections in each")
     failures = []
     with run_undisturbed(base), _restore_modules(base):
-        for kwargs in make_inputs(base):
-            watch = _Watch(base, stacks)
+        for kwargs in _order_inputs(base, given):
+            watch = Watch(base, stacks)
             try:
                 with watch.install_hooks():
                     base(**{**kwargs, **find_switches(base, kwargs)})
             except Exception as error:
-                given = ", ".join(f"{name} {list(value.shape)}" for name, value in kwargs.items())
-                failures.append(f"{given}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+                shapes = ((name, value) for name, value in kwargs.items() if isinstance(value, Tensor))
+                words = ", ".join(f"{name} {list(value.shape)}" for name, value in shapes)
+                failures.append(f"{words}: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             else:
-                path = _find_stack(stacks, watch)
-                return Observed(path, watch.runs[path], watch.count_positions())
+                return _find_layers(stacks, watch, kwargs)
     raise Undetected(
-        f"it could not be run on a small input ({'; '.join(failures) or 'no input is known that it takes'})"
+        f"it could not be run on {'a small input' if given is None else 'what was passed'} "
+        f"({'; '.join(failures) or 'no input is known that it takes'})"
     )
+
+
+def read_run_routing(run: Run, spec: LayerSpec) -> Routing | None:
+    """Returns where a run sent its tokens, ``[B * T, k]``; None in a layer that is no mixture."""
+    if spec.experts is None:
+        return None
+    weigher = None if spec.shared is None else spec.shared.weigher
+    return replace(run.routings[spec.experts], gain=None if weigher is None else run.gains[weigher])
+
+
+def _order_inputs(base: nn.Module, given: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    """Yields what a user passed, and what is made up; first what is small."""
+    made = list(make_inputs(base))
+    if given is None:
+        yield from made
+    elif sum(value.numel() for value in given.values() if isinstance(value, Tensor)) <= _SMALL:
+        yield given
+        yield from made
+    else:
+        yield from made
+        yield given
 
 
 @contextmanager
@@ -102,111 +104,10 @@ def _restore_modules(base: nn.Module) -> Iterator[None]:
             vars(module).update(settings)
 
 
-class _Watch:
-    """Hooks on the layers of every stack, on all modules of the last one, and on everything that may attend."""
-
-    def __init__(self, base: nn.Module, stacks: Mapping[str, Sequence[nn.Module]]) -> None:
-        self.base = base
-        self.stacks = stacks
-        self.runs: dict[str, list[Run]] = {path: [] for path in stacks}
-        self.outside: list[nn.Module] = []
-        self._running: list[Run] = []
-        self._entered: list[Tensor | None] = []
-        self._tables: list[tuple[nn.Embedding, Tensor]] = []
-
-    def install_hooks(self) -> ExitStack:
-        with ExitStack() as stack:  # undone at once where a hook cannot be installed
-            for path, layers in self.stacks.items():
-                for layer in {id(layer): layer for layer in layers}.values():
-                    stack.callback(
-                        layer.register_forward_pre_hook(self._make_begin_hook(path), with_kwargs=True).remove
-                    )
-                    stack.callback(layer.register_forward_hook(self._end_run).remove)
-                for name, module in layers[-1].named_modules():
-                    if name:
-                        stack.callback(module.register_forward_pre_hook(self._enter_module, with_kwargs=True).remove)
-                        stack.callback(module.register_forward_hook(self._make_leave_hook(name)).remove)
-            for module in self.base.modules():
-                if isinstance(module, nn.Embedding):
-                    stack.callback(module.register_forward_pre_hook(self._note_lookup).remove)
-            modules = dict(enumerate(self.base.modules()))
-            heads = {i: self._count_heads(module) for i, module in modules.items()}
-
-            def record_call(index: int, attention: Attention) -> None:
-                self._note_attention(modules[index], attention)
-
-            stack.enter_context(record_attention(self.base, modules, heads, record_call, wrappers=False))
-            return stack.pop_all()
-
-    def _count_heads(self, module: nn.Module) -> int:
-        """Returns the number of heads that a softmax over keys is known by; one that none has where it is unknown."""
-        sources = (module, getattr(module, "config", None), getattr(self.base, "config", None))
-        found = (getattr(source, name, None) for source in sources for name in _HEADS)
-        return next((number for number in found if isinstance(number, int) and number > 0), 1 << 30)
-
-    def _make_begin_hook(self, path: str) -> Callable[..., None]:
-        def begin_run(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
-            if not isinstance(hidden, Tensor):
-                raise Undetected(f"a {type(layer).__name__} takes no tensor first but a {type(hidden).__name__}")
-            run = Run(layer, hidden.clone())
-            self.runs[path].append(run)
-            self._running.append(run)
-
-        return begin_run
-
-    def _end_run(self, layer: nn.Module, args: Any, output: Any) -> None:
-        first = output if isinstance(output, Tensor) else output[0]
-        self._running.pop().output = first.clone()
-
-    def _enter_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        self._entered.append(None if given is None else given.clone())  # an activation may work in place
-
-    def _make_leave_hook(self, path: str) -> Callable[..., None]:
-        def note_call(module: nn.Module, args: Any, output: Any) -> None:
-            given = self._entered.pop()
-            found = output[0] if isinstance(output, tuple) and output else output
-            if self._running and given is not None and isinstance(found, Tensor):
-                self._running[-1].calls.append(Call(path, module, given, found.clone()))
-
-        return note_call
-
-    def _note_lookup(self, table: nn.Embedding, args: tuple[Any, ...]) -> None:
-        if args and isinstance(args[0], Tensor):
-            self._tables.append((table, args[0].clone()))
-
-    def _note_attention(self, module: nn.Module, attention: Attention) -> None:
-        if not self._running:
-            self.outside.append(module)
-            return
-        self._running[-1].attention.append((module, attention))
-
-    def count_positions(self) -> int | None:
-        """Counts the rows of the table in which the tokens of a sequence looked up one row after the other."""
-        for table, ids in self._tables:
-            if ids.dim() in (1, 2) and ids.shape[-1] == TOKENS and (ids.dim() == 1 or ids.shape[0] in (1, BATCH)):
-                row = ids.view(-1, TOKENS)[-1]
-                if bool((row == row[0] + torch.arange(TOKENS, device=row.device)).all()):
-                    return table.num_embeddings - int(row[0])
-        return None
-
-
-def _find_stack(stacks: Mapping[str, Sequence[nn.Module]], watch: _Watch) -> str:
-    """Returns the path of the one list of layers that attend, each exactly once, in order."""
+def _find_layers(stacks: Mapping[str, Sequence[nn.Module]], watch: Watch, kwargs: Mapping[str, Any]) -> Observed:
+    """Finds the one list of layers that attend, each once at the most and in order. Raises `Undetected`."""
     names = {id(module): name for name, module in watch.base.named_modules()}
-    attending = [path for path, runs in watch.runs.items() if any(run.attention for run in runs)]
-    if len(attending) > 1:
-        raise Undetected(f"it attends in more than one list of layers: {', '.join(map(repr, attending))}")
-    if not attending and watch.outside:
-        module = watch.outside[0]
-        raise Undetected(f"{names[id(module)]!r} ({type(module).__name__}) attends, but in no list of equal layers")
-    if not attending:
-        raise Undetected(
-            "no attention was seen: nothing in it calls transformers' attention interface, nn.MultiheadAttention or "
-            "scaled_dot_product_attention, or takes a softmax over keys"
-        )
-    (path,) = attending
+    path = _choose_stack(watch, names, kwargs)
     runs, layers = watch.runs[path], stacks[path]
     if any(run.input.is_meta for run in runs):
         raise Undetected("its weights are on the meta device; load them onto a real one first", path)
@@ -216,11 +117,81 @@ def _find_stack(stacks: Mapping[str, Sequence[nn.Module]], watch: _Watch) -> str
         )
     for number, run in enumerate(runs):
         called = [repr(names[id(module)]) for module, _ in run.attention]
-        if len(called) != 1:
-            several = f"attends {len(called)} times ({', '.join(called)})" if called else "does not attend"
-            raise Undetected(f"layer {number} of {path!r} {several}, expected once", path)
-        if run.input.dim() != 3 or run.output is None or run.input.shape != run.output.shape:
+        if len(called) > 1:
+            raise Undetected(
+                f"layer {number} of {path!r} attends {len(called)} times ({', '.join(called)}), expected once", path
+            )
+        if called and (run.input.dim() != 3 or run.output is None or run.input.shape != run.output.shape):
             raise Undetected(
                 f"layer {number} of {path!r} takes {list(run.input.shape)}, expected [B, T, d] in and out", path
             )
-    return path
+    numbers = tuple(number for number, run in enumerate(runs) if run.attention)
+    others = {number: run.layer for number, run in enumerate(runs) if not run.attention}
+    attending = [runs[number] for number in numbers]
+    tokens = attending[0].attention[0][1].shape[2]
+    return Observed(path, attending, numbers, others, watch.count_positions(tokens))
+
+
+def _choose_stack(watch: Watch, names: Mapping[int, str], kwargs: Mapping[str, Any]) -> str:
+    """Returns the path of the list of layers that attend: of several, the last one where each of the others makes some
+    of its tokens, as the towers for images and sound of a language model do."""
+    attending = [path for path in watch.order if any(run.attention for run in watch.runs[path])]
+    if len(attending) > 1:
+        *earlier, last = attending
+        if all(_feeds(watch, path, last, kwargs) for path in earlier):
+            return last
+        raise Undetected(
+            f"it attends in more than one list of layers: {', '.join(map(repr, attending))}. Pass the part of the "
+            f"model that holds one of them, with inputs of its own: {' or '.join(_name_owners(attending))}"
+        )
+    if not attending and watch.outside:
+        module = watch.outside[0]
+        raise Undetected(f"{names[id(module)]!r} ({type(module).__name__}) attends, but in no list of layers")
+    if not attending:
+        raise Undetected(
+            "no attention was seen: nothing in it calls transformers' attention interface, nn.MultiheadAttention or "
+            "scaled_dot_product_attention, or takes a softmax [B, heads, T, T] over keys"
+        )
+    return attending[0]
+
+
+def _name_owners(paths: Sequence[str]) -> list[str]:
+    """Returns for each of several paths the largest part of the model that holds none of the others."""
+    found = []
+    for path in paths:
+        parts = path.split(".")
+        prefixes = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+        alone = (
+            one for one in prefixes if not any(f"{other}.".startswith(f"{one}.") for other in paths if other != path)
+        )
+        found.append(f"model.{next(alone, path)}")
+    return found
+
+
+def _feeds(watch: Watch, earlier: str, later: str, kwargs: Mapping[str, Any]) -> bool:
+    """Tells whether what one list of layers returns becomes some of the tokens that another one reads, beside others:
+    by another run in which it returns something else."""
+    source, target = watch.runs[earlier][-1].layer, watch.runs[later][0]
+    read: list[Tensor] = []
+
+    def disturb(layer: nn.Module, args: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return output + output.roll(1, -1)
+        return (output[0] + output[0].roll(1, -1), *output[1:])
+
+    def note_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        read.append(args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()))))
+
+    hooks = [
+        source.register_forward_hook(disturb),
+        target.layer.register_forward_pre_hook(note_input, with_kwargs=True),
+    ]
+    try:
+        watch.base(**{**kwargs, **find_switches(watch.base, kwargs)})
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not read or read[0].shape != target.input.shape:
+        return False
+    changed = (read[0] != target.input).any(-1)
+    return bool(changed.any()) and not bool(changed.all())

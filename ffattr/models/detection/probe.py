@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..capture.run import find_device
 
-__all__ = ["BATCH", "TOKENS", "Undetected", "find_stacks", "make_inputs", "refuse_experts"]
+__all__ = ["BATCH", "TOKENS", "Undetected", "find_stacks", "list_layers", "make_inputs"]
 
 BATCH, TOKENS = 2, 5  # unequal, so that a layout tells itself
 
@@ -27,15 +27,21 @@ class Undetected(Exception):
 
 
 def find_stacks(base: nn.Module) -> dict[str, list[nn.Module]]:
-    """Finds lists of modules of one class with projections in each, by path, those inside such a module left out."""
+    """Finds lists of modules with projections in each, by path: those inside a module of a list of equal ones left out.
+
+    A list may hold None or nothing at some places.
+    """
     found: dict[str, list[nn.Module]] = {}
 
     def search_children(module: nn.Module, path: str) -> None:
-        if isinstance(module, (nn.ModuleList, nn.Sequential)):
-            children = [getattr(child, "_orig_mod", child) for child in module]
-            if len({type(child) for child in children}) == 1 and all(_has_matrices(child) for child in children):
+        if isinstance(module, (nn.ModuleList, nn.Sequential, nn.ModuleDict)):
+            children = list_layers(module)
+            alike = len({type(child) for child in children}) == 1
+            named = isinstance(module, nn.ModuleDict)  # mostly a module's parts, not its layers
+            if all(_has_matrices(child) for child in children) and (len(children) > 1 and alike if named else children):
                 found[path] = children
-                return
+                if alike:
+                    return
         for name, child in module.named_children():
             search_children(child, f"{path}.{name}" if path else name)
 
@@ -43,22 +49,16 @@ def find_stacks(base: nn.Module) -> dict[str, list[nn.Module]]:
     return found
 
 
+def list_layers(modules: Any) -> list[nn.Module]:
+    """Lists what a list of modules holds, without None and modules that return what they are given."""
+    held = modules.values() if isinstance(modules, nn.ModuleDict) else modules
+    children = [getattr(child, "_orig_mod", child) for child in held]
+    return [child for child in children if child is not None and not isinstance(child, nn.Identity)]
+
+
 def _has_matrices(layer: nn.Module) -> bool:
     """Tells a block, which has several modules with a matrix, from a single projection."""
     return sum(any(p.dim() == 2 for p in module.parameters(recurse=False)) for module in layer.modules()) > 1
-
-
-def refuse_experts(layer: nn.Module, stack: str, number: int) -> None:
-    for path, module in layer.named_modules():
-        what = None
-        if isinstance(module, nn.ModuleList) and len(module) > 1 and all(map(_has_matrices, module)):
-            what = f"{path!r} is a list of {len(module)} {type(module[0]).__name__}"
-        elif not type(module).__name__.startswith("Conv"):
-            for name, parameter in module.named_parameters(recurse=False):
-                if parameter.dim() == 3:
-                    what = f"{f'{path}.{name}' if path else name!r} is {list(parameter.shape)}"
-        if what is not None:
-            raise Undetected(f"layer {number} of {stack!r} looks like a mixture of experts: {what}", stack)
 
 
 def make_inputs(base: nn.Module) -> Iterator[dict[str, Tensor]]:

@@ -9,10 +9,11 @@ from textwrap import indent
 from torch import nn
 
 from ...decomposition.activations import Activation
-from .match import Cut, Part, Product
+from .parts import Cut, Part, Product, StackedPart
 
 __all__ = ["draw_tree", "explain_failure", "write_template"]
 
+_WEIGHTS = "ffattr.models.spec.weights"
 _REQUIRED = ("attention", "heads", "kv_heads", "value", "out", "up", "down", "activation")
 _ROWS = (  # as they are written, one line each
     ("attention", "heads", "kv_heads"),
@@ -21,6 +22,7 @@ _ROWS = (  # as they are written, one line each
     ("activation",),
     ("norm_before_attn", "norm_of_attn", "norm_after_attn"),
     ("norm_before_ff", "norm_of_ff", "norm_after_ff", "parallel"),
+    ("experts", "active"),
 )
 _LINES = 25
 
@@ -44,6 +46,13 @@ def write_template(model_type: str, layers: str | None, parts: Mapping[str, Part
         fields = [f"{name}={_write_part(name, parts)}" for name in names if _is_written(name, parts)]
         if fields:
             rows.append(f"            {', '.join(fields)},")
+    shared = [name for name in parts if name.startswith("shared_")]
+    beside = [f"{name.removeprefix('shared_')}={_write_part(name, parts)}" for name in shared]
+    if beside:
+        rows.append(f"            shared=ffattr.BranchSpec({', '.join(beside)}),")
+    if "latent" in parts:
+        both = f"{_write_part('latent', parts)}, {_write_part('norm_of_latent', parts)}"
+        rows.append(f"            latent=ffattr.LatentSpec({both}),")
     return "\n".join(
         (
             "def adapter(base):",
@@ -75,9 +84,15 @@ def _write_part(name: str, parts: Mapping[str, Part]) -> str:
         groups = "" if part.groups == 1 else f", groups={part.groups}"
         return f"ffattr.Columns({_write_expression('layer', part.path)}, {part.start}, {part.stop}{groups})"
     if isinstance(part, Product):
-        owner, _, name = part.factor.rpartition(".")
-        factor = f"ffattr.models.spec.weights.ParameterRef({_write_expression('layer', owner)}, {name!r})"
-        return f"ffattr.models.spec.weights.Scaled({_write_expression('layer', part.path)}, {factor})"
+        owner, _, attribute = part.factor.rpartition(".")
+        factor = f"{_WEIGHTS}.ParameterRef({_write_expression('layer', owner)}, {attribute!r})"
+        if part.is_number:
+            factor = f"torch.tensor({_write_expression('layer', part.factor)})"
+        return f"{_WEIGHTS}.Scaled({_write_expression('layer', part.path)}, {factor})"
+    if isinstance(part, StackedPart):
+        given = (part.weight, part.bias, part.start, part.stop, part.step, part.out_last, part.factor)
+        arguments = ", ".join([_write_expression("layer", part.path), *map(repr, given)])
+        return f"ffattr.models.spec.experts.Stacked({arguments})"
     if isinstance(part, str):
         return _write_expression("layer", part)
     return "..." if part is ... else repr(part)

@@ -12,17 +12,13 @@ from torch import Tensor, nn
 from ...errors import UnsupportedModel
 from ..capture.run import find_device
 from ..registry import ModelDescription
+from .given import IGNORED, learn_tokens, read_given
 from .sequences import Row, as_texts, encode_sequences, pad_rows, unify_inputs
 from .signals import SIGNALS, check_signal, find_signal_tokens
 from .text import TEXT, Tokens, check_rows, find_text_tokens
 
 __all__ = ["Inputs", "prepare_inputs"]
 
-# Left out silently: targets, what a tokenizer returns besides the model's inputs, and switches that capturing sets.
-_TARGETS = ("labels", "next_sentence_label", "start_positions", "end_positions")
-_EXTRAS = ("special_tokens_mask", "offset_mapping", "length", "overflowing_tokens", "overflow_to_sample_mapping")
-_SWITCHES = ("use_cache", "output_attentions", "output_hidden_states", "return_dict")
-_IGNORED = frozenset((*_TARGETS, *_EXTRAS, *_SWITCHES, "num_truncated_tokens"))
 _CONTENT = (*TEXT, *SIGNALS)
 _DECODER = ("decoder_input_ids", "decoder_inputs_embeds")
 
@@ -72,6 +68,8 @@ def prepare_inputs(description: ModelDescription, model: nn.Module, inputs: Any,
     Sequences (`encode_sequences`) are padded on the right whatever the tokenizer's own side, so that learned positions
     are those of the text on its own. Padding of mappings is taken as given.
     """
+    if description.learned and not description.stacks:
+        return _prepare_learned(description, model, inputs, tokenizer)
     parameters = inspect.signature(description.base.forward).parameters
     first = next(iter(parameters))  # input_ids, src, pixel_values
     inputs, lengths = unify_inputs(inputs), None
@@ -118,6 +116,24 @@ def prepare_inputs(description: ModelDescription, model: nn.Module, inputs: Any,
     return Inputs(given, decoder.mask, decoder.tokens, found)
 
 
+def _prepare_learned(description: ModelDescription, model: nn.Module, inputs: Any, tokenizer: Any) -> Inputs:
+    """Takes inputs as they are, and learns from the model which tokens it makes of them."""
+    lengths = None
+    rows = _encode_for(description, inputs, tokenizer) if as_texts(inputs) is not None else None
+    if rows is not None:
+        given, lengths = pad_rows(description, rows, tokenizer)
+    else:
+        given = read_given(description.base, model, inputs, tokenizer)
+    _check_device(description.base, given)
+    name = next((name for name in TEXT if isinstance(given.get(name), Tensor)), None)
+    if name is not None:  # whatever is wrong with them is said before the model stumbles over it
+        find_text_tokens(description, given, name, tokenizer)
+    found = learn_tokens(description, given, tokenizer)
+    check_rows(found.mask)
+    whole = lengths is not None and found.mask.shape == given["input_ids"].shape
+    return Inputs(given, found.mask, found.tokens, lengths=lengths if whole else None)
+
+
 def _add_decoder(model: nn.Module, inputs: Any, given: dict[str, Any]) -> None:
     """See that there is something for the decoder to read: what is given, or the labels, moved on by one."""
     if any(name in given for name in _DECODER):
@@ -135,7 +151,7 @@ def _add_decoder(model: nn.Module, inputs: Any, given: dict[str, Any]) -> None:
 def _encode_for(description: ModelDescription, inputs: Any, tokenizer: Any) -> list[Row] | None:
     """Returns what there is of each sequence; None where ``inputs`` are none."""
     if _takes_ids(description):
-        return encode_sequences(inputs, tokenizer, _IGNORED)
+        return encode_sequences(inputs, tokenizer, IGNORED)
     texts = as_texts(inputs)
     if texts is not None:
         raise TypeError(
@@ -155,7 +171,7 @@ def _select_known(description: ModelDescription, model: nn.Module, inputs: Mappi
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     given = {}
     for name, value in inputs.items():
-        if value is None or name in _IGNORED:
+        if value is None or name in IGNORED:
             continue
         if name in ("past_key_values", "cache_params"):
             raise ValueError(

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...decomposition.attention import Attention, AttentionWeights, QueryKey, allows_attention
-from ...errors import FfattrError
-from ..capture.recorder import record_first_attention
 from ..registry import ModelDescription
+from .given import find_valid, look_ahead
 
 __all__ = ["SIGNALS", "check_signal", "find_signal_tokens"]
 
@@ -56,34 +54,17 @@ def find_signal_tokens(
     Raises ValueError with the model's own words where it takes no such inputs.
     """
     signal: Tensor = given[name]
-    try:
-        attention = record_first_attention(description, given)
-    except (FfattrError, torch.OutOfMemoryError):
-        raise
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in given.items() if isinstance(value, Tensor))
-        raise ValueError(f"{type(description.base).__name__} does not run on {shapes}: {error}") from error
+    attention = look_ahead(description, given)
     batch, _, _, length = attention.shape
     mask = given.get("attention_mask") if name == "pixel_values" else None
     if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape != (batch, length):
         raise ValueError(
             f"attention_mask has shape {tuple(mask.shape)}, expected {(batch, length)}: {name} makes {length} tokens"
         )
-    valid = _find_valid(attention).to(signal.device)
+    valid = find_valid(attention).to(signal.device)
     names = _name_patches(description, signal, length) if name == "pixel_values" else None
     names = [str(position) for position in range(length)] if names is None else names
     return valid, [list(names) for _ in range(batch)]
-
-
-def _find_valid(attention: Attention) -> Tensor:
-    """Returns which tokens of the batch ``[B, T]`` any query may attend to: all but padding."""
-    batch, _, _, length = attention.shape
-    allowed: Tensor | None = None
-    if isinstance(attention, AttentionWeights):
-        allowed = attention.alpha != 0
-    elif isinstance(attention, QueryKey) and attention.mask is not None:
-        allowed = allows_attention(attention.mask)
-    return torch.ones(batch, length, dtype=torch.bool) if allowed is None else allowed.any(1).any(-2).expand(batch, -1)
 
 
 def _name_patches(description: ModelDescription, images: Tensor, length: int) -> list[str] | None:

@@ -7,8 +7,9 @@ from own_modules import mine
 from tiny_models import build
 from torch import nn
 
-from ffattr.models.detection.match import Cut, Part, Product, match_parts
+from ffattr.models.detection.match import match_parts
 from ffattr.models.detection.observe import observe_layers
+from ffattr.models.detection.parts import Cut, Part, Product
 from ffattr.models.detection.probe import Undetected
 
 pytestmark = pytest.mark.usefixtures("one_thread")

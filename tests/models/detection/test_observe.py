@@ -24,9 +24,10 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_training_mode() -> None:
-    model = mine().train()
+    model = mine()
+    model.blocks[1].append = nn.Dropout(0.1)
     before = state(model)
-    with pytest.raises(CaptureError, match=r"Mine is in training mode.*model\.eval"):
+    with pytest.raises(CaptureError, match=r"Mine is in training mode at 'blocks.1.append' \(Dropout\).*model\.eval"):
         resolve(model)
     assert state(model) == before
 
@@ -66,5 +67,5 @@ def test_what_is_seen_of_every_layer() -> None:
 
 
 def test_no_layers_to_watch() -> None:
-    with pytest.raises(Undetected, match=r"no nn\.ModuleList or nn\.Sequential of layers that are all of one class"):
+    with pytest.raises(Undetected, match=r"no nn\.ModuleList, nn\.Sequential or nn\.ModuleDict of blocks"):
         observe_layers(nn.Linear(3, 3))

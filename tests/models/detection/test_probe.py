@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from own_modules import Block, Experts, Still, mine
+from own_modules import Block, Still, mine
 from tiny_models import build
 from torch import nn
 from torch.nn import functional as F
 
 import ffattr.models.registry as adapters
-from ffattr.models.detection.probe import BATCH, TOKENS, Undetected, find_stacks, make_inputs, refuse_experts
+from ffattr.models.detection.probe import BATCH, TOKENS, find_stacks, list_layers, make_inputs
 from ffattr.models.registry import resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,15 +35,15 @@ def test_stacks_are_lists_of_blocks_of_one_class() -> None:
     assert find_stacks(model) == {"blocks": list(model.blocks)}
     assert find_stacks(nn.ModuleDict({"inner": model})) == {"inner.blocks": list(model.blocks)}
     assert find_stacks(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))) == {}  # single projections
-    assert find_stacks(nn.ModuleList([Block(), Still()])) == {}
+    mixed = nn.ModuleList([Block(), Still()])
+    assert find_stacks(mixed) == {"": list(mixed)}
 
 
-def test_experts_are_refused() -> None:
-    refuse_experts(Block(), "blocks", 0)
-    with pytest.raises(
-        Undetected, match=r"layer 3 of 'blocks' looks like a mixture of experts: 'ff\.experts' is a list"
-    ):
-        refuse_experts(Block(ff=lambda: Experts(False)), "blocks", 3)
+def test_lists_may_hold_nothing_at_some_places() -> None:
+    one, other = Block(), Block()
+    assert list_layers([one, None, nn.Identity(), other]) == [one, other]
+    assert list_layers(nn.ModuleDict({"a": one, "b": other})) == [one, other]
+    assert find_stacks(nn.ModuleList([one, nn.Identity(), other])) == {"": [one, other]}
 
 
 def test_inputs_to_try() -> None:

@@ -45,7 +45,7 @@ def test_a_description_that_was_found_works_as_an_adapter(name: str) -> None:
     model = build(name)
     found = detect.detect_layers(model)
     expected = ModelDescription(model, detect.make_specs(model, found), "")
-    exec(write_template(model.config.model_type, found.layers, found.parts), {"ffattr": ffattr})
+    exec(write_template(model.config.model_type, found.layers, found.parts[0]), {"ffattr": ffattr})
     description = resolve(model)
     assert description.family == model.config.model_type
     assert_same_layers(description, expected)
@@ -53,7 +53,7 @@ def test_a_description_that_was_found_works_as_an_adapter(name: str) -> None:
 
 def test_a_description_of_numbered_modules() -> None:
     found = detect.detect_layers(nn.Sequential(nn.Embedding(50, 24), mine().blocks).double().eval())
-    code = write_template("Sequential", found.layers, {**found.parts, "activation": "ff.0.act"})
+    code = write_template("Sequential", found.layers, {**found.parts[0], "activation": "ff.0.act"})
     assert "for layer in base[1]" in code
     assert "activation=layer.ff[0].act," in code
 

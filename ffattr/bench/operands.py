@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ffattr.bench.cases import Size
-from ffattr.decomposition.precision import operand_dtype, quantised
-from ffattr.ops import torch_kernels
+from ..decomposition.precision import operand_dtype, quantised
+from ..ops import torch_kernels
+from .cases import Size
 
 __all__ = ["OPERATORS", "Problem"]
 

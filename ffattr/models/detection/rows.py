@@ -1,0 +1,143 @@
+"""What happened in one run of a layer, as rows of tokens that are compared: its projections, its norms, and the rest.
+
+All tensors are ``[rows, width]``, one row per token, on the CPU in float32 or wider.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from ...decomposition.activations import ACTIVATIONS
+from ..spec.norms import is_norm
+from .parts import Part, Product
+from .probe import Undetected
+from .watch import Call, Run
+
+__all__ = ["EQUAL", "MIXED", "LayerRows"]
+
+# Relative differences of two tensors that rounding explains: of a sum, an activation or a product, and of attention,
+# whose weights may have been made in float32 whatever the model's dtype.
+EQUAL = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+MIXED = {torch.float64: 1e-5, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 8e-2}
+_FACTORS = ("scale", "scaling", "multiplier", "factor")  # of what the attributes of numbers are called
+
+
+class LayerRows:
+    """The calls of one run, with its input ``x`` and output ``y``, and its attention weights, ``[B, H, T, T]``."""
+
+    def __init__(self, run: Run) -> None:
+        assert run.output is not None
+        self.layer = run.layer
+        self.device, self.dtype = run.input.device, run.input.dtype
+        self.wide = torch.promote_types(self.dtype, torch.float32)
+        ((self.caller, self.attention),) = run.attention
+        self.batch, self.heads, self.length, keys = self.attention.shape
+        if self.length != keys or self.dtype not in EQUAL:
+            raise Undetected(
+                f"attention has {self.length} queries and {keys} keys, hidden states are {self.dtype}; expected as "
+                "many keys as queries and a float type"
+            )
+        self.batch_first = tuple(run.input.shape[:2]) == (self.batch, self.length)
+        self.alpha = self.read_alpha()
+        whole = self.alpha.isfinite().all(-1).all(1)  # [B, T]: a row of padding may have no key to attend to
+        self.alpha = self.alpha.nan_to_num()
+        self.kept = whole if self.batch_first else whole.T
+        self.whole = whole
+        self.x, self.y = self.flatten_rows(run.input), self.flatten_rows(run.output)
+        times = Counter(call.path for call in run.calls)
+        calls = (
+            Call(call.path, call.module, self.flatten_rows(call.input), self.flatten_rows(call.output), call.others)
+            for call in run.calls
+            if times[call.path] == 1 and call.input.dim() and call.output.dim()
+        )
+        of_tokens = [call for call in calls if len(call.input) == len(call.output) == len(self.x)]
+        order = {path: place for place, (path, _) in enumerate(run.layer.named_modules())}
+        self.calls = sorted(of_tokens, key=lambda call: order[call.path])  # a wrapper before what it wraps
+        self.linears = [call for call in self.calls if _is_linear(call.module)]
+        self.norms = [call for call in self.calls if self.is_norm(call)]
+
+    def flatten_rows(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().reshape(-1, tensor.shape[-1]).to("cpu", self.wide)
+
+    def split_sequences(self, rows: Tensor) -> Tensor:
+        """Returns rows ``[B * T, width]`` as ``[B, T, width]``, whichever of the two comes first in the model."""
+        if self.batch_first:
+            return rows.view(self.batch, self.length, -1)
+        return rows.view(self.length, self.batch, -1).transpose(0, 1)
+
+    def is_norm(self, call: Call) -> bool:
+        """Tells a norm by its name or, where the module has none inside it, by what it computes."""
+        if isinstance(call.module, nn.LayerNorm) or "Norm" in type(call.module).__name__:
+            return True
+        if call in self.linears or call.input.shape != call.output.shape or any(True for _ in call.module.children()):
+            return False
+        if self.measure_error(call.input, call.output) < 1e-3:
+            return False
+        return all(one.dim() == 1 for one in call.module.parameters()) and is_norm(call.module, call.input.shape[1])
+
+    def measure_error(self, found: Tensor, expected: Tensor) -> float:
+        if found.shape != expected.shape:
+            return float("inf")
+        if len(found) == self.kept.numel():
+            found, expected = found[self.kept.flatten()], expected[self.kept.flatten()]
+        return float((found - expected).norm() / expected.norm().clamp_min(torch.finfo(self.wide).tiny))
+
+    def are_equal(self, found: Tensor, expected: Tensor) -> bool:
+        return self.measure_error(found, expected) <= EQUAL[self.dtype]
+
+    def apply_norms(self, tensor: Tensor) -> Iterator[tuple[str | None, Tensor]]:
+        """Yields the tensor as it is, and what each norm that reads it makes of it."""
+        yield None, tensor
+        yield from ((call.path, call.output) for call in self.norms if self.are_equal(call.input, tensor))
+
+    @cached_property
+    def numbers(self) -> list[tuple[str, float]]:
+        """The numbers among the attributes of the layer's modules by which something may be multiplied, by path."""
+        found: dict[float, str] = {}
+        for path, module in self.layer.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, float) and any(word in name for word in _FACTORS) and value not in (0.0, 1.0):
+                    found.setdefault(value, f"{path}.{name}" if path else name)
+        return [(path, value) for value, path in found.items()]
+
+    def read_alpha(self) -> Tensor:
+        """Returns attention weights ``[B, H, T, T]``."""
+        tokens = torch.arange(self.length, device=self.device)
+        sequences = (self.attention.sequence(batch, tokens, self.wide) for batch in range(self.batch))
+        return torch.stack([sequence.attention_weights(tokens) for sequence in sequences]).cpu()
+
+    def apply_activations(self, z: Tensor) -> Iterator[tuple[int, Part, Tensor]]:
+        """Yields what may have been made of ``z``, surest first: by a module that read it, an attribute, a function."""
+        for call in self.calls:
+            read_it = call not in self.linears and call not in self.norms and self.are_equal(call.input, z)
+            if read_it and call.output.shape == z.shape and not self.are_equal(call.output, z):
+                yield 0, call.path, call.output
+        for path, module in self.layer.named_modules():
+            for name, function in vars(module).items():
+                if "act" in name and callable(function):
+                    try:
+                        value = function(z.clone())
+                    except Exception:  # whatever else is called so
+                        continue
+                    if isinstance(value, Tensor) and value.shape == z.shape:
+                        yield 1, f"{path}.{name}" if path else name, value
+        yield from ((2, activation, activation.value(z)) for activation in ACTIVATIONS.values())
+
+    def apply_scales(self, path: str, tensor: Tensor) -> Iterator[tuple[Part, Tensor]]:
+        """Yields what a projection returned as it is, and times every parameter of the layer that has its width."""
+        yield path, tensor
+        for name, parameter in self.layer.named_parameters():
+            if parameter.shape == tensor.shape[1:] and not name.endswith("bias"):
+                yield Product(path, name), tensor * parameter.detach().to("cpu", self.wide)
+        for name, number in self.numbers:
+            yield Product(path, name, is_number=True), tensor * number
+
+
+def _is_linear(module: nn.Module) -> bool:
+    """Accepts subclasses too, so that it is said of them that they cannot be read."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or "Linear" in type(module).__name__

@@ -1,0 +1,65 @@
+"""`LayerSpec` made of what was found: every path followed to the module that is there."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...decomposition.activations import Activation
+from ..spec.experts import Stacked
+from ..spec.layer import BranchSpec, LatentSpec, LayerSpec
+from ..spec.weights import Columns, ParameterRef, Scaled
+from .parts import Cut, Part, Product, StackedPart
+from .probe import Undetected
+
+__all__ = ["make_spec", "resolve_path"]
+
+_BESIDE = "shared_"
+"""What the parts of the network beside a mixture's experts begin with."""
+
+
+def make_spec(layer: nn.Module, parts: Mapping[str, Part], where: str) -> LayerSpec:
+    """Describes a layer. Raises `Undetected` where it lacks a part; ``where`` names it."""
+
+    def find_module(name: str, path: str) -> Any:
+        try:
+            module = resolve_path(layer, path)
+        except AttributeError:
+            raise Undetected(f"{where} has no {path!r}, which others have") from None
+        return None if name.startswith("norm_") and isinstance(module, nn.Identity) else module
+
+    def find_part(name: str, part: Part) -> Any:
+        if isinstance(part, Activation):
+            return part.value
+        if isinstance(part, Cut):
+            return Columns(find_module(name, part.path), part.start, part.stop, part.groups)
+        if isinstance(part, StackedPart):
+            experts = find_module(name, part.path)
+            given = (part.weight, part.bias, part.start, part.stop, part.step, part.out_last, part.factor)
+            return Stacked(experts, *given)
+        if isinstance(part, Product):
+            owner, _, attribute = part.factor.rpartition(".")
+            if part.is_number:
+                factor = torch.tensor(find_module(name, part.factor), dtype=torch.float64)
+                return Scaled(find_module(name, part.path), factor)
+            return Scaled(find_module(name, part.path), ParameterRef(find_module(name, owner), attribute))
+        return find_module(name, part) if isinstance(part, str) else part
+
+    found = {name: find_part(name, part) for name, part in parts.items()}
+    beside = {name.removeprefix(_BESIDE): found.pop(name) for name in list(found) if name.startswith(_BESIDE)}
+    latent = {name: found.pop(name) for name in ("latent", "norm_of_latent") if name in found}
+    return LayerSpec(
+        module=layer,
+        shared=BranchSpec(**beside) if beside else None,
+        latent=LatentSpec(latent["latent"], latent["norm_of_latent"]) if latent else None,
+        **found,
+    )
+
+
+def resolve_path(root: Any, path: str) -> Any:
+    """Returns what is at a dotted path. Raises AttributeError."""
+    return functools.reduce(getattr, path.split("."), root) if path else root
