@@ -55,6 +55,9 @@ class ScoredText:
     ``pieces`` are its tokens as running text, with the space before each, ``labels`` the same for an axis, ``scores``
     ``[n]`` what they give where the text is shown, ``layers`` ``[M, n]`` what they give at the ``boundaries``.
     ``mark`` is the token that the number is read at (None: none of them), ``name`` tells texts apart.
+
+    >>> from ffattr.plot import ScoredText
+    >>> ScoredText(["no", " day"], ["no", "day"], torch.ones(2), torch.ones(1, 2), ["layer 0"], mark=1).check()
     """
 
     pieces: Sequence[str]

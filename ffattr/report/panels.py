@@ -21,6 +21,13 @@ class Scores:
     number for each boundary, ``values[scope]`` what all of it adds up to. ``read_at[scope]`` is the position of the
     column that the number is read at (-1: none of them). The layers of the panel are those that lie between
     boundaries: one fewer.
+
+        >>> from ffattr.report import Panel, Scores
+        >>> given = torch.tensor([[1.0, -0.5], [0.0, 0.5]])
+        >>> scores = Scores(["layer 0", "output"], lambda scope: given, {"x": {"bias": [0.0, 0.0]}}, {"x": 0.5})
+        >>> panel = Panel("1", ["a", "b"], [0, 1], ["a", "b"], [0, 1], True, [0], ["x"], None, scores=scores)
+        >>> [(scope, values.shape) for scope, values in panel.score_maps()]
+        [('x', (2, 2))]
     """
 
     boundaries: Sequence[str]
