@@ -39,3 +39,5 @@ from .results.keep import Reduce as Reduce
 from .results.keep import Rows as Rows
 from .results.keep import Top as Top
 from .results.keep import TopK as TopK
+from .study.evaluate import Evaluation as Evaluation
+from .study.evaluate import evaluate as evaluate

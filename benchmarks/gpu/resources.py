@@ -37,6 +37,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from ffattr.ops.reduction import Reduction
 from ffattr.ops.triton import configs
 from ffattr.ops.triton.configs import Config, Shape
 from ffattr.ops.triton.ff_norms import direct_kernel
@@ -63,11 +64,13 @@ class Resources:
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel to compile: "direct", "own" (the same for queries' own keys), "build" or "apply"."""
+    """A kernel to compile: "direct", "own" (the same for queries' own keys), "build" or "apply"; ``reduction`` is what
+    the first two and the last reduce vectors to."""
 
     kernel: str
     shape: Shape
     config: Config
+    reduction: Reduction = "l2"
 
     @property
     def capability(self) -> int:
@@ -83,14 +86,15 @@ class Case:
         if self.kernel == "build":
             return build_arguments(self.shape, self.config)
         if self.kernel == "apply":
-            return apply_arguments(self.shape, self.config)
-        return direct_arguments(self.shape, self.config, own=self.kernel == "own")
+            return apply_arguments(self.shape, self.config, self.reduction)
+        return direct_arguments(self.shape, self.config, self.kernel == "own", self.reduction)
 
     def row(self) -> dict[str, Any]:
         """What it is and takes; ``streams`` or ``heads`` (as padded) is None where the kernel is the same for all."""
         arguments = self.arguments
         return {
             "kernel": self.kernel,
+            "reduction": self.reduction,
             "capability": self.capability,
             "dtype": str(self.shape.dtype).removeprefix("torch."),
             "streams": arguments.get("STREAMS"),
@@ -115,6 +119,10 @@ def cases(capability: int, usual: bool = False) -> Iterator[Case]:
                 Case("build", shape, configs.choose_build(shape)),
                 Case("apply", shape, configs.choose_apply(shape, HEAD_DIM)),
             ]
+            if capability == 90 and h == heads[0]:  # the main loops are the same
+                chosen = [("direct", configs.choose_direct(shape)), ("apply", configs.choose_apply(shape, HEAD_DIM))]
+                found += [Case(kernel, shape, config, "l1") for kernel, config in chosen]
+                found += [Case(kernel, shape, configs.halve_columns(config), "alti") for kernel, config in chosen]
         elif capability < 90:
             continue
         for case in found:
@@ -177,7 +185,12 @@ def norms(shape: Shape) -> dict[str, str | None]:
     return dict.fromkeys(("residual_scale", "gamma", "norm_scale"), "*fp32" if shape.streams == 1 else None)
 
 
-def direct_arguments(shape: Shape, config: Config, own: bool = False) -> dict[str, Any]:
+def reduction_arguments(reduction: Reduction) -> dict[str, Any]:
+    """Of norms the third is centred, which is done apart for anything else."""
+    return {"totals": "*fp32" if reduction == "alti" else None, "L2": reduction == "l2", "CENTRE": reduction == "l2"}
+
+
+def direct_arguments(shape: Shape, config: Config, own: bool = False, reduction: Reduction = "l2") -> dict[str, Any]:
     """All feed-forward scopes: of a post-LN layer, the longest epilogue there is, or of a gated, pre-LN one."""
     float8 = shape.dtype == torch.float8_e4m3fn
     down, wide = TYPES[shape.dtype], "bf16" if float8 else TYPES[shape.dtype]
@@ -204,7 +217,7 @@ def direct_arguments(shape: Shape, config: Config, own: bool = False) -> dict[st
         **dict.fromkeys(("queries", "columns", "keys", "neurons", "width", "heads"), "i32"),
         "OWN": own,
         "STREAMS": shape.streams,
-        "CENTRE": True,
+        **reduction_arguments(reduction),
         "TMA": config.tma,
         "PRECISION": product_precision(torch.bfloat16 if float8 else shape.dtype),
         "HEADS": heads,
@@ -231,7 +244,7 @@ def build_arguments(shape: Shape, config: Config) -> dict[str, Any]:
     }
 
 
-def apply_arguments(shape: Shape, config: Config) -> dict[str, Any]:
+def apply_arguments(shape: Shape, config: Config, reduction: Reduction = "l2") -> dict[str, Any]:
     wide = TYPES[shape.dtype]
     return {
         "weights": "*fp32",
@@ -244,7 +257,7 @@ def apply_arguments(shape: Shape, config: Config) -> dict[str, Any]:
         **norms(shape),
         "out": "*fp32",
         **dict.fromkeys(("first", "batch", "queries", "keys", "columns", "heads", "head_dim", "width"), "i32"),
-        "CENTRE": True,
+        **reduction_arguments(reduction),
         "EVEN": True,
         "TMA": config.tma,
         "PRECISION": product_precision(shape.dtype),
@@ -257,6 +270,7 @@ def apply_arguments(shape: Shape, config: Config) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> Table:
     shown = Table(
         "kernel",
+        "reduces to",
         "GPU",
         "dtype",
         "streams",
@@ -270,6 +284,7 @@ def table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         shown.add_row(
             row["kernel"],
+            row["reduction"] if row["kernel"] != "build" else "",
             f"sm_{row['capability']}",
             row["dtype"],
             *("any" if row[name] is None else str(row[name]) for name in ("streams", "heads")),

@@ -55,17 +55,20 @@ def minilm() -> Loaded:
     return Loaded(model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 
-def smollm2() -> Loaded:
-    """SmolLM2-135M-Instruct: Llama (pre-LN, SwiGLU), 30 layers, d 576, 9/3 heads, F 1536. Apache-2.0."""
-    return _dequantised("smollm2-135m", _smollm2_file)
+def smollm2(head: bool = False) -> Loaded:
+    """SmolLM2-135M-Instruct: Llama (pre-LN, SwiGLU), 30 layers, d 576, 9/3 heads, F 1536. Apache-2.0.
+
+    With its ``head`` it is a language model.
+    """
+    return _dequantised("smollm2-135m", _smollm2_file, head)
 
 
-def gemma3() -> Loaded:
+def gemma3(head: bool = False) -> Loaded:
     """Gemma 3 270M: norms before and after each block, GeGLU, 18 layers, d 640, 4/1 heads of 256, F 2048.
 
     Gemma's terms of use: for development, no part of it may be shipped.
     """
-    return _dequantised("gemma3-270m", _gemma3_file)
+    return _dequantised("gemma3-270m", _gemma3_file, head)
 
 
 def antiberty() -> Loaded:
@@ -146,7 +149,7 @@ def _pixels(image: Tensor) -> dict[str, Tensor]:
     return {"pixel_values": pixels if pixels.dim() == 4 else pixels[None]}
 
 
-def _dequantised(name: str, source: Callable[[], AbstractContextManager[Path]]) -> Loaded:
+def _dequantised(name: str, source: Callable[[], AbstractContextManager[Path]], head: bool) -> Loaded:
     """Reading the 4-bit file takes half a minute, its float32 copy a second: done once."""
     transformers = _transformers()
     folder = CACHE / name
@@ -154,7 +157,8 @@ def _dequantised(name: str, source: Callable[[], AbstractContextManager[Path]]) 
         folder.parent.mkdir(exist_ok=True)
         with source() as weights:
             _dequantise(weights, folder)
-    model = transformers.AutoModel.from_pretrained(folder, local_files_only=True)
+    loader = transformers.AutoModelForCausalLM if head else transformers.AutoModel
+    model = loader.from_pretrained(folder, local_files_only=True)
     return Loaded(model.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 

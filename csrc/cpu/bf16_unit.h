@@ -19,6 +19,13 @@ constexpr int64_t kUnitRows = 16, kUnitColumns = 32, kUnitDepth = 32;
 using Words = uint32_t __attribute__((vector_size(FFATTR_VECTOR_BYTES)));
 using Halves = uint16_t __attribute__((vector_size(FFATTR_VECTOR_BYTES / 2), aligned(2), may_alias));
 
+// What is brought into L2 while a block is multiplied, the numbers that come next: so many cache lines of 64 bytes for
+// each step of kUnitDepth.
+struct Ahead {
+  const char* from;
+  int64_t lines;
+};
+
 // Rounded to nearest, in the upper half of each word: NaN stays NaN.
 inline Words rounded(Vector<float> x) {
   const Words bits = reinterpret_cast<Words>(x), even = bits + 0x7fff + (bits >> 16 & 1);
@@ -169,7 +176,7 @@ inline void load_columns(const Bf16* b) {
 // `both`: 32 rows, else 16. With two parts of A and B, high before low, the sum of the three products that count.
 template <bool both, int parts>
 __attribute__((noinline)) void unit_block(int64_t depth, const Bf16* a, int64_t a_stride, int64_t a_part, const Bf16* b,
-                                          int64_t b_part, float* c, int64_t width, bool accumulate) {
+                                          int64_t b_part, float* c, int64_t width, bool accumulate, Ahead ahead) {
   const int64_t bytes = width * 4;
   float* below = c + kUnitRows * width;
   if (accumulate) {
@@ -182,6 +189,7 @@ __attribute__((noinline)) void unit_block(int64_t depth, const Bf16* a, int64_t 
   }
   for (int64_t k = 0; k < depth; k += kUnitDepth, a += kUnitDepth, b += kUnitDepth * kUnitColumns) {
     load_columns(b);
+    for (int64_t line = 0; line < ahead.lines; ++line, ahead.from += 64) __builtin_prefetch(ahead.from, 0, 2);
     if constexpr (parts == 2) {
       load_rows<both>(a + a_part, a_stride);
       multiply_loaded<both>();
@@ -265,7 +273,7 @@ __attribute__((noinline)) void dot_rows(int64_t depth, const Bf16* a, int64_t a_
 
 template <bool both, int parts>
 inline void unit_block(int64_t depth, const Bf16* a, int64_t a_stride, int64_t a_part, const Bf16* b, int64_t b_part,
-                       float* c, int64_t width, bool accumulate) {
+                       float* c, int64_t width, bool accumulate, Ahead) {
   for (int row = 0; row < (both ? 32 : 16); row += kDotRows)
     dot_rows<parts>(depth, a + row * a_stride, a_stride, a_part, b, b_part, c + row * width, width, accumulate);
 }

@@ -44,6 +44,9 @@ constexpr int64_t padded_columns(int64_t columns) {
   return (columns + widest - 1) / widest * widest;
 }
 
+// More columns of a unit's product, which its rows lie apart.
+constexpr int64_t kUnitPadding = 16;
+
 // A query, and a key of its sequence: both counted over all sequences.
 struct Pair {
   int32_t query, key;
@@ -77,7 +80,7 @@ struct WideMap {
 template <class T>
 struct Scratch {
   T* a;        // [kTileRows, kRowStride]
-  T* c;        // [kTileRows, padded_columns]
+  T* c;        // [kTileRows, padded_columns + kUnitPadding]
   T* weights;  // [H + 1, kTileRows]
 };
 

@@ -24,7 +24,8 @@ template const Kernels<float>& unit_table<2>();
 // Whether a product by the unit is what it is by single multiplications: asked once, before anything relies on it.
 bool unit_works() {
   constexpr int64_t depth = 70, columns = 40, rows = 37;
-  std::vector<float> b(depth * columns), packed(96 * 64), c(kTileRows * 64), memory(kTileRows * kRowStride<float>);
+  std::vector<float> b(depth * columns), packed(96 * 64), c(kTileRows * (64 + kUnitPadding)),
+      memory(kTileRows * kRowStride<float>);
   std::vector<float> a(rows * depth);
   const auto number = [](int64_t i) { return static_cast<float>((i * 7919 + 13) % 2003 - 1001) / 512; };
   for (int64_t i = 0; i < depth * columns; ++i) b[i] = number(i);

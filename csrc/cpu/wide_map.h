@@ -134,7 +134,7 @@ template <class T>
 class ScratchPool {
  public:
   ScratchPool(int64_t workers, int64_t heads, int64_t width)
-      : c_size_(kTileRows * padded_columns<T>(width)),
+      : c_size_(kTileRows * (padded_columns<T>(width) + kUnitPadding)),
         w_size_(kTileRows * (heads + 1)),
         a_(workers * kASize),
         c_(workers * c_size_),

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["MARKS", "Words", "mark_of"]
+__all__ = ["MARKS", "Words", "mark_of", "spell_tokens"]
 
 MARKS: dict[str, Callable[[str], bool]] = {
     "##": lambda token: token.startswith("##"),  # WordPiece: goes on
@@ -22,6 +22,8 @@ MARKS: dict[str, Callable[[str], bool]] = {
 }
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # SentencePiece: a byte of a character that has no token
 _SPECIAL = re.compile(r"\[(?:[A-Z][A-Z0-9_ ]*|unused\d+)\]|<[|\uff5c].*[|\uff5c]>|<(?!0x)[^<>\s]*[A-Za-z][^<>\s]*>")
+
+_CLOSES = re.compile(r"[.,;:!?%)\]}\u2019\u201d\u2026]+|['\u2019](?:s|t|re|ve|ll|d|m)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,31 @@ def mark_of(tokens: Iterable[str]) -> str | None:
             counts[mark] += bears(token)
     most = max(counts, key=counts.__getitem__)
     return most if counts[most] else None
+
+
+def spell_tokens(tokens: Sequence[str]) -> list[str]:
+    """Returns what each token adds to the running text, with the space before it; joined, that is the text.
+
+    Tokenizers that mark where words begin tell the spaces. Elsewhere there is one before a word, but for the first, and
+    none before punctuation that closes nor after a bracket or quote that opens. A token that is a part of a character
+    is spelled as the tokenizer writes it.
+    """
+    mark = mark_of(tokens)
+    found = Words.from_tokens(tokens, mark)
+    texts: list[str] = []
+    open_end = True
+    for at, token in enumerate(tokens):
+        piece = _read_piece(token, None if found.special[at] else mark)
+        try:
+            text = piece.decode()
+        except UnicodeDecodeError:
+            text = token.replace("Ġ", " ")
+        if mark not in ("Ġ", "▁") or found.special[at]:
+            goes_on = at > 0 and found.number[at] == found.number[at - 1]
+            text = text if open_end or goes_on or _CLOSES.fullmatch(text) else f" {text}"
+        texts.append(text)
+        open_end = text[-1:] in set("([{\u201c\u2018\n")
+    return texts
 
 
 def _begins_word(token: str, before: str, piece: bytes, mark: str | None) -> bool:

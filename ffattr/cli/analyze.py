@@ -14,7 +14,8 @@ from rich.console import Console
 from .. import study
 from ..analysis import Categories, pair_categories
 from ..models import pretrained
-from ..results import load
+from ..results import Attribution, load
+from ..results.contributions import Contributions
 from .corpus import require_corpus, show_count
 
 __all__ = ["analyze_corpus", "analyze_files"]
@@ -44,7 +45,7 @@ def analyze_files(
         if Path(file).is_dir():
             made.append(_read_tables(name, file, top, detailed))
         else:
-            made.append(study.of_maps(name, load(file), k=top, categories=categories))
+            made.append(study.of_maps(name, _load_maps(file), k=top, categories=categories))
     _write_studies(made, folder, formats)
     if merge:
         for file in files:
@@ -102,6 +103,13 @@ def _write_studies(made: Sequence[study.Study], folder: Path, formats: Sequence[
         for name, why in one.left_out.items():
             line = f"left out: {one.name}, {name.replace('_', ' ')}: {why}"
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _load_maps(file: str) -> Attribution:
+    found = load(file)
+    if isinstance(found, Contributions):
+        raise ValueError(f"{file!r} holds contributions to a number, expected maps that `ffattr map -o` saved")
+    return found
 
 
 def _name_files(files: Sequence[str]) -> list[str]:

@@ -61,6 +61,9 @@ def map_command(
     ] = None,
     backend: Annotated[str, typer.Option(help="auto, or one that `ffattr info` lists.", metavar="NAME")] = "auto",
     method: Annotated[str, typer.Option(help="auto, direct, operator, mixed or pairs.", metavar="NAME")] = "auto",
+    reduce: Annotated[
+        str, typer.Option(help="What a vector becomes: l2 (its norm), l1 or alti.", metavar="NAME")
+    ] = "l2",
     words: Annotated[bool, typer.Option("--words", help="Add up the vectors of the tokens of each word.")] = False,
     top: Annotated[int | None, typer.Option(help="Keep the K largest entries of each row only.", metavar="K")] = None,
     pool: Annotated[
@@ -94,6 +97,7 @@ def map_command(
             "dtype": arguments.parse_dtype(dtype),
             "backend": backend,
             "method": method,
+            "reduce": reduce,
             "groups": "words" if words else None,
         }
 
@@ -173,6 +177,12 @@ def corpus_command(
         typer.Option(help='Scopes of tokens, top and maps (default: "layer"); may be repeated.', metavar="NAME"),
     ] = None,
     pairs: Annotated[int, typer.Option(help="Amplified pairs of each document and layer.", metavar="K", min=1)] = 10,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help='Also the table "scores": what tokens give to a token, class or "predicted".', metavar="WHAT"
+        ),
+    ] = None,
     long: Annotated[str, typer.Option(help="Documents too long: error, cut or window.", metavar="WHAT")] = "error",
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens that are too many (default: the model's positions).", min=1)
@@ -195,7 +205,8 @@ def corpus_command(
         options: dict[str, Any] = {
             "text": text,
             "id": id_column,
-            "keep": tuple(keep.split(",")),
+            "keep": (*keep.split(","), *["scores"] * (target is not None)),
+            "target": target,
             "scopes": tuple(scope or ["layer"]),
             "layers": layers,
             "pairs": pairs,

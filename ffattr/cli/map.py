@@ -69,7 +69,7 @@ def _tabulate_strongest(attribution: Attribution) -> Table:
     """Shows the largest entries of the last layer's last scope, but for those of a token with itself."""
     scope, layer = attribution.scope("layer"), attribution.layers[-1]
     found = attribution.top(_PAIRS, scope)
-    table = Table("query", "key", "norm", title=f"{scope}, layer {layer}")
+    table = Table("query", "key", attribution.measure, title=f"{scope}, layer {layer}")
     for pair in found[found["layer"] == layer].itertuples():
         names = (f"{pair.query} {pair.query_token}", f"{pair.key} {pair.key_token}")
         table.add_row(*map(escape, names), f"{pair.norm:.3g}")

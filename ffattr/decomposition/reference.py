@@ -139,7 +139,7 @@ def preactivations(branch: Branch, stream: Stream, baseline: Baseline) -> Path:
 
 
 def path_start(branch: Branch, z: Tensor, bias: Tensor | None, baseline: Baseline) -> Tensor | None:
-    """Where the path to ``z`` starts, ``[S, N or 1, F]``, None: at zero. Only ``"bias"`` asks for ``bias``."""
+    """The start of the path to ``z``, ``[S, N or 1, F]``, None: at zero. Only ``"bias"`` asks for ``bias``."""
     if isinstance(baseline, Tensor):
         base = baseline.to(z).view(-1, 1, z.shape[-1])
         if branch.gate is not None and base.shape[0] == 1:

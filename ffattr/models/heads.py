@@ -16,7 +16,8 @@ from ..decomposition.affine import Linear
 from ..errors import UnsupportedModel
 from .families.heads import FACTORS, FINAL_NORMS, HEADS, Reading
 from .spec.activation import identify_activation
-from .spec.weights import read_linear, read_norm
+from .spec.norms import read_norm
+from .spec.weights import read_linear
 
 __all__ = ["HeadSpec", "list_final_norms", "list_heads"]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["load", "load_model", "load_processor"]
+__all__ = ["load", "load_model", "load_processor", "load_with_head"]
 
 _PROCESSORS = {
     "input_ids": ("AutoTokenizer", "tokenizer"),
@@ -33,6 +33,21 @@ def load_model(name: str, dtype: torch.dtype | None = None) -> Any:
     transformers, place, options = _find_source(name)
     with _explain_failure(name, "a model"):
         return _load_model(transformers, place, options, dtype, head=True)
+
+
+def load_with_head(name: str) -> tuple[Any, Any]:
+    """Loads the model with the head that its configuration names, and its tokenizer: what makes logits or classes.
+
+    Raises OSError where the configuration names none that transformers has.
+    """
+    transformers, place, options = _find_source(name)
+    with _explain_failure(name, "a model with its head and tokenizer"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
+        named = transformers.AutoConfig.from_pretrained(place, **options).architectures or ("none",)
+        cls = getattr(transformers, named[0], None)
+        if cls is None:
+            raise ValueError(f"its configuration names the architecture {named[0]}, which transformers does not have")
+        return _read_weights(cls, place, options), tokenizer
 
 
 def load_processor(name: str, takes: str) -> Any:
@@ -82,7 +97,6 @@ def _load_model(
     transformers: Any, place: str, options: dict[str, Any], dtype: torch.dtype | None = None, head: bool = False
 ) -> Any:
     """Loads a model; ``head``: with a language head where there are an encoder and a decoder."""
-    import torch
     from transformers.models.auto import modeling_auto
 
     config = transformers.AutoConfig.from_pretrained(place, **options)
@@ -93,6 +107,12 @@ def _load_model(
         cls = transformers.AutoModelForSeq2SeqLM
     elif head and config.is_encoder_decoder and kind in modeling_auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES:
         cls = transformers.AutoModelForSpeechSeq2Seq
+    return _read_weights(cls, place, options, dtype)
+
+
+def _read_weights(cls: Any, place: str, options: dict[str, Any], dtype: torch.dtype | None = None) -> Any:
+    import torch
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # On the CPU, half precision is both slower and less exact than what the decomposition computes in.
     chosen = dtype or (torch.float32 if device == "cpu" else "auto")

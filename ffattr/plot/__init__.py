@@ -1,4 +1,4 @@
-"""Pictures: one map, one map per layer or scope, one row of a map as arcs, charts of what the analyses measure.
+"""Pictures: one map, one map per layer or scope, one row as arcs, coloured text, charts of what the analyses measure.
 
 In come tensors with the tokens of their rows and columns, or frames of `ffattr.analysis`. Out come matplotlib figures.
 They are made without pyplot: they belong to nobody's global state, need no display and are freed when dropped. Their
@@ -9,15 +9,18 @@ Read
     heat.py    one map with its tokens, or a small map per layer
     strips.py  a layer's maps component by component, and what each layer amplifies
     arcs.py    one row of a map as arcs
+    scores.py  what tokens give to a number: as text, as a sum, through the layers; running_text.py lays the text out
     charts.py  frames of the analyses as lines and bars
 """
 
 from .arcs import arcs
 from .charts import cancellation_chart, category_bars, change_chart
 from .heat import layer_grid, map_figure
+from .scores import ScoredText, score_figure
 from .strips import amp_strip, scope_strip
 
 __all__ = [
+    "ScoredText",
     "amp_strip",
     "arcs",
     "cancellation_chart",
@@ -26,4 +29,5 @@ __all__ = [
     "layer_grid",
     "map_figure",
     "scope_strip",
+    "score_figure",
 ]

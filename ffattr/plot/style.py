@@ -21,10 +21,12 @@ __all__ = [
     "GREY",
     "MARKERS",
     "OKABE_ITO",
+    "SIGNED",
     "Scale",
     "check_frame",
     "check_map",
     "find_colormap",
+    "format_signed",
     "label_axis",
     "label_step",
     "largest_but",
@@ -34,10 +36,13 @@ __all__ = [
     "to_array",
 ]
 
-Scale = Literal["linear", "log", "diverging"]
+Scale = Literal["linear", "log", "diverging", "signed"]
 
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that stay apart with every kind of colour vision (Okabe and Ito 2008), but for yellow, too pale for lines."""
+
+SIGNED = ("#7a3100", "#b4540a", "#df8a3c", "#f3c797", "#f6f5f1", "#a9cbe6", "#5698cd", "#2068a8", "#0b3a6b")
+"""From what speaks most against a number, orange, over zero to what speaks most for it, blue: as pages have it."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -52,6 +57,9 @@ _LONGEST = 28
 
 _SPAN = 1e3
 """Largest over smallest colour of a logarithmic scale: what is a thousandth of the largest is as good as nothing."""
+
+_BEND = 1 / 30
+"""Part of the largest colour of a signed scale around zero in which it is linear; beyond, it is logarithmic."""
 
 _UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories without a picture: control and format characters, surrogates, line and paragraph ends."""
@@ -106,6 +114,14 @@ def _read_font(path: str) -> frozenset[int]:
     return frozenset(get_font(path).get_charmap())
 
 
+def format_signed(value: float, digits: int = 3) -> str:
+    """Returns a number with its sign, so many digits and a minus as long as the plus."""
+    if value == 0:
+        return "0"
+    text = f"{value:+.{digits}g}" if 0.001 <= abs(value) < 1000 else f"{value:+.{digits - 1}e}"
+    return text.replace("-", "\u2212")
+
+
 def label_step(tokens: Sequence[str]) -> int:
     """Returns ``n`` where every ``n``-th token is named on an axis."""
     return max(1, math.ceil(len(tokens) / _LABELS))
@@ -133,7 +149,10 @@ def find_colormap(cmap: str | None, scale: str) -> Colormap:
     """Returns the colour map ``cmap``, or one that suits the scale; grey where there is no number. Raises ValueError,
     naming it, for an unknown one."""
     import matplotlib
+    from matplotlib.colors import LinearSegmentedColormap
 
+    if cmap is None and scale == "signed":
+        return LinearSegmentedColormap.from_list("signed", SIGNED).with_extremes(bad=GREY)
     name = cmap or ("RdBu_r" if scale == "diverging" else "viridis")
     if name not in matplotlib.colormaps:
         raise ValueError(
@@ -144,21 +163,25 @@ def find_colormap(cmap: str | None, scale: str) -> Colormap:
 
 
 def scale_colours(values: Tensor, scale: str, top: float | None = None) -> Normalize:
-    """Returns what takes numbers to places on a colour map: from 0 (``"diverging"``: from ``-top``) to ``top``, their
-    largest one."""
-    from matplotlib.colors import LogNorm, Normalize
+    """Returns what takes numbers to places on a colour map: from 0 (``"diverging"``, ``"signed"``: from ``-top``) to
+    ``top``, their largest one. ``"signed"`` is logarithmic on both sides of zero."""
+    from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 
-    if scale not in ("linear", "log", "diverging"):
-        raise ValueError(f"scale={scale!r}, expected 'linear', 'log' or 'diverging'")
+    if scale not in ("linear", "log", "diverging", "signed"):
+        raise ValueError(f"scale={scale!r}, expected 'linear', 'log', 'diverging' or 'signed'")
     if top is None:
         top = largest_but(values, 0)
         if scale == "log":
             # In many language models the first token's own norm is a hundred times every other, and would leave them
             # no colour.
             top = largest_but(values, values.numel() // 1000) or top
+        elif scale == "signed":  # what tokens pass to themselves is most of a map
+            top = largest_but(values, values.numel() // 500) or top
     top = top if top > 0 else 1.0
     if scale == "log":
         return LogNorm(top / _SPAN, top, clip=True)  # clip: an exact zero gets the lowest colour, not a hole
+    if scale == "signed":
+        return SymLogNorm(top * _BEND, vmin=-top, vmax=top, clip=True)
     return Normalize(0.0 if scale == "linear" else -top, top)
 
 

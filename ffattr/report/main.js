@@ -94,7 +94,7 @@ function writeLegend({ low, high }, colours) {
   const strip = (value) => text(value).replace(" points", "");
   byId("ticks").replaceChildren(...ends.map((value) => element("span", strip(value))));
   const sides = [`← more in ${scopeName(state.versus)}`, "points", "more here →"];
-  const unit = shown.shares ? "share of the row" : "norm of what is read";
+  const unit = shown.shares ? "share of the row" : `${DATA.measure} of what is read`;
   byId("unit").replaceChildren(...(shown.both ? sides : [unit]).map((part) => element("span", part)));
   byId("text-panes").classList.toggle("compared", shown.both);
   byId("readout").classList.toggle("compared", shown.both);
@@ -102,6 +102,7 @@ function writeLegend({ low, high }, colours) {
 
 function writeHead() {
   byId("title").textContent = DATA.title;
+  byId("measure").textContent = DATA.measure[0].toUpperCase() + DATA.measure.slice(1);
   byId("facts").replaceChildren(...DATA.facts.map(([name, value]) => {
     const fact = element("div");
     fact.append(element("dt", name), element("dd", value));

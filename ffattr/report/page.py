@@ -40,12 +40,18 @@ _ESCAPED = str.maketrans({character: f"\\u{ord(character):04x}" for character in
 
 
 def render(
-    panels: Sequence[Panel], title: str, *, facts: Mapping[str, str] | None = None, limit: int = 15_000_000
+    panels: Sequence[Panel],
+    title: str,
+    *,
+    facts: Mapping[str, str] | None = None,
+    measure: str = "norm",
+    limit: int = 15_000_000,
 ) -> Iterator[str]:
     """Returns the pieces of an HTML document that shows the maps of ``panels``, at most ``limit`` bytes in UTF-8.
 
     Everything is checked and compressed before this returns. Values are kept within 0.02 % where the page stays
-    small, less exactly the larger it gets; the page says how exactly. ``facts`` are shown below the title.
+    small, less exactly the larger it gets; the page says how exactly. ``facts`` are shown below the title, ``measure``
+    is what values are called.
 
     Raises ValueError for a panel that cannot be shown, and where the maps do not fit even at their coarsest.
 
@@ -62,7 +68,8 @@ def render(
         panel.check()
     frame = _split_page(title)
     described = [_describe_panel(panel) for panel in panels]
-    head = {"title": title, "facts": [[name, str(value)] for name, value in (facts or {}).items()]}
+    listed = [[name, str(value)] for name, value in (facts or {}).items()]
+    head = {"title": title, "measure": measure, "facts": listed}
     fixed = sum(len(part.encode()) for part in frame) + len(_to_json(described)) + len(_to_json(head)) + 2000
     for grid in _choose_grids(panels, limit, limit - fixed):
         coded = _encode_panels(panels, grid, limit - fixed)

@@ -139,7 +139,7 @@ function readOut() {
         element("strong", signed(shown.value(row, column))),
       ]
     : [
-        element("strong", `norm ${written(shown.norm(row, column))}`),
+        element("strong", `${DATA.measure} ${written(shown.norm(row, column))}`),
         element("span", `${percent(shown.share(row, column))} of its row`),
       ];
   line.dataset.value = shown.value(row, column);

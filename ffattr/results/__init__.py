@@ -1,7 +1,8 @@
-"""What `ffattr.attribute` returns: its maps, their file, and their views as tables, pictures and pages.
+"""What `ffattr.attribute` and `ffattr.contributions` return: numbers, their file, and views as tables, pictures, pages.
 
 In come blocks of rows of the maps as they are computed, and what goes with them: tokens, biases, errors, the plan. Out
-come an `Attribution`, or a `StackedAttribution` of an encoder and a decoder, and everything that it shows of itself.
+come an `Attribution`, or a `StackedAttribution` of an encoder and a decoder, or `Contributions` to a number, and
+everything that these show of themselves.
 
 Read
     kept/           what becomes of the rows: one file for each ``keep=`` policy
@@ -10,6 +11,7 @@ Read
     scope_names.py  what the name of a scope says
     attribution.py  `Attribution`: a method for each view, which one of the files below makes
     stacked.py      `StackedAttribution` holds one for each stack of layers; `load` reads any file
+    contributions.py  `Contributions`, which have signs; signed/ has its views
     serialise.py    a result as tensors and a description, and back
     files.py        such a file on the disk: whole, or not there
     tables.py       pandas and xarray

@@ -68,9 +68,10 @@ class Attribution(Contents):
 
     def __repr__(self) -> str:
         sequences, tokens = self.mask.shape
+        reduced = "" if self.reduce == "l2" else f"; reduce={self.reduce!r}"
         return (
             f"Attribution({len(self.layers)} layers, {sequences} x {tokens} tokens, {len(self.queries)} queries, "
-            f"scopes: {', '.join(self.scopes)}{self.kept.describe()})"
+            f"scopes: {', '.join(self.scopes)}{self.kept.describe()}{reduced})"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -86,7 +87,8 @@ class Attribution(Contents):
         write(path, *serialise.to_parts(self))
 
     def to_pandas(self, scopes: str | Sequence[str] | None = None) -> pandas.DataFrame:
-        """Lists one row per scope, layer, sequence, query token and key token (real tokens only): its norm.
+        """Lists one row per scope, layer, sequence, query token and key token (real tokens only): its norm, or what
+        ``reduce`` has put in its place.
 
         Columns ``scope``, ``layer``, ``batch``, ``query``, ``key`` (positions), ``query_token``, ``key_token``,
         ``norm``, and where a scope is per-head or per-expert, ``head`` or ``expert`` (missing elsewhere).

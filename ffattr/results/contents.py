@@ -90,6 +90,11 @@ class Contents:
     def reduce(self) -> str:
         return str(self.arguments.get("reduce", "l2"))  # files of older versions hold norms
 
+    @property
+    def measure(self) -> str:
+        """What an entry of the maps is called."""
+        return {"l2": "norm", "l1": "L1 norm", "alti": "ALTI"}.get(self.reduce, self.reduce)
+
     def scope(self, name: str) -> str:
         """Returns the name of a computed scope: ``"layer"`` is the last one. Raises `KeyError` listing the others."""
         return scope_named(name, self.scopes)

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from . import files
 from .keep import restore_kept
 from .kept.policy import Kept
+from .signed.contents import FLOW as _FLOW
+from .signed.contents import SignedContents, find_boundary, find_target
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
 
 __all__ = ["Contributions"]
 
-_FLOW = "flow"
 _TENSORS = ("value", "scores", "bias", "error", "mask", "positions")
 _OPTIONAL = ("residual", "cross_scores", "cross_mask")
 
 
 @dataclass(eq=False)
-class Contributions:
+class Contributions(SignedContents):
     """What each token gives to ``K`` numbers of ``B`` sequences, at every boundary of ``L`` layers; it adds up.
 
     ``value`` ``[K, B]`` are the model's own numbers, called ``targets`` ``[K][B]`` and read at ``positions`` ``[K, B]``
@@ -45,24 +50,7 @@ class Contributions:
     True
     """
 
-    value: Tensor
-    scores: Tensor
-    bias: Tensor
-    error: Tensor
-    targets: list[list[str]]
-    positions: Tensor
-    tokens: list[list[str]]
-    mask: Tensor
-    layers: tuple[int, ...]
-    scope: str | None = None
-    kept: Kept | None = None
-    cross_kept: Kept | None = None
-    residual: Tensor | None = None
-    cross_scores: Tensor | None = None
-    cross_tokens: list[list[str]] | None = None
-    cross_mask: Tensor | None = None
     encoder: Contributions | None = None
-    arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def flow(self) -> Tensor | None:
@@ -87,8 +75,109 @@ class Contributions:
         return f"Contributions({targets} targets, {len(self.layers)} layers, {sequences} x {tokens} tokens{flow})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes everything to a safetensors file that `ffattr.load` reads; whole or not at all."""
+        """Writes everything to a safetensors file that `ffattr.load` reads; whole or not at all.
+
+        With keep=Reduce there is no flow to write, and the file is of the rest.
+
+        >>> c = ffattr.contributions(model, "The cat sat.", target=torch.ones(40), tokenizer=tokenizer)
+        >>> c.save("contributions.safetensors")
+        >>> torch.equal(ffattr.load("contributions.safetensors").scores, c.scores)
+        True
+        """
         files.write(path, *self.to_parts())
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Lists one row for each number, sequence, boundary and real token, and one for what comes from no token.
+
+        Columns ``target``, its ``name``, ``read_at`` (the position that it is read at, -1: the whole), ``batch``,
+        ``boundary`` from 0 and the ``layer`` whose input it is (missing at the last layer's output), ``position`` and
+        ``token`` (-1 and ``"(bias)"``: none), ``score``. With an encoder also ``stack``: ``"decoder"``, ``"cross"``
+        (what the encoder's states give through the layers from a boundary on) and ``"encoder"``.
+
+        >>> c = ffattr.contributions(model, "The cat sat.", target=torch.ones(40), tokenizer=tokenizer)
+        >>> frame = c.to_pandas()
+        >>> frame[frame.layer == 0].token.tolist()
+        ['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]', '(bias)']
+        >>> bool(abs(frame[frame.boundary == 2].score.sum() - c.value[0, 0]) < 1e-6)
+        True
+        """
+        from .signed import tables
+
+        return tables.make_frame(self)
+
+    def top(self, k: int = 10, layer: int | None = None) -> pandas.DataFrame:
+        """Lists, for each number and sequence, the ``k`` tokens that give most, for it or against it.
+
+        ``layer`` names the boundary: the input of that layer, -1 the output of the last one (None: the first that was
+        kept). Columns ``target``, ``name``, ``batch``, ``rank`` from 1, ``position``, ``token`` and ``score``, with its
+        sign; with an encoder also ``stack``, and tokens of both texts are ranked together.
+
+        >>> c = ffattr.contributions(model, "The cat sat.", target=torch.ones(40), tokenizer=tokenizer)
+        >>> c.top(2)[["target", "batch", "rank"]].values.tolist()
+        [[0, 0, 1], [0, 0, 2]]
+        """
+        from .signed import tables
+
+        return tables.rank_tokens(self, k, find_boundary(self, layer))
+
+    def to_words(self, *, words: Sequence[Sequence[int | None]] | None = None) -> Contributions:
+        """Adds up the scores of the tokens of each word, and flow between them: both have signs, so this is exact.
+
+        Words are read off the marks of tokens as `Attribution.to_words` does; for tokens without marks give ``words``,
+        for every sequence a number for each token, None at special ones. ``positions`` become those of words. Flow that
+        was not kept whole is left out.
+
+        >>> c = ffattr.contributions(model, "Dogs barking.", target=torch.ones(40), tokenizer=tokenizer)
+        >>> by_word = c.to_words()
+        >>> by_word.tokens[0]
+        ['[CLS]', 'dogs', 'barking', '.', '[SEP]']
+        >>> torch.allclose(by_word.scores[0, 0, 0, 1], c.scores[0, 0, 0, 1:3].sum())
+        True
+        """
+        from .signed.words import merge_words
+
+        encoder = None if self.encoder is None else self.encoder.to_words()
+        return replace(self, **merge_words(self, words), encoder=encoder)
+
+    def plot(self, target: int = 0, batch: int = 0, *, layer: int | None = None, **options: Any) -> Figure:
+        """Draws the text on colours of what its tokens give (blue for the number, orange against it), how that adds up
+        with what comes from no token, and below what they give at the input of every layer.
+
+        ``target`` and ``batch`` say which number; the text is coloured by the input of ``layer``, -1 the output of the
+        last one (None: the first that was kept). With an encoder both texts are drawn. ``options`` go to
+        `ffattr.plot.score_figure`.
+
+        >>> c = ffattr.contributions(model, "The cat sat.", target=torch.ones(40), tokenizer=tokenizer)
+        >>> c.plot().axes[0].get_title(loc="left")
+        'what speaks for “direction”, read at token 5'
+        """
+        from .signed import figures
+
+        return figures.draw_scores(self, *find_target(self, target, batch), find_boundary(self, layer), options)
+
+    def plot_flow(
+        self,
+        layer: int = -1,
+        target: int = 0,
+        batch: int = 0,
+        *,
+        head: int | None = None,
+        cross: bool = False,
+        **options: Any,
+    ) -> Figure:
+        """Draws what passes from token to token in one layer: blue for the number, orange against it.
+
+        ``layer`` is the model's number of a layer, or negative: counted from the last one. Flow by head is added up
+        unless ``head`` names one; ``cross`` draws that from an encoder's tokens. ``options`` go to
+        `ffattr.plot.map_figure`. Raises ValueError where no flow was computed or kept.
+
+        >>> c = ffattr.contributions(model, "The cat sat.", target=torch.ones(40), tokenizer=tokenizer, flow=True)
+        >>> [label.get_text() for label in c.plot_flow(1).axes[0].get_xticklabels()]
+        ['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]']
+        """
+        from .signed import figures
+
+        return figures.draw_flow(self, layer, *find_target(self, target, batch), head, cross, options)
 
     def to_parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Returns all tensors by name, and what else there is as JSON takes it."""
@@ -102,12 +191,12 @@ class Contributions:
             "layers": self.layers,
             "scope": self.scope,
             "arguments": self.arguments,
-            "flow": self.kept is not None,
+            "flow": self.kept is not None and self.kept.can_save(_FLOW),
         }
-        if self.kept is not None:
+        if self.kept is not None and self.kept.can_save(_FLOW):
             tensors |= self.kept.list_tensors([_FLOW])
             described |= self.kept.file_description()
-        if self.cross_kept is not None:
+        if self.cross_kept is not None and self.cross_kept.can_save(_FLOW):
             tensors |= {f"cross.{name}": one for name, one in self.cross_kept.list_tensors([_FLOW]).items()}
             described["cross_flow"] = self.cross_kept.file_description()
         if self.encoder is not None:

@@ -49,7 +49,8 @@ def draw_map(
     elif head is not None:
         raise ValueError(f"head={head} is for the scope attn_heads; {scope} is summed over heads")
     rows, keys = label_axes(contents, batch)
-    return plot.map_figure(drop_padding(values, rows, keys), rows.labels, keys.labels, **{"title": title, **options})
+    given = {"title": title, **({} if contents.reduce == "l2" else {"colour_label": contents.measure}), **options}
+    return plot.map_figure(drop_padding(values, rows, keys), rows.labels, keys.labels, **given)
 
 
 def draw_scopes(contents: Contents, layer: int, batch: int, options: Mapping[str, Any]) -> Figure:

@@ -17,7 +17,7 @@ from ..analysis.words import Words, mark_of
 from .contents import Contents, key_tokens
 from .scope_names import extra_axis
 
-__all__ = ["merge_words"]
+__all__ = ["WordMerger", "merge_words"]
 
 _KEYS = ("sum", "max")
 _QUERIES = ("mean", "max", "first", "last")
@@ -38,7 +38,7 @@ def merge_words(
         )
     if words is not None and contents.key_tokens is not None:
         raise ValueError("words= is for maps whose columns are the same tokens as their rows")
-    rows = _WordMerger.from_tokens(contents.tokens, contents.mask, words)
+    rows = WordMerger.from_tokens(contents.tokens, contents.mask, words)
     changed: dict[str, Any] = {"queries": tuple(range(rows.mask.shape[1])), "tokens": rows.texts, "mask": rows.mask}
     if contents.groups is not None:  # columns are groups already
         columns, changed["groups"] = (
@@ -48,7 +48,7 @@ def merge_words(
     elif contents.key_tokens is None:
         columns = rows
     else:
-        columns = _WordMerger.from_tokens(key_tokens(contents), key_mask(contents), None)
+        columns = WordMerger.from_tokens(key_tokens(contents), key_mask(contents), None)
         changed |= {"key_tokens": columns.texts, "key_mask": columns.mask}
     scopes = tuple(scope for scope in contents.scopes if extra_axis(scope) != "expert")
     maps = {scope: contents[scope] for scope in scopes}
@@ -61,7 +61,7 @@ def merge_words(
 
 
 @dataclass(frozen=True)
-class _WordMerger:
+class WordMerger:
     """Knows the ``places`` of the real tokens of each sequence and their words' ``numbers``; ``mask`` ``[B, W]``."""
 
     places: list[Tensor]
@@ -72,7 +72,7 @@ class _WordMerger:
     @classmethod
     def from_tokens(
         cls, tokens: Sequence[Sequence[str]], mask: Tensor, given: Sequence[Sequence[int | None]] | None
-    ) -> _WordMerger:
+    ) -> WordMerger:
         if given is not None and len(given) != len(mask):
             raise ValueError(f"words has {len(given)} lists, expected one for each of the {len(mask)} sequences")
         places = [row.nonzero().flatten().cpu() for row in mask]

@@ -38,7 +38,8 @@ def render_page(contents: Contents, shown: Sequence[Panel], title: str | None, l
         "ffattr": str(asked.get("ffattr", "")),
     }
     text = title or " · ".join(part for part in (facts["model"], shown[0].name if shown else "") if part)
-    return render(shown, text, facts={name: value for name, value in facts.items() if value}, limit=limit)
+    given = {name: value for name, value in facts.items() if value}
+    return render(shown, text, facts=given, measure=contents.measure, limit=limit)
 
 
 def _sketch_error(contents: Contents) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..selection import layer_place
 from . import serialise
 from .attribution import Attribution
+from .contributions import Contributions
 from .files import FileFormatError, read, write
 from .kept.policy import Kept
 from .scope_names import join_stack, split_stack
@@ -210,10 +211,11 @@ class StackedAttribution(Attribution):
         return self.stacks[stack].of_expert(number, of_stack)
 
 
-def load(path: str | os.PathLike[str]) -> Attribution:
+def load(path: str | os.PathLike[str]) -> Attribution | Contributions:
     """Reads a file that ``save`` or `ffattr.Dense` wrote; tensors come back on the CPU, ``plan`` as a string.
 
-    The tensors are mapped into memory: of a large file only what is looked at is read.
+    What comes back is what was saved: an `Attribution`, a `StackedAttribution` or `Contributions`. The tensors are
+    mapped into memory: of a large file only what is looked at is read.
 
     Raises `FileNotFoundError`, or `FileFormatError` that says whether the file is damaged, foreign or too new.
 
@@ -223,6 +225,8 @@ def load(path: str | os.PathLike[str]) -> Attribution:
     """
     name = os.fspath(path)
     tensors, content = read(path)
+    if isinstance(content, dict) and content.get("kind") == "contributions":
+        return Contributions.from_parts(tensors, content, name)
     if not isinstance(content, dict) or "stacks" not in content:
         return _restore_attribution(tensors, content, name)
     if not isinstance(content["stacks"], dict) or not content["stacks"].keys() & set(STACKS):

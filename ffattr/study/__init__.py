@@ -7,6 +7,7 @@ Read
     frames.py  `Study`, and the analyses that fill it
     tables.py  its frames as Markdown, those that fit a page
     files.py   a folder of CSV files, tables and pictures
+    evaluate.py  how faithful scores of tokens are to what a model does without these tokens
 """
 
 from .files import check, write

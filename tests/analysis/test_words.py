@@ -2,7 +2,7 @@
 
 import pytest
 
-from ffattr.analysis.words import Words, mark_of
+from ffattr.analysis.words import Words, mark_of, spell_tokens
 
 BEGIN = "<\uff5cbegin▁of▁sentence\uff5c>"  # of DeepSeek
 
@@ -78,3 +78,23 @@ def test_numbers_of_words_that_are_said_go_before_marks():
 def test_half_a_character_is_no_symbol_and_is_replaced_in_the_text():
     found = Words.from_tokens(["▁a", "<0xE4>"], "▁")
     assert (found.texts, found.symbols) == (["a\ufffd"], [False, False])
+
+
+@pytest.mark.parametrize(
+    ("sentence", "texts"),
+    [
+        ("The ĠE iffel ĠTower . Ċ <|im_end|> Ġx", ["The", " E", "iffel", " Tower", ".", "\n", "<|im_end|>", " x"]),
+        ("<s> ▁un believ able ▁!", ["<s>", " un", "believ", "able", " !"]),
+        ("[CLS] a dog ##s ( it ' s ) , no ! [SEP]", None),
+        ("ca fe</w> no</w> .</w>", ["ca", "fe", " no", "."]),
+        ("Ġcaf Ã ©", [" caf", "Ã", "©"]),
+        ("two words here .", ["two", " words", " here", "."]),
+        ("", []),
+    ],
+)
+def test_tokens_spelled_are_the_running_text(sentence, texts):
+    found = spell_tokens(sentence.split())
+    if texts is None:
+        assert "".join(found) == "[CLS] a dogs (it ' s), no! [SEP]"
+    else:
+        assert found == texts

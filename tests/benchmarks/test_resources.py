@@ -62,9 +62,11 @@ def test_they_fit(rows: list[dict[str, Any]]) -> None:
 
 
 def test_nothing_is_spilled_where_it_would_cost_most(rows: list[dict[str, Any]]) -> None:
-    """Of the kernel that meets almost all pairs, on the GPU that the rules were made for."""
-    spilled = [row for row in rows if row["kernel"] == "direct" and row["capability"] == 90 and row["spilled"]]
-    assert not spilled
+    """Of the kernel that meets almost all pairs, on the GPU that the rules were made for. What ALTI compares with takes
+    a second tile of the sums' size, once for many steps of the product: a third of a KiB may not fit."""
+    direct = [row for row in rows if row["kernel"] == "direct" and row["capability"] == 90]
+    assert {row["reduction"] for row in direct} == {"l2", "l1", "alti"}
+    assert not [row for row in direct if row["spilled"] > (352 if row["reduction"] == "alti" else 0)]
 
 
 def test_matrix_instructions_and_tma(rows: list[dict[str, Any]]) -> None:

@@ -43,7 +43,7 @@ def test_map_passes_what_was_asked_for(calls, tokenizer, tmp_path):
         "float64",
     ]
     options += ["--value-bias", "separate", "--baseline", "bias", "--backend", "torch", "--method", "direct"]
-    options += ["--words", "--top", 3, "-o", tmp_path / "maps"]
+    options += ["--reduce", "l1", "--words", "--top", 3, "-o", tmp_path / "maps"]
     result = run("map", "somewhere", "--file", text, *options)
     assert result.exit_code == 0, result.output
     assert calls == [
@@ -59,6 +59,7 @@ def test_map_passes_what_was_asked_for(calls, tokenizer, tmp_path):
                 "dtype": torch.float64,
                 "backend": "torch",
                 "method": "direct",
+                "reduce": "l1",
                 "groups": "words",
                 "keep": TopK(3),
                 "tokenizer": tokenizer,

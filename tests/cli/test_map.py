@@ -79,6 +79,21 @@ def test_the_strongest_pairs_of_words_and_of_blocks(bert, monkeypatch):
     assert f" {pooled.max():.3g} " in result.stdout
 
 
+def test_what_vectors_are_reduced_to(bert, tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrained, "load", lambda name: (bert, tokenizer))
+    result = run("map", "m", TEXT, "--reduce", "alti")
+    assert result.exit_code == 0, result.output
+    assert "ALTI" in result.stdout
+    assert "reduce='alti'" in result.stdout
+    output = tmp_path / "maps.safetensors"
+    assert run("map", "m", TEXT, "--reduce", "l1", "-o", output).exit_code == 0
+    expected = attribute(bert, TEXT, tokenizer=tokenizer, reduce="l1")
+    assert load(output).reduce == "l1"
+    assert torch.equal(load(output)["layer"], expected["layer"])
+    assert "reduce='l1'" in run("map", "m", TEXT, "--reduce", "l1", "--plan").stdout
+    fails(2, "unknown reduce 'l3', expected one of 'l2', 'l1', 'alti'", "map", "m", TEXT, "--reduce", "l3")
+
+
 def test_plan_computes_nothing(calls):
     result = run("map", "m", "text", "--plan")
     assert result.stdout.strip() == "direct on torch [3 layers]"

@@ -31,7 +31,9 @@ def tokenizer() -> Any:
 
 @functools.cache
 def namespace() -> dict[str, Any]:
-    """The names that examples may use; ``attr`` is of ``model`` and all scopes."""
+    """The names that examples may use; ``attr`` is of ``model`` and all scopes, ``classifier`` one of sentences."""
     model, words = tiny_models.build("bert", num_hidden_layers=3, num_attention_heads=2), tokenizer()
     attr = ffattr.attribute(model, ["The cat sat on the mat.", "Dogs barking."], tokenizer=words, scopes="all")
-    return {"torch": torch, "ffattr": ffattr, "model": model, "tokenizer": words, "attr": attr}
+    classifier = tiny_models.build("bert", head="ForSequenceClassification")
+    given = {"model": model, "classifier": classifier, "tokenizer": words, "attr": attr}
+    return {"torch": torch, "ffattr": ffattr, **given}

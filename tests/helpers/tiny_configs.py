@@ -138,6 +138,7 @@ _MORE: dict[str, tuple[str, dict[str, Any]]] = {
     # Caps attention logits, which transformers does in its eager function alone.
     "gemma2": ("Gemma2", {**_WINDOWS, "attn_logit_softcapping": 2.0, "attn_implementation": "eager"}),
     "gemma3": ("Gemma3Text", _WINDOWS),
+    "olmo": ("Olmo", _DECODER),
     "olmo2": ("Olmo2", _DECODER),
     "olmo3": ("Olmo3", {**_WINDOWS, "head_dim": 8}),
     "phi3": ("Phi3", _DECODER),

@@ -203,6 +203,8 @@ def _randomise(model: nn.Module) -> None:
 def _exact_norms(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
+            if type(child).__name__ == "OlmoLayerNorm":
+                setattr(module, name, nn.LayerNorm(child.normalized_shape, 1e-5, elementwise_affine=False).eval())
             if type(child).__name__ in ("CohereLayerNorm", "Cohere2LayerNorm", "DebertaLayerNorm"):
                 norm = nn.LayerNorm(child.weight.shape, child.variance_epsilon, bias=hasattr(child, "bias"))
                 norm.load_state_dict(child.state_dict())

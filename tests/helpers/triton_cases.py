@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from guards import DEVICE, Guards
-from op_cases import case
+from op_cases import batch, case, largest_norms
 from torch import Tensor
-from wide_cases import FLOAT8, LIMITS, Promises, assert_close, definition, error, last_pair, narrowed
+from wide_cases import FLOAT8, LIMITS, SIZES, Promises, assert_close, definition, error, last_pair, narrowed
 
 pytest.importorskip("ffattr.ops.triton")
 configs = sys.modules["ffattr.ops.triton.configs"]
@@ -160,3 +160,67 @@ class TritonPromises(Promises):
             tile(monkeypatch, 128, 128, 128 if dtype == FLOAT8 else 64, warps=8, stages=1)
         queries, keys = (17, 2) if self.operator == "ff_norms" else (2, 17)
         self.check(case(self.operator, queries, keys, 24, 72, heads=2, head_dim=20, streams=2), dtype)
+
+    def check_reduction(self, given: dict[str, Any], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Within `LIMITS` of the definition, in parts of the scope's largest L1 norm."""
+        given = narrowed(given, dtype)
+        out, expected = self.run(given), definition(self.operator, given)
+        far = error(out, expected, largest_norms(self.operator, given, expected))
+        assert far <= LIMITS[dtype], f"{far:.1e}, expected {LIMITS[dtype]:.1e}"
+        return out
+
+    @pytest.mark.parametrize("tail", ["none", "scale", "norm", "gamma", "rms", "all"])
+    @pytest.mark.parametrize("reduction", ["l1", "alti"])
+    def test_reductions(self, reduction: str, tail: str) -> None:
+        given = case(self.operator, 7, 5, 72, heads=3, streams=2, tail=tail, reduction=reduction)
+        if given["residual_scale"] is not None:
+            given["residual_scale"][2] *= -1
+        given["position"][:3] = torch.tensor([1, -1, 4])
+        self.check_reduction(given)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, FLOAT8])
+    @pytest.mark.parametrize("reduction", ["l1", "alti"])
+    def test_reductions_of_narrow_products(self, reduction: str, dtype: torch.dtype) -> None:
+        """Of any size: rows are divided by their largest weight, and compared as large as they are."""
+        if dtype == FLOAT8 and self.operator == "operator_norms":
+            return
+        needs_float8(dtype)
+        for tail in ("all", "scale"):
+            given = case(self.operator, 5, 6, 72, 200, heads=3, head_dim=16, tail=tail, reduction=reduction)
+            self.check_reduction(given, dtype)
+        given["alpha"], given["position"] = given["alpha"] * 1e-9, given["position"] + 9
+        if reduction == "alti":
+            given["totals"] *= 1e-9
+        self.check_reduction(given, dtype)
+
+    @pytest.mark.parametrize("reduction", ["l1", "alti"])
+    def test_reductions_of_masks_and_of_what_is_no_number(self, reduction: str) -> None:
+        given = case(self.operator, 34, 34, 16, 16, heads=2, reduction=reduction)
+        given["alpha"], given["position"] = given["alpha"].tril(), torch.arange(34)
+        found = self.check_reduction(given)
+        assert (found.triu(1) == 0).all()
+        given["alpha"][1, 20, 3] = torch.nan
+        found = self.run(given)
+        assert all(torch.equal(scope.isnan().nonzero(), torch.tensor([[20, 3]])) for scope in found)
+
+    @pytest.mark.parametrize("reduction", ["l1", "alti"])
+    def test_reductions_of_sequences(self, reduction: str) -> None:
+        single, joined = batch(self.operator, SIZES, width=24, neurons=24, heads=2, reduction=reduction)
+        found, start = self.run(joined), 0
+        for given in single:
+            queries, keys = given["alpha"].shape[1:]
+            expected = definition(self.operator, given)
+            if expected.numel():
+                size = largest_norms(self.operator, given, expected)
+                assert error(found[:, start : start + queries, :keys], expected, size) <= LIMITS[torch.float32]
+            start += queries
+
+    def test_errors_of_reductions(self) -> None:
+        given = case(self.operator, reduction="alti")
+        for changed, words in (
+            ({"reduction": "l3"}, "reduction is 'l3'"),
+            ({"totals": None}, "without totals"),
+            ({"totals": given["totals"][:2]}, r"totals has shape \[2, "),
+        ):
+            with pytest.raises(ValueError, match=f"{self.operator}: .*{words}"):
+                self.kernel(*{**given, **changed}.values())

@@ -50,3 +50,14 @@ def test_what_is_missing_in_a_folder(saved: Callable[..., Path], tmp_path: Path)
         pretrained.load_processor(str(saved("bert")), "input_values")
     with pytest.raises(ValueError, match="takes src, expected a model of input_ids, pixel_values"):
         pretrained.load_processor(str(tmp_path), "src")
+
+
+def test_a_model_with_the_head_that_its_configuration_names(tmp_path):
+    folder = save_model(tmp_path, "bert", build("bert", head="ForSequenceClassification", dtype=torch.float32))
+    model, tokenizer = pretrained.load_with_head(str(folder))
+    assert type(model).__name__ == "BertForSequenceClassification"
+    assert callable(tokenizer)
+    model.config.architectures = ["Nothing"]
+    model.config.save_pretrained(folder)
+    with pytest.raises(OSError, match="names the architecture Nothing, which transformers does not have"):
+        pretrained.load_with_head(str(folder))

@@ -13,7 +13,7 @@ from tiny_models import build
 from torch import Tensor, nn
 
 import ffattr
-from ffattr import BackendUnavailable, CaptureError, UnsupportedModel
+from ffattr import BackendUnavailable, CaptureError, Sketch, UnsupportedModel
 from ffattr.models import registry
 from ffattr.ops import availability
 
@@ -74,6 +74,9 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"baseline": torch.zeros(52).fill_(math.inf)}, ValueError, "baseline has entries that are NaN or infinite"),
     ({"memory_budget": 1000}, ValueError, r"memory_budget=1000 bytes is too small for layer 0 .*at least \d+"),
     ({"memory_budget": "1G"}, TypeError, "memory_budget.*'1G'"),
+    ({"reduce": "L1"}, ValueError, "unknown reduce 'L1', expected one of 'l2', 'l1', 'alti'"),
+    ({"reduce": "l1", "method": Sketch()}, ValueError, r"method=Sketch\(.*with reduce='l1': a sketch keeps Euclidean"),
+    ({"reduce": "alti", "backend": "cuda"}, BackendUnavailable, "CUDA C.. kernels have no reduce='alti'; use backend="),
 ]
 
 

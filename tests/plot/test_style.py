@@ -98,7 +98,7 @@ def test_a_logarithmic_scale_has_the_lowest_colour_for_zeros():
     found = scale_colours(torch.tensor([2.0]), "log")
     assert [float(found(value)) for value in (0.0, 1e-9, 2.0, 5.0)] == [0.0, 0.0, 1.0, 1.0]
     assert float(found(2 / 1000**0.5)) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="scale='cubic', expected 'linear', 'log' or 'diverging'"):
+    with pytest.raises(ValueError, match="scale='cubic', expected 'linear', 'log', 'diverging' or 'signed'"):
         scale_colours(torch.ones(1), "cubic")
 
 

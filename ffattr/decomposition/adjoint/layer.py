@@ -222,9 +222,6 @@ class LayerAdjoint:
             for block in weights.blocks(routing):
                 network, returned = self._freeze_network(block, read)
                 frozen.networks.append(network)
-                returned = (
-                    returned if block.share is None or block.branch.scales_input else returned * block.share[:, None]
-                )
                 if block.tokens is None:
                     total += returned
                 else:
@@ -237,7 +234,7 @@ class LayerAdjoint:
         return frozen, station.stream.total
 
     def _freeze_network(self, block: Block, read: Stream) -> tuple[_Network, Tensor]:
-        """Freezes a network at what it reads, and gives what it returns ``[m, d]``."""
+        """Freezes a network at what it reads, and gives what it adds to its tokens ``[m, d]``."""
         branch, baseline = block.branch, self.rule.baseline
         read = reference.enter_block(block, read)
         z = torch.stack([projection(read.total) for projection in branch.projections])
@@ -251,7 +248,8 @@ class LayerAdjoint:
         else:
             start = reference.apply_activation(branch, base) - (slope * base).sum(0)
         network = _Network(block, slope, start if bool(start.any()) else None)
-        return network, branch.down(reference.apply_activation(branch, z))
+        returned = Stream.of_total(branch.down(reference.apply_activation(branch, z)))
+        return network, reference.leave_block(block, returned).total
 
     def _passed_norm(self, station: Station) -> tuple[str, Source]:
         """Returns the name of the norm that a station lies behind, and the attention that it is of."""

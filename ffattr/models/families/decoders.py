@@ -7,6 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from ...errors import UnsupportedModel
 from .schema import Family, Fused
 
 __all__ = ["DECODERS", "LLAMA"]
@@ -124,6 +125,14 @@ def _choose_stablelm(config: Any) -> Family:
     return COHERE if config.use_parallel_residual else LLAMA
 
 
+def _choose_olmo(config: Any) -> Family:
+    if config.clip_qkv is not None:
+        raise UnsupportedModel(
+            f"values are clipped (config.clip_qkv is {config.clip_qkv}), expected None: no linear map gives them"
+        )
+    return LLAMA
+
+
 #: ``config.model_type`` to its family, or to the choice of one by configuration.
 DECODERS: Mapping[str, Family | Callable[[Any], Family]] = MappingProxyType(
     {
@@ -143,6 +152,7 @@ DECODERS: Mapping[str, Family | Callable[[Any], Family]] = MappingProxyType(
         "llama": LLAMA,
         "mistral": LLAMA,
         "nemotron": ARCEE,
+        "olmo": _choose_olmo,
         "olmo2": OLMO2,
         "olmo3": OLMO2,
         "opt": _choose_opt,

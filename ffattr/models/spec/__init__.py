@@ -4,7 +4,8 @@ In comes a module; out comes `LayerWeights` of the decomposition.
 
 Read
     layer.py       `LayerSpec`: which module plays which part
-    weights.py     projections and norms; experts.py: those of all experts in one parameter
+    weights.py     projections; experts.py: those of all experts in one parameter
+    norms.py       norms, recognised by their values
     activation.py  activation functions, recognised by their values
     wrapped.py     modules that are offloaded, quantised or wrapped by PEFT
     described.py   a model with all of its layers

@@ -19,7 +19,8 @@ from ...decomposition.scopes import Scoped
 from ...errors import UnsupportedModel
 from .activation import identify_activation
 from .experts import Stacked, read_stacked
-from .weights import Columns, Scaled, read_linear, read_norm
+from .norms import read_norm
+from .weights import Columns, Scaled, read_linear
 
 __all__ = ["BranchSpec", "CrossSpec", "LatentSpec", "LayerSpec"]
 
@@ -67,9 +68,10 @@ class LatentSpec:
 
     def weights(self, dtype: torch.dtype | None) -> Latent:
         """Reads the parameters in ``dtype`` (None: as they are, nothing copied)."""
-        norm = read_norm(self.norm, dtype)
+        down = read_linear(self.down, dtype)
+        norm = read_norm(self.norm, dtype, down.weight.shape[1])
         assert norm is not None
-        return Latent(read_linear(self.down, dtype), norm)
+        return Latent(down, norm)
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,13 @@ class CrossSpec:
 
     def weights(self, dtype: torch.dtype | None) -> CrossWeights:
         """Reads the parameters in ``dtype`` (None: as they are, nothing copied)."""
+        out = read_linear(self.out, dtype)
         return CrossWeights(
             heads=self.heads,
             kv_heads=self.kv_heads,
             value=read_linear(self.value, dtype),
-            out=read_linear(self.out, dtype),
-            norm_after_attn=read_norm(self.norm_after_attn, dtype),
+            out=out,
+            norm_after_attn=read_norm(self.norm_after_attn, dtype, out.weight.shape[1]),
         )
 
 
@@ -179,18 +182,20 @@ class LayerSpec(Scoped):
             branches.append(self.shared.weights(dtype))
             if (self.shared.gate is None) != (self.gate is None):
                 raise UnsupportedModel("experts are gated and the network beside them is not, or the other way round")
+        out = read_linear(self.out, dtype)
+        width = out.weight.shape[1]
         return LayerWeights(
             heads=self.heads,
             kv_heads=self.kv_heads,
             value=read_linear(self.value, dtype),
-            out=read_linear(self.out, dtype),
+            out=out,
             branches=tuple(branches),
-            norm_before_attn=read_norm(self.norm_before_attn, dtype),
-            norm_of_attn=read_norm(self.norm_of_attn, dtype),
-            norm_after_attn=read_norm(self.norm_after_attn, dtype),
-            norm_before_ff=read_norm(self.norm_before_ff, dtype),
-            norm_of_ff=read_norm(self.norm_of_ff, dtype),
-            norm_after_ff=read_norm(self.norm_after_ff, dtype),
+            norm_before_attn=read_norm(self.norm_before_attn, dtype, width),
+            norm_of_attn=read_norm(self.norm_of_attn, dtype, width),
+            norm_after_attn=read_norm(self.norm_after_attn, dtype, width),
+            norm_before_ff=read_norm(self.norm_before_ff, dtype, width),
+            norm_of_ff=read_norm(self.norm_of_ff, dtype, width),
+            norm_after_ff=read_norm(self.norm_after_ff, dtype, width),
             parallel=self.parallel,
             cross=None if self.cross is None else self.cross.weights(dtype),
             latent=None if self.latent is None else self.latent.weights(dtype),

@@ -1,21 +1,21 @@
-"""Projections and norms: what adapters name of a model, and the parameters that are read from it.
+"""Projections: what adapters name of a model, and the parameters that are read from it.
 
 Conventions: row vectors, ``y = x @ weight + bias``; ``d`` model width, ``F`` feed-forward width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...decomposition.affine import Linear, Norm
+from ...decomposition.affine import Linear
 from ...errors import UnsupportedModel
 from . import wrapped
 
-__all__ = ["Columns", "ParameterRef", "Scaled", "read_linear", "read_norm"]
+__all__ = ["Columns", "ParameterRef", "Scaled", "read_linear"]
 
 
 @dataclass(frozen=True)
@@ -125,58 +125,6 @@ def _read_with_adapters(module: nn.Module, dtype: torch.dtype | None) -> Linear:
 
 def _add_optional(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return other if one is None else one if other is None else one + other
-
-
-def read_norm(module: nn.Module | None, dtype: torch.dtype | None) -> Norm | None:
-    """Reads what a norm computes, in ``dtype`` (None: as it is). Raises `UnsupportedModel` for an unknown one."""
-    if module is None:
-        return None
-    module = wrapped.find_running(module)
-    with wrapped.fetch_parameters(module):
-        weight, bias = _read_parameter(module, "weight"), _read_parameter(module, "bias")
-        eps: Any = getattr(module, "eps", getattr(module, "variance_epsilon", None))
-        rms = type(module).__name__.endswith("RMSNorm")
-        if not (rms or isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("LayerNorm")):
-            raise UnsupportedModel(
-                f"a norm is a {type(module).__module__}.{type(module).__name__}, expected nn.LayerNorm or an RMSNorm"
-            )
-        if eps is None:  # nn.RMSNorm's default
-            eps = torch.finfo(dtype or torch.float32 if weight is None else weight.dtype).eps
-        found = Norm("rms" if rms else "layer", weight, bias, float(eps))
-        if type(module) not in (nn.LayerNorm, nn.RMSNorm) and weight is not None:
-            found = _probe_norm(module, found, weight)
-        return replace(
-            found,
-            weight=None if found.weight is None else _fetch_parameter(found.weight, dtype),
-            bias=None if bias is None else _fetch_parameter(bias, dtype),
-        )
-
-
-@torch.no_grad()
-def _probe_norm(module: nn.Module, norm: Norm, weight: Tensor) -> Norm:
-    """Finds whether a norm centres, and whether its gain is ``1 + weight`` (Gemma).
-
-    The module is asked, which knows, not its name: a T5LayerNorm does not centre.
-    """
-    probe = torch.linspace(-1, 2, weight.numel(), dtype=weight.dtype, device=weight.device)[None]
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    given = type(module).forward(module, probe).to(wide)  # past any hooks
-    gain, bias = weight.detach().to(wide), None if norm.bias is None else norm.bias.detach().to(wide)
-    kinds: tuple[Literal["layer", "rms"], ...] = ("layer", "rms")
-    candidates = [Norm(kind, added, bias, norm.eps) for kind in kinds for added in (gain, 1 + gain)]
-    errors = [float((candidate(probe.to(wide)) - given).norm()) for candidate in candidates]
-    best = min(range(len(candidates)), key=errors.__getitem__)
-    if not errors[best] <= 0.05 * float(given.norm()):  # half types round
-        raise UnsupportedModel(
-            f"a norm is a {type(module).__module__}.{type(module).__name__} that computes neither a LayerNorm nor an "
-            f"RMSNorm of its weight (off by {errors[best] / float(given.norm()):.0%} at best)"
-        )
-    return replace(norm, kind=candidates[best].kind, weight=candidates[best].weight if best % 2 else weight)
-
-
-def _read_parameter(module: nn.Module, name: str) -> Tensor | None:
-    found: Tensor | None = getattr(module, name, None)
-    return None if found is None else wrapped.make_dense(found)
 
 
 def _fetch_parameter(tensor: Tensor | ParameterRef, dtype: torch.dtype | None) -> Tensor:

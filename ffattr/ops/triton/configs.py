@@ -28,6 +28,7 @@ __all__ = [
     "choose_apply",
     "choose_build",
     "choose_direct",
+    "halve_columns",
     "list_candidates",
     "padded_heads",
     "remember_config",
@@ -112,6 +113,11 @@ def choose_apply(shape: Shape, head_dim: int) -> Config:
     config = _choose_config("apply", shape, _rule_apply)
     # A step stays within one head, whose weight is one number for each row.
     return replace(config, neurons=max(16, min(config.neurons, triton.next_power_of_2(head_dim))))
+
+
+def halve_columns(config: Config) -> Config:
+    """Makes room beside the sums for a second tile of their size: the rows that vectors are compared with."""
+    return replace(config, columns=max(16, config.columns // 2))
 
 
 def _rule_direct(shape: Shape) -> Config:

@@ -2,14 +2,21 @@
 
 With ``t = o + r`` of mean ``mu``, and ``g`` the gain of the norm after the block, one pass over the columns is enough:
 ``sum g^2 (t - mu)^2 = sum g^2 t^2 - 2 mu sum g^2 t + mu^2 sum g^2``. Without centring, the first term alone.
+
+Sums of magnitudes, and ALTI (`ffattr.ops.reduction`), have no such identity: the mean would have to be known before.
+There what is centred is computed apart, from operands that are: ``centre_apart``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-__all__ = ["column_sums", "store_norms"]
+__all__ = ["centre_apart", "column_sums", "store_norms", "store_terms", "sum_terms"]
 
 
 @triton.jit
@@ -56,3 +63,52 @@ def store_norms(
             # Rounding can leave a vanishing square below zero; a NaN stays one.
             weighted_squares = tl.where(weighted_squares < 0, 0.0, weighted_squares)
         tl.store(out + 2 * scope, tl.sqrt(weighted_squares) * after_size, mask=live)
+
+
+@triton.jit
+def sum_terms(v, totals, first, row, column, width, COLUMNS: tl.constexpr):
+    """Returns sums by row of ``|v|``, or, where ``totals`` ``[., width]`` are given, of ``|y| - |y - v|`` with ``y``
+    their rows ``first + row``, ``row`` ``[rows of v, or 1]``; ``v`` is columns of the vectors."""
+    if totals is None:
+        terms = tl.abs(v)
+    else:
+        c = column + tl.arange(0, COLUMNS)
+        # Offsets of 32 bits: addresses of a whole tile would take twice the registers.
+        y = tl.load(totals + first * width + (row[:, None] * width + c[None, :]), mask=(c < width)[None, :], other=0.0)
+        along = tl.where(y < 0, -v, v)
+        rest = 2 * tl.abs(y) - along
+        terms = tl.where(along < rest, along, rest)  # a NaN stays one
+    return tl.sum(terms, 1)
+
+
+@triton.jit
+def store_terms(out, scope, live, of_row, of_total, of_normed, norm_scale, totals):
+    """Stores sums of terms of ``o``, ``o + r`` and, where ``norm_scale`` is given, of the norm's output: those of ALTI
+    are at least zero."""
+    if totals is not None:
+        of_row = tl.where(of_row < 0, 0.0, of_row)
+        of_total = tl.where(of_total < 0, 0.0, of_total)
+        of_normed = tl.where(of_normed < 0, 0.0, of_normed)
+    tl.store(out, of_row, mask=live)
+    tl.store(out + scope, of_total, mask=live)
+    if norm_scale is not None:
+        tl.store(out + 2 * scope, of_normed, mask=live)
+
+
+def centre_apart(
+    run: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor],
+    down: Tensor,
+    residual: Tensor,
+    norm_scale: Tensor,
+    totals: Tensor | None,
+) -> Tensor:
+    """Returns ``[3, N, M]`` by two calls of ``run(down, residual, norm_scale, totals)``, which does not centre: the
+    first two scopes as they are, and the third from operands whose rows have a mean of zero. That takes twice the time.
+    """
+
+    def centre(matrix: Tensor) -> Tensor:
+        wide = matrix.float()
+        return (wide - wide.mean(-1, keepdim=True)).to(matrix.dtype)
+
+    before = run(down, residual, None, None if totals is None else totals[:2])
+    return torch.cat([before, run(centre(down), centre(residual), norm_scale, totals)[2:]])

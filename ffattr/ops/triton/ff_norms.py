@@ -25,12 +25,14 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..torch_kernels import sequence_bounds
+from ..reduction import Reduction
+from ..torch_kernels import check_reduction, sequence_bounds
 from . import configs
 from .arguments import WideArguments, check_argument, make_contiguous
 from .blocks import query_blocks
-from .epilogue import column_sums, store_norms
+from .epilogue import centre_apart, column_sums, store_norms, store_terms, sum_terms
 from .runtime import on_device_of
 from .tiles import add_product, describe_matrix, load_rows, load_slab, product_precision, scale_tile, tma_fits
 
@@ -78,6 +80,7 @@ def direct_kernel(
     down_scale,  # [d] of float8, else None
     slope_size,  # [N] of float8, else None: what slopes were divided by
     feature_bound,  # [K, H + 1] of float8, else None: the largest feature, summed over streams
+    totals,  # [2 or 3, N, d] of ALTI, else None
     blocks,  # [., 4]
     out,  # [2 or 3, N, M]
     queries,
@@ -86,6 +89,7 @@ def direct_kernel(
     neurons,
     width,
     heads,
+    L2: tl.constexpr,
     OWN: tl.constexpr,
     STREAMS: tl.constexpr,
     CENTRE: tl.constexpr,
@@ -134,6 +138,7 @@ def direct_kernel(
     rows = (weights / size[:, None]).to(own_features.dtype.element_ty)
     own = own / size
 
+    known, whole = tl.where(live, row, 0), first.to(tl.int64)  # the first row of a scope's totals
     key64, up = key.to(tl.int64), keys + key  # the second stream's features lie behind those of the first
     feature_pitch, residual_pitch = (heads + 1) * neurons, (heads + 1) * width
     own_gate_at = own_features + key64 * feature_pitch + tl.arange(0, NEURONS)
@@ -179,7 +184,10 @@ def direct_kernel(
         if down_scale is not None:
             by_column = tl.load(down_scale + col, mask=col < width, other=0.0)
             acc = acc * by_column[None, :] * tl.load(slope_size + n, mask=live, other=0.0)[:, None]
-        squares += tl.sum(acc * acc, 1)
+        if L2:
+            squares += tl.sum(acc * acc, 1)
+        else:
+            squares += sum_terms(acc * size[:, None], totals, whole, known, c, width, COLUMNS)
         if residual_scale is not None:  # o / scale + r: scaling the weights would round them once more
             acc = acc * (1 / tl.load(residual_scale + n, mask=live, other=1.0))[:, None]
         residual_tile = load_slab(residual, key, c, heads, width, residual_pitch, HEADS, COLUMNS, TMA)
@@ -187,35 +195,50 @@ def direct_kernel(
         if OWN:
             own_row = tl.load(own_residual + key64 * residual_pitch + col, mask=col < width, other=0.0).to(tl.float32)
             acc += own[:, None] * own_row[None, :]
-        s0, s1, s2, s3, s4 = column_sums(acc, gamma, c, width, COLUMNS)
-        total_squares += s0
-        total += s1
-        weighted_squares += s2
-        weighted += s3
-        gamma_squares += s4
+        if L2:
+            s0, s1, s2, s3, s4 = column_sums(acc, gamma, c, width, COLUMNS)
+            total_squares += s0
+            total += s1
+            weighted_squares += s2
+            weighted += s3
+            gamma_squares += s4
+        else:
+            t = acc * size[:, None]
+            if residual_scale is not None:
+                t = t * tl.load(residual_scale + n, mask=live, other=1.0)[:, None]
+            total_squares += sum_terms(t, totals, whole + queries, known, c, width, COLUMNS)
+            if norm_scale is not None:
+                t = t * tl.load(norm_scale + n, mask=live, other=0.0)[:, None]
+                if gamma is not None:
+                    t = t * tl.load(gamma + col, mask=col < width, other=0.0)[None, :]
+                weighted_squares += sum_terms(t, totals, whole + 2 * queries, known, c, width, COLUMNS)
 
-    total_size = size
-    if residual_scale is not None:
-        total_size = size * tl.abs(tl.load(residual_scale + n, mask=live, other=1.0))
-    after_size = None
-    if norm_scale is not None:
-        after_size = total_size * tl.load(norm_scale + n, mask=live, other=0.0)
-    store_norms(
-        out + n.to(tl.int64) * columns + column,
-        queries.to(tl.int64) * columns,
-        live,
-        size,
-        total_size,
-        after_size,
-        squares,
-        total_squares,
-        total,
-        weighted_squares,
-        weighted,
-        gamma_squares,
-        width,
-        CENTRE,
-    )
+    if L2:
+        total_size = size
+        if residual_scale is not None:
+            total_size = size * tl.abs(tl.load(residual_scale + n, mask=live, other=1.0))
+        after_size = None
+        if norm_scale is not None:
+            after_size = total_size * tl.load(norm_scale + n, mask=live, other=0.0)
+        store_norms(
+            out + n.to(tl.int64) * columns + column,
+            queries.to(tl.int64) * columns,
+            live,
+            size,
+            total_size,
+            after_size,
+            squares,
+            total_squares,
+            total,
+            weighted_squares,
+            weighted,
+            gamma_squares,
+            width,
+            CENTRE,
+        )
+    else:
+        at, scope = out + n.to(tl.int64) * columns + column, queries.to(tl.int64) * columns
+        store_terms(at, scope, live, squares, total_squares, weighted_squares, norm_scale, totals)
 
 
 def ff_norms(
@@ -231,13 +254,14 @@ def ff_norms(
     norm_scale: Tensor | None,
     centre: bool,
     sequences: Tensor | None = None,
+    reduction: Reduction = "l2",
+    totals: Tensor | None = None,
 ) -> Tensor:
     """Returns ``[2 or 3, N, M]``, see `ffattr.ops`. Raises ValueError for arguments that no kernel takes."""
     op = "ff_norms"
+    check_reduction(op, reduction, totals, alpha, residual, norm_scale)
     given = WideArguments.from_tensors(op, alpha, position, residual, residual_scale, gamma, norm_scale)
     streams, neurons = (2 if len(features) == 2 else 1), features.shape[-1]
-    if neurons == 0:
-        raise ValueError(f"{op}: features has shape {list(features.shape)}, expected at least one neuron")
     check_argument(op, "features", features, (streams, given.keys, given.heads + 1, neurons), given.wide)
     check_argument(op, "slope", slope, (streams, given.queries, neurons), given.wide)
     check_argument(op, "down_scale", down_scale, (given.width,), torch.float32)
@@ -245,8 +269,21 @@ def ff_norms(
     out = given.allocate_output()
     if out.numel() == 0 or given.keys == 0 or given.width == 0:
         return out
+    if neurons == 0:  # kernels want one, and it may be zero
+        features, slope, down = (F.pad(part, (0, 1)) for part in (features, slope, down.T))
+        down, neurons = down.T, 1
+    if reduction != "l2" and centre and norm_scale is not None:
+        if down_scale is not None:  # centred numbers would have to be rounded to float8 once more
+            down, down_scale = (down.float() * down_scale).to(given.wide), None
+
+        def run(down: Tensor, residual: Tensor, norm_scale: Tensor | None, totals: Tensor | None) -> Tensor:
+            tail = (residual, residual_scale, gamma, norm_scale, False, sequences, reduction, totals)
+            return ff_norms(alpha, position, features, slope, down, None, *tail)
+
+        return centre_apart(run, down, residual, norm_scale, totals)
 
     config = configs.choose_direct(configs.Shape.from_operands(alpha, down, streams))
+    config = config if totals is None else configs.halve_columns(config)
     slope_size = feature_bound = None
     if down_scale is not None:
         slope_size = slope.abs().amax((0, 2)).float()
@@ -274,6 +311,7 @@ def ff_norms(
                 make_contiguous(down_scale),
                 slope_size,
                 feature_bound,
+                make_contiguous(totals),
                 blocks,
                 out,
                 given.queries,
@@ -282,6 +320,7 @@ def ff_norms(
                 neurons,
                 given.width,
                 given.heads,
+                L2=reduction == "l2",
                 OWN=own,
                 STREAMS=streams,
                 CENTRE=centre,

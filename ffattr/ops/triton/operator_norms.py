@@ -16,10 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..torch_kernels import mix_heads, split_queries, with_residual
+from ..reduction import Reduction
+from ..torch_kernels import check_reduction, mix_heads, split_queries, with_residual
 from . import configs
-from .arguments import WideArguments, check_argument
-from .epilogue import column_sums, store_norms
+from .arguments import WideArguments, check_argument, make_contiguous
+from .epilogue import centre_apart, column_sums, store_norms, store_terms, sum_terms
 from .runtime import on_device_of
 from .tiles import add_product, describe_matrix, load_rows, product_precision, scale_tile, tma_fits
 
@@ -80,6 +81,7 @@ def apply_kernel(
     residual_scale,  # [N] or None
     gamma,  # [d] or None
     norm_scale,  # [N] or None
+    totals,  # [2 or 3, N, d] of ALTI, else None
     out,  # [2 or 3, N, M]
     first,
     batch,
@@ -89,6 +91,7 @@ def apply_kernel(
     heads,
     head_dim,
     width,
+    L2: tl.constexpr,
     CENTRE: tl.constexpr,
     EVEN: tl.constexpr,
     TMA: tl.constexpr,
@@ -115,6 +118,8 @@ def apply_kernel(
     squares = tl.zeros([KEYS], tl.float32)
     total_squares, total, weighted_squares, weighted = squares, squares, squares, squares
     gamma_squares = 0.0
+    only = tl.zeros([1], tl.int32)  # row of a scope's totals
+    whole = query.to(tl.int64)
     for c in range(0, width, COLUMNS):
         acc = tl.zeros([KEYS, COLUMNS], tl.float32)
         for step in range(heads * steps):
@@ -133,35 +138,51 @@ def apply_kernel(
         inside = col < width
         own_row = tl.load(own + query.to(tl.int64) * width + col, mask=inside, other=0.0).to(tl.float32)
         acc += itself[:, None] * own_row[None, :]
-        squares += tl.sum(acc * acc, 1)
+        if L2:
+            squares += tl.sum(acc * acc, 1)
+        else:
+            squares += sum_terms(acc * size[:, None], totals, whole, only, c, width, COLUMNS)
         at = residual + (m.to(tl.int64)[:, None] * batch + slot) * width + col[None, :]
         acc += scale * tl.load(at, mask=live[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        s0, s1, s2, s3, s4 = column_sums(acc, gamma, c, width, COLUMNS)
-        total_squares += s0
-        total += s1
-        weighted_squares += s2
-        weighted += s3
-        gamma_squares += s4
+        if L2:
+            s0, s1, s2, s3, s4 = column_sums(acc, gamma, c, width, COLUMNS)
+            total_squares += s0
+            total += s1
+            weighted_squares += s2
+            weighted += s3
+            gamma_squares += s4
+        else:
+            t = acc * size[:, None]
+            total_squares += sum_terms(t, totals, whole + queries, only, c, width, COLUMNS)
+            if norm_scale is not None:
+                t = t * tl.load(norm_scale + query)
+                if gamma is not None:
+                    t = t * tl.load(gamma + col, mask=inside, other=0.0)[None, :]
+                weighted_squares += sum_terms(t, totals, whole + 2 * queries, only, c, width, COLUMNS)
 
-    after_size = None
-    if norm_scale is not None:
-        after_size = size * tl.load(norm_scale + query)
-    store_norms(
-        out + query.to(tl.int64) * columns + m,
-        queries.to(tl.int64) * columns,
-        live,
-        size,
-        size,
-        after_size,
-        squares,
-        total_squares,
-        total,
-        weighted_squares,
-        weighted,
-        gamma_squares,
-        width,
-        CENTRE,
-    )
+    if L2:
+        after_size = None
+        if norm_scale is not None:
+            after_size = size * tl.load(norm_scale + query)
+        store_norms(
+            out + query.to(tl.int64) * columns + m,
+            queries.to(tl.int64) * columns,
+            live,
+            size,
+            size,
+            after_size,
+            squares,
+            total_squares,
+            total,
+            weighted_squares,
+            weighted,
+            gamma_squares,
+            width,
+            CENTRE,
+        )
+    else:
+        at, scope = out + query.to(tl.int64) * columns + m, queries.to(tl.int64) * columns
+        store_terms(at, scope, live, squares, total_squares, weighted_squares, norm_scale, totals)
 
 
 def operator_norms(
@@ -178,9 +199,12 @@ def operator_norms(
     norm_scale: Tensor | None,
     centre: bool,
     sequences: Tensor | None = None,
+    reduction: Reduction = "l2",
+    totals: Tensor | None = None,
 ) -> Tensor:
     """Returns ``[2 or 3, N, M]``, see `ffattr.ops`. Raises ValueError for arguments that no kernel takes."""
     op = "operator_norms"
+    check_reduction(op, reduction, totals, alpha, residual, norm_scale)
     given = WideArguments.from_tensors(op, alpha, position, residual, residual_scale, gamma, norm_scale)
     streams, neurons = (2 if len(maps) == 2 else 1), maps.shape[-1]
     head_dim = values.shape[-1]
@@ -193,11 +217,19 @@ def operator_norms(
     out = given.allocate_output()
     if out.numel() == 0 or given.width == 0:
         return out
+    if reduction != "l2" and centre and norm_scale is not None:
+
+        def run(down: Tensor, residual: Tensor, norm_scale: Tensor | None, totals: Tensor | None) -> Tensor:
+            tail = (residual, residual_scale, gamma, norm_scale, False, sequences, reduction, totals)
+            return operator_norms(alpha, position, values, maps, own, slope, down, *tail)
+
+        return centre_apart(run, down, residual, norm_scale, totals)
 
     own_rows = (slope * own).sum(0) @ down  # [N, d]
     values, maps, slope = values.contiguous().flatten(1), maps.contiguous().flatten(0, 1), slope.contiguous()
     shape = configs.Shape.from_operands(alpha, down, streams)
     build, apply = configs.choose_build(shape), configs.choose_apply(shape, head_dim)
+    apply = apply if totals is None else configs.halve_columns(apply)
     down = down.T.contiguous()
     precision = product_precision(given.wide)
     build_tma = build.tma and tma_fits(maps, down)
@@ -251,6 +283,7 @@ def operator_norms(
                 given.residual_scale,
                 given.gamma,
                 given.norm_scale,
+                make_contiguous(totals),
                 out,
                 rows.start,
                 batch,
@@ -260,6 +293,7 @@ def operator_norms(
                 given.heads,
                 head_dim,
                 given.width,
+                L2=reduction == "l2",
                 CENTRE=centre,
                 EVEN=head_dim % apply.neurons == 0,
                 TMA=apply_tma,

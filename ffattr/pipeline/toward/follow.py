@@ -102,7 +102,7 @@ class Follower:
         return _Way(answer.out.directions, answer.out.constant, value)
 
     def _enter_encoder(self, stack: Stack, row: int, recorded: Recorded, way: _Way, numbers: slice) -> _Way:
-        """From the states that a decoder has read to the encoder's last layer."""
+        """Goes from the states that a decoder has read to the encoder's last layer."""
         assert way.states is not None
         states, directions = way.states
         head = self._find_final_norm(recorded.output, states)

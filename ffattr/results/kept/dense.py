@@ -37,7 +37,8 @@ class Dense(Policy):
     path: a file that they are written to while they are computed, for maps beyond the memory. It appears complete, as
         ``save`` would write it, or not at all; ``attr.maps`` are then read from it as they are looked at.
 
-    Raises `OSError` at the start where the disk has no room, `NonFiniteError` where a norm is beyond the dtype's range.
+    Raises `OSError` at the start where the disk has no room, `NonFiniteError` where an entry is beyond the dtype's
+    range.
 
     >>> on_disk = ffattr.Dense(torch.float16, path="maps.safetensors")
     >>> attr = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, keep=on_disk)
@@ -79,11 +80,11 @@ class DenseSink(Sink):
         for scope, tile in tiles.items():
             maps = self.kept.maps[scope]
             if tile.numel() and torch.finfo(maps.dtype).max < torch.finfo(tile.dtype).max:
-                largest = tile.amax()
+                largest = tile.abs().amax()
                 if largest.isfinite() and largest.to(maps.dtype).isinf():
                     wider = "bfloat16" if maps.dtype == torch.float16 else "float64"
                     raise NonFiniteError(
-                        f"a norm of {scope} is {float(largest):.3g}, beyond the range of {maps.dtype} "
+                        f"an entry of {scope} is {float(largest):.3g} in size, beyond the range of {maps.dtype} "
                         f"({torch.finfo(maps.dtype).max:.3g}): keep the maps in torch.{wider}"
                     )
             write_tile(maps[place, batch], rows, keys, tile)

@@ -19,7 +19,9 @@ class Rows:
     """A block of complete rows, as `Reduce` hands it on: of the model's layer ``layer`` and the sequence ``batch``.
 
     ``queries`` ``[n]`` and ``keys`` ``[t]`` are positions, of real tokens only; ``maps[scope]`` is ``[..., n, t]``, on
-    the layer's device. Copy what is to be kept of them: they belong to the computation.
+    the layer's device. Copy what is to be kept of them: they belong to the computation. ``place`` is that of the layer
+    among those asked for; of `ffattr.contributions`' flow, whose scope is ``"flow"``, all layers of the first target
+    come first: ``place // len(layers)`` is the target.
 
     >>> def strongest(rows):
     ...     return rows.layer, rows.keys[rows.maps["atb"].argmax(-1)].tolist()
@@ -34,6 +36,7 @@ class Rows:
     queries: Tensor
     keys: Tensor
     maps: Mapping[str, Tensor]
+    place: int = 0
 
 
 class ReducedRows(Kept):
@@ -92,7 +95,7 @@ class ReduceSink(Sink):
         if len(rows) == 0:
             return
         queries = self.queries.to(rows.device)[rows]
-        found = self.fn(Rows(self.layers[place], batch, queries, keys, dict(tiles)))
+        found = self.fn(Rows(self.layers[place], batch, queries, keys, dict(tiles), place))
         if found is not None:
             self.kept.reduced.append(found)
 

@@ -17,12 +17,12 @@ __all__ = ["Top", "TopEntries", "TopK"]
 
 @dataclass(frozen=True, eq=False)
 class Top:
-    """The largest entries of every row of a map.
+    """The largest entries of every row of a map: by their size, where they have signs.
 
-    ``values`` ``[L, B, N, k]`` fall along a row, of equal ones the lower position first; ``keys`` ``[L, B, N, k]``
-    int32 are their positions. Where a row has fewer entries above zero (padding, keys that it may not see), the value
-    is 0 and the key -1. ``rest`` ``[L, B, N]`` is the Euclidean norm of the entries not kept, ``total`` ``[L, B, N]``
-    the sum of all.
+    ``values`` ``[L, B, N, k]`` fall along a row in size, of equal sizes the lower position first; ``keys``
+    ``[L, B, N, k]`` int32 are their positions. Where a row has fewer entries other than zero (padding, keys that it may
+    not see), the value is 0 and the key -1. ``rest`` ``[L, B, N]`` is the Euclidean norm of the entries not kept,
+    ``total`` ``[L, B, N]`` the sum of all.
 
     >>> whole = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer)["layer"]
     >>> keep = ffattr.TopK(2)
@@ -113,6 +113,8 @@ class TopEntries(Kept):
 class TopK(Policy):
     """The ``k`` largest entries of every row, the norm of the others and the sum of all: ``attr.largest[scope]``.
 
+    Of `ffattr.contributions`' flow, which has signs, they are the largest by size, with their signs.
+
     >>> attr = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, keep=ffattr.TopK(2))
     >>> attr.largest["atb_ff_res_ln"].values.shape  # [layers, batch, query, k]
     torch.Size([3, 1, 6, 2])
@@ -140,11 +142,11 @@ class TopSink(Sink):
     def add_rows(self, place: int, batch: int, rows: Tensor, keys: Tensor, tiles: Mapping[str, Tensor]) -> None:
         for scope, tile in tiles.items():
             top, k = self.kept.largest[scope], min(self.k, tile.shape[-1])
-            where = _find_largest(tile, k, scope)
+            where = _find_largest(tile.abs(), k, scope)
             values = tile.gather(-1, where)
-            positions = keys.to(where.device)[where].masked_fill_(values <= 0, -1)
+            positions = keys.to(where.device)[where].masked_fill_(values == 0, -1)
             first = torch.arange(k)
-            write_tile(top.values[place, batch], rows, first, values.clamp_min(0))
+            write_tile(top.values[place, batch], rows, first, values)
             write_tile(top.keys[place, batch], rows, first, positions)
             rest = torch.linalg.vector_norm(tile.scatter(-1, where, 0), dim=-1)
             for to, part in ((top.rest, rest), (top.total, tile.sum(-1))):
@@ -165,13 +167,13 @@ def _empty_top(shape: tuple[int, ...], k: int, dtype: torch.dtype, device: torch
 def _find_largest(tile: Tensor, k: int, scope: str) -> Tensor:
     """Returns the places ``[..., n, k]`` of every row's largest entries, falling; of equal ones the lower, in order.
 
-    Zeros are in no order.
+    ``tile`` holds sizes: no entry is below zero. Zeros are in no order.
     """
     if tile.numel() == 0 or k == 0:
         return torch.zeros((*tile.shape[:-1], k), dtype=torch.int64, device=tile.device)
     values, where = tile.topk(min(k + 1, tile.shape[-1]), dim=-1)
     if values.isnan().any():
-        raise NonFiniteError(f"scope {scope} has norms that are NaN")
+        raise NonFiniteError(f"scope {scope} has entries that are NaN")
     where = where[..., :k].contiguous()
     if values.shape[-1] > k:  # where the last has equals left out, it is chance which of them topk took
         open_rows = (values[..., k] == values[..., k - 1]) & (values[..., k] > 0)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ffattr.errors import UnsupportedModel
 from ffattr.models.families.decoders import DECODERS
 from ffattr.models.families.schema import Family, Fused
 
@@ -36,3 +37,9 @@ def test_values_of_fused_projections() -> None:
     assert (shared.value, shared.kv_heads) == (Fused("attn.c_attn", index=7, count=8), 1)
     own = choose("gpt_bigcode", num_attention_heads=6, multi_query=False)
     assert (own.value, own.kv_heads) == (Fused("attn.c_attn", index=2, count=3, groups=6), None)
+
+
+def test_values_of_olmo_that_are_clipped() -> None:
+    assert choose("olmo", clip_qkv=None).norm_before_ff == "post_attention_layernorm"
+    with pytest.raises(UnsupportedModel, match=r"values are clipped \(config.clip_qkv is 8.0\)"):
+        choose("olmo", clip_qkv=8.0)

@@ -62,12 +62,12 @@ def implementation(name: str) -> str:
 def test_description(name: str) -> None:
     for spec in resolve(build(name)).layers:
         weights = spec.weights(torch.float64)
-        expected = POST if name in POST_LN else BETWEEN if name.startswith("olmo") else PRE
+        expected = POST if name in POST_LN else BETWEEN if name in ("olmo2", "olmo3") else PRE
         assert weights.scopes == expected
         dense = name in (*DENSE, *IMAGE_FAMILIES, *SOUND_FAMILIES) and name != "dinov2-swiglu"
         assert (weights.branches[0].gate is None) == dense
         assert weights.parallel == (name in PARALLEL)
-        assert (weights.norm_of_attn is not None) == name.startswith(("gemma2", "gemma3", "olmo", "glm4"))
+        assert (weights.norm_of_attn is not None) == name.startswith(("gemma2", "gemma3", "olmo2", "olmo3", "glm4"))
         assert (weights.norm_of_ff is not None) == (weights.norm_of_attn is not None)
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from op_cases import case
+from op_cases import case, define_reduction, largest_norms
 from triton_cases import (
     DEVICE,
     INTERPRETED,
     TritonPromises,
     check,
     check_last_pair,
-    function,
     needs_float8,
+    run,
     watch_tma,
 )
 from wide_cases import FLOAT8, LIMITS, DirectPromises, needs_memory
@@ -72,9 +72,14 @@ def test_pointers_that_are_not_aligned(dtype: torch.dtype) -> None:
     check("ff_norms", case("ff_norms", 3, 2, 72, 80, 3, streams=2), dtype, margin=67)
 
 
-def test_no_neurons() -> None:
-    with pytest.raises(ValueError, match=r"ff_norms: features has shape \[1, 5, 6, 0\], expected at least one neuron"):
-        function("ff_norms")(*case("ff_norms", neurons=0).values())
+@pytest.mark.parametrize("reduction", ["l2", "l1", "alti"])
+def test_no_neurons(reduction: str) -> None:
+    """What is added to the feed-forward row, which is zero, is all there is."""
+    given = case("ff_norms", 5, 9, 40, 0, heads=3, tail="scale", reduction=reduction)
+    found, expected = run("ff_norms", given), define_reduction("ff_norms", given)
+    size = largest_norms("ff_norms", given, expected)[1:]
+    assert (found[0] == 0).all()
+    assert ((found[1] - expected[1]).abs() <= LIMITS[torch.float32] * size).all()
 
 
 # ---- offsets beyond 32 bits

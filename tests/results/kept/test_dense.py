@@ -37,7 +37,7 @@ def test_dense_in_another_dtype(dtype):
 def test_a_norm_beyond_the_range_is_an_error_that_says_what_is_wide_enough(kept_in, computed, largest, advice):
     attr = some(("atb",), dtype=computed)
     attr.maps["atb"][2, 1, 3, 2] = largest
-    with pytest.raises(NonFiniteError, match=rf"a norm of atb is .*beyond the range of {kept_in}.*{advice}"):
+    with pytest.raises(NonFiniteError, match=rf"an entry of atb is .*beyond the range of {kept_in}.*{advice}"):
         kept(Dense(kept_in), attr)
     attr.maps["atb"][2, 1, 3, 2] = torch.finfo(kept_in).max
     assert kept(Dense(kept_in), attr).maps["atb"].isfinite().all()

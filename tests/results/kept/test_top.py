@@ -49,5 +49,17 @@ def test_top_says_what_is_wrong():
         top.dense(6)
     assert kept(TopK(2), some(("atb",), queries=())).largest["atb"].dense(0).shape == (3, 2, 0, 0)
     attr.maps["atb"][0, 0, 1, 1] = float("nan")
-    with pytest.raises(NonFiniteError, match="scope atb has norms that are NaN"):
+    with pytest.raises(NonFiniteError, match="scope atb has entries that are NaN"):
         kept(TopK(2), attr)
+
+
+def test_signed_entries_are_ranked_by_size_and_keep_their_signs():
+    tile = torch.tensor([[1.0, -3, 0, 3, 2], [-1.0, 0, 0, 0, 0.5]])
+    sink = TopK(3).open({"flow": (1, 1, 2, 5)}, torch.float64, torch.device("cpu"), [0], [0, 1])
+    sink.add_rows(0, 0, torch.arange(2), torch.arange(5), {"flow": tile})
+    top = sink.finish().largest["flow"]
+    assert top.values[0, 0].tolist() == [[-3, 3, 2], [-1, 0.5, 0]]
+    assert top.keys[0, 0].tolist() == [[1, 3, 4], [0, 4, -1]]
+    assert top.total[0, 0].tolist() == [3, -0.5]
+    assert top.rest[0, 0].tolist() == [1, 0]
+    assert top.dense(5)[0, 0].tolist() == [[0, -3, 0, 3, 2], [-1, 0, 0, 0, 0.5]]
