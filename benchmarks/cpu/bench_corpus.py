@@ -5,15 +5,15 @@
 ``FILE`` has a text on each line; without it the 155 verses of benchmarks/paper/verses.txt. All 31,102 verses of the
 King James Bible are in Debian's ``bible-kjv``: ``bible -f gen1:1-rev22:21``. Tokens for each second of CPU time of one
 thread are those of `ffattr.attribute` on all texts at once (the last scope, and the four that the tables need) and of
-the engine in this process, in turns. Then the run is made by one and by two processes, by Ray if asked, and by
-processes that are killed at random moments: all have to leave the same bytes. Seconds on the clock include starting
-Python and loading the model. ``--write`` keeps the table in benchmarks/results/.
+one shard in this process, its model loaded, in turns. Then the run is made by one and by two processes, by Ray if
+asked, and by processes that are killed at random moments, in shards of 16 documents: all have to leave the same bytes.
+Seconds on the clock include starting Python and loading the model.
+``--write`` keeps the table in benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import multiprocessing
 import random
@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "paper"))
 from models import minilm, package_folder
 
 import ffattr
-from ffattr.corpus import Count, run_corpus
+from ffattr.corpus import Count, Options, run_corpus
+from ffattr.corpus.settings import begin_run
+from ffattr.corpus.shards import ShardWorker
 from ffattr.machine import name_processor
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -61,6 +63,10 @@ class Corpus:
     def compute(self, name: str, **options: Any) -> Count:
         return run_corpus(self.model, [str(self.texts)], self.folder / name, shard_docs=SHARD, **options)
 
+    def begin(self, name: str) -> Path:
+        """Plans a run of one shard, or of as few as there are by default; returns its folder."""
+        return begin_run(self.folder / name, self.model, [str(self.texts)], Options()).folder
+
     def kill_at_random(self, name: str, kills: int, seed: int = 0) -> int:
         """Kills a worker or the coordinator so many times, then lets the run end; returns the kills that found one."""
         chance, found = random.Random(seed), 0
@@ -88,21 +94,21 @@ def bench_cpu(corpus: Corpus, rounds: int) -> dict[str, Any]:
     tokens = sum(len(ids) for ids in loaded.tokenizer(texts)["input_ids"])
     process, sizes = psutil.Process(), []
 
+    def follow(documents: int, tokens: int) -> None:
+        sizes.append(process.memory_info().rss)
+
     def loop(scopes: str | list[str]) -> object:
         return ffattr.attribute(loaded.model, texts, tokenizer=loaded.tokenizer, scopes=scopes)
 
     loop("layer")
     seconds: dict[str, list[float]] = {"last scope": [], "four scopes": [], "engine": []}
-    for turn in range(rounds):
+    worker = ShardWorker(corpus.begin("one shard"))
+    for _ in range(rounds):
         seconds["last scope"].append(time_cpu(lambda: loop("layer")))
         seconds["four scopes"].append(time_cpu(lambda: loop(SCOPES)))
+        seconds["engine"].append(time_cpu(lambda: worker.compute(0, follow)))
 
-        def follow(count: Count) -> None:
-            sizes.append(process.memory_info().rss)
-
-        engine = functools.partial(corpus.compute, f"here{turn}", engine="here", listen=follow)
-        seconds["engine"].append(time_cpu(engine))
-    size = sum(map(len, read_tables(corpus.folder / "here0").values()))
+    size = sum(map(len, read_tables(corpus.folder / "one shard").values()))
     ratios = [a / b for a, b in zip(seconds["last scope"], seconds["engine"], strict=True)]
     return {
         "documents": len(texts),
@@ -119,9 +125,10 @@ def bench_cpu(corpus: Corpus, rounds: int) -> dict[str, Any]:
     }
 
 
-def bench_engines(corpus: Corpus, kills: int, with_ray: bool) -> dict[str, Any]:
-    """Makes the run by every engine; raises where one leaves other bytes."""
-    expected, found = read_tables(corpus.folder / "here0"), {}
+def bench_engines(corpus: Corpus, kills: int, with_ray: bool) -> Iterator[tuple[str, dict[str, float]]]:
+    """Makes the run by every engine and yields the seconds; raises where one leaves other bytes."""
+    corpus.compute("here", engine="here")
+    expected = read_tables(corpus.folder / "here")
     runs: dict[str, Callable[[str], object]] = {
         "1 process": lambda name: corpus.compute(name, workers=1),
         "2 processes": lambda name: corpus.compute(name, workers=2),
@@ -133,13 +140,11 @@ def bench_engines(corpus: Corpus, kills: int, with_ray: bool) -> dict[str, Any]:
     for name, run in runs.items():
         began = time.perf_counter()
         came = run(name)
-        found[name] = {"seconds": time.perf_counter() - began}
-        if isinstance(came, int):
-            found[name]["kills"] = came
+        row = {"seconds": time.perf_counter() - began} | ({"kills": float(came)} if isinstance(came, int) else {})
         if read_tables(corpus.folder / name) != expected:
             raise RuntimeError(f"{name} left other bytes")
-        print(f"{name}: the same bytes, {found[name]}", flush=True)
-    return found
+        print(f"{name}: the same bytes, {row}", flush=True)
+        yield name, row
 
 
 def main() -> None:
@@ -160,9 +165,10 @@ def main() -> None:
         found = {"machine": name_processor(torch.device("cpu")), "torch": str(torch.__version__), "threads": 1}
         found |= bench_cpu(corpus, asked.rounds)
         print(json.dumps(found, indent=1), flush=True)
-        found["engines"] = bench_engines(corpus, asked.kills, asked.ray)
-    if asked.write:
-        (RESULTS / "corpus.json").write_text(json.dumps(found, indent=1) + "\n")
+        for name, row in bench_engines(corpus, asked.kills, asked.ray):
+            found[name] = row
+            if asked.write:
+                (RESULTS / "corpus.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -214,6 +214,12 @@ def corpus_command(
         typer.Option(help='Scopes of tokens, top and maps (default: "layer"); may be repeated.', metavar="NAME"),
     ] = None,
     pairs: Annotated[int, typer.Option(help="Amplified pairs of each document and layer.", metavar="K", min=1)] = 10,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help='Also the table "scores": what tokens give to a token, class or "predicted".', metavar="WHAT"
+        ),
+    ] = None,
     long: Annotated[str, typer.Option(help="Documents too long: error, cut or window.", metavar="WHAT")] = "error",
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens that are too many (default: the model's positions).", min=1)
@@ -236,7 +242,8 @@ def corpus_command(
         options: dict[str, Any] = {
             "text": text,
             "id": id_column,
-            "keep": tuple(keep.split(",")),
+            "keep": (*keep.split(","), *["scores"] * (target is not None)),
+            "target": target,
             "scopes": tuple(scope or ["layer"]),
             "layers": layers,
             "pairs": pairs,

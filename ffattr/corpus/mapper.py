@@ -45,7 +45,8 @@ class Mapper:
     """Measures documents in batches, and never raises for one of them: it becomes a row that says why.
 
     model: a name or folder, or a loaded model with its ``tokenizer``. keep: which tables (``"documents"`` is always
-    there): ``"pairs"``, ``"tokens"``, ``"top:K"``, ``"maps"``. scopes: those of ``tokens``, ``top`` and ``maps``.
+    there): ``"pairs"``, ``"tokens"``, ``"top:K"``, ``"maps"`` and, of a model with a head, ``"scores"``: what each
+    token gives to ``target``, as `ffattr.contributions` takes it. scopes: those of ``tokens``, ``top`` and ``maps``.
     layers: numbers or a slice (None: all). pairs: how many of each layer and document. long, max_tokens: see
     `TokenLimit`; the model's own limit holds besides. batch_tokens: padded tokens of a batch (None: what keeps the
     device busy). nlp: a spaCy pipeline for grammatical categories. text, id: names of columns of the batches.
@@ -68,6 +69,7 @@ class Mapper:
         scopes: Sequence[str] = ("layer",),
         layers: Any = None,
         pairs: int = 10,
+        target: Any = None,
         long: str = "error",
         max_tokens: int | None = None,
         batch_tokens: int | None = None,
@@ -76,7 +78,7 @@ class Mapper:
         id: str | None = None,  # noqa: A002
     ) -> None:
         if isinstance(model, str):
-            model, tokenizer = pretrained.load(model)
+            model, tokenizer = pretrained.load(model) if target is None else pretrained.load_predictor(model)
         if not callable(tokenizer):
             raise TypeError(f"tokenizer is {tokenizer!r}, expected the model's, or a model by its name")
         self.tokenizer, self.text, self.id = tokenizer, text, id
@@ -90,7 +92,9 @@ class Mapper:
         device = next(description.base.parameters()).device.type
         self.batch_tokens = batch_tokens or _BATCH_TOKENS.get(device, _BATCH_TOKENS["cuda"])
         vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else ()
-        self.measure = Measure(model, tokenizer, keep, scopes, layers, pairs, nlp, mark_of(map(str, vocabulary)))
+        self.measure = Measure(
+            model, tokenizer, keep, scopes, layers, pairs, nlp, mark_of(map(str, vocabulary)), target
+        )
 
     @property
     def layout(self) -> Layout:

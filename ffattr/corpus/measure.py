@@ -18,6 +18,7 @@ from ..analysis.category_rates import count_all_pairs
 from ..analysis.rows import find_components, find_scopes_around_ff
 from ..models.registry import ModelDescription, resolve
 from ..pipeline.attribute import attribute
+from ..pipeline.contributions import contributions
 from ..pipeline.scopes import parse_scopes
 from ..results.keep import Dense, Keep, Reduce, Rows, TopK
 from ..selection import indices
@@ -47,8 +48,9 @@ class Measure:
         pairs: int,
         nlp: Any,
         mark: str | None,
+        target: Any = None,
     ) -> None:
-        self.model, self.tokenizer, self.pairs = model, tokenizer, pairs
+        self.model, self.tokenizer, self.pairs, self.target = model, tokenizer, pairs, target
         self.categories = Categories(nlp, mark=mark)
         description = resolve(model)
         self.layout = Layout.from_keep(
@@ -85,6 +87,8 @@ class Measure:
             found.frames["pairs"] = _place(self._name_pairs(pairs, attribution), batch)
         if sums:
             found.frames["tokens"] = _place(_join_sums(sums, attribution), batch)
+        if "scores" in layout.tables:
+            found.frames["scores"] = _place(self._follow_target(batch), batch)
         for name, feed in feeds.items():
             if name == "maps":
                 found.maps = feed.cut_maps()
@@ -116,6 +120,14 @@ class Measure:
         for place, piece in enumerate(batch):
             of_piece = {component: values[place] for component, values in changes.items()}
             yield PieceNumbers(piece.row, piece.window, len(piece.ids), errors[place], of_piece, *counted[place])
+
+    def _follow_target(self, batch: Sequence[Piece]) -> pandas.DataFrame:
+        """Returns what each token's embedding gives to the target, and what comes from no token (position -1): of a
+        document they add up to the model's own number."""
+        ids = [piece.ids for piece in batch]
+        target = int(self.target) if isinstance(self.target, str) and self.target.isdecimal() else self.target
+        frame = contributions(self.model, ids, target=target, tokenizer=self.tokenizer, layers=[0]).to_pandas()
+        return frame[frame["boundary"] == 0].rename(columns={"target": "number", "name": "target"})
 
     def _name_pairs(self, pairs: AmplifiedPairs, attribution: Attribution) -> pandas.DataFrame:
         frame = pairs.frame(attribution, None)

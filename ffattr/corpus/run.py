@@ -133,6 +133,8 @@ def run_corpus(
     chosen = Options(**options)
     target.mkdir(parents=True, exist_ok=True)
     with lock_run(target, share):
+        for file in target.glob("._*.json") if share.count == 1 else ():  # other ranks may be writing theirs
+            file.unlink()
         run = begin_run(target, model, inputs, chosen)
         mine = share.list_shards(run)
         clean_up(target, mine)

@@ -65,6 +65,7 @@ class Options:
     scopes: tuple[str, ...] = ("layer",)
     layers: str | None = None
     pairs: int = 10
+    target: str | None = None
     long: str = "error"
     max_tokens: int | None = None
     batch_tokens: int | None = None
@@ -81,6 +82,8 @@ class Options:
             raise ValueError(f"long is {self.long!r}, expected 'error', 'cut' or 'window'")
         if self.layers is not None:
             parse_indices(self.layers)
+        if ("scores" in self.keep) != (self.target is not None):
+            raise ValueError("the table 'scores' and a target go together: name both or none")
 
 
 @dataclass(frozen=True)

@@ -238,6 +238,7 @@ def _make_mapper(run: Run) -> Mapper:
         scopes=options.scopes,
         layers=None if options.layers is None else parse_indices(options.layers),
         pairs=options.pairs,
+        target=options.target,
         long=options.long,
         max_tokens=options.max_tokens,
         batch_tokens=options.batch_tokens,

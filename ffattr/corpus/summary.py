@@ -112,7 +112,7 @@ def merge_parts(folder: str | Path, target: str | Path) -> list[Path]:
     The parts stay as they are.
     """
     written: list[Path] = []
-    for table in ("documents", "pairs", "tokens", "top"):
+    for table in ("documents", "pairs", "tokens", "top", "scores"):
         batch: list[Path] = []
         for path in [*list_parts(Path(folder), table), None]:
             if batch and (path is None or sum(one.stat().st_size for one in batch) + path.stat().st_size > _LARGE):

@@ -36,7 +36,7 @@ COMMIT = "documents"
 """The table that is written last: a shard is done where its part is there."""
 
 _CARRIED = b"ffattr"  # the name of the metadata
-_NAMES = ("pairs", "tokens", "maps")
+_NAMES = ("pairs", "tokens", "maps", "scores")
 _PER_FOLDER = 1000
 _AT = [("source", pa.string()), ("row", pa.int64()), ("window", pa.int32())]
 _TOKENS = [
@@ -48,6 +48,7 @@ _PAIRS = [
     *((name, pa.string()) for name in ("query_token", "key_token")),
     *((name, pa.float32()) for name in ("before", "after", "amplification")),
 ]
+_SCORES = [("target", pa.string()), ("position", pa.int32()), ("token", pa.string()), ("score", pa.float32())]
 _TOP = [
     *(("scope", pa.string()), ("layer", pa.int32()), ("position", pa.int32())),
     *(("keys", pa.list_(pa.int32())), ("values", pa.list_(pa.float32()))),
@@ -109,6 +110,7 @@ class Layout:
         ]
         pairs = [*_AT, *_PAIRS, *((name, pa.bool_()) for name in self.categories)]
         found = {COMMIT: documents, "pairs": pairs, "tokens": [*_AT, *_TOKENS], "top": [*_AT, *_TOP]}
+        found["scores"] = [*_AT, *_SCORES]
         schemas = {name: pa.schema(columns) for name, columns in found.items() if name in self.tables}
         carried = json.dumps(asdict(self) | {"tables": sorted(self.tables)}, sort_keys=True)
         return schemas | {COMMIT: schemas[COMMIT].with_metadata({_CARRIED: carried})}

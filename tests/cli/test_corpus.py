@@ -53,6 +53,20 @@ def test_errors_have_a_code_of_their_own(model, tmp_path):
     assert [row["error_type"] for row in corpora.read_documents(tmp_path / "cut")] == [None, "EmptyText", None]
 
 
+def test_a_target_gives_scores(tmp_path):
+    import pyarrow.parquet as pq
+
+    model = corpora.save_model(tmp_path / "model", head="ForSequenceClassification", num_labels=2)
+    (tmp_path / "t.txt").write_text("the cat\na dog saw it\n")
+    options = ["--engine", "here", "--keep", "documents", "--target", 1]
+    result = run("corpus", model, tmp_path / "t.txt", "-o", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    (part,) = (tmp_path / "out").glob("scores/*/*.parquet")
+    rows = pq.ParquetFile(part).read().to_pylist()
+    assert [row["token"] for row in rows if row["row"] == 0] == ["[CLS]", "the", "cat", "[SEP]", "(bias)"]
+    assert {row["target"] for row in rows} == {"LABEL_1"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -63,6 +63,21 @@ def test_layers_scopes_and_tables_are_those_asked_for(loaded):
     assert {len(values) for values in parts.pieces[0].changes.values()} == {1}
 
 
+def test_scores_add_up_to_the_models_own_number(loaded):
+    """Of a classifier's class; the rows of a document with what comes from no token."""
+    model = build("bert", head="ForSequenceClassification", num_hidden_layers=2, dtype=torch.float32)
+    measure = Measure(model, loaded[1], ("documents", "scores"), ("layer",), None, 4, None, "##", target="1")
+    pieces = [Piece(4, 0, [2, 4, 5, 3], 0), Piece(7, 1, [2, 6, 3], 0)]
+    frame = measure.compute(pieces).frames["scores"]
+    assert frame["token"].tolist()[:5] == ["[CLS]", "the", "cat", "[SEP]", "(bias)"]
+    for piece in pieces:
+        logits = model(torch.tensor([piece.ids])).logits[0]
+        mine = frame[(frame["row"] == piece.row) & (frame["window"] == piece.window)]
+        assert mine["position"].tolist() == [*range(len(piece.ids)), -1]
+        assert mine["score"].sum() == pytest.approx(logits[1].item(), abs=1e-5)
+    assert measure.layout.schemas["scores"].names[3:] == ["target", "position", "token", "score"]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

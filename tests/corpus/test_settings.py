@@ -92,6 +92,8 @@ def test_a_folder_that_holds_something_else(begin, tmp_path):
         ({"pairs": 0}, "pairs is 0, expected at least 1"),
         ({"long": "short"}, "long is 'short', expected"),
         ({"layers": "a"}, "'a': expected numbers"),
+        ({"target": "1"}, "the table 'scores' and a target go together"),
+        ({"keep": ("scores",)}, "the table 'scores' and a target go together"),
     ],
 )
 def test_options_that_are_none(options, message):
