@@ -1,12 +1,12 @@
 """How closely every family of models is reproduced: writes ffattr/models/verified.json and README's table of it.
 
-    python benchmarks/paper/verify.py [--variants | --markdown]
+    python benchmarks/paper/verify.py [--variants | --markdown | --sweep [model_type ...]]
 
 The small random models of the tests, every variant, in float64: layers recomputed from their descriptions against the
 model's own, maps of all scopes against the definition. Then trained models in float32, those that are installed
 (``make test-models`` does that). A model that is not within its tolerance ends the script, and nothing is written.
 ``--variants`` leaves the record of trained models as it is. ``--markdown`` measures nothing: it writes README's table
-from the record that there is.
+from the record that there is. ``--sweep`` tries every model type of transformers instead, see `sweep`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import sweep
 import torch
 from torch import nn
 
@@ -177,7 +178,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--markdown", action="store_true", help="write README's table from the record that there is")
     parser.add_argument("--variants", action="store_true", help="leave the record of trained models as it is")
+    parser.add_argument("--sweep", nargs="*", metavar="TYPE", help="try every model type of transformers, or these")
     asked = parser.parse_args()
+    if asked.sweep is not None:
+        found = sweep.sweep(asked.sweep)
+        if not asked.sweep:
+            sweep.write(found)
+        print(sweep.summarise(found))
+        return
     if not asked.markdown:
         measure(read().trained if asked.variants else None).write()
     write_readme(read())

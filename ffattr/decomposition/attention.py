@@ -205,6 +205,7 @@ class LayerRecord:
 
     Where it is a mixture of experts, the ``routing`` of all sequences one after the other, ``[B * T, k]``. Where it
     has cross-attention: what that reads of the encoder, ``states`` ``[B, T', d]``, and the attention to it.
+    ``autocast`` is the dtype in which autocast had products computed, None without it.
     """
 
     index: int
@@ -214,3 +215,4 @@ class LayerRecord:
     routing: Routing | None = None
     states: Tensor | None = None
     cross: Attention | None = None
+    autocast: torch.dtype | None = None

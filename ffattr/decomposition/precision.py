@@ -7,11 +7,21 @@ That precision is one of the *wide products*, those with the feed-forward matric
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor
 
-__all__ = ["are_finite", "operand_dtype", "output_tolerance", "quantised", "result_dtype"]
+__all__ = [
+    "are_finite",
+    "find_narrowest",
+    "operand_dtype",
+    "output_tolerance",
+    "quantised",
+    "result_dtype",
+    "without_autocast",
+]
 
 # Rounding alone gives 1e-6 in float32; erf-GELU taken for tanh-GELU, the smallest mistake known, gives 7e-5 and more.
 _OF_OUTPUT = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
@@ -26,6 +36,22 @@ def result_dtype(dtype: torch.dtype) -> torch.dtype:
 def operand_dtype(dtype: torch.dtype) -> torch.dtype:
     """What the wide operands are in: with float8 only the down matrix is float8, all others are bfloat16."""
     return torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Switches autocast off, where a user has it on: what is computed in here is in the dtypes of its operands."""
+    with ExitStack() as stack:
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+def find_narrowest(dtypes: Iterable[torch.dtype | None]) -> torch.dtype | None:
+    """Returns the dtype that rounds most; None where there is none among ``dtypes``."""
+    given = (dtype for dtype in dtypes if dtype is not None)
+    return max(given, key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
 
 def are_finite(tensor: Tensor) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..decomposition.attention import LayerRecord
-from ..decomposition.precision import output_tolerance
+from ..decomposition.precision import find_narrowest, output_tolerance
 from ..decomposition.reference import Encoder
 from ..decomposition.scopes import Scope, Source
 from ..decomposition.sketch import Sketch
@@ -244,7 +244,7 @@ def find_errors(outputs: list[Tensor], recomputed: Tensor) -> Tensor:
 def layer_tolerance(stack: Stack, captured: LayerRecord, dtype: torch.dtype) -> float:
     """The largest relative error of a layer's output, recomputed in ``dtype``, that rounding explains."""
     attentions = [part for part in (captured.attention, captured.cross) if part is not None]
-    single = stack.specs[captured.index - stack.first].rounds_to_float32 or any(
-        part.rounds_to_float32 for part in attentions
-    )
-    return output_tolerance(captured.output.dtype, dtype, single)
+    spec = stack.specs[captured.index - stack.first]
+    single = spec.rounds_to_float32 or any(part.rounds_to_float32 for part in attentions)
+    own = find_narrowest((captured.output.dtype, captured.autocast, spec.narrowest_dtype))
+    return output_tolerance(captured.output.dtype if own is None else own, dtype, single)

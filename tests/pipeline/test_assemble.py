@@ -135,15 +135,30 @@ def test_what_rounding_explains(
     own: torch.dtype, computed: torch.dtype, rounding: tuple[str, ...], limit: float
 ) -> None:
     """Of the coarser dtype, and of anything in the layer that rounds to float32 on its own."""
-    specs = [SimpleNamespace(rounds_to_float32=False), SimpleNamespace(rounds_to_float32="norms" in rounding)]
+    specs = [SimpleNamespace(rounds_to_float32=rounds, narrowest_dtype=None) for rounds in (False, "norms" in rounding)]
     stack: Any = SimpleNamespace(first=3, specs=specs)
     record: Any = SimpleNamespace(
         index=4,
         output=torch.zeros(1, dtype=own),
+        autocast=None,
         attention=SimpleNamespace(rounds_to_float32=False),
         cross=SimpleNamespace(rounds_to_float32=True) if "cross" in rounding else None,
     )
     assert layer_tolerance(stack, record, computed) == limit
+    record.autocast = torch.bfloat16
+    assert layer_tolerance(stack, record, computed) == 0.1
+    record.autocast, specs[1].narrowest_dtype = None, torch.float16
+    assert layer_tolerance(stack, record, computed) == max(limit, 2e-2)
+
+
+def test_the_narrowest_dtype_of_a_layer_is_that_of_its_projections() -> None:
+    """A 4-bit layer tells its own, whatever its hidden states are in."""
+    model = build("llama", dtype=torch.float32)
+    assert resolve(model).layers[0].narrowest_dtype == torch.float32
+    model.layers[0].mlp.down_proj.compute_dtype = torch.bfloat16
+    assert [spec.narrowest_dtype for spec in resolve(model).layers] == [torch.bfloat16, torch.float32]
+    half = build("mixtral", dtype=torch.float16)
+    assert resolve(half).layers[0].narrowest_dtype == torch.float16
 
 
 # ---- the result

@@ -11,10 +11,11 @@ from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, LayerRecord
-from ...decomposition.precision import are_finite
+from ...decomposition.precision import are_finite, without_autocast
 from ...decomposition.routing import Routing
 from ...errors import CaptureError, NonFiniteError
 from ..registry import ModelDescription
@@ -249,8 +250,10 @@ class _Recorder:
             if gain is not None:
                 fields["routing"] = replace(fields["routing"], gain=gain)
             self.done.add(index)
-            with _set_active(None):
-                self.on_layer(LayerRecord(index, before, after, **fields))
+            kind = after.device.type
+            autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            with _set_active(None), without_autocast():
+                self.on_layer(LayerRecord(index, before, after, **fields, autocast=autocast))
 
         return hand_on_record
 

@@ -20,8 +20,9 @@ from .watch import Run, Watch
 
 __all__ = ["Observed", "observe_layers", "read_run_routing"]
 
-_SMALL = 1 << 22
-"""Numbers of inputs that are watched at once: all that a layer computes of them is held."""
+_SMALL_IDS, _SMALL_FEATURES = 1 << 11, 1 << 20
+"""How many ids, and how many other numbers, are watched at once: all that a layer computes of them is held and
+compared. Where a user passed more, small inputs that are made up are tried first."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def _order_inputs(base: nn.Module, given: Mapping[str, Any] | None) -> Iterator[
     made = list(make_inputs(base))
     if given is None:
         yield from made
-    elif sum(value.numel() for value in given.values() if isinstance(value, Tensor)) <= _SMALL:
+    elif _is_small(given):
         yield given
         yield from made
     else:
@@ -102,6 +103,12 @@ def _restore_modules(base: nn.Module) -> Iterator[None]:
                 module._modules.clear()
                 module._modules.update(children)
             vars(module).update(settings)
+
+
+def _is_small(given: Mapping[str, Any]) -> bool:
+    tensors = [value for value in given.values() if isinstance(value, Tensor)]
+    ids = sum(one.numel() for one in tensors if not one.is_floating_point())
+    return ids <= _SMALL_IDS and sum(one.numel() for one in tensors) - ids <= _SMALL_FEATURES
 
 
 def _find_layers(stacks: Mapping[str, Sequence[nn.Module]], watch: Watch, kwargs: Mapping[str, Any]) -> Observed:

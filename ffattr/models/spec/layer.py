@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...decomposition.affine import Linear
 from ...decomposition.clamp import Clamp
 from ...decomposition.layer import Branch, CrossWeights, Latent, LayerWeights
+from ...decomposition.precision import find_narrowest, without_autocast
 from ...decomposition.scopes import Scoped
 from ...errors import UnsupportedModel
 from .activation import identify_activation
@@ -163,11 +164,27 @@ class LayerSpec(Scoped):
         norms += [] if self.latent is None else [self.latent.norm]
         return any(norm is not None and type(norm) not in (nn.LayerNorm, nn.RMSNorm) for norm in norms)
 
+    @property
+    def narrowest_dtype(self) -> torch.dtype | None:
+        """The narrowest dtype in which any projection computes, whatever that of the hidden states: that of its
+        parameters, or one that it is told (bitsandbytes' 4-bit layers)."""
+        found: list[torch.dtype | None] = []
+        for part in (self.value, self.out, self.up, self.down):
+            module = part if isinstance(part, nn.Module) else part.module
+            told = getattr(module, "compute_dtype", None)
+            own = [one.dtype for one in module.parameters() if one.is_floating_point() and one.dtype.itemsize > 1]
+            found += [told] if isinstance(told, torch.dtype) else own
+        return find_narrowest(found)
+
     def weights(self, dtype: torch.dtype | None) -> LayerWeights:
         """Reads the layer's parameters in ``dtype`` (None: as they are, nothing copied).
 
         Raises `UnsupportedModel` for a module that no formula covers.
         """
+        with without_autocast():  # modules are asked what they compute
+            return self._read(dtype)
+
+    def _read(self, dtype: torch.dtype | None) -> LayerWeights:
         branches = [
             Branch(
                 up=_read_projection(self.up, dtype),
