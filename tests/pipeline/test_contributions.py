@@ -265,6 +265,19 @@ def test_float32_is_close_and_complete(target, position):
     assert torch.allclose(found.scores.double(), expected.scores, rtol=0, atol=1e-4)
 
 
+def test_under_autocast_numbers_are_those_of_the_model_and_add_up_within_its_rounding():
+    model, given = build("llama", head="ForCausalLM").float(), tiny_models.inputs("llama")
+    exact = ffattr.contributions(model, given, target=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ffattr.contributions(model, given, target=3)
+        with torch.no_grad():
+            own = model(**given).logits[:, -1, 3].float()
+    assert torch.equal(found.value[0], own)
+    assert found.scores.dtype == torch.float32
+    assert found.error.max() < 2e-2
+    assert torch.allclose(found.scores, exact.scores, rtol=0, atol=5e-2 * float(exact.scores.abs().max()))
+
+
 def test_the_model_stays_as_it_was_also_when_it_fails():
     model, given = build("llama", head="ForCausalLM"), tiny_models.inputs("llama")
     before = recording.state(model)

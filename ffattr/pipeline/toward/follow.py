@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...decomposition.adjoint.head import Head, pull_states
 from ...decomposition.adjoint.layer import Flow
-from ...decomposition.precision import output_tolerance
+from ...decomposition.precision import output_tolerance, without_autocast
 from ...engine.query_pass import Slopes
 from ...errors import ArchitectureMismatch, UnsupportedModel
 from ...models.heads import HeadSpec, list_final_norms, list_heads
@@ -65,15 +65,8 @@ class Follower:
             for stack in reversed(request.stacks):
                 for part in records.split(stack):
                     records.load(stack, part)
-                    for place, row in enumerate(batch):
-                        if part[0] == len(stack.specs) - 1:
-                            recorded = records.read(stack, part[0], row)
-                            if stack is request.stacks[-1]:
-                                own = read_row(question, records.output, place, row, kept_logits, recorded.output)
-                                ways[row] = self._start(stack, own, numbers)
-                            else:
-                                ways[row] = self._enter_encoder(stack, row, recorded, ways[row], numbers)
-                        self._walk(stack, part, row, records, ways[row], numbers)
+                    with without_autocast():
+                        self._follow_part(stack, part, batch, kept_logits, records, ways, numbers)
                     for _ in part:
                         yield
 
@@ -81,6 +74,27 @@ class Follower:
     def layers(self) -> int:
         """How many layers are walked through in each batch."""
         return len(self._split_numbers()) * sum(len(stack.specs) for stack in self.question.request.stacks)
+
+    def _follow_part(
+        self,
+        stack: Stack,
+        part: Sequence[int],
+        batch: Sequence[int],
+        kept_logits: Mapping[int, int] | None,
+        records: Records,
+        ways: dict[int, _Way],
+        numbers: slice,
+    ) -> None:
+        """Follows every sequence through some layers of a stack; its last one is where it is entered."""
+        for place, row in enumerate(batch):
+            if part[0] == len(stack.specs) - 1:
+                recorded = records.read(stack, part[0], row)
+                if stack is self.question.request.stacks[-1]:
+                    own = read_row(self.question, records.output, place, row, kept_logits, recorded.output)
+                    ways[row] = self._start(stack, own, numbers)
+                else:
+                    ways[row] = self._enter_encoder(stack, row, recorded, ways[row], numbers)
+            self._walk(stack, part, row, records, ways[row], numbers)
 
     def _split_numbers(self) -> list[slice]:
         stack, count = self.question.request.stacks[-1], self.question.count
