@@ -101,7 +101,7 @@ class HeadReader:
             if not error <= row.tolerance:
                 raise UnsupportedModel(self._explain(1, error))
             return Answer(own, columns, out)
-        nearest, tried = float("inf"), 0
+        nearest, tried, best = float("inf"), 0, None
         for spec in self._candidates:
             if row.whole == ("position" in spec.reads):
                 continue
@@ -112,11 +112,12 @@ class HeadReader:
             except (UnsupportedModel, RuntimeError, IndexError):  # of other shapes
                 continue
             error = _measure_error(own[numbers], out)
-            if error <= row.tolerance:
-                self._head = spec, head
-                return Answer(own, columns, out)
-            nearest = min(nearest, error)
-        raise UnsupportedModel(self._explain(tried, nearest))
+            if error < nearest:  # the first of equals; half types leave room for more than one
+                nearest, best = error, (spec, head, out)
+        if best is None or not nearest <= row.tolerance:
+            raise UnsupportedModel(self._explain(tried, nearest))
+        self._head = best[:2]
+        return Answer(own, columns, best[2])
 
     def _explain(self, tried: int, nearest: float) -> str:
         found = f"{tried} known heads were tried" if tried else "no known head fits"
