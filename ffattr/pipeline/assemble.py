@@ -18,6 +18,7 @@ from ..engine.costs import LayerShape
 from ..engine.layer_maps import LayerTask
 from ..engine.pack import OneSequence, Pack, concatenate
 from ..engine.plan import Plan
+from ..engine.projections import project_layer
 from ..engine.run import LayerResult, run_layer
 from ..errors import ArchitectureMismatch
 from ..results import Attribution
@@ -85,8 +86,12 @@ class ResultBuilder:
                 for place in stack.result_layers(layer):
                     self._keep_rows(captives[number], place, queries, found)
 
-            result = run_layer(task, pack, request.plan_layer(stack, layer, weights, joined), take)
-            self.plan.layers.append(result.plan)
+            plan = request.plan_layer(stack, layer, weights, joined)
+            if options.toward is None:
+                result = run_layer(task, pack, plan, take)
+                self.plan.layers.append(result.plan)
+            else:
+                result = project_layer(task, pack, plan, options.toward, take)
             self._keep_numbers(captured, captives, result)
             for one in captives:
                 self._finish_sequence(captured, one, result)

@@ -44,6 +44,7 @@ def attribute(
     keys: Indices = None,
     groups: Any = None,
     reduce: Reduction = "l2",
+    toward: Tensor | None = None,
 ) -> Attribution:
     """How much each token contributes to each token, in every layer: the norms of the decomposed vectors.
 
@@ -86,6 +87,9 @@ def attribute(
         the row's sum (Ferrando et al. 2022, arXiv 2203.04212, where ``y`` is the scope ``atb``). Rows of ALTI add up to
         1 over the columns that there are; behind cross-attention, over those of both maps. `ffattr.ops.reduction`
         has the details. ``bias`` is reduced likewise.
+    toward: a direction ``[d]``: maps then hold what it reads of each vector, ``<toward, F_i(x_j)>``, with its sign, and
+        ``bias`` what it reads of that; rows and bias add up to what it reads of the stream. It takes no work of the
+        model's width for a pair of tokens. (`ffattr.contributions` follows a logit through all layers.)
 
     Returns an `Attribution`; ``maps[scope]`` is ``[layers, B, queries, T]`` (``attn_heads``: heads before queries). Of
     a model with an encoder and a decoder a `StackedAttribution`: ``maps["cross.atb"]`` and so on; ``layers`` and
@@ -105,7 +109,7 @@ def attribute(
     """
     options = Options(
         *(scopes, layers, queries, keys, groups, ig, baseline, value_bias, dtype, backend, method, memory_budget),
-        reduce,
+        *(reduce, toward),
     )
     request = Request.from_options(model, inputs, tokenizer, options)
     policy = parse_keep(keep)
@@ -120,7 +124,7 @@ def attribute(
         "backend": request.engine.backend.name,
         "method": str(method),
         "keep": str(keep),
-        "reduce": reduce,
+        "reduce": reduce if toward is None else "toward",
         "ffattr": __version__,
         "torch": str(torch.__version__),
     }

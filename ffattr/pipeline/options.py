@@ -37,6 +37,7 @@ class Options:
     method: str | Sketch = "auto"
     memory_budget: int | None = None
     reduce: Reduction = "l2"
+    toward: Tensor | None = None
 
     def check(self) -> None:
         """Raises TypeError or ValueError naming a value that no model could be asked for."""
@@ -48,6 +49,8 @@ class Options:
             raise ValueError(f"unknown value_bias {self.value_bias!r}, expected 'token' or 'separate'")
         if self.reduce not in REDUCTIONS:
             raise ValueError(f"unknown reduce {self.reduce!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
+        if self.toward is not None:
+            self._check_toward(self.toward)
         if self.reduce != "l2" and isinstance(self.method, Sketch):
             raise ValueError(
                 f"method={self.method!r} with reduce={self.reduce!r}: a sketch keeps Euclidean norms, and no others; "
@@ -55,3 +58,20 @@ class Options:
             )
         if self.dtype == torch.float8_e4m3fn and self.method in BY_QUERY:
             raise ValueError(f"method={self.method!r} does not run in {self.dtype}; 'direct' is the only one that does")
+
+    def _check_toward(self, direction: object) -> None:
+        if not isinstance(direction, Tensor):
+            raise TypeError(
+                f"toward is {direction!r}, expected a direction, a tensor [d]. What tokens give to a logit is what "
+                "ffattr.contributions(target=...) says, with flow=True for each layer"
+            )
+        if direction.dim() != 1 or not direction.is_floating_point() or not direction.isfinite().all():
+            raise ValueError(
+                f"toward is a tensor {list(direction.shape)} of {direction.dtype}, expected a direction [d] of finite "
+                "floats"
+            )
+        if self.reduce != "l2" or self.method != "auto":
+            raise ValueError(
+                f"toward= projects vectors on a direction, which leaves nothing for reduce={self.reduce!r} and "
+                f"method={self.method!r} to do; leave both out"
+            )

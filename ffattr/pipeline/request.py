@@ -73,6 +73,8 @@ class Request:
         stacks = build_stacks(description, prepared, options, groups)
         read = {number: found for stack in stacks for number, found in read_weights(stack).items()}
         rule = Rule(*ig.rule_of(options.ig), baseline=_check_baseline(options.baseline, stacks))
+        if options.toward is not None:
+            _check_direction(options.toward, stacks)
         return cls(description, prepared, stacks, rule, options, result_dtype(engine.matmul_dtype), engine, read)
 
     @property
@@ -237,3 +239,15 @@ def _check_baseline(baseline: str | Tensor, stacks: Sequence[Stack]) -> str | Te
     if not torch.isfinite(baseline).all():
         raise ValueError("baseline has entries that are NaN or infinite")
     return baseline
+
+
+def _check_direction(direction: Tensor, stacks: Sequence[Stack]) -> None:
+    """Raises ValueError where a direction does not read the streams of all scopes."""
+    for stack in stacks:
+        width = stack.specs[0].weights(None).width
+        if len(direction) != width:
+            raise ValueError(
+                f"toward has {len(direction)} entries, but {stack.name or 'the model'}'s streams have {width}"
+            )
+        if stack.by_expert:
+            raise ValueError("toward= is not for scopes that are told apart by expert; ask for the summed ones")

@@ -93,7 +93,7 @@ class Contents:
     @property
     def measure(self) -> str:
         """What an entry of the maps is called."""
-        return {"l2": "norm", "l1": "L1 norm", "alti": "ALTI"}.get(self.reduce, self.reduce)
+        return {"l2": "norm", "l1": "L1 norm", "alti": "ALTI", "toward": "projection"}.get(self.reduce, self.reduce)
 
     def scope(self, name: str) -> str:
         """Returns the name of a computed scope: ``"layer"`` is the last one. Raises `KeyError` listing the others."""
