@@ -42,13 +42,13 @@ def test_what_is_no_input() -> None:
     base = Takes()
     with pytest.raises(TypeError, match="inputs is a int, expected a mapping of tensors, a tensor, a tuple of them"):
         read_given(base, base, 3)
-    with pytest.raises(TypeError, match="inputs has 4 tensors, but Takes.forward takes 3 arguments by name"):
+    with pytest.raises(TypeError, match=r"inputs has 4 tensors, but Takes.forward takes 3 arguments by name"):
         read_given(base, base, (torch.ones(1),) * 4)
     with pytest.raises(
-        TypeError, match="inputs has 'other', which Takes.forward does not take; expected some of ids, mask"
+        TypeError, match=r"inputs has 'other', which Takes.forward does not take; expected some of ids, mask"
     ):
         read_given(base, base, {"ids": torch.ones(1), "other": torch.ones(1)})
-    with pytest.raises(ValueError, match="inputs is text .'a b'.; pass the model's tokenizer"):
+    with pytest.raises(ValueError, match=r"inputs is text .'a b'.; pass the model's tokenizer"):
         read_given(base, base, "a b")
     with pytest.raises(TypeError, match="tokenizer is a int"):
         read_given(base, base, ["a b"], 3)
