@@ -56,7 +56,8 @@ def sweep(model_types: Sequence[str]) -> list[Swept]:
     import transformers
 
     known, mapping = transformers.CONFIG_MAPPING, transformers.MODEL_MAPPING
-    wanted = model_types or sorted(one for one in known if known[one] in mapping)
+    types = list(known)
+    wanted = model_types or sorted(one for one in types if known[one] in mapping)
     torch.set_num_threads(1)  # of which a fork leaves none behind
     sweep_type("bert")  # imports what all of them need, once
     context = multiprocessing.get_context("fork")

@@ -96,8 +96,10 @@ def resolve(model: nn.Module, given: Given | None = None) -> ModelDescription:
     refused: UnsupportedModel | None = None
     try:
         found = _describe_known(model, base, model_type)
-    except UnsupportedModel as reason:  # of a version or a variant that its family does not describe
-        found, refused = None, reason
+    except UnsupportedModel as reason:
+        if not {model_type, *(cls.__name__ for cls in type(model).__mro__)}.isdisjoint(_registered):
+            raise  # whoever registered the adapter has the last word
+        found, refused = None, reason  # a version or a variant that its family does not describe
     if found is not None:
         return found
     parts = {name: child for name, child in base.named_children() if _is_pretrained(child)}

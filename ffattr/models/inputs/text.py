@@ -137,6 +137,10 @@ def _name_tokens(content: Tensor, batch: int, length: int, tokenizer: Any) -> li
 
 
 def name_ids(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """Returns what the tokenizer calls token ids; their numbers where there is none that knows."""
+    """Returns what the tokenizer calls token ids; their numbers where there is none that knows.
+
+    A lone surrogate becomes a question mark: no file, nor a table of pandas with pyarrow, takes one.
+    """
     convert = getattr(tokenizer, "convert_ids_to_tokens", None)
-    return [str(token) for token in (ids if convert is None else convert(list(ids)))]
+    names = (str(token) for token in (ids if convert is None else convert(list(ids))))
+    return [name.encode("utf-8", "replace").decode() for name in names]

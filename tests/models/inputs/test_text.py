@@ -58,3 +58,5 @@ def test_names_of_ids() -> None:
     assert name_ids([3, 5], None) == ["3", "5"]
     tokenizer = SimpleNamespace(convert_ids_to_tokens=lambda numbers: [f"<{number}>" for number in numbers])
     assert name_ids([3, 5], tokenizer) == ["<3>", "<5>"]
+    broken = SimpleNamespace(convert_ids_to_tokens=lambda numbers: ["a\ud800b" for _ in numbers])
+    assert name_ids([3], broken) == ["a?b"]
