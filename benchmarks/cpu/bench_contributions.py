@@ -32,16 +32,17 @@ from ffattr.machine import name_processor
 RESULTS = Path(__file__).parents[1] / "results" / "contributions.json"
 _LENGTHS = (4096, 8192)
 _CHILD = """
-import resource, sys, threading, time
+import resource, sys
 import psutil, torch, transformers
 import ffattr
 config = transformers.BertConfig(hidden_size=384, num_attention_heads=12, intermediate_size=1536, num_hidden_layers=6,
                                  vocab_size=1000, max_position_embeddings=8192)
 model = transformers.BertModel(config).eval()
 ids = torch.randint(1000, (1, int(sys.argv[1])), generator=torch.Generator().manual_seed(0))
-ffattr.contributions(model, ids[:, :16], target=torch.ones(384), position="cls")
+direction = torch.randn(384, generator=torch.Generator().manual_seed(1))
+ffattr.contributions(model, ids[:, :16], target=direction, position="cls")
 before = psutil.Process().memory_info().rss
-found = ffattr.contributions(model, ids, target=torch.ones(384), position="cls", check=False)
+found = ffattr.contributions(model, ids, target=direction, position="cls", check=False)
 assert found.error.max() < 1e-4, found.error
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 """
