@@ -1,5 +1,5 @@
 """One layer of a pack of sequences, from weights and attention to the norms of every scope asked for: in blocks of
-query tokens, and in smaller ones where memory runs out.
+query tokens, and in smaller ones where memory runs out; or, signed, to what a direction reads of the same vectors.
 
 Rows of maps are handed on as soon as they are complete: what becomes of them is not decided here.
 """
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..decomposition import reference
+from ..decomposition.adjoint.layer import LayerAdjoint, list_blocks
 from ..decomposition.scopes import Scope
 from ..decomposition.walk import Stream
 from ..errors import NonFiniteError, OutOfMemory
@@ -22,8 +23,9 @@ from ..ops.reduction import reduce_vectors
 from .layer_maps import LayerMaps, LayerTask, MapRows
 from .pack import OneSequence, Pack, QueryBlock
 from .plan import LayerPlan, free_bytes
+from .query_pass import Slopes
 
-__all__ = ["LayerResult", "TakeRows", "group_vectors", "run_layer"]
+__all__ = ["LayerResult", "TakeRows", "group_vectors", "project_layer", "run_layer"]
 
 _log = logging.getLogger("ffattr")
 
@@ -88,6 +90,40 @@ def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> L
     return replace(result, plan=plan)
 
 
+def project_layer(task: LayerTask, pack: Pack, plan: LayerPlan, direction: Tensor, take: TakeRows) -> LayerResult:
+    """The maps ``<direction, F_i(x_j)>`` of all scopes of a layer, handed on as `run_layer` does those of norms.
+
+    ``direction`` ``[d]`` reads the stream at each scope. ``bias`` is what it reads of the bias. It takes as many
+    operations as the layer itself, and those of its attention once more for each scope.
+    """
+    total, slopes = len(pack.query_tokens), Slopes(task.rule, task.backend.require_operators())
+    output = pack.x.new_empty(total, task.weights.width)
+    bias = {scope: pack.x.new_zeros(total) for scope in task.asked}
+    for number, one in enumerate(pack.sequences):
+        adjoint = LayerAdjoint(
+            task.weights,
+            one.x,
+            one.attention,
+            1,
+            task.rule,
+            task.value_bias,
+            one.routing,
+            one.encoder,
+            slopes.compute,
+        )
+        neurons = max(branch.width * len(branch.projections) for branch in task.weights.branches)
+        queries = torch.arange(len(one.query_tokens), device=pack.x.device)
+        for block in list_blocks(queries, task.weights.heads, one.keys, 1, neurons):
+            rows, at = one.query_tokens[block], block + pack.query_starts[number]
+            frozen, output[at] = adjoint.freeze(rows)
+            found: dict[Scope, Tensor] = {}
+            for scope in task.asked:
+                flow, bias[scope][at] = adjoint.project(rows, direction, frozen, scope)
+                found[scope] = _add_up_groups(one, scope, flow.tiles[scope.source][0])
+            take(number, block, found)
+    return LayerResult(bias, output, plan, {})
+
+
 def _hand_on(found: MapRows, plan: LayerPlan, take: TakeRows) -> None:
     if plan.dtype == torch.float16 and not all(bool(rows.isfinite().all()) for rows in found.maps.values()):
         raise NonFiniteError(
@@ -149,3 +185,12 @@ def group_vectors(vectors: Tensor, groups: Tensor) -> Tensor:
     kept = groups >= 0
     summed = vectors.new_zeros(*vectors.shape[:-2], int(groups.max()) + 1, vectors.shape[-1])
     return summed.index_add_(-2, groups[kept], vectors[..., kept, :])
+
+
+def _add_up_groups(one: OneSequence, scope: Scope, tile: Tensor) -> Tensor:
+    """The columns of keys ``[..., n, T]`` as those of their groups, where keys are added up."""
+    if one.groups is None or scope.source == "cross":
+        return tile
+    real = one.groups >= 0
+    columns = int(one.groups.max()) + 1 if bool(real.any()) else 0
+    return tile.new_zeros(*tile.shape[:-1], columns).index_add_(-1, one.groups[real], tile[..., real])

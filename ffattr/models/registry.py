@@ -97,8 +97,8 @@ def resolve(model: nn.Module, given: Given | None = None) -> ModelDescription:
     try:
         found = _describe_known(model, base, model_type)
     except UnsupportedModel as reason:
-        if not {model_type, *(cls.__name__ for cls in type(model).__mro__)}.isdisjoint(_registered):
-            raise  # whoever registered the adapter has the last word
+        if not pretrained or not {model_type, *(cls.__name__ for cls in type(model).__mro__)}.isdisjoint(_registered):
+            raise  # whoever registered the adapter has the last word, and PyTorch's encoders have no versions
         found, refused = None, reason  # a version or a variant that its family does not describe
     if found is not None:
         return found

@@ -18,8 +18,7 @@ from ..engine.costs import LayerShape
 from ..engine.layer_maps import LayerTask
 from ..engine.pack import OneSequence, Pack, concatenate
 from ..engine.plan import Plan
-from ..engine.projections import project_layer
-from ..engine.run import LayerResult, run_layer
+from ..engine.run import LayerResult, project_layer, run_layer
 from ..errors import ArchitectureMismatch
 from ..results import Attribution
 from ..results.contents import SHARED

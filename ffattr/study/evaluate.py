@@ -31,6 +31,11 @@ class Evaluation:
     the tokens with the largest scores is taken away (more is better). ``sufficiency`` ``[S, B]``: by how much when
     these alone stay (less is better). ``probability`` ``[B]`` is that of the whole input; ``removed`` ``[S, B]`` says
     how many tokens a share was, at least one.
+
+    >>> ids = tokenizer(["The cat sat on the mat."], return_tensors="pt")["input_ids"]
+    >>> scores = ffattr.contributions(classifier, ids, target="predicted").scores[0, 0]
+    >>> ffattr.evaluate(classifier, ids, scores, shares=(0.5,)).removed.tolist()  # of nine tokens
+    [[5]]
     """
 
     comprehensiveness: Tensor
@@ -50,7 +55,13 @@ class Evaluation:
         }
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Returns one row for each sequence and share."""
+        """Returns one row for each sequence and share.
+
+        >>> ids = tokenizer(["The cat sat on the mat."], return_tensors="pt")["input_ids"]
+        >>> scores = ffattr.contributions(classifier, ids, target="predicted").scores[0, 0]
+        >>> list(ffattr.evaluate(classifier, ids, scores).to_pandas())[:3]
+        ['batch', 'share', 'removed']
+        """
         import pandas as pd
 
         rows = [

@@ -139,13 +139,20 @@ def test_rows_of_padding_do_not_look_ahead(name: str, causal: bool) -> None:
     ("name", "options", "message"),
     [
         ("bloom", {"apply_residual_connection_post_layernorm": True}, "apply_residual_connection_post_layernorm"),
-        ("mpt", {"attn_config": {"clip_qkv": 6.0}}, r"clip_qkv is 6\.0"),
         ("roformer", {"rotary_value": True}, "rotary_value"),
     ],
 )
 def test_variants_that_are_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModel, match=message):
         resolve(build(name, **options))
+
+
+def test_values_that_are_cut_off_are_mapped_where_none_is() -> None:
+    """The family refuses them, the structure is found: and what each layer returns is compared every time."""
+    found = ffattr.attribute(build("mpt", attn_config={"clip_qkv": 6.0}), tiny_models.inputs("mpt"))
+    assert found.error.max() < 1e-10
+    with pytest.raises((ArchitectureMismatch, UnsupportedModel)):
+        ffattr.attribute(build("mpt", attn_config={"clip_qkv": 0.01}), tiny_models.inputs("mpt"))
 
 
 def test_talking_heads_are_no_attention_rows() -> None:
