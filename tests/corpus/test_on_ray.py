@@ -1,9 +1,17 @@
-"""Ray actors give the bytes that processes give, also when one is killed. Skipped where Ray is not installed."""
+"""Ray actors give the bytes that processes give, also when one is killed.
+
+Starting Ray takes a minute and a half on two cores: ``FFATTR_TEST_RAY=1`` asks for it, where Ray is installed.
+"""
+
+import os
+import sys
 
 import corpora
 import pytest
 from corpora import read_tree
 
+if not os.environ.get("FFATTR_TEST_RAY"):
+    pytest.skip("Ray is tested with FFATTR_TEST_RAY=1", allow_module_level=True)
 ray = pytest.importorskip("ray")
 
 from ffattr.corpus import run as run_module  # noqa: E402
@@ -11,7 +19,8 @@ from ffattr.corpus.on_ray import RayActors  # noqa: E402
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))  # actors find the helpers of tests
     ray.init(num_cpus=1, log_to_driver=False, include_dashboard=False, object_store_memory=80 * 2**20)
     yield
     ray.shutdown()
