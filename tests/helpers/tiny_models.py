@@ -36,7 +36,7 @@ from tiny_configs import (
     VOCABULARY,
 )
 from torch import Tensor, nn
-from versions import have, is_older
+from versions import PINNED, RESTRUCTURED, have, is_older, needs
 
 __all__ = [
     "ENCODER_DECODERS",
@@ -84,6 +84,8 @@ def build(
 
     ``head`` is the suffix of a transformers class, for instance ``ForSequenceClassification`` or ``LMHeadModel``.
     """
+    if name in RESTRUCTURED:
+        needs(str(PINNED), "whose experts lie together in one module, of those that are tested")
     try:
         hash(tuple(overrides.values()))
     except TypeError:

@@ -9,10 +9,13 @@ import pytest
 from packaging.version import Version
 from paths import ROOT
 
-__all__ = ["OLDEST", "PINNED", "have", "is_older", "needs"]
+__all__ = ["OLDEST", "PINNED", "RESTRUCTURED", "have", "is_older", "needs"]
 
 _PINS = (ROOT / "requirements-dev.txt").read_text()
 PINNED, OLDEST = (Version(version) for version in re.findall(r"^transformers==(\S+)$", _PINS, re.MULTILINE))
+
+RESTRUCTURED = ("granitemoe", "granitemoe-shared")
+"""Families whose modules were others in the oldest version; there, they are refused by name."""
 
 
 def have(version: str) -> bool:

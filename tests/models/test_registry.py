@@ -15,6 +15,7 @@ from recording import assert_recomputed
 from tiny_models import EVERY_FAMILY, FAMILIES, build
 from torch import Tensor, nn
 from torch.nn import functional as F
+from versions import RESTRUCTURED, is_older
 
 import ffattr.models.registry as adapters
 from ffattr.decomposition.attention import LayerRecord
@@ -36,7 +37,9 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_family_is_tested() -> None:
-    assert {resolve(build(name)).family for name in EVERY_FAMILY} == set(BUILT_IN)
+    there = [name for name in EVERY_FAMILY if name not in RESTRUCTURED or not is_older()]
+    built_in = set(BUILT_IN) - ({"granitemoe", "granitemoeshared"} if is_older() else set())
+    assert {resolve(build(name)).family for name in there} == built_in
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from materialised import attend, divide_by_rms, exact_softmax, run_model, share_out_experts, share_out_shared
 from tiny_models import build, ids
+from versions import PINNED, needs
 
 import ffattr
 from ffattr.models.registry import resolve
@@ -27,6 +28,7 @@ def test_description(name: str) -> None:
 @exact_softmax()
 def test_a_deepseek_layer_written_out() -> None:
     """Maps by the definition from the model's own weights: latent attention, experts and the shared one."""
+    needs(str(PINNED), "whose router returns its logits as well, of those that are tested")
     model = build("deepseek-v3", attn_implementation="eager")
     layer, tokens = model.layers[1], ids(1)
     states, attentions = run_model(model, tokens)
