@@ -40,8 +40,8 @@ Through = Literal["both", "bypass", "ff"]
 """Which way directions are pulled back past the feed-forward block: through it, along the residual connection that
 bypasses it, or both."""
 
-_AT_ONCE = 1 << 23
-"""Numbers of the largest tensors of a block of queries."""
+_AT_ONCE = 1 << 24
+"""Numbers of the largest tensors of a block of queries: above 32 MiB, what malloc gives back at once."""
 
 _NORM_BEFORE: dict[Point, str] = {
     "attn": "norm_of_attn",

@@ -151,7 +151,7 @@ def test_blocks_of_queries_are_bounded_and_complete():
     rows = torch.arange(5000)
     blocks = list(list_blocks(rows, heads=12, keys=5000, directions=2, neurons=3072))
     assert torch.equal(torch.cat(blocks), rows)
-    assert max(map(len, blocks)) * 12 * 5000 <= 1 << 23
+    assert max(map(len, blocks)) * 12 * 5000 <= 1 << 24
     assert [len(block) for block in list_blocks(rows[:2], heads=10**6, keys=10**6, directions=1, neurons=1)] == [1, 1]
 
 
