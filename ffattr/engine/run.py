@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..decomposition import reference
-from ..decomposition.adjoint.layer import LayerAdjoint, list_blocks
+from ..decomposition.adjoint.layer import LayerAdjoint
 from ..decomposition.scopes import Scope
 from ..decomposition.walk import Stream
 from ..errors import NonFiniteError, OutOfMemory
@@ -111,9 +111,7 @@ def project_layer(task: LayerTask, pack: Pack, plan: LayerPlan, direction: Tenso
             one.encoder,
             slopes.compute,
         )
-        neurons = max(branch.width * len(branch.projections) for branch in task.weights.branches)
-        queries = torch.arange(len(one.query_tokens), device=pack.x.device)
-        for block in list_blocks(queries, task.weights.heads, one.keys, 1, neurons):
+        for block in adjoint.cut_rows(torch.arange(len(one.query_tokens), device=pack.x.device)):
             rows, at = one.query_tokens[block], block + pack.query_starts[number]
             frozen, output[at] = adjoint.freeze(rows)
             found: dict[Scope, Tensor] = {}

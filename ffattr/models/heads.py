@@ -15,13 +15,12 @@ from ..decomposition.adjoint.head import Head, Piece
 from ..decomposition.affine import Linear
 from ..errors import UnsupportedModel
 from .families.heads import FACTORS, FINAL_NORMS, HEADS, Reading
+from .family_layer import resolve_path
 from .spec.activation import identify_activation
 from .spec.norms import read_norm
 from .spec.weights import read_linear
 
 __all__ = ["HeadSpec", "list_final_norms", "list_heads"]
-
-_NO_PART = object()
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def list_final_norms(base: nn.Module) -> Iterator[tuple[nn.Module, ...]]:
     """What may come behind the last layer of ``base``; nothing at all is among it."""
     for paths in FINAL_NORMS:
         found = tuple(_find_part(base, path) for path in paths)
-        if not any(part is _NO_PART or part is None for part in found):
+        if not any(part is None for part in found):
             yield tuple(part for part in found if not isinstance(part, nn.Identity))
 
 
@@ -75,7 +74,7 @@ def list_heads(model: nn.Module, base: nn.Module) -> Iterator[HeadSpec]:
     bias = getattr(model, "final_logits_bias", None)
     for entry in HEADS:
         parts: list[Any] = [step[1:] if step.startswith("=") else _find_part(model, step) for step in entry.steps]
-        if any(part is _NO_PART or part is None for part in parts) or not _is_projection(parts[-1]):
+        if any(part is None for part in parts) or not _is_projection(parts[-1]):
             continue
         flat = bias.flatten() if isinstance(bias, Tensor) else None
         for each, factor in itertools.product(list_final_norms(base), factors):
@@ -83,13 +82,11 @@ def list_heads(model: nn.Module, base: nn.Module) -> Iterator[HeadSpec]:
 
 
 def _find_part(root: nn.Module, path: str) -> Any:
-    found: Any = root
-    for name in path.split("."):
-        found = getattr(found, name, _NO_PART)
-        if found is _NO_PART or found is None:
-            return _NO_PART
-        found = getattr(found, "_orig_mod", found)
-    return found
+    """Returns what is at a path, None: nothing."""
+    try:
+        return resolve_path(root, path)
+    except UnsupportedModel:
+        return None
 
 
 def _is_projection(part: Any) -> bool:

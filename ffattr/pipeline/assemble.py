@@ -28,7 +28,7 @@ from ..results.serialise import to_parts
 from .request import Request
 from .stack import Stack
 
-__all__ = ["CapturedSequence", "ResultBuilder", "find_errors", "layer_tolerance"]
+__all__ = ["CapturedSequence", "ResultBuilder", "find_errors", "layer_tolerance", "require_reproduced"]
 
 
 class ResultBuilder:
@@ -177,13 +177,7 @@ class ResultBuilder:
         errors = self.error[stack.result_layers(layer)[0]].tolist()
         tolerance = layer_tolerance(stack, captured, request.dtype)
         for row in batch if self.check else ():
-            if not errors[row] <= tolerance:
-                raise ArchitectureMismatch(
-                    f"{stack.label_layer(layer)}, batch row {row}: the recomputed output differs from the model's by "
-                    f"{errors[row]:.1e} (relative), more than rounding explains. The {request.description.family!r} "
-                    "adapter does not describe this layer; see ffattr.register_adapter. (check=False goes on at your "
-                    "own risk.)"
-                )
+            require_reproduced(request, stack, layer, row, errors[row], tolerance)
 
 
 @dataclass(frozen=True)
@@ -243,6 +237,16 @@ def find_errors(outputs: list[Tensor], recomputed: Tensor) -> Tensor:
     scale = own.norm(dim=-1).clamp_min(torch.finfo(own.dtype).tiny)
     of_tokens = ((recomputed - own).norm(dim=-1) / scale).split([len(output) for output in outputs])
     return torch.stack([part.max() if len(part) else part.new_zeros(()) for part in of_tokens])
+
+
+def require_reproduced(request: Request, stack: Stack, layer: int, row: int, error: float, tolerance: float) -> None:
+    """Raises `ArchitectureMismatch` where a layer's recomputed output of a sequence is off by more than rounding."""
+    if not error <= tolerance:
+        raise ArchitectureMismatch(
+            f"{stack.label_layer(layer)}, batch row {row}: the recomputed output differs from the model's by "
+            f"{error:.1e} (relative), more than rounding explains. The {request.description.family!r} adapter does not "
+            "describe this layer; see ffattr.register_adapter. (check=False goes on at your own risk.)"
+        )
 
 
 def layer_tolerance(stack: Stack, captured: LayerRecord, dtype: torch.dtype) -> float:

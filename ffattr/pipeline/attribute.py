@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._version import __version__
 from ..decomposition.attention import LayerRecord
 from ..decomposition.sketch import Sketch
 from ..ops.reduction import Reduction
@@ -116,17 +115,10 @@ def attribute(
     if request.description.stacks:
         policy.check_stacks()
     arguments = {
-        "model": request.description.family,
-        "ig": str(ig),
-        "baseline": baseline if isinstance(baseline, str) else f"tensor {list(baseline.shape)}",
-        "value_bias": value_bias,
-        "dtype": str(request.engine.matmul_dtype).removeprefix("torch."),
-        "backend": request.engine.backend.name,
+        **request.describe_arguments(),
         "method": str(method),
         "keep": str(keep),
         "reduce": reduce if toward is None else "toward",
-        "ffattr": __version__,
-        "torch": str(torch.__version__),
     }
     batches = request.batches()
     builders: list[ResultBuilder] = []  # one after the other, so that those before one that fails can be discarded

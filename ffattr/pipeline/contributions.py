@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from .._version import __version__
 from ..results.contributions import Contributions
 from ..results.keep import Keep
 from ..selection import Indices
@@ -94,7 +93,7 @@ def contributions(
         batches, done = request.batches(), 0
         for batch, of_batch in batches:
             steps = follower.follow(batch, of_batch)
-            while _advance(steps):
+            while _take_step(steps):
                 done += 1
                 if progress is not None:
                     progress(done, len(batches) * follower.layers)
@@ -106,7 +105,7 @@ def contributions(
 
 
 @torch.no_grad()
-def _advance(steps: Iterator[None]) -> bool:
+def _take_step(steps: Iterator[None]) -> bool:
     """Does the next step, if there is one left; the caller's own mode is back when ``progress`` is called."""
     return next(steps, _ENDED) is not _ENDED
 
@@ -114,17 +113,11 @@ def _advance(steps: Iterator[None]) -> bool:
 def _make_result(
     question: Question, gathered: Mapping[str, Gathered], follower: Follower, tokenizer: Any
 ) -> Contributions:
-    request, options = question.request, question.request.options
+    request = question.request
     arguments = {
-        "model": request.description.family,
-        "ig": str(options.ig),
-        "baseline": options.baseline if isinstance(options.baseline, str) else f"tensor {list(options.baseline.shape)}",
-        "value_bias": options.value_bias,
-        "dtype": str(request.dtype).removeprefix("torch."),
-        "backend": request.engine.backend.name,
+        **request.describe_arguments(),
+        "dtype": str(request.dtype).removeprefix("torch."),  # nothing here is a product in a narrower one
         "keep": str(question.keep),
-        "ffattr": __version__,
-        "torch": str(torch.__version__),
     }
     targets, positions = _name_targets(question, follower, tokenizer)
     results: dict[str, Contributions] = {}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._version import __version__
 from ..decomposition import integrated_gradients as ig
 from ..decomposition.attention import LayerRecord
 from ..decomposition.layer import LayerWeights
@@ -81,6 +82,20 @@ class Request:
     def recorded(self) -> tuple[int, ...]:
         """The layers of the model that any stack asks for."""
         return tuple(stack.first + layer for stack in self.stacks for layer in stack.layers)
+
+    def describe_arguments(self) -> dict[str, str]:
+        """Returns what a result says of how it was computed."""
+        options, baseline = self.options, self.options.baseline
+        return {
+            "model": self.description.family,
+            "ig": str(options.ig),
+            "baseline": baseline if isinstance(baseline, str) else f"tensor {list(baseline.shape)}",
+            "value_bias": options.value_bias,
+            "dtype": str(self.engine.matmul_dtype).removeprefix("torch."),
+            "backend": self.engine.backend.name,
+            "ffattr": __version__,
+            "torch": str(torch.__version__),
+        }
 
     def batches(self) -> list[tuple[list[int], Inputs]]:
         """What the model is run on, one after the other, and which sequences that is."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import ffattr
 from ffattr.models.registry import resolve
+from ffattr.pipeline.request import Request
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -298,6 +299,23 @@ def test_progress_comes_to_its_end():
     ffattr.contributions(model, tiny_models.inputs("bart"), target=3, progress=lambda *now: seen.append(now))
     assert seen == [(step, len(seen)) for step in range(1, len(seen) + 1)]
     assert len(seen) == len(resolve(model).layers)
+
+
+def test_a_layers_weights_are_read_once_for_all_sequences_and_its_step_is_its_own(monkeypatch):
+    """Reading them copies those of a half model."""
+    read: list[int] = []
+    weights_of_layer = Request.weights_of_layer
+
+    def count(self, stack, layer):
+        read.append(layer)
+        return weights_of_layer(self, stack, layer)
+
+    monkeypatch.setattr(Request, "weights_of_layer", count)
+    model, ids = build("llama", head="ForCausalLM", num_hidden_layers=3), tiny_models.ids(3, 5)
+    at_step: list[list[int]] = []
+    ffattr.contributions(model, ids, target=3, progress=lambda *_: at_step.append(list(read)))
+    first = at_step[0].index(2)
+    assert [step[first:] for step in at_step] == [[2], [2, 1], [2, 1, 0]]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from ..scopes import Point, Scope, Source
 from ..walk import Station, Stream, walk
 from .pieces import KeySide, add_constant, transpose_linear, transpose_norm
 
-__all__ = ["Flow", "LayerAdjoint", "Through", "list_blocks", "paths_of_point"]
+__all__ = ["Flow", "LayerAdjoint", "Through", "paths_of_point"]
 
 Through = Literal["both", "bypass", "ff"]
 """Which way directions are pulled back past the feed-forward block: through it, along the residual connection that
@@ -120,6 +120,13 @@ class LayerAdjoint:
         self.encoder: Tensor | None = None
         self.constant = x.new_zeros(directions)
 
+    def cut_rows(self, rows: Tensor) -> Iterator[Tensor]:
+        """Cuts the query tokens ``rows`` into blocks whose largest tensors are bounded, whatever the length."""
+        neurons = max(branch.width * len(branch.projections) for branch in self.weights.branches)
+        keys = sum(len(side.keys) for side in self._sides.values())
+        numbers = max(self.weights.heads * keys, len(self.own) * max(neurons, keys), 1)
+        yield from rows.split(max(1, _AT_ONCE // numbers))
+
     def pull(self, rows: Tensor, directions: Tensor) -> tuple[Tensor, _Frozen]:
         """Takes the directions ``[K, n, d]`` of the query tokens ``rows`` ``[n]``.
 
@@ -172,11 +179,12 @@ class LayerAdjoint:
             values, alpha = self._sides[source].values.transpose(0, 1), frozen.alpha[source]
             if by_head:
                 tiles[source] = (read.transpose(1, 2) @ values.mT).mul_(alpha)
-            else:  # head by head: of all of them it would be the largest tensor
-                heads = range(len(alpha))
-                tiles[source] = sum((read[:, :, h] @ values[h].T).mul_(alpha[h]) for h in heads)  # type: ignore[assignment]
-                if source == "own":
-                    tiles[source][:, torch.arange(len(rows), device=rows.device), rows] += kept
+                continue
+            tile = tiles[source] = values.new_zeros(*read.shape[:2], values.shape[1])
+            for head in range(len(alpha)):  # one by one: of all of them it would be the largest tensor
+                tile.addcmul_(read[:, :, head] @ values[head].T, alpha[head])
+            if source == "own":
+                tile[:, torch.arange(len(rows), device=rows.device), rows] += kept
         return Flow(tiles, kept)
 
     def finish(self) -> None:
@@ -305,12 +313,6 @@ class LayerAdjoint:
                 else:
                     pulled.index_add_(1, block.tokens, back)
         return pulled
-
-
-def list_blocks(rows: Tensor, heads: int, keys: int, directions: int, neurons: int) -> Iterator[Tensor]:
-    """Cuts the query tokens ``rows`` into blocks whose largest tensors are bounded, whatever the length."""
-    numbers = max(heads * keys, directions * max(neurons, keys), 1)
-    yield from rows.split(max(1, _AT_ONCE // numbers))
 
 
 def paths_of_point(point: Point) -> tuple[Through, bool]:

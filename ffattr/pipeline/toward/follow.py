@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from ...decomposition.adjoint.head import Head, pull_states
-from ...decomposition.adjoint.layer import Flow
 from ...decomposition.precision import output_tolerance, without_autocast
 from ...engine.query_pass import Slopes
-from ...errors import ArchitectureMismatch, UnsupportedModel
+from ...errors import UnsupportedModel
 from ...models.heads import HeadSpec, list_final_norms, list_heads
 from ...models.inputs.prepare import Inputs
+from ..assemble import require_reproduced
 from ..stack import Stack
 from .gather import Gathered
 from .question import Question
@@ -60,47 +62,48 @@ class Follower:
         question, request = self.question, self.question.request
         given, kept_logits = question.prepare_inputs(inputs, batch)
         records = Records(request, question.model, given, batch, self.check, request.options.memory_budget)
-        for numbers in self._split_numbers():
+        for numbers in self._numbers:
             ways: dict[int, _Way] = {}
             for stack in reversed(request.stacks):
                 for part in records.split(stack):
                     records.load(stack, part)
-                    with without_autocast():
-                        self._follow_part(stack, part, batch, kept_logits, records, ways, numbers)
-                    for _ in part:
+                    for layer in part:
+                        with without_autocast():
+                            if layer == len(stack.specs) - 1:
+                                self._enter_stack(stack, batch, kept_logits, records, ways, numbers)
+                            self._cross_layer(stack, layer, records, ways, numbers)
                         yield
 
     @property
     def layers(self) -> int:
         """How many layers are walked through in each batch."""
-        return len(self._split_numbers()) * sum(len(stack.specs) for stack in self.question.request.stacks)
+        return len(self._numbers) * sum(len(stack.specs) for stack in self.question.request.stacks)
 
-    def _follow_part(
+    @cached_property
+    def _numbers(self) -> list[slice]:
+        """The ``K`` numbers in parts that are followed together."""
+        stack, count = self.question.request.stacks[-1], self.question.count
+        width = self.question.request.weights_of_layer(stack, 0).width
+        at_once = max(1, _AT_ONCE // (width * int(stack.mask.sum(1).max())))
+        return [slice(start, min(count, start + at_once)) for start in range(0, count, at_once)]
+
+    def _enter_stack(
         self,
         stack: Stack,
-        part: Sequence[int],
         batch: Sequence[int],
         kept_logits: Mapping[int, int] | None,
         records: Records,
         ways: dict[int, _Way],
         numbers: slice,
     ) -> None:
-        """Follows every sequence through some layers of a stack; its last one is where it is entered."""
+        """Brings every sequence to the output of a stack's last layer."""
         for place, row in enumerate(batch):
-            if part[0] == len(stack.specs) - 1:
-                recorded = records.read(stack, part[0], row)
-                if stack is self.question.request.stacks[-1]:
-                    own = read_row(self.question, records.output, place, row, kept_logits, recorded.output)
-                    ways[row] = self._start(stack, own, numbers)
-                else:
-                    ways[row] = self._enter_encoder(stack, row, recorded, ways[row], numbers)
-            self._walk(stack, part, row, records, ways[row], numbers)
-
-    def _split_numbers(self) -> list[slice]:
-        stack, count = self.question.request.stacks[-1], self.question.count
-        width = self.question.request.weights_of_layer(stack, 0).width
-        at_once = max(1, _AT_ONCE // (width * int(stack.mask.sum(1).max())))
-        return [slice(start, min(count, start + at_once)) for start in range(0, count, at_once)]
+            recorded = records.read(stack, len(stack.specs) - 1, row)
+            if stack is self.question.request.stacks[-1]:
+                own = read_row(self.question, records.output, place, row, kept_logits, recorded.output)
+                ways[row] = self._start(stack, own, numbers)
+            else:
+                ways[row] = self._enter_encoder(stack, row, recorded, ways[row], numbers)
 
     def _start(self, stack: Stack, of_row: Row, numbers: slice) -> _Way:
         """Reads the model's own numbers, and finds the directions that read its last hidden states."""
@@ -128,40 +131,31 @@ class Follower:
         gathered.add_boundary(numbers, len(stack.specs), row, scores, constant, None, value)
         return _Way(pulled, constant, value)
 
-    def _walk(self, stack: Stack, part: Sequence[int], row: int, records: Records, way: _Way, numbers: slice) -> None:
+    def _cross_layer(
+        self, stack: Stack, layer: int, records: Records, ways: Mapping[int, _Way], numbers: slice
+    ) -> None:
+        """Goes from the output of a layer to its input, with every sequence."""
         question, gathered = self.question, self.gathered[stack.name]
-        lowest = min(question.layers[stack.name])
-        if stack.encoder_mask is not None and len(question.request.stacks) > 1:
-            lowest = 0  # all of them read the encoder
-        layers = [layer for layer in part if layer >= lowest]
-        flow = None
-        if question.flow:
-
-            def take(layer: int, rows: Tensor, found: Flow | None) -> None:
-                gathered.add_flow(numbers, layer, row, rows, found)
-
-            flow = FlowAsked(stack.scopes[0].point, question.flow == "heads", take)
-
-        def read(layer: int) -> Recorded:
-            return records.read(stack, layer, row)
-
-        for boundary in walk_back(layers, read, way.directions, way.constant, self._method, flow):
-            recorded = read(boundary.layer)
-            if self.check and not boundary.error <= recorded.tolerance:
-                raise ArchitectureMismatch(
-                    f"{stack.label_layer(boundary.layer)}, batch row {row}: the recomputed output differs from the "
-                    f"model's by {boundary.error:.1e} (relative), more than rounding explains. The "
-                    f"{question.request.description.family!r} adapter does not describe this layer; see "
-                    "ffattr.register_adapter. (check=False goes on at your own risk.)"
-                )
-            way.directions, way.constant = boundary.directions, boundary.constant
+        reads_encoder = stack.encoder_mask is not None and len(question.request.stacks) > 1
+        if layer < min(question.layers[stack.name]) and not reads_encoder:  # nobody asks for what lies there
+            return
+        weights = question.request.weights_of_layer(stack, layer)
+        for row, way in ways.items():
+            recorded, flow = records.read(stack, layer, row), None
+            if question.flow:
+                take = functools.partial(gathered.add_flow, numbers, layer, row)
+                flow = FlowAsked(stack.scopes[0].point, question.flow == "heads", take)
+            boundary = walk_back(weights, recorded, way.directions, self._method, flow)
+            if self.check:
+                require_reproduced(question.request, stack, layer, row, boundary.error, recorded.tolerance)
+            way.directions, way.constant = boundary.directions, way.constant + boundary.constant
             cross = None
             if recorded.sequence.encoder is not None and boundary.states is not None:
                 states = recorded.sequence.encoder.states
                 reads = boundary.states if way.states is None else way.states[1] + boundary.states
                 way.states = states, reads
                 cross = (reads * states).sum(-1)
-            gathered.add_boundary(numbers, boundary.layer, row, boundary.scores, boundary.constant, cross, way.value)
+            gathered.add_boundary(numbers, layer, row, boundary.scores, way.constant, cross, way.value)
 
     def _find_reader(self) -> HeadReader:
         if self._reader is None:

@@ -177,7 +177,8 @@ class HeadReader:
         hidden, positions = row.hidden, self.question.positions
         tokens = len(hidden)
         if reading == "position" and positions != "mean":
-            return torch.eye(tokens, dtype=hidden.dtype, device=hidden.device)[positions[row.number]]
+            places = torch.tensor(positions[row.number], device=hidden.device)
+            return hidden.new_zeros(len(places), tokens).scatter_(1, places[:, None], 1)
         weights = hidden.new_zeros(1, tokens)
         first = len(self.question.request.description.special_tokens) if reading == "rest" else 0
         chosen = {"first": slice(0, 1), "last": slice(tokens - 1, tokens)}.get(reading, slice(first, tokens))

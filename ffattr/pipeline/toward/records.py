@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, LayerRecord, QueryKey
-from ...decomposition.layer import LayerWeights
 from ...engine.pack import OneSequence
 from ...errors import UnsupportedModel
 from ...models.inputs.prepare import Inputs
@@ -22,10 +21,9 @@ __all__ = ["Recorded", "Records"]
 
 
 class Recorded(NamedTuple):
-    """One layer of one sequence: its weights, the sequence at its input, the model's own output ``[T, d]``, and the
-    largest relative error of a recomputed output that rounding explains."""
+    """One layer of one sequence: the sequence at its input, the model's own output ``[T, d]``, and the largest relative
+    error of a recomputed output that rounding explains."""
 
-    weights: LayerWeights
     sequence: OneSequence
     output: Tensor
     tolerance: float
@@ -70,8 +68,7 @@ class Records:
         """One layer of a stack, of sequence ``row``."""
         number = stack.first + layer
         one = self._kept[number, row]
-        weights = self.request.weights_of_layer(stack, layer)
-        return Recorded(weights, one.sequence, one.output, self._tolerance[number])
+        return Recorded(one.sequence, one.output, self._tolerance[number])
 
     def _keep_layer(self, captured: LayerRecord) -> None:
         stack = self.request.stack_of_layer(captured.index)

@@ -72,10 +72,12 @@ def _parse_direction(asked: Tensor) -> list[Target]:
 def _parse_column(asked: Any, tokenizer: Any, labels: Mapping[int, str] | None) -> tuple[str, Column]:
     if isinstance(asked, bool) or not isinstance(asked, int | str):
         raise TypeError(f"target is {asked!r}, {_EXPECTED}")
-    if asked in ("predicted", "next"):
-        if asked == "next" and labels is not None:
+    if asked == "predicted":
+        return "predicted", "predicted"
+    if asked == "next":
+        if labels is not None:
             raise ValueError("target='next' is the token that comes next; this model's logits are of classes")
-        return str(asked), asked  # type: ignore[return-value]
+        return "next", "next"
     if labels is not None:
         return _find_class(asked, labels)
     if isinstance(asked, int):

@@ -1,16 +1,17 @@
-"""One sequence from its last layer back to its first: what each token gives at every boundary between layers."""
+"""One layer of one sequence, from its output back to its input: what each token gives at the boundary before it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from ...decomposition.adjoint.layer import Flow, LayerAdjoint, Slopes, list_blocks, paths_of_point
+from ...decomposition.adjoint.layer import Flow, LayerAdjoint, Slopes, paths_of_point
+from ...decomposition.layer import LayerWeights
 from ...decomposition.reference import Rule
 from ...decomposition.scopes import Point
+from ..assemble import find_errors
 from .records import Recorded
 
 __all__ = ["Boundary", "FlowAsked", "Method", "walk_back"]
@@ -27,24 +28,23 @@ class Method:
 
 @dataclass(frozen=True)
 class FlowAsked:
-    """At which point of a layer flow is traced, whether by head, and who takes it: ``take(layer, rows, flow)``, None
-    for rows that nothing reads."""
+    """At which point of a layer flow is traced, whether by head, and who takes it: ``take(rows, flow)``, None for rows
+    that nothing reads."""
 
     point: Point
     by_head: bool
-    take: Callable[[int, Tensor, Flow | None], None]
+    take: Callable[[Tensor, Flow | None], None]
 
 
 @dataclass(frozen=True)
 class Boundary:
     """The input of a layer: ``directions`` ``[K, T, d]`` in which it is read, what its tokens give ``[K, T]``, and the
-    ``constant`` ``[K]`` that the layers from here on add to that of the numbers themselves.
+    ``constant`` ``[K]`` that the layer adds to that of those behind it.
 
     ``states`` ``[K, T', d]``: the directions in which the layer reads an encoder's states. ``error`` is the largest
     relative difference of a token's output in the layer, as recomputed, from the model's.
     """
 
-    layer: int
     directions: Tensor
     scores: Tensor
     constant: Tensor
@@ -53,48 +53,32 @@ class Boundary:
 
 
 def walk_back(
-    layers: Sequence[int],
-    read: Callable[[int], Recorded],
-    directions: Tensor,
-    constant: Tensor,
-    method: Method,
-    flow: FlowAsked | None = None,
-) -> Iterator[Boundary]:
-    """Every boundary from the last of ``layers`` down, for ``directions`` ``[K, T, d]`` at the output of that layer.
-
-    ``read(layer)`` gives what the model's forward pass has left of it.
-    """
-    for layer in layers:
-        weights, sequence, output, _ = read(layer)
-        adjoint = LayerAdjoint(
-            weights,
-            sequence.x,
-            sequence.attention,
-            len(directions),
-            method.rule,
-            method.value_bias,
-            sequence.routing,
-            sequence.encoder,
-            method.slopes,
-        )
-        error = 0.0
-        is_read = directions.any(-1).any(0)
-        rows, unread = is_read.nonzero()[:, 0], is_read.logical_not().nonzero()[:, 0]
-        neurons = max(branch.width * len(branch.projections) for branch in weights.branches)
-        for block in list_blocks(rows, weights.heads, sequence.keys, len(directions), neurons):
-            of_block = directions[:, block]
-            recomputed, frozen = adjoint.pull(block, of_block)
-            error = max(error, _measure_error(recomputed, output[block]))
-            if flow is not None:
-                traced = adjoint.trace(block, of_block, frozen, *paths_of_point(flow.point), flow.by_head)
-                flow.take(layer, block, traced)
-        if flow is not None and len(unread):
-            flow.take(layer, unread, None)
-        adjoint.finish()
-        directions, constant = adjoint.own, constant + adjoint.constant
-        yield Boundary(layer, directions, (directions * sequence.x).sum(-1), constant, adjoint.encoder, error)
-
-
-def _measure_error(recomputed: Tensor, own: Tensor) -> float:
-    scale = own.norm(dim=-1).clamp_min(torch.finfo(own.dtype).tiny)
-    return float(((recomputed - own).norm(dim=-1) / scale).max()) if len(own) else 0.0
+    weights: LayerWeights, recorded: Recorded, directions: Tensor, method: Method, flow: FlowAsked | None = None
+) -> Boundary:
+    """Goes from a layer's output, which is read in ``directions`` ``[K, T, d]``, back to its input."""
+    sequence = recorded.sequence
+    adjoint = LayerAdjoint(
+        weights,
+        sequence.x,
+        sequence.attention,
+        len(directions),
+        method.rule,
+        method.value_bias,
+        sequence.routing,
+        sequence.encoder,
+        method.slopes,
+    )
+    error = 0.0
+    is_read = directions.any(-1).any(0)
+    rows, unread = is_read.nonzero()[:, 0], is_read.logical_not().nonzero()[:, 0]
+    for block in adjoint.cut_rows(rows):
+        of_block = directions[:, block]
+        recomputed, frozen = adjoint.pull(block, of_block)
+        error = max(error, float(find_errors([recorded.output[block]], recomputed)[0]))
+        if flow is not None:
+            flow.take(block, adjoint.trace(block, of_block, frozen, *paths_of_point(flow.point), flow.by_head))
+    if flow is not None and len(unread):
+        flow.take(unread, None)
+    adjoint.finish()
+    scores = (adjoint.own * sequence.x).sum(-1)
+    return Boundary(adjoint.own, scores, adjoint.constant, adjoint.encoder, error)

@@ -10,7 +10,7 @@ import torch
 from random_layers import RandomLayer
 from torch import Tensor
 
-from ffattr.decomposition.adjoint.layer import Flow, LayerAdjoint, list_blocks, paths_of_point
+from ffattr.decomposition.adjoint.layer import Flow, LayerAdjoint, paths_of_point
 from ffattr.decomposition.adjoint.pieces import transpose_norm
 from ffattr.decomposition.clamp import Clamp
 from ffattr.decomposition.reference import Rule
@@ -147,12 +147,18 @@ def test_blocks_do_not_change_what_is_found():
     assert torch.allclose(joined(flows, "own"), joined(others, "own"), rtol=0, atol=1e-12)
 
 
-def test_blocks_of_queries_are_bounded_and_complete():
-    rows = torch.arange(5000)
-    blocks = list(list_blocks(rows, heads=12, keys=5000, directions=2, neurons=3072))
+def test_blocks_of_queries_are_bounded_and_complete(monkeypatch):
+    """What is largest of a query: the weights of all heads, or each direction at all neurons or keys."""
+    layer, rows = random_layers.layer(), torch.arange(9)
+    adjoint = LayerAdjoint(layer.weights, layer.x, layer.attention, 2, Rule())
+    largest = max(random_layers.HEADS * 9, 2 * max(2 * random_layers.NEURONS, 9))
+    monkeypatch.setattr("ffattr.decomposition.adjoint.layer._AT_ONCE", 4 * largest)
+    blocks = list(adjoint.cut_rows(rows))
     assert torch.equal(torch.cat(blocks), rows)
-    assert max(map(len, blocks)) * 12 * 5000 <= 1 << 24
-    assert [len(block) for block in list_blocks(rows[:2], heads=10**6, keys=10**6, directions=1, neurons=1)] == [1, 1]
+    assert max(map(len, blocks)) * largest <= 4 * largest
+    assert len(blocks) == 3
+    monkeypatch.setattr("ffattr.decomposition.adjoint.layer._AT_ONCE", 1)
+    assert [len(block) for block in adjoint.cut_rows(rows[:2])] == [1, 1]
 
 
 @KIND
