@@ -11,25 +11,23 @@ length says how it grows.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "paper"))
+from kept_figures import describe_machine, write_figures
 from models import smollm2
 from texts import prose
 
 import ffattr
+from ffattr.bench.timing import processor_seconds
 from ffattr.bench.truth import WrongResult
-from ffattr.machine import name_processor
 
-RESULTS = Path(__file__).parents[1] / "results" / "contributions.json"
 _LENGTHS = (4096, 8192)
 _CHILD = """
 import resource, sys
@@ -48,18 +46,6 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
 """
 
 
-def time_in_turns(steps: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of processor time of every step, in each of the rounds after a first one that is not counted."""
-    found: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(rounds + 1):
-        for name, step in steps.items():
-            start = time.process_time()
-            step()
-            if number:
-                found[name].append(time.process_time() - start)
-    return found
-
-
 def measure_speed(rounds: int) -> dict[str, float]:
     """The ratios to a forward pass, and the error of what was timed."""
     loaded = smollm2(head=True)
@@ -73,19 +59,17 @@ def measure_speed(rounds: int) -> dict[str, float]:
         with torch.no_grad():
             return model(ids, use_cache=False)
 
-    times = time_in_turns(
-        {
-            "forward": run_model,
-            "scores": lambda: ffattr.contributions(model, ids, target="predicted"),
-            "flow": lambda: ffattr.contributions(model, ids, target="predicted", flow=True),
-        },
-        rounds,
-    )
-    ratios = {}
-    for name in ("scores", "flow"):
-        pairs = zip(times[name], times["forward"], strict=True)
-        ratios[name] = round(statistics.median(took / forward for took, forward in pairs), 2)
-    return {**ratios, "forward_s": round(statistics.median(times["forward"]), 3), "error": error}
+    steps: dict[str, Callable[[], object]] = {
+        "forward": run_model,
+        "scores": lambda: ffattr.contributions(model, ids, target="predicted"),
+        "flow": lambda: ffattr.contributions(model, ids, target="predicted", flow=True),
+    }
+    # The first round is not counted.
+    turns = [{name: processor_seconds(step) for name, step in steps.items()} for _ in range(rounds + 1)][1:]
+    ratios = {
+        name: round(statistics.median(turn[name] / turn["forward"] for turn in turns), 2) for name in ("scores", "flow")
+    }
+    return {**ratios, "forward_s": round(statistics.median(turn["forward"] for turn in turns), 3), "error": error}
 
 
 def measure_memory() -> dict[str, int]:
@@ -112,8 +96,8 @@ def main() -> None:
     for length, size in memory.items():
         print(f"MiniLM's shape, T = {length}: {size} MiB besides the model")
     if chosen.write:
-        content = {"machine": name_processor(torch.device("cpu")), "threads": chosen.threads}
-        RESULTS.write_text(json.dumps({**content, "smollm2_512": speed, "memory_mib": memory}, indent=1) + "\n")
+        about = describe_machine(chosen.threads)
+        write_figures("contributions", {"machine": about, "smollm2_512": speed, "memory_mib": memory})
 
 
 if __name__ == "__main__":

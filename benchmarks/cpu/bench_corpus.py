@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "paper"))
 from models import minilm, package_folder
 
 import ffattr
+from ffattr.bench.timing import processor_seconds
 from ffattr.corpus import Count, Options, run_corpus
 from ffattr.corpus.settings import begin_run
 from ffattr.corpus.shards import ShardWorker
@@ -45,12 +46,6 @@ SHARD = 16
 
 def read_tables(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/*/part-*"))}
-
-
-def time_cpu(run: Callable[[], object]) -> float:
-    began = time.process_time()
-    run()
-    return time.process_time() - began
 
 
 class Corpus:
@@ -104,9 +99,9 @@ def bench_cpu(corpus: Corpus, rounds: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"last scope": [], "four scopes": [], "engine": []}
     worker = ShardWorker(corpus.begin("one shard"))
     for _ in range(rounds):
-        seconds["last scope"].append(time_cpu(lambda: loop("layer")))
-        seconds["four scopes"].append(time_cpu(lambda: loop(SCOPES)))
-        seconds["engine"].append(time_cpu(lambda: worker.compute(0, follow)))
+        seconds["last scope"].append(processor_seconds(lambda: loop("layer")))
+        seconds["four scopes"].append(processor_seconds(lambda: loop(SCOPES)))
+        seconds["engine"].append(processor_seconds(lambda: worker.compute(0, follow)))
 
     size = sum(map(len, read_tables(corpus.folder / "one shard").values()))
     ratios = [a / b for a, b in zip(seconds["last scope"], seconds["engine"], strict=True)]

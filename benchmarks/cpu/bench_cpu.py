@@ -12,14 +12,13 @@ benchmarks/results/.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import torch
+from kept_figures import CPU, describe_machine, write_figures
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -28,12 +27,9 @@ from ffattr.bench.cases import SHAPES, Case
 from ffattr.bench.run import compute_maps, materialise_maps
 from ffattr.bench.timing import make_product, matrix_rate, seconds_of
 from ffattr.bench.truth import TOLERANCE, Truth, WrongResult
-from ffattr.machine import name_processor
 from ffattr.ops import backends
 
 SIZE = SHAPES["bert-base"]
-RESULTS = Path(__file__).parents[1] / "results"
-CPU = torch.device("cpu")
 
 
 def verify(name: str, case: Case, run: Callable[[], dict[str, Tensor]], scopes: tuple[str, ...]) -> float:
@@ -89,9 +85,7 @@ def bench(tokens: int, rounds: int) -> list[dict[str, object]]:
 
 def machine(threads: int) -> dict[str, object]:
     return {
-        "processor": name_processor(CPU),
-        "threads": threads,
-        "torch": str(torch.__version__),
+        **describe_machine(threads),
         "instruction set": backends.build_info().get("instruction set", "no extension"),
         "sgemm GFLOP/s": round(matrix_rate(CPU, torch.float32)[1] / 1e9, 1),
     }
@@ -122,8 +116,7 @@ def main() -> None:
         )
     console.print(table)
     if asked.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "cpu.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+        write_figures("cpu", {"machine": about, "rows": rows})
 
 
 if __name__ == "__main__":

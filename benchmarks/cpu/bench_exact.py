@@ -11,25 +11,20 @@ the method that it chooses among all. ``--write`` keeps the figures in benchmark
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from kept_figures import describe_machine, write_figures
 from rich.console import Console
 from rich.table import Table
 
 from ffattr.bench.cases import SHAPES, Case, Size
 from ffattr.bench.run import prepare_run
+from ffattr.bench.timing import processor_seconds
 from ffattr.bench.truth import TOLERANCE, Truth
-from ffattr.machine import name_processor
 from ffattr.ops import backends
 
-CPU = torch.device("cpu")
-RESULTS = Path(__file__).parents[1] / "results"
 QWEN3 = Size(1024, 16, 3072, "silu", pre=True, rms=True, gated=True, causal=True, head_dim=128)
 GEMMA3 = Size(640, 4, 2048, "gelu_tanh", pre=True, rms=True, gated=True, causal=True, head_dim=256)
 
@@ -56,12 +51,6 @@ SETUPS = (
     Setup("BERT-base", SHAPES["bert-base"], 512, 1),
     Setup("Qwen3-0.6B", QWEN3, 512, 1),
 )
-
-
-def processor_seconds(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
 
 
 def bench(setup: Setup, backend: str, rounds: int) -> dict[str, object]:
@@ -100,9 +89,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
     about = {
-        "processor": name_processor(CPU),
-        "threads": 1,
-        "torch": str(torch.__version__),
+        **describe_machine(1),
         "backend": asked.backend,
         "instruction set": backends.build_info().get("instruction set", "no extension"),
     }
@@ -114,8 +101,7 @@ def main() -> None:
         table.add_row(*(f"{value:.0e}" if key == "error" else str(value) for key, value in row.items()))
     console.print(table)
     if asked.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "exact.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+        write_figures("exact", {"machine": about, "rows": rows})
 
 
 if __name__ == "__main__":

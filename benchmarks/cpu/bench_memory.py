@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from kept_figures import write_figures
+
 import ffattr
 
 MiB = 1 << 20
@@ -109,8 +111,7 @@ def main() -> None:
         rows[name] = json.loads(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
         print(f"{name}: " + ", ".join(f"{value} {key}" for key, value in rows[name].items()))
     if asked.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "memory.json").write_text(json.dumps(rows, indent=1) + "\n")
+        write_figures("memory", rows)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,6 +30,7 @@ from torch import Tensor
 from ffattr.bench.calibrate import measure_rates
 from ffattr.bench.cases import SHAPES, Case
 from ffattr.bench.run import run_dense
+from ffattr.bench.timing import processor_seconds
 from ffattr.bench.truth import TOLERANCE, WrongResult
 from ffattr.decomposition.affine import Linear, Norm
 from ffattr.decomposition.reference import Rule
@@ -204,12 +204,7 @@ MEMORY = (
 def cpu_seconds(run: Callable[[], object], rounds: int = 5) -> float:
     """Median seconds of one thread on a processor: while others have it, this clock stands."""
     run()
-    times = []
-    for _ in range(rounds):
-        start = time.process_time()
-        run()
-        times.append(time.process_time() - start)
-    return statistics.median(times)
+    return statistics.median(processor_seconds(run) for _ in range(rounds))
 
 
 def times(setups: Sequence[Setup], rounds: int) -> dict[str, dict[str, float]]:

@@ -12,26 +12,20 @@ worst pair, and in the median pair of its own entry. ``--write`` keeps the figur
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from kept_figures import CPU, describe_machine, write_figures
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from ffattr.bench.cases import SHAPES, Case
 from ffattr.bench.run import Run, prepare_run
-from ffattr.machine import name_processor
+from ffattr.bench.timing import processor_seconds
 from ffattr.ops import backends
 from ffattr.ops.reduction import REDUCTIONS
-
-CPU = torch.device("cpu")
-RESULTS = Path(__file__).parents[1] / "results"
 
 
 @dataclass(frozen=True)
@@ -53,12 +47,6 @@ SETUPS = (
     Setup(True, "direct", torch.bfloat16),
     Setup(False, "auto", torch.float32),
 )
-
-
-def processor_seconds(run: Callable[[], object]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
 
 
 def measure_errors(found: dict[str, Tensor], exact: dict[str, Tensor]) -> tuple[float, float]:
@@ -109,9 +97,7 @@ def main() -> None:
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
     about = {
-        "processor": name_processor(CPU),
-        "threads": 1,
-        "torch": str(torch.__version__),
+        **describe_machine(1),
         "backend": asked.backend,
         "instruction set": backends.build_info().get("instruction set", "no extension"),
         "float32 by": backends.build_info().get("float32 by", "float32"),
@@ -127,8 +113,7 @@ def main() -> None:
         table.add_row(*(f"{value:.1e}" if "error" in key else str(value) for key, value in row.items()))
     console.print(table)
     if asked.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "reduce.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+        write_figures("reduce", {"machine": about, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "paper"))
+from kept_figures import CPU, describe_machine, write_figures
 from models import minilm
 
 import ffattr
@@ -36,8 +36,6 @@ from ffattr.bench.timing import seconds_of
 from ffattr.bench.truth import WrongResult
 from ffattr.machine import name_processor
 
-RESULTS = Path(__file__).parents[1] / "results"
-CPU = torch.device("cpu")
 SIZES = ((1, 8), (1, 16), (1, 32), (1, 128), (64, 20))
 PRODUCTS = frozenset(f"aten::{name}" for name in ("mm", "addmm", "bmm", "baddbmm", "mv"))
 
@@ -117,9 +115,7 @@ def main() -> None:
         table.add_row(f"{row['sequences']} x {row['tokens']}", *(str(row[name]) for name in shown))
     console.print(table)
     if asked.write:
-        RESULTS.mkdir(exist_ok=True)
-        about = {"processor": name_processor(CPU), "threads": asked.threads, "torch": str(torch.__version__)}
-        (RESULTS / "short.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+        write_figures("short", {"machine": describe_machine(asked.threads), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ excluded.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "paper"))
+from kept_figures import CPU, describe_machine, write_figures
 from models import Loaded, minilm, smollm2
 from texts import SENTENCES
 
@@ -33,8 +33,6 @@ from ffattr.bench.timing import seconds_of
 from ffattr.bench.truth import WrongResult
 from ffattr.machine import name_processor
 
-RESULTS = Path(__file__).parents[1] / "results"
-CPU = torch.device("cpu")
 MODELS: dict[str, Callable[[], Loaded]] = {"MiniLM-L6": minilm, "SmolLM2-135M": smollm2}
 
 
@@ -119,9 +117,7 @@ def main() -> None:
     console.print(table)
     console.print(f"{rows[0]['tokens']} tokens in {rows[0]['sentences']} sentences, {rows[0]['padded tokens']} padded")
     if asked.write:
-        RESULTS.mkdir(exist_ok=True)
-        about = {"processor": name_processor(CPU), "threads": asked.threads, "torch": str(torch.__version__)}
-        (RESULTS / "throughput.json").write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+        write_figures("throughput", {"machine": describe_machine(asked.threads), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,14 @@ import torch
 
 from ..decomposition.precision import operand_dtype
 
-__all__ = ["copy_bandwidth", "make_product", "matrix_rate", "seconds_of", "time_median"]
+__all__ = ["copy_bandwidth", "make_product", "matrix_rate", "processor_seconds", "seconds_of", "time_median"]
+
+
+def processor_seconds(run: Callable[[], object]) -> float:
+    """Returns the seconds that one ``run`` takes of a processor: while others have it, this clock stands."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
 
 
 def seconds_of(run: Callable[[], object], device: torch.device, repeats: int = 1) -> float:
