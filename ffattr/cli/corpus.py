@@ -38,7 +38,7 @@ def compute_corpus(
             folder,
             engine=engine,
             workers=workers,
-            rank=None if rank is None else corpus.Rank.parse(rank),
+            rank=None if rank is None else corpus.Rank.from_text(rank),
             max_errors=max_errors,
             listen=listen,
             **options,
@@ -85,7 +85,7 @@ def show_count(console: Console) -> Iterator[Any]:
             nonlocal said
             now = time.monotonic()
             if console.is_terminal:
-                done = count.documents + count.ahead
+                done = count.documents + count.documents_ahead
                 bars.update(task, total=count.all_documents, completed=done, said=_format_count(count, now - began))
             elif now - said >= _QUIET:
                 said = now
@@ -96,9 +96,9 @@ def show_count(console: Console) -> Iterator[Any]:
 
 def _format_count(count: Count, seconds: float) -> str:
     """Says how far a run is, how fast it goes, and how long the rest takes at this speed."""
-    done = count.documents + count.ahead
+    done = count.documents + count.documents_ahead
     new = done - count.before
-    tokens = count.tokens + count.ahead_tokens - count.before_tokens
+    tokens = count.tokens + count.tokens_ahead - count.before_tokens
     parts = [f"{done:,} of {count.all_documents:,} documents"]
     if new > 0 and seconds > 0:
         left = (count.all_documents - done) * seconds / new

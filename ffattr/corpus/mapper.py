@@ -18,7 +18,7 @@ from ..models.registry import resolve
 from .documents import Document, Failure
 from .measure import Measure
 from .pieces import Parts, Piece, join_parts
-from .tables import Layout, arrange, nest
+from .tables import Layout, make_tables, nest_rows
 
 __all__ = ["Mapper", "TokenLimit"]
 
@@ -125,7 +125,7 @@ class Mapper:
             computed, failed = self.compute(together)
             parts += computed
             failures |= failed
-        return nest(arrange(self.layout, documents, failures, join_parts(parts)))
+        return nest_rows(make_tables(self.layout, documents, failures, join_parts(parts)))
 
     def encode(self, document: Document, source: str = "") -> list[Piece] | Failure:
         """Tokenises a document of ``source``, or says why there is nothing to compute."""

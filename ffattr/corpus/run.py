@@ -48,7 +48,7 @@ class Rank:
             raise ValueError(f"rank {self.number}/{self.count}: expected I/N with I from 0 to N - 1")
 
     @classmethod
-    def parse(cls, given: str) -> Rank:
+    def from_text(cls, given: str) -> Rank:
         """Reads ``"I/N"``. Raises ValueError for anything else."""
         number, _, count = given.partition("/")
         if not (number.isdecimal() and count.isdecimal()):
@@ -62,8 +62,8 @@ class Rank:
 @dataclass
 class Count:
     """How far a run is: of ``all_documents`` so many ``documents`` are in tables, with their ``tokens``, ``errors`` and
-    how many of these are just ``empty``; ``before`` were there already when it went on; ``ahead`` are computed, in
-    shards that are not done."""
+    how many of these are just ``empty``; ``before`` were there already when it went on; ``documents_ahead`` are
+    computed, in shards that are not done."""
 
     all_documents: int
     documents: int = 0
@@ -76,20 +76,20 @@ class Count:
     _ahead_tokens: Counter[int] = field(default_factory=Counter)
 
     @property
-    def ahead(self) -> int:
+    def documents_ahead(self) -> int:
         return self._ahead.total()
 
     @property
-    def ahead_tokens(self) -> int:
+    def tokens_ahead(self) -> int:
         return self._ahead_tokens.total()
 
-    def add(self, done: Done) -> None:
+    def add_shard(self, done: Done) -> None:
         self.documents += done.documents
         self.tokens += done.tokens
         self.errors += done.errors
         self.empty += done.empty
 
-    def follow(self, event: Event | None) -> None:
+    def take_event(self, event: Event | None) -> None:
         """Counts what a worker says."""
         if isinstance(event, Progressed):
             self._ahead[event.slot] += event.documents
@@ -97,7 +97,7 @@ class Count:
         elif event is not None:
             self._ahead[event.slot] = self._ahead_tokens[event.slot] = 0
             if isinstance(event, Finished):
-                self.add(event.done)
+                self.add_shard(event.done)
 
 
 Listen = Callable[[Count], None]
@@ -126,7 +126,7 @@ def run_corpus(
     backend is to blame for.
 
     >>> from ffattr.corpus import Rank
-    >>> Rank.parse("1/4")
+    >>> Rank.from_text("1/4")
     Rank(number=1, count=4)
     """
     target, share = Path(folder), rank or Rank()
@@ -142,23 +142,23 @@ def run_corpus(
         todo = []
         for number in mine:
             if is_done(target, number):
-                count.add(count_part(target, number))
+                count.add_shard(count_part(target, number))
                 journal_path(target, number).unlink(missing_ok=True)
             else:
                 todo.append(number)
         count.before, count.before_tokens = count.documents, count.tokens
         allowed = count_allowed(max_errors, count.all_documents)
 
-        def follow(event: Event | None) -> None:
-            count.follow(event)
+        def take_event(event: Event | None) -> None:
+            count.take_event(event)
             _check_errors(count, allowed, max_errors, target)
             listen(count)
 
-        follow(None)
+        take_event(None)
         if engine == "here":
-            _compute_here(target, todo, follow)
+            _compute_here(target, todo, take_event)
         elif todo:
-            supervise(open_engine(engine, target, workers, run), todo, follow)
+            supervise(open_engine(engine, target, workers, run), todo, take_event)
         _check_rows(run, mine)
         return count
 

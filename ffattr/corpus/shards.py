@@ -26,7 +26,7 @@ from .journal import Journal
 from .mapper import Mapper
 from .pieces import Parts, Piece, join_parts
 from .settings import Run, RunMismatch, describe_machine, read_run
-from .tables import COMMIT, arrange, part_path, write_table
+from .tables import COMMIT, make_tables, part_path, write_table
 
 __all__ = ["Done", "ShardWorker", "clean_up", "count_part", "is_done", "journal_path"]
 
@@ -80,7 +80,7 @@ class ShardWorker:
             parts, failed = self._compute_batches(pieces, journal, report)
             failures |= failed
             with _guard(journal, "write", number):
-                tables = arrange(self.mapper.layout, documents, failures, parts, source.path, number)
+                tables = make_tables(self.mapper.layout, documents, failures, parts, source.path, number)
                 maps = {name: values for name, values in parts.maps.items() if int(name.split(".")[0]) not in failures}
                 _commit(run.folder, number, tables, maps if "maps" in self.mapper.layout.tables else None)
         except BaseException:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 __all__ = [
     "COMMIT",
     "Layout",
-    "arrange",
     "choose_encodings",
     "list_parts",
+    "make_tables",
     "name_change",
-    "nest",
+    "nest_rows",
     "part_path",
     "write_table",
 ]
@@ -121,7 +121,7 @@ def name_change(component: str) -> str:
     return "change_" + component.lower().replace(" ", "_")
 
 
-def arrange(
+def make_tables(
     layout: Layout,
     documents: Sequence[Document],
     failures: Mapping[int, Failure],
@@ -156,7 +156,7 @@ def arrange(
     return tables
 
 
-def nest(tables: Mapping[str, pa.Table]) -> dict[str, list[Any]]:
+def nest_rows(tables: Mapping[str, pa.Table]) -> dict[str, list[Any]]:
     """Returns the columns of ``documents``, and for each other table a column with a list of rows for each document."""
     documents = tables[COMMIT].drop_columns(["source", "shard"])
     found: dict[str, list[Any]] = {name: documents.column(name).to_pylist() for name in documents.column_names}
@@ -203,13 +203,13 @@ def _join_windows(layout: Layout, pieces: Sequence[PieceNumbers]) -> dict[str, A
         "all_pairs": sum(piece.all_pairs for piece in pieces),
     }
     for component, *_ in layout.components:
-        row[name_change(component)] = _average([piece.changes[component] for piece in pieces])
+        row[name_change(component)] = _average_changes([piece.changes[component] for piece in pieces])
     for category in layout.categories:
         row[f"all_{category}"] = sum(piece.counts[category] for piece in pieces)
     return row
 
 
-def _average(changes: Sequence[Any]) -> list[float]:
+def _average_changes(changes: Sequence[Any]) -> list[float]:
     """Returns the means ``[L]`` of changes ``[L]``, of those that are defined; NaN where none is."""
     if len(changes) == 1:
         return [float(value) for value in changes[0]]

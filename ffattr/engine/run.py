@@ -113,10 +113,10 @@ def project_layer(task: LayerTask, pack: Pack, plan: LayerPlan, direction: Tenso
         )
         for block in adjoint.cut_rows(torch.arange(len(one.query_tokens), device=pack.x.device)):
             rows, at = one.query_tokens[block], block + pack.query_starts[number]
-            frozen, output[at] = adjoint.freeze(rows)
+            frozen, output[at] = adjoint.freeze_queries(rows)
             found: dict[Scope, Tensor] = {}
             for scope in task.asked:
-                flow, bias[scope][at] = adjoint.project(rows, direction, frozen, scope)
+                flow, bias[scope][at] = adjoint.project_vectors(rows, direction, frozen, scope)
                 found[scope] = _add_up_groups(one, scope, flow.tiles[scope.source][0])
             take(number, block, found)
     return LayerResult(bias, output, plan, {})

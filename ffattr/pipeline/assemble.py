@@ -47,10 +47,10 @@ class ResultBuilder:
             sketched = [scope for scope in stack.scopes if scope.seen_from("own") in pairwise]
             self.sketch_error = {scope: self._zeros(rows[:2]) for scope in sketched}
         self.arguments = arguments
-        carriers = max(spec.carriers for spec in stack.specs)
+        networks_per_token = max(spec.networks_per_token for spec in stack.specs)
         mixture = any(spec.experts is not None for spec in stack.specs)
-        self.experts = torch.full((*rows, carriers), -1, device=stack.mask.device) if mixture else None
-        self.shares = self._zeros((*rows, carriers)) if mixture else None
+        self.experts = torch.full((*rows, networks_per_token), -1, device=stack.mask.device) if mixture else None
+        self.shares = self._zeros((*rows, networks_per_token)) if mixture else None
         self.scopes: dict[Source, tuple[Scope, ...]] = {}
         self.sinks: dict[Source, Sink] = {}
         sources: tuple[Source, ...] = ("own", "cross")

@@ -100,7 +100,7 @@ def contributions(
         return _make_result(question, gathered, follower, tokenizer)
     except BaseException:  # an interrupt as well: no half a file stays
         for part in gathered.values():
-            part.discard()
+            part.discard_files()
         raise
 
 
@@ -144,7 +144,7 @@ def _make_result(
             encoder=results.get("encoder"),
             arguments=arguments,
         )
-        part.seal(*result.to_parts())
+        part.seal_file(*result.to_parts())
         results[stack.name] = result
     return results[request.stacks[-1].name]
 

@@ -115,7 +115,7 @@ class Stack:
         if scope.axis == "head":
             shape.insert(2, spec.cross.heads if scope.source == "cross" and spec.cross is not None else spec.heads)
         elif scope.axis == "expert":
-            shape.insert(2, max(spec.carriers for spec in self.specs))
+            shape.insert(2, max(spec.networks_per_token for spec in self.specs))
         return tuple(shape)
 
 

@@ -113,7 +113,7 @@ def evaluate(
         if fixed is None
         else [torch.as_tensor(row).flatten().bool() for row in fixed]
     )
-    _check(rows, values, stays, remove, shares)
+    _check_arguments(rows, values, stays, remove, shares)
     if model.training:
         raise ValueError(f"{type(model).__name__} is in training mode; call model.eval()")
     asked: list[int | None]
@@ -124,14 +124,14 @@ def evaluate(
         if len(asked) != len(rows):
             raise ValueError(f"target has {len(asked)} entries for {len(rows)} sequences")
     found = [
-        _perturb(model, row, value, stay, one, remove, shares)
+        _perturb_sequence(model, row, value, stay, one, remove, shares)
         for row, value, stay, one in zip(rows, values, stays, asked, strict=True)
     ]
     removed, probability, without, alone = (torch.stack(parts, -1) for parts in zip(*found, strict=True))
     return Evaluation(probability - without, probability - alone, probability, removed, tuple(shares))
 
 
-def _check(
+def _check_arguments(
     rows: Sequence[Tensor], values: Sequence[Tensor], stays: Sequence[Tensor], remove: Removal, shares: Sequence[float]
 ) -> None:
     if not rows:
@@ -153,7 +153,7 @@ def _check(
 
 
 @torch.no_grad()
-def _perturb(
+def _perturb_sequence(
     model: nn.Module,
     row: Tensor,
     scores: Tensor,

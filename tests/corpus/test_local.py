@@ -52,7 +52,7 @@ def test_stopping_is_not_held_against_a_document(compute, tmp_path, undisturbed)
     """G5: Ctrl-C leaves a run that goes on, with nothing in a journal."""
 
     def interrupt(count):
-        if count.ahead:
+        if count.documents_ahead:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -31,7 +31,7 @@ def test_ranks_share_the_work(compute, undisturbed, tmp_path):
 
 def test_a_second_call_finds_it_done(compute, undisturbed, tmp_path):
     heard = []
-    first = compute(tmp_path, listen=lambda count: heard.append(count.documents + count.ahead))
+    first = compute(tmp_path, listen=lambda count: heard.append(count.documents + count.documents_ahead))
     written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")}
     again = compute(tmp_path)
     assert (again.documents, again.tokens, again.errors, again.before) == (11, first.tokens, 1, 11)
@@ -103,10 +103,10 @@ def test_what_is_no_number_of_errors(given):
 
 
 def test_ranks():
-    assert Rank.parse("3/4") == Rank(3, 4)
+    assert Rank.from_text("3/4") == Rank(3, 4)
     for given in ("4/4", "1", "-1/2", "a/b", "0/0"):
         with pytest.raises(ValueError, match=r"expected I/N"):
-            Rank.parse(given)
+            Rank.from_text(given)
 
 
 def test_unknown_engines_and_no_workers(compute, tmp_path):
@@ -119,12 +119,12 @@ def test_unknown_engines_and_no_workers(compute, tmp_path):
 def test_what_is_counted():
     count = Count(10)
     for event in (Progressed(0, 2, 20), Progressed(1, 1, 9), None, Progressed(0, 1, 5)):
-        count.follow(event)
-    assert (count.documents, count.ahead, count.ahead_tokens) == (0, 4, 34)
-    count.follow(Died(1, "killed"))
-    assert count.ahead == 3
-    count.follow(Finished(0, Done(0, 4, 30, 1, 0)))
-    assert (count.documents, count.tokens, count.errors, count.ahead) == (4, 30, 1, 0)
+        count.take_event(event)
+    assert (count.documents, count.documents_ahead, count.tokens_ahead) == (0, 4, 34)
+    count.take_event(Died(1, "killed"))
+    assert count.documents_ahead == 3
+    count.take_event(Finished(0, Done(0, 4, 30, 1, 0)))
+    assert (count.documents, count.tokens, count.errors, count.documents_ahead) == (4, 30, 1, 0)
 
 
 def test_a_model_that_cannot_be_measured_ends_the_run(corpus_file, tmp_path):

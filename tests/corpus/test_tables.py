@@ -5,7 +5,7 @@ import pytest
 
 from ffattr.corpus.documents import Document, Failure
 from ffattr.corpus.measure import Parts, PieceNumbers
-from ffattr.corpus.tables import Layout, arrange, list_parts, name_change, part_path, write_table
+from ffattr.corpus.tables import Layout, list_parts, make_tables, name_change, part_path, write_table
 
 LAYOUT = Layout.from_keep(
     ("pairs", "top:2"),
@@ -24,7 +24,7 @@ def numbers(row, window, change, pairs=6):
 def test_windows_are_joined_and_failures_have_a_row(tmp_path):
     documents = [Document(0, "a b"), Document(1, Failure("TooLong", "9"), "x"), Document(2, "c")]
     parts = Parts([numbers(0, 0, 0.25), numbers(0, 1, 0.5), numbers(2, 0, 0.125)])
-    tables = arrange(LAYOUT, documents, {1: Failure("TooLong", "half \ud800")}, parts, "f.txt", 7)
+    tables = make_tables(LAYOUT, documents, {1: Failure("TooLong", "half \ud800")}, parts, "f.txt", 7)
     rows = tables["documents"].to_pylist()
     assert [row["row"] for row in rows] == [0, 1, 2]
     assert (rows[0]["tokens"], rows[0]["windows"]) == (6, 2)
@@ -39,7 +39,7 @@ def test_windows_are_joined_and_failures_have_a_row(tmp_path):
 
 
 def test_the_schema_carries_what_it_is_of(tmp_path):
-    tables = arrange(LAYOUT, [Document(0, "a")], {}, Parts([numbers(0, 0, 0.5)]))
+    tables = make_tables(LAYOUT, [Document(0, "a")], {}, Parts([numbers(0, 0, 0.5)]))
     write_table(tables["documents"], tmp_path / "t.parquet")
     assert Layout.from_schema(pq.read_schema(tmp_path / "t.parquet")) == LAYOUT
     assert list(LAYOUT.schemas) == ["documents", "pairs", "top"]
@@ -48,7 +48,7 @@ def test_the_schema_carries_what_it_is_of(tmp_path):
 
 
 def test_texts_have_dictionaries_and_floats_are_split(tmp_path):
-    tables = arrange(LAYOUT, [Document(0, "a")], {}, Parts([numbers(0, 0, 0.5)]), "f.txt")
+    tables = make_tables(LAYOUT, [Document(0, "a")], {}, Parts([numbers(0, 0, 0.5)]), "f.txt")
     write_table(tables["documents"], tmp_path / "t.parquet")
     group = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(0)
     columns = {group.column(at).path_in_schema: group.column(at) for at in range(group.num_columns)}

@@ -96,7 +96,7 @@ class LayerAdjoint:
 
     ``own`` ``[K, T, d]`` and ``encoder`` ``[K, T', d]`` (where cross-attention reads an encoder's states) are the
     directions in which the layer's inputs are read, and ``constant`` ``[K]`` what comes from no token; all are whole
-    after `finish`.
+    after `join_blocks`.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class LayerAdjoint:
     ) -> None:
         self.weights, self.x, self.rule, self.routing = weights, x, rule, routing
         self._slopes = slopes or (lambda branch, path: reference.slopes(branch, path, rule))
-        self._sides: dict[Source, KeySide] = {"own": KeySide.read(weights, x, attention, value_bias)}
+        self._sides: dict[Source, KeySide] = {"own": KeySide.from_keys(weights, x, attention, value_bias)}
         if weights.cross is not None and encoder is not None:
-            self._sides["cross"] = KeySide.read(weights.cross, encoder.states, encoder.attention, value_bias)
+            self._sides["cross"] = KeySide.from_keys(weights.cross, encoder.states, encoder.attention, value_bias)
         self.own = x.new_zeros(directions, *x.shape)
         self.encoder: Tensor | None = None
         self.constant = x.new_zeros(directions)
@@ -127,33 +127,33 @@ class LayerAdjoint:
         numbers = max(self.weights.heads * keys, len(self.own) * max(neurons, keys), 1)
         yield from rows.split(max(1, _AT_ONCE // numbers))
 
-    def pull(self, rows: Tensor, directions: Tensor) -> tuple[Tensor, _Frozen]:
+    def pull_back(self, rows: Tensor, directions: Tensor) -> tuple[Tensor, _Frozen]:
         """Takes the directions ``[K, n, d]`` of the query tokens ``rows`` ``[n]``.
 
-        Returns the layer's output ``[n, d]`` there, as recomputed, and what `trace` needs.
+        Returns the layer's output ``[n, d]`` there, as recomputed, and what `trace_flow` needs.
         """
-        frozen, output = self.freeze(rows)
+        frozen, output = self.freeze_queries(rows)
         attended, residual = self._pull_through(self.weights, frozen, directions, "both", self.constant)
         self.own.index_add_(1, rows, residual)
         for source, read in attended.items():
-            self._sides[source].gather(frozen.alpha[source], read)
+            self._sides[source].gather_directions(frozen.alpha[source], read)
         return output, frozen
 
-    def trace(
+    def trace_flow(
         self, rows: Tensor, directions: Tensor, frozen: _Frozen, through: Through, residual: bool, by_head: bool
     ) -> Flow:
-        """Returns what passes to the query tokens ``rows``; ``frozen`` is what `pull` returned of them.
+        """Returns what passes to the query tokens ``rows``; ``frozen`` is what `pull_back` returned of them.
 
         Without ``residual``, what bypasses attention as well is left out.
         """
         attended, itself = self._pull_through(self.weights, frozen, directions, through, None)
-        return self._multiply(rows, frozen, attended, itself if residual else None, by_head)
+        return self._multiply_values(rows, frozen, attended, itself if residual else None, by_head)
 
-    def project(self, rows: Tensor, direction: Tensor, frozen: _Frozen, scope: Scope) -> tuple[Flow, Tensor]:
+    def project_vectors(self, rows: Tensor, direction: Tensor, frozen: _Frozen, scope: Scope) -> tuple[Flow, Tensor]:
         """Returns ``<direction, F_i(x_j)>`` of the vectors of a scope, seen from every source, to the query tokens
         ``rows``; and what of the stream there comes from no token, ``[n]`` (zero by head).
 
-        ``direction`` ``[d]`` is the same for all; ``frozen`` is what `freeze` returned of the tokens.
+        ``direction`` ``[d]`` is the same for all; ``frozen`` is what `freeze_queries` returned of the tokens.
         """
         point, (through, residual) = scope.point, paths_of_point(scope.point)
         weights = _cut_behind(self.weights, scope)
@@ -162,13 +162,13 @@ class LayerAdjoint:
         if point == "attn":
             attended = {scope.source: attended[scope.source]}
         by_head = scope.axis == "head"
-        flow = self._multiply(rows, frozen, attended, itself if residual else None, by_head)
+        flow = self._multiply_values(rows, frozen, attended, itself if residual else None, by_head)
         if by_head:
             return flow, flow.residual.new_zeros(len(rows))
         total = frozen.totals[scope if point in ("attn", "attn_res") else scope.seen_from("own")]
         return flow, total @ direction.to(total) - torch.cat(list(flow.tiles.values()), -1).sum(-1)[0]
 
-    def _multiply(
+    def _multiply_values(
         self, rows: Tensor, frozen: _Frozen, attended: dict[Source, Tensor], itself: Tensor | None, by_head: bool
     ) -> Flow:
         """Multiplies the directions in which heads, and beside them the layer's own input, are read with these."""
@@ -187,7 +187,7 @@ class LayerAdjoint:
                 tile[:, torch.arange(len(rows), device=rows.device), rows] += kept
         return Flow(tiles, kept)
 
-    def finish(self) -> None:
+    def join_blocks(self) -> None:
         """Brings together what all blocks have given."""
         for source, side in self._sides.items():
             if side.pulled is None:  # no query was read
@@ -200,7 +200,7 @@ class LayerAdjoint:
                 self.encoder = pulled
             side.pulled = None
 
-    def freeze(self, rows: Tensor) -> tuple[_Frozen, Tensor]:
+    def freeze_queries(self, rows: Tensor) -> tuple[_Frozen, Tensor]:
         """Carries the query tokens through the layer, and returns what stays frozen and their output ``[n, d]``."""
         weights, frozen = self.weights, _Frozen()
         own = Stream.of_total(self.x[rows])

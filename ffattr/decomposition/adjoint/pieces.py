@@ -56,10 +56,12 @@ class KeySide:
     pulled: Tensor | None = None
 
     @classmethod
-    def read(cls, weights: LayerWeights | CrossWeights, keys: Tensor, attention: Attention, value_bias: str) -> KeySide:
+    def from_keys(
+        cls, weights: LayerWeights | CrossWeights, keys: Tensor, attention: Attention, value_bias: str
+    ) -> KeySide:
         return cls(weights, keys, attention, *reference.own_values(weights, keys, value_bias))
 
-    def gather(self, alpha: Tensor, read: Tensor) -> None:
+    def gather_directions(self, alpha: Tensor, read: Tensor) -> None:
         """Adds what the values give through ``alpha`` ``[H, n, T]`` to heads that are read by ``[K, n, H, dh]``."""
         pulled = alpha.mT @ read.transpose(1, 2)
         self.pulled = pulled if self.pulled is None else self.pulled.add_(pulled)

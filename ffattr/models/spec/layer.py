@@ -153,7 +153,7 @@ class LayerSpec(Scoped):
     latent: LatentSpec | None = None
 
     @property
-    def carriers(self) -> int:
+    def networks_per_token(self) -> int:
         """How many networks of a mixture a token goes through: its experts, and the shared one."""
         return self.active + (self.shared is not None)
 

@@ -129,9 +129,9 @@ class _Asked:
         generator = torch.Generator().manual_seed(size)
         rows = torch.randn(4, size, generator=generator) + 0.5
         self.rows = rows.to(dtype).to(self.device)  # as the module gets them, rounded
-        self.answers = [(self.rows * size, self.answer(self.rows * size)) for size in (1.0, _LARGE, _SMALL)]
+        self.answers = [(self.rows * size, self.ask_module(self.rows * size)) for size in (1.0, _LARGE, _SMALL)]
 
-    def answer(self, rows: Tensor) -> Tensor:
+    def ask_module(self, rows: Tensor) -> Tensor:
         """Returns what the module makes of rows, in a wide dtype and past any hooks."""
         try:
             found = type(self.module).forward(self.module, rows.unflatten(0, (2, -1)))
@@ -155,7 +155,7 @@ class _Asked:
         """Returns the norm of a kind that fits best: its bias is what two opposite rows have in common, its gain what
         large rows are multiplied by, and its eps what small rows fall short by."""
         (large, of_large), (small, of_small) = self.answers[1:]
-        bias = ((of_large + self.answer(-large)) / 2).mean(0)
+        bias = ((of_large + self.ask_module(-large)) / 2).mean(0)
         plain, eps = Norm(kind, None, None, 0.0), 0.0
         for _ in range(_ROUNDS):  # one is known the better, the better the other is
             normed = replace(plain, eps=eps)(large.to(self.wide))

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["centre_apart", "column_sums", "store_norms", "store_terms", "sum_terms"]
+__all__ = ["add_terms", "centre_apart", "column_sums", "store_norms", "store_terms", "sum_terms"]
 
 
 @triton.jit
@@ -79,6 +79,20 @@ def sum_terms(v, totals, first, row, column, width, COLUMNS: tl.constexpr):
         rest = 2 * tl.abs(y) - along
         terms = tl.where(along < rest, along, rest)  # a NaN stays one
     return tl.sum(terms, 1)
+
+
+@triton.jit
+def add_terms(t, after, gamma, totals, first, scope, row, column, width, of_total, of_normed, COLUMNS: tl.constexpr):
+    """Adds the terms of ``o + r``, columns of which are ``t``, and those of the norm's output, whose scale is ``after``
+    (None: no norm); their ``totals`` lie ``scope`` and twice as many rows behind ``first``. Returns both sums."""
+    of_total += sum_terms(t, totals, first + scope, row, column, width, COLUMNS)
+    if after is not None:
+        t = t * after
+        if gamma is not None:
+            c = column + tl.arange(0, COLUMNS)
+            t = t * tl.load(gamma + c, mask=c < width, other=0.0)[None, :]
+        of_normed += sum_terms(t, totals, first + 2 * scope, row, column, width, COLUMNS)
+    return of_total, of_normed
 
 
 @triton.jit

@@ -32,7 +32,7 @@ from ..torch_kernels import check_reduction, sequence_bounds
 from . import configs
 from .arguments import WideArguments, check_argument, make_contiguous
 from .blocks import query_blocks
-from .epilogue import centre_apart, column_sums, store_norms, store_terms, sum_terms
+from .epilogue import add_terms, centre_apart, column_sums, store_norms, store_terms, sum_terms
 from .runtime import on_device_of
 from .tiles import add_product, describe_matrix, load_rows, load_slab, product_precision, scale_tile, tma_fits
 
@@ -206,12 +206,12 @@ def direct_kernel(
             t = acc * size[:, None]
             if residual_scale is not None:
                 t = t * tl.load(residual_scale + n, mask=live, other=1.0)[:, None]
-            total_squares += sum_terms(t, totals, whole + queries, known, c, width, COLUMNS)
+            after = None
             if norm_scale is not None:
-                t = t * tl.load(norm_scale + n, mask=live, other=0.0)[:, None]
-                if gamma is not None:
-                    t = t * tl.load(gamma + col, mask=col < width, other=0.0)[None, :]
-                weighted_squares += sum_terms(t, totals, whole + 2 * queries, known, c, width, COLUMNS)
+                after = tl.load(norm_scale + n, mask=live, other=0.0)[:, None]
+            total_squares, weighted_squares = add_terms(
+                t, after, gamma, totals, whole, queries, known, c, width, total_squares, weighted_squares, COLUMNS
+            )
 
     if L2:
         total_size = size
@@ -236,7 +236,7 @@ def direct_kernel(
             width,
             CENTRE,
         )
-    else:
+    else:  # addresses once more: made before the branch, they cost the float8 kernel above a register too many
         at, scope = out + n.to(tl.int64) * columns + column, queries.to(tl.int64) * columns
         store_terms(at, scope, live, squares, total_squares, weighted_squares, norm_scale, totals)
 

@@ -20,7 +20,7 @@ from ..reduction import Reduction
 from ..torch_kernels import check_reduction, mix_heads, split_queries, with_residual
 from . import configs
 from .arguments import WideArguments, check_argument, make_contiguous
-from .epilogue import centre_apart, column_sums, store_norms, store_terms, sum_terms
+from .epilogue import add_terms, centre_apart, column_sums, store_norms, store_terms, sum_terms
 from .runtime import on_device_of
 from .tiles import add_product, describe_matrix, load_rows, product_precision, scale_tile, tma_fits
 
@@ -153,12 +153,12 @@ def apply_kernel(
             gamma_squares += s4
         else:
             t = acc * size[:, None]
-            total_squares += sum_terms(t, totals, whole + queries, only, c, width, COLUMNS)
+            after = None
             if norm_scale is not None:
-                t = t * tl.load(norm_scale + query)
-                if gamma is not None:
-                    t = t * tl.load(gamma + col, mask=inside, other=0.0)[None, :]
-                weighted_squares += sum_terms(t, totals, whole + 2 * queries, only, c, width, COLUMNS)
+                after = tl.load(norm_scale + query)
+            total_squares, weighted_squares = add_terms(
+                t, after, gamma, totals, whole, queries, only, c, width, total_squares, weighted_squares, COLUMNS
+            )
 
     if L2:
         after_size = None

@@ -65,8 +65,8 @@ class Follower:
         for numbers in self._numbers:
             ways: dict[int, _Way] = {}
             for stack in reversed(request.stacks):
-                for part in records.split(stack):
-                    records.load(stack, part)
+                for part in records.split_layers(stack):
+                    records.load_layers(stack, part)
                     for layer in part:
                         with without_autocast():
                             if layer == len(stack.specs) - 1:
@@ -98,16 +98,16 @@ class Follower:
     ) -> None:
         """Brings every sequence to the output of a stack's last layer."""
         for place, row in enumerate(batch):
-            recorded = records.read(stack, len(stack.specs) - 1, row)
+            recorded = records.read_layer(stack, len(stack.specs) - 1, row)
             if stack is self.question.request.stacks[-1]:
                 own = read_row(self.question, records.output, place, row, kept_logits, recorded.output)
-                ways[row] = self._start(stack, own, numbers)
+                ways[row] = self._read_numbers(stack, own, numbers)
             else:
                 ways[row] = self._enter_encoder(stack, row, recorded, ways[row], numbers)
 
-    def _start(self, stack: Stack, of_row: Row, numbers: slice) -> _Way:
+    def _read_numbers(self, stack: Stack, of_row: Row, numbers: slice) -> _Way:
         """Reads the model's own numbers, and finds the directions that read its last hidden states."""
-        answer = self._find_reader().read(of_row, numbers)
+        answer = self._find_reader().read_numbers(of_row, numbers)
         self.columns[of_row.number], self.reads_whole = answer.columns, of_row.whole
         gathered, row, value = self.gathered[stack.name], of_row.number, answer.own[numbers]
         gathered.value[numbers, row] = value.to(gathered.value)
@@ -141,7 +141,7 @@ class Follower:
             return
         weights = question.request.weights_of_layer(stack, layer)
         for row, way in ways.items():
-            recorded, flow = records.read(stack, layer, row), None
+            recorded, flow = records.read_layer(stack, layer, row), None
             if question.flow:
                 take = functools.partial(gathered.add_flow, numbers, layer, row)
                 flow = FlowAsked(stack.scopes[0].point, question.flow == "heads", take)

@@ -71,10 +71,10 @@ class Gathered:
             return
         place = len(self.layers) if last else self.layers.index(layer)
         device = self.scores.device
-        self.scores[numbers, place, row] = _spread(scores.to(device), self.stack.mask[row])
+        self.scores[numbers, place, row] = _spread_tokens(scores.to(device), self.stack.mask[row])
         self.bias[numbers, place, row] = constant.to(device)
         if cross is not None and self.cross_scores is not None and self.stack.encoder_mask is not None:
-            self.cross_scores[numbers, place, row] = _spread(cross.to(device), self.stack.encoder_mask[row])
+            self.cross_scores[numbers, place, row] = _spread_tokens(cross.to(device), self.stack.encoder_mask[row])
 
     def add_flow(self, numbers: slice, layer: int, row: int, rows: Tensor, flow: Flow | None) -> None:
         """Takes what passes to the query tokens ``rows`` of a layer, None: nothing."""
@@ -106,18 +106,18 @@ class Gathered:
         """Returns what is kept of flow."""
         return {source: sink.finish() for source, sink in self.sinks.items()}
 
-    def seal(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+    def seal_file(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
         """Makes the file of the flow among a result's own tokens, where it is kept in one."""
         if "own" in self.sinks:
             self.sinks["own"].seal_file(tensors, content)
 
-    def discard(self) -> None:
+    def discard_files(self) -> None:
         """Leaves nothing behind of a run that ended early."""
         for sink in self.sinks.values():
             sink.discard_file()
 
 
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
+def _spread_tokens(values: Tensor, mask: Tensor) -> Tensor:
     """Puts values ``[k, t]`` of real tokens into their places ``[k, T]``."""
     found = values.new_zeros(len(values), len(mask))
     found[:, mask] = values

@@ -90,7 +90,7 @@ class HeadReader:
         self._candidates = list(candidates)
         self._head: tuple[HeadSpec, Head] | None = None
 
-    def read(self, row: Row, numbers: slice) -> Answer:
+    def read_numbers(self, row: Row, numbers: slice) -> Answer:
         """The numbers of one sequence, ``numbers`` of them with their way. Raises `UnsupportedModel` where no head
         gives the model's own."""
         columns = self._find_columns(row)

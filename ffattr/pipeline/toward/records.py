@@ -45,7 +45,7 @@ class Records:
         self._tolerance: dict[int, float] = {}
         self._expected: dict[int, tuple[int, Tensor]] = {}  # of each sequence, a layer and its input
 
-    def split(self, stack: Stack) -> list[list[int]]:
+    def split_layers(self, stack: Stack) -> list[list[int]]:
         """The layers of a stack, counted in it, in parts that are recorded in one run: the last one first."""
         layers = list(reversed(range(len(stack.specs))))
         if self.budget is None:
@@ -53,7 +53,7 @@ class Records:
         at_once = max(1, self.budget // max(1, self._count_bytes(stack)))
         return [layers[start : start + at_once] for start in range(0, len(layers), at_once)]
 
-    def load(self, stack: Stack, layers: Sequence[int]) -> None:
+    def load_layers(self, stack: Stack, layers: Sequence[int]) -> None:
         """Sees to it that these layers are there. Everything is recorded in one run where memory does not matter."""
         wanted = [stack.first + layer for layer in layers]
         if all((layer, row) in self._kept for layer in wanted for row in self.batch):
@@ -64,7 +64,7 @@ class Records:
         self.check = False  # what was seen once need not be seen again
         self._check_chain(everything)
 
-    def read(self, stack: Stack, layer: int, row: int) -> Recorded:
+    def read_layer(self, stack: Stack, layer: int, row: int) -> Recorded:
         """One layer of a stack, of sequence ``row``."""
         number = stack.first + layer
         one = self._kept[number, row]

@@ -73,12 +73,12 @@ def walk_back(
     rows, unread = is_read.nonzero()[:, 0], is_read.logical_not().nonzero()[:, 0]
     for block in adjoint.cut_rows(rows):
         of_block = directions[:, block]
-        recomputed, frozen = adjoint.pull(block, of_block)
+        recomputed, frozen = adjoint.pull_back(block, of_block)
         error = max(error, float(find_errors([recorded.output[block]], recomputed)[0]))
         if flow is not None:
-            flow.take(block, adjoint.trace(block, of_block, frozen, *paths_of_point(flow.point), flow.by_head))
+            flow.take(block, adjoint.trace_flow(block, of_block, frozen, *paths_of_point(flow.point), flow.by_head))
     if flow is not None and len(unread):
         flow.take(unread, None)
-    adjoint.finish()
+    adjoint.join_blocks()
     scores = (adjoint.own * sequence.x).sum(-1)
     return Boundary(adjoint.own, scores, adjoint.constant, adjoint.encoder, error)

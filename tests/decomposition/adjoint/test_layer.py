@@ -51,9 +51,9 @@ def pulled(
     )
     flows, output = [], torch.zeros_like(layer.x)
     for rows in reversed(torch.arange(len(layer.x)).split(list(blocks))):
-        output[rows], frozen = adjoint.pull(rows, wanted[:, rows])
-        flows.append((rows, adjoint.trace(rows, wanted[:, rows], frozen, *paths_of_point(point), by_head)))
-    adjoint.finish()
+        output[rows], frozen = adjoint.pull_back(rows, wanted[:, rows])
+        flows.append((rows, adjoint.trace_flow(rows, wanted[:, rows], frozen, *paths_of_point(point), by_head)))
+    adjoint.join_blocks()
     return adjoint, flows, output
 
 
@@ -166,13 +166,13 @@ def test_projections_are_those_of_the_vectors_of_every_scope(kind):
     layer, rows = random_layers.layer(**KINDS[kind]), torch.tensor([1, 4, 8])
     direction = torch.randn(random_layers.WIDTH, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     adjoint = LayerAdjoint(layer.weights, layer.x, layer.attention, 1, Rule(), "token", layer.routing, layer.encoder)
-    frozen, _ = adjoint.freeze(rows)
+    frozen, _ = adjoint.freeze_queries(rows)
     streams, own = layer.streams(rows, Rule()), len(layer.x)
     for scope in layer.weights.all_scopes:
         stream = (
             streams[str(scope.seen_from("own"))] if scope.point not in ("attn", "attn_res") else streams[str(scope)]
         )
-        flow, bias = adjoint.project(rows, direction, frozen, scope)
+        flow, bias = adjoint.project_vectors(rows, direction, frozen, scope)
         vectors = stream.vectors @ direction
         if scope.source == "cross" and scope.point not in ("attn", "attn_res"):
             vectors = vectors[..., own:]

@@ -37,10 +37,10 @@ def test_a_projection_transposed_gives_its_bias_to_the_constant():
 def test_what_keys_give_is_what_heads_read_of_them(norms):
     """``sum_ij alpha <read_i, value_j>``, as the values' own part and the constant of their biases."""
     layer = random_layers.layer(norms=norms)
-    side = KeySide.read(layer.weights, layer.x, layer.attention, "token")
+    side = KeySide.from_keys(layer.weights, layer.x, layer.attention, "token")
     alpha = layer.attention.attention_weights(torch.arange(9))
     read = torch.randn(2, 9, *side.values.shape[1:], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    side.gather(alpha, read)
+    side.gather_directions(alpha, read)
     constant = torch.zeros(2, dtype=torch.float64)
     pulled = side.pull_to_keys(constant)
     expected = (read * reference.context(alpha, side.values)).sum((1, 2, 3))

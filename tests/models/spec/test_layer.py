@@ -56,8 +56,8 @@ def test_a_network_beside_the_experts_is_the_second_branch() -> None:
     assert (experts.routed, shared.routed) == (True, False)
     assert (experts.weighed, shared.weighed) == (False, True)
     assert (experts.width, shared.width) == (20, 28)
-    assert (spec.active, spec.carriers) == (2, 3)
-    assert resolve(build("mixtral")).layers[0].carriers == 2
+    assert (spec.active, spec.networks_per_token) == (2, 3)
+    assert resolve(build("mixtral")).layers[0].networks_per_token == 2
 
 
 def test_experts_and_the_network_beside_them_are_of_one_kind() -> None:

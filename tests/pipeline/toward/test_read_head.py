@@ -33,14 +33,14 @@ def make(target=3, position=-1) -> tuple[Question, Row, torch.Tensor]:
 def test_numbers_and_columns_are_those_of_the_position():
     question, row, logits = make([4, (5, 6), "predicted"], [-1, 2])
     reader = HeadReader(question, list_heads(question.head, question.request.description.base))
-    answer = reader.read(row, slice(0, 6))
+    answer = reader.read_numbers(row, slice(0, 6))
     best = [int(logits[1, place].argmax()) for place in (-1, 2)]
     assert answer.columns == [(4, None), (5, 6), (best[0], None), (4, None), (5, 6), (best[1], None)]
     pairs = zip([-1] * 3 + [2] * 3, answer.columns, strict=True)
     expected = [logits[1, at, plus] - (0 if minus is None else logits[1, at, minus]) for at, (plus, minus) in pairs]
     assert torch.allclose(answer.own, torch.stack(expected), rtol=0, atol=1e-12)
     assert torch.allclose(answer.out.value, answer.own, rtol=0, atol=1e-12)
-    some = reader.read(row, slice(2, 4))
+    some = reader.read_numbers(row, slice(2, 4))
     assert torch.equal(some.out.directions, answer.out.directions[2:4])
 
 
@@ -49,14 +49,14 @@ def test_a_head_that_gives_other_numbers_is_not_taken():
     every = list(list_heads(question.head, question.request.description.base))
     without_norm = [spec for spec in every if not spec.each]
     with pytest.raises(ffattr.UnsupportedModel, match="1 known heads were tried, the nearest is off by"):
-        HeadReader(question, without_norm).read(row, slice(0, 1))
+        HeadReader(question, without_norm).read_numbers(row, slice(0, 1))
     scaled = [replace(spec, factor=1.01) for spec in every]
     with pytest.raises(ffattr.UnsupportedModel, match="does with the output of its last layer is not known"):
-        HeadReader(question, scaled).read(row, slice(0, 1))
+        HeadReader(question, scaled).read_numbers(row, slice(0, 1))
     with pytest.raises(ffattr.UnsupportedModel, match="no known head fits"):
-        HeadReader(question, []).read(row, slice(0, 1))
+        HeadReader(question, []).read_numbers(row, slice(0, 1))
     other_width = HeadSpec((), (), torch.nn.Linear(3, 61))
-    assert HeadReader(question, [other_width, *every]).read(row, slice(0, 1)).columns == [(3, None)]
+    assert HeadReader(question, [other_width, *every]).read_numbers(row, slice(0, 1)).columns == [(3, None)]
 
 
 def test_numbers_that_are_none_are_an_error():

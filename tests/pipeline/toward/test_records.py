@@ -25,25 +25,25 @@ def made(name: str = "llama", budget: int | None = None, padding: str | None = N
 def test_layers_come_in_parts_from_the_last_and_share_what_is_the_same():
     request, records = made()
     (stack,) = request.stacks
-    assert records.split(stack) == [[2, 1, 0]]
-    records.load(stack, [2, 1, 0])
-    first, second = records.read(stack, 0, 1), records.read(stack, 1, 1)
+    assert records.split_layers(stack) == [[2, 1, 0]]
+    records.load_layers(stack, [2, 1, 0])
+    first, second = records.read_layer(stack, 0, 1), records.read_layer(stack, 1, 1)
     assert first.output.data_ptr() == second.sequence.x.data_ptr()
     _, small = made(budget=1)
-    assert small.split(stack) == [[2], [1], [0]]
-    small.load(stack, [1])
-    assert torch.equal(small.read(stack, 1, 0).output, records.read(stack, 1, 0).output)
+    assert small.split_layers(stack) == [[2], [1], [0]]
+    small.load_layers(stack, [1])
+    assert torch.equal(small.read_layer(stack, 1, 0).output, records.read_layer(stack, 1, 0).output)
     with pytest.raises(KeyError):
-        small.read(stack, 2, 0)
+        small.read_layer(stack, 2, 0)
 
 
 def test_a_mask_is_kept_once_and_not_at_all_where_it_masks_nothing():
     request, records = made("bert", padding="right")
     (stack,) = request.stacks
-    records.load(stack, [2, 1, 0])
-    masks = [records.read(stack, layer, 1).sequence.attention.mask for layer in range(3)]
+    records.load_layers(stack, [2, 1, 0])
+    masks = [records.read_layer(stack, layer, 1).sequence.attention.mask for layer in range(3)]
     assert masks[0] is None or (masks[0] is masks[1] and masks[1] is masks[2])
-    assert isinstance(records.read(stack, 0, 0).sequence.attention, QueryKey)
+    assert isinstance(records.read_layer(stack, 0, 0).sequence.attention, QueryKey)
 
 
 def test_what_lies_between_layers_is_not_passed_over():
@@ -52,10 +52,10 @@ def test_what_lies_between_layers_is_not_passed_over():
     layer = request.description.layers[1].module
     layer.register_forward_pre_hook(lambda module, given: (given[0] + 1, *given[1:]))
     with pytest.raises(ffattr.UnsupportedModel, match="between layers 0 and 1 of LlamaModel something else"):
-        records.load(stack, [2, 1, 0])
+        records.load_layers(stack, [2, 1, 0])
     _, small = made(budget=1)
     small.model.layers[1].register_forward_pre_hook(lambda module, given: (given[0] + 1, *given[1:]))
-    small.load(stack, [2])
-    small.load(stack, [1])
+    small.load_layers(stack, [2])
+    small.load_layers(stack, [1])
     with pytest.raises(ffattr.UnsupportedModel, match="between layers 0 and 1"):
-        small.load(stack, [0])
+        small.load_layers(stack, [0])
