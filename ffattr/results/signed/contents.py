@@ -25,6 +25,7 @@ __all__ = [
     "list_texts",
     "name_boundaries",
     "name_own",
+    "split_targets",
 ]
 
 FLOW = "flow"
@@ -145,3 +146,9 @@ def find_target(contents: SignedContents, target: int, batch: int) -> tuple[int,
     if not -count <= target < count:
         raise IndexError(f"target {target} does not exist: there are {count}")
     return target % count, sequence(batch, len(contents.mask))
+
+
+def split_targets(kept: Kept, targets: int) -> Tensor:
+    """Returns flow ``[K, L, B, ..., N, T]`` by target. Raises ValueError where it was not kept whole."""
+    flow: Tensor = kept.whole_map(FLOW).unflatten(0, (targets, -1))
+    return flow
