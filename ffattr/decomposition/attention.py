@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .routing import Routing
 
-__all__ = ["Attention", "AttentionWeights", "LayerRecord", "QueryKey", "allows_attention"]
+__all__ = ["Attention", "AttentionWeights", "GatedAttention", "LayerRecord", "QueryKey", "allows_attention"]
 
 
 class Attention(Protocol):
@@ -175,6 +175,45 @@ class AttentionWeights:
     @property
     def looks_ahead(self) -> bool:
         return bool(self.alpha.triu(1).any())
+
+
+@dataclass(frozen=True)
+class GatedAttention:
+    """Attention whose heads a gate multiplies before the output projection, by ``gain`` ``[B, T, G]`` of a query token:
+    a number for each head (``G`` = ``H``), or for each feature of each head (``G`` = ``H * dh``).
+
+    The gate frozen, a feature has weights of its own, ``gain[i, h, f] alpha[h, i, j]``: it is mixed as if it were a
+    head. So there are ``G`` heads here.
+    """
+
+    attention: Attention
+    gain: Tensor
+
+    @property
+    def rounds_to_float32(self) -> bool:
+        return self.attention.rounds_to_float32
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        batch, _, queries, keys = self.attention.shape
+        return batch, self.gain.shape[-1], queries, keys
+
+    def sequence(self, batch: int, tokens: Tensor, dtype: torch.dtype, keys: Tensor | None = None) -> GatedAttention:
+        gain = self.gain[batch].index_select(0, tokens).to(dtype)
+        return GatedAttention(self.attention.sequence(batch, tokens, dtype, keys), gain)
+
+    def attention_weights(self, rows: Tensor) -> Tensor:
+        alpha = self.attention.attention_weights(rows)
+        gain = self.gain.index_select(0, rows).T.unflatten(0, (len(alpha), -1))  # [H, G / H, N]
+        gated: Tensor = alpha[:, None] * gain[..., None]
+        return gated.flatten(0, 1)
+
+    def pairs(self, rows: Tensor) -> int:
+        return self.attention.pairs(rows)
+
+    @property
+    def looks_ahead(self) -> bool:
+        return self.attention.looks_ahead
 
 
 def allows_attention(mask: Tensor) -> Tensor:

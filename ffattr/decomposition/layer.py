@@ -110,8 +110,9 @@ class CrossWeights:
     out: Linear
     latent: None = None
     norm_before_attn: None = None
-    norm_of_attn: None = None
+    norm_of_attn: Norm | None = None
     norm_after_attn: Norm | None = None
+    head_features: int = 1
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,9 @@ class LayerWeights(Scoped):
     The feed-forward block is the sum of its ``branches``.
     ``parallel``: the feed-forward block reads the layer's input beside attention, not its output (GPT-NeoX).
     ``cross``: attention to an encoder's tokens. ``latent``: what lies before ``value`` (DeepSeek).
+
+    Where a gate multiplies every feature that a head returns, each is mixed by weights of its own: ``heads`` then
+    counts features, of which ``head_features`` stand together for one of the model's heads.
     """
 
     heads: int
@@ -140,6 +144,7 @@ class LayerWeights(Scoped):
     parallel: bool = False
     cross: CrossWeights | None = None
     latent: Latent | None = None
+    head_features: int = 1
 
     @property
     def attentions(self) -> tuple[tuple[Source, LayerWeights | CrossWeights], ...]:

@@ -206,7 +206,7 @@ def _choose_engine(description: ModelDescription, options: Options) -> EngineOpt
 
     Where the user names no dtype: a half model's own on a GPU, which is made for it, where the backend has it.
     """
-    (device, own), heads = _locate_model(description), max(spec.heads for spec in description.layers)
+    (device, own), heads = _locate_model(description), max(spec.mixed_heads for spec in description.layers)
     dtype, selected = options.dtype, None
     if dtype is None and device.type == "cuda" and own in (torch.bfloat16, torch.float16):
         try:

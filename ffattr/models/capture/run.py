@@ -106,6 +106,9 @@ def read_hidden_states(output: Any) -> Tensor:
     found = output if isinstance(output, Tensor) else output[0] if not isinstance(output, dict) else None
     if found is None:
         found = next((value for value in output.values() if isinstance(value, Tensor)), None)
+    if found is None and isinstance(output, dict):  # of a backbone, the last of its feature maps
+        lists = [value for value in output.values() if isinstance(value, (tuple, list)) and value]
+        found = lists[0][-1] if lists else None
     if not isinstance(found, Tensor):
         raise CaptureError(f"the model returned a {type(output).__name__} that does not start with a tensor")
     return found
