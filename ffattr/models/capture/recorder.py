@@ -24,6 +24,7 @@ from .attention_hooks import record_attention
 from .module_hooks import record_gains, record_router_scores, record_routings, record_values_read
 from .proven import read_code
 from .run import find_switches, read_hidden_states, require_same, run_undisturbed
+from .user_hooks import Change, find_added, record_changes
 
 __all__ = ["record_first_attention", "record_layers"]
 
@@ -129,12 +130,11 @@ class _Recorder:
     def install_hooks(self) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(_set_active(self))
-            for first in self._layers_of:
-                hook = self.description.layers[first].module.register_forward_hook(
-                    self._layer_hook(first), with_kwargs=True
-                )
-                stack.callback(hook.remove)
             specs = {first: self.description.layers[first] for first in self._layers_of}
+            stack.enter_context(record_changes(specs, self._keep_change))
+            for first, spec in specs.items():  # before what a hook of the user's does to the layer's output
+                hook = spec.module.register_forward_hook(self._layer_hook(first), with_kwargs=True, prepend=True)
+                stack.callback(hook.remove)
             modules = {first: spec.attention for first, spec in specs.items()}
             heads = {first: spec.heads for first, spec in specs.items()}
             for first, spec in specs.items():
@@ -212,6 +212,10 @@ class _Recorder:
             )
         fields[name] = value
 
+    def _keep_change(self, first: int, change: Change) -> None:
+        if self.is_listening:
+            self._pending.setdefault(first, {}).setdefault("changes", []).append(change)
+
     def _running_layer(self, first: int) -> int:
         """Returns which layer it is that a module runs as."""
         layers = self._layers_of[first]
@@ -246,6 +250,12 @@ class _Recorder:
             after = self._put_batch_first(output if isinstance(output, Tensor) else output[0])
             for name, hidden in (("input", before), ("output", after)):
                 self._check_finite(f"the {name} of layer {index}", hidden, self._find_mask(index))
+            changes = fields.pop("changes", [])
+            if changes:
+                mask = self._find_mask(index)
+                mask = mask.T if mask is not None and not self.description.batch_first else mask
+                fields["added"] = find_added(self.description.layers[index], changes, mask)
+                fields["changed"] = tuple(dict.fromkeys(change.what for change in changes))
             gain = fields.pop("gain", None)
             if gain is not None:
                 fields["routing"] = replace(fields["routing"], gain=gain)
