@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Replacement", "cache_file", "name_processor", "replacing", "write_cache"]
+__all__ = ["Replacement", "cache_file", "name_processor", "replacing", "sync", "write_cache"]
 
 
 def name_processor(device: torch.device) -> str:
@@ -46,14 +46,23 @@ def write_cache(file: Path, content: dict[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def sync(path: str | os.PathLike[str]) -> None:
+    """Waits until what is in a file, or the names that are in a folder, would outlast a loss of power."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], durable: bool = False) -> Iterator[Path]:
     """The name of a temporary file beside ``path`` that replaces ``path`` if the block ends well and vanishes if not.
 
     In the same folder, because renaming is atomic only within a file system; with the same suffix, because writers
-    tell formats by it.
+    tell formats by it. For ``durable`` see `Replacement`.
     """
-    replacement = Replacement(path)
+    replacement = Replacement(path, durable)
     try:
         yield replacement.temporary
         replacement.finish()
@@ -63,9 +72,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 class Replacement:
-    """A temporary file that takes the place of ``path`` in the end, or vanishes."""
+    """A temporary file that takes the place of ``path`` in the end, or vanishes.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    With ``durable`` a loss of power leaves the old file or the new one as well: the new one is on the disk before it
+    takes the place, and the folder with its name before `finish` returns.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], durable: bool = False) -> None:
         target = Path(path).resolve()  # through a link to the file it names
         if target.is_dir():
             raise IsADirectoryError(f"{str(target)!r} is a folder, expected the name of a file to write")
@@ -73,14 +86,18 @@ class Replacement:
             raise OSError(f"{str(target)!r} is a device or a pipe, expected the name of a file to write")
         if not target.parent.is_dir():
             raise FileNotFoundError(f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}")
-        self._target = target
+        self._target, self._durable = target, durable
         self.temporary = target.with_name(f".{target.stem}.{os.getpid()}.{secrets.token_hex(4)}{target.suffix}")
         self.temporary.touch(exist_ok=False)
         self._mode = stat.S_IMODE(self.temporary.stat().st_mode)
 
     def finish(self) -> None:
         self.temporary.chmod(self._mode)  # what the user's umask says; safetensors' files only the user can read
+        if self._durable:
+            sync(self.temporary)
         os.replace(self.temporary, self._target)
+        if self._durable:
+            sync(self._target.parent)
 
     def discard(self) -> None:
         self.temporary.unlink(missing_ok=True)

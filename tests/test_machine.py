@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ffattr.machine import Replacement, cache_file, name_processor, replacing, write_cache
+from ffattr.machine import Replacement, cache_file, name_processor, replacing, sync, write_cache
 
 CPU = torch.device("cpu")
 
@@ -81,6 +81,24 @@ def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path, error):
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells files by their handles in /proc")
+def test_what_is_durable_is_on_the_disk_before_it_takes_the_place(tmp_path, monkeypatch):
+    events, path = [], tmp_path / "a.json"
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda one, other: (events.append("rename"), replace(one, other)))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (events.append(Path(os.readlink(f"/proc/self/fd/{handle}"))), fsync(handle))
+    )
+    with replacing(path, durable=True) as temporary:
+        temporary.write_text("new")
+    assert events == [temporary, "rename", tmp_path]
+    sync(path)
+    assert events[3:] == [path]
+    with replacing(path):
+        pass
+    assert events[4:] == ["rename"]
 
 
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
