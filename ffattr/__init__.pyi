@@ -21,6 +21,8 @@ from .errors import UnsupportedModel as UnsupportedModel
 from .models.registry import known_models as known_models
 from .models.registry import register_adapter as register_adapter
 from .models.spec.layer import BranchSpec as BranchSpec
+from .models.spec.layer import CrossSpec as CrossSpec
+from .models.spec.layer import GateSpec as GateSpec
 from .models.spec.layer import LatentSpec as LatentSpec
 from .models.spec.layer import LayerSpec as LayerSpec
 from .models.spec.weights import Columns as Columns

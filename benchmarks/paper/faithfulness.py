@@ -61,8 +61,9 @@ def integrated_gradients(model: Any, ids: Tensor, column: int) -> Tensor:
     explained = LayerIntegratedGradients(
         lambda given: read_logit(model, column, input_ids=given), model.get_input_embeddings()
     )
-    found = explained.attribute(ids, baselines=torch.zeros_like(ids), n_steps=_STEPS)
-    return found.sum(-1)[0].detach()  # type: ignore[no-any-return]
+    found: Tensor = explained.attribute(ids, baselines=torch.zeros_like(ids), n_steps=_STEPS)
+    total: Tensor = found.sum(-1)[0].detach()
+    return total
 
 
 def attention_rollout(model: Any, ids: Tensor, column: int) -> Tensor:

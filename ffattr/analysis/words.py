@@ -23,6 +23,7 @@ MARKS: dict[str, Callable[[str], bool]] = {
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # SentencePiece: a byte of a character that has no token
 _SPECIAL = re.compile(r"\[(?:[A-Z][A-Z0-9_ ]*|unused\d+)\]|<[|\uff5c].*[|\uff5c]>|<(?!0x)[^<>\s]*[A-Za-z][^<>\s]*>")
 
+_ENDS = re.compile(r".*[.!?\u2026\u3002\uff01\uff1f]", re.DOTALL)  # a sentence, with what closes behind it
 _CLOSES = re.compile(r"[.,;:!?%)\]}\u2019\u201d\u2026]+|['\u2019](?:s|t|re|ve|ll|d|m)", re.IGNORECASE)
 
 
@@ -72,6 +73,42 @@ class Words:
         for word, piece in zip(number, pieces, strict=True):
             joined[word] += piece
         return cls(number, [text.decode("utf-8", "replace").strip() for text in joined], apart, symbols)
+
+    @classmethod
+    def from_sentences(cls, tokens: Sequence[str], mark: str | None) -> Words:
+        """Reads sentences instead of words.
+
+        One ends behind ``.``, ``!``, ``?`` or ``…`` and what closes behind it, where a space follows or the tokenizer
+        tells none; and at a line break. A point between digits ends none, that of an abbreviation does.
+        """
+        words, spelled = cls.from_tokens(tokens, mark), spell_tokens(tokens)
+        number: list[int] = []
+        texts: list[str] = []
+        ended = False
+        for at, piece in enumerate(spelled):
+            begins = at == 0 or words.special[at] or words.special[at - 1]
+            closes = ended and not begins and _is_closing(piece, texts[-1])
+            if ended and not begins and not closes and not _is_decimal(spelled[at - 2 : at + 1]):
+                before = spelled[at - 1]
+                begins = piece[:1].isspace() or before[-1:].isspace() or not before.isascii()
+            if begins:
+                texts.append("")
+            number.append(len(texts) - 1)
+            texts[-1] += piece
+            ended = closes or "\n" in piece or (words.symbols[at] and _ENDS.match(piece) is not None)
+        return cls(number, [text.strip() for text in texts], words.special, words.symbols)
+
+
+def _is_closing(piece: str, before: str) -> bool:
+    """Tells whether a piece ends what went ``before`` it: a bracket, one more full stop, a quote that is open there."""
+    if piece.strip() in ('"', "'"):
+        return before.count(piece.strip()) % 2 == 1
+    return _CLOSES.fullmatch(piece) is not None
+
+
+def _is_decimal(pieces: Sequence[str]) -> bool:
+    """Tells whether three pieces are a number with a point in it, whose tokenizer tells no spaces."""
+    return len(pieces) == 3 and pieces[0][-1:].isdigit() and pieces[1] == "." and pieces[2].strip()[:1].isdigit()
 
 
 def mark_of(tokens: Iterable[str]) -> str | None:

@@ -8,7 +8,8 @@ Shapes: ``B`` sequences of ``T`` tokens, ``H`` query heads, ``Hkv`` key/value he
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .routing import Routing
 
-__all__ = ["Attention", "AttentionWeights", "LayerRecord", "QueryKey", "allows_attention"]
+__all__ = ["Attention", "AttentionWeights", "GatedAttention", "LayerRecord", "QueryKey", "allows_attention"]
 
 
 class Attention(Protocol):
@@ -177,6 +178,45 @@ class AttentionWeights:
         return bool(self.alpha.triu(1).any())
 
 
+@dataclass(frozen=True)
+class GatedAttention:
+    """Attention whose heads a gate multiplies before the output projection, by ``gain`` ``[B, T, G]`` of a query token:
+    a number for each head (``G`` = ``H``), or for each feature of each head (``G`` = ``H * dh``).
+
+    The gate frozen, a feature has weights of its own, ``gain[i, h, f] alpha[h, i, j]``: it is mixed as if it were a
+    head. So there are ``G`` heads here.
+    """
+
+    attention: Attention
+    gain: Tensor
+
+    @property
+    def rounds_to_float32(self) -> bool:
+        return self.attention.rounds_to_float32
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        batch, _, queries, keys = self.attention.shape
+        return batch, self.gain.shape[-1], queries, keys
+
+    def sequence(self, batch: int, tokens: Tensor, dtype: torch.dtype, keys: Tensor | None = None) -> GatedAttention:
+        gain = self.gain[batch].index_select(0, tokens).to(dtype)
+        return GatedAttention(self.attention.sequence(batch, tokens, dtype, keys), gain)
+
+    def attention_weights(self, rows: Tensor) -> Tensor:
+        alpha = self.attention.attention_weights(rows)
+        gain = self.gain.index_select(0, rows).T.unflatten(0, (len(alpha), -1))  # [H, G / H, N]
+        gated: Tensor = alpha[:, None] * gain[..., None]
+        return gated.flatten(0, 1)
+
+    def pairs(self, rows: Tensor) -> int:
+        return self.attention.pairs(rows)
+
+    @property
+    def looks_ahead(self) -> bool:
+        return self.attention.looks_ahead
+
+
 def allows_attention(mask: Tensor) -> Tensor:
     """Returns where a mask, boolean (True: may attend) or additive, lets a query attend to a key, in the mask's shape.
 
@@ -205,7 +245,9 @@ class LayerRecord:
 
     Where it is a mixture of experts, the ``routing`` of all sequences one after the other, ``[B * T, k]``. Where it
     has cross-attention: what that reads of the encoder, ``states`` ``[B, T', d]``, and the attention to it.
-    ``autocast`` is the dtype in which autocast had products computed, None without it.
+    ``autocast`` is the dtype in which autocast had products computed, None without it. ``added`` are vectors that hooks
+    of the user have added to what a part returns, the same for every token, by the part's name (`layer.add_constants`);
+    ``changed`` says in words what hooks have changed inside the layer, in whatever way.
     """
 
     index: int
@@ -216,3 +258,5 @@ class LayerRecord:
     states: Tensor | None = None
     cross: Attention | None = None
     autocast: torch.dtype | None = None
+    added: Mapping[str, Tensor] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()

@@ -40,6 +40,7 @@ __all__ = [
     "path_start",
     "preactivations",
     "slopes",
+    "weigh_heads",
 ]
 
 Baseline = str | Tensor
@@ -82,7 +83,8 @@ def own_values(weights: LayerWeights | CrossWeights, x: Tensor, value_bias: str)
     ``value_bias="token"`` (2020, equation 4): ``in_j W_V + b_V`` with ``in_j`` the layer input, normed in pre-LN
     layers, belongs to token ``j`` whole. ``"separate"``: ``b_V`` and the shift ``beta`` of a pre-norm are split off;
     of values made of a latent vector, ``b_V`` and the shift of the latent's norm, which alone are the same for all
-    tokens. Query head ``h`` reads key/value head ``h // (H / Hkv)``.
+    tokens. Query head ``h`` reads key/value head ``h // (H / Hkv)``. Of a gated attention, every feature of a query
+    head is a head of width 1.
     """
     norm, value = weights.norm_before_attn, weights.value
     constant = torch.zeros_like(value.weight[0]) if value.bias is None else value.bias
@@ -97,10 +99,12 @@ def own_values(weights: LayerWeights | CrossWeights, x: Tensor, value_bias: str)
     if value_bias == "token":
         linear, constant = linear + constant, torch.zeros_like(constant)
     by_head, constant = (part.unflatten(-1, (weights.kv_heads, -1)) for part in (linear, constant))
-    groups = weights.heads // weights.kv_heads
-    if groups == 1:
-        return by_head, constant
-    return by_head.repeat_interleave(groups, dim=1), constant.repeat_interleave(groups, dim=0)
+    groups = weights.heads // weights.head_features // weights.kv_heads
+    if groups > 1:
+        by_head, constant = by_head.repeat_interleave(groups, dim=1), constant.repeat_interleave(groups, dim=0)
+    if weights.head_features > 1:
+        by_head, constant = (part.flatten(-2)[..., None] for part in (by_head, constant))
+    return by_head, constant
 
 
 def head_vectors(weights: LayerWeights | CrossWeights, values: Tensor) -> Tensor:
@@ -108,6 +112,17 @@ def head_vectors(weights: LayerWeights | CrossWeights, values: Tensor) -> Tensor
     out = weights.out.weight.unflatten(0, (weights.heads, -1))  # [H, dh, d]
     vectors: Tensor = values.transpose(0, 1) @ out
     return vectors.transpose(0, 1)
+
+
+def weigh_heads(weights: LayerWeights | CrossWeights, alpha: Tensor, values: Tensor) -> Tensor:
+    """``alpha[h, i, j] f_h(x_j)`` of each of the model's heads, ``[H, N, T, d]``, where gated: summed over the features
+    of a head; of ``alpha`` and ``values`` as of `context`."""
+    if weights.head_features == 1:
+        return alpha[..., None] * head_vectors(weights, values).transpose(0, 1)[:, None]
+    mixed = alpha.permute(1, 2, 0) * values[..., 0]  # [N, T, H * dh]
+    by_head = mixed.unflatten(-1, (-1, weights.head_features)).movedim(2, 0)
+    found: Tensor = by_head @ weights.out.weight.unflatten(0, (-1, weights.head_features))[:, None]
+    return found
 
 
 def context(alpha: Tensor, values: Tensor) -> Tensor:
@@ -263,7 +278,7 @@ def decompose(
             part, keys, to_keys = weights.cross, encoder.states, encoder.attention
         alpha = to_keys.attention_weights(rows)
         values, constant = own_values(part, keys, value_bias)
-        per_head = alpha[..., None] * head_vectors(part, values).transpose(0, 1)[:, None]
+        per_head = weigh_heads(part, alpha, values)
         apart[weights.own_scopes[0].seen_from(source)] = per_head
         return attention_stream(part, alpha, context(alpha, values), constant, per_head.sum(0))
 
@@ -302,7 +317,7 @@ def _parts_first(
     weights: LayerWeights, station: Station, scope: Scope, apart: dict[Scope, Tensor]
 ) -> Iterator[tuple[Scope, Stream]]:
     """What is summed at a station, per head or per expert."""
-    norm = weights.norm_of_ff if scope.point == "ff" else weights.norm_of_attn if scope.source == "own" else None
+    norm = weights.norm_of_ff if scope.point == "ff" else dict(weights.attentions)[scope.source].norm_of_attn
     for other in [name for name in apart if name.point == scope.point]:
         vectors = apart.pop(other)
         if norm is not None and station.norm_scale is not None:

@@ -62,8 +62,12 @@ class AttentionMaps:
         if per_head or attn or summed or itself:
             raw = self._form(number, block, "raw", within)
             if per_head:
-                wholes = totals.get(per_head, [None] * forms.heads)
-                tiles = [forms.compute(raw, [head], total=whole) for head, whole in enumerate(wholes)]
+                features = path.weights.head_features
+                wholes = totals.get(per_head, [None] * (forms.heads // features))
+                tiles = [
+                    forms.compute(raw, range(head * features, (head + 1) * features), total=whole)
+                    for head, whole in enumerate(wholes)
+                ]
                 yield per_head, torch.stack(tiles)
             if attn:
                 yield attn, forms.compute(raw, range(forms.heads), total=totals.get(attn))
@@ -168,7 +172,8 @@ def add_up_heads(source: KeyTokens, alpha: Tensor, queries: QueryBlock) -> Tenso
     """What all keys bring by each head, ``[H, n, d]``, for the weights ``alpha`` ``[H, n, M]`` of a pass."""
     read = source.read_context(alpha, queries).transpose(0, 1)
     found: Tensor = read @ source.path.raw.matrix.unflatten(0, (len(read), -1))
-    return found
+    features = source.path.weights.head_features
+    return found if features == 1 else found.unflatten(0, (-1, features)).sum(1)
 
 
 def own_column_vectors(weights: LayerWeights, source: KeyTokens, passed: QueryPass) -> dict[Scope, Tensor]:

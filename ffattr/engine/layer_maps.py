@@ -199,7 +199,8 @@ class LayerMaps:
     def _axes_before_queries(self, scope: Scope) -> tuple[int, ...]:
         """The axes of a map before the queries."""
         if scope.axis == "head":
-            return (self.task.paths[scope.source == "cross"].weights.heads,)
+            weights = self.task.paths[scope.source == "cross"].weights
+            return (weights.heads // weights.head_features,)
         if scope.axis == "expert":
             assert self.pack.routing is not None
             return (self.pack.routing.index.shape[1] + self.weights.shared,)

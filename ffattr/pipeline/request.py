@@ -124,11 +124,11 @@ class Request:
             read.weights if read is not None and read.of_dtype(self.dtype) else stack.specs[layer].weights(self.dtype)
         )
 
-    def recall_of_layer(self, stack: Stack, layer: int) -> Recall:
-        """Says where matrices come from that depend on those weights alone. Whoever bounds the memory has nothing
-        kept."""
+    def recall_of_layer(self, stack: Stack, layer: int, as_read: bool = True) -> Recall:
+        """Says where matrices come from that depend on those weights alone, ``as_read``. Whoever bounds the memory has
+        nothing kept."""
         number = stack.first + layer
-        read = self.read.get(number)
+        read = self.read.get(number) if as_read else None
         if read is None or not read.of_dtype(self.dtype) or self.options.memory_budget is not None:
             return make_anew
         return recall_with(self.description.base, number, stack.specs[layer].module, read)
@@ -208,7 +208,7 @@ def _choose_engine(description: ModelDescription, options: Options) -> EngineOpt
 
     Where the user names no dtype: a half model's own on a GPU, which is made for it, where the backend has it.
     """
-    (device, own), heads = _locate_model(description), max(spec.heads for spec in description.layers)
+    (device, own), heads = _locate_model(description), max(spec.mixed_heads for spec in description.layers)
     dtype, selected = options.dtype, None
     if dtype is None and device.type == "cuda" and own in (torch.bfloat16, torch.float16):
         try:

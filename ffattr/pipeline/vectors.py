@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ..decomposition import reference
 from ..decomposition.attention import LayerRecord
+from ..decomposition.layer import add_constants
 from ..decomposition.scopes import Scope
 from ..decomposition.walk import Stream
 from ..selection import Indices
-from .assemble import CapturedSequence
+from .assemble import CapturedSequence, find_errors, layer_tolerance, require_reproduced
 from .options import IG, Options
 from .request import Request
 from .stack import Stack
@@ -124,7 +125,7 @@ def vectors(
     def on_layer(captured: LayerRecord) -> None:
         stack = request.stack_of_layer(captured.index)
         layer = captured.index - stack.first
-        weights = stack.specs[layer].weights(request.dtype)
+        weights = add_constants(stack.specs[layer].weights(request.dtype), captured.added)
         for row in range(len(stack.mask)):
             one = CapturedSequence.from_record(request, stack, captured, row, row)
             of_one, given = one.sequence, (request.rule, value_bias, one.sequence.routing, one.sequence.encoder)
@@ -132,10 +133,15 @@ def vectors(
             wanted = [name for name in stack.scopes if weights.mixture or name.axis != "expert"]
             neurons = max(branch.width for branch in weights.branches)
             at_once = max(1, _AT_ONCE // (of_one.keys * max(weights.heads * weights.width, 2 * neurons)))
-            for rows, tokens in zip(one.result_rows.split(at_once), of_one.query_tokens.split(at_once), strict=True):
+            blocks = (one.result_rows, of_one.query_tokens, one.output)
+            for rows, tokens, output in zip(*(block.split(at_once) for block in blocks), strict=True):
                 streams = reference.decompose(weights, of_one.x, of_one.attention, tokens, *given)
                 for name, stream in _pick_scopes(streams, wanted):
                     filled[stack.name, name].add(stream, one, stack.result_layers(layer), rows)
+                if captured.changed:
+                    *_, (_, last) = reference.decompose(weights, of_one.x, of_one.attention, tokens, *given)
+                    error, allowed = find_errors([output], last.total), layer_tolerance(stack, captured, request.dtype)
+                    require_reproduced(request, stack, layer, row, float(error), allowed, captured.changed)
 
     request.run_model(request.inputs, on_layer)
     found = {str(name): filled[stack.name, name].vectors() for stack in request.stacks for name in stack.scopes}

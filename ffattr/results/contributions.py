@@ -11,9 +11,8 @@ from torch import Tensor
 
 from . import files
 from .keep import restore_kept
-from .kept.policy import Kept
 from .signed.contents import FLOW as _FLOW
-from .signed.contents import SignedContents, find_boundary, find_target
+from .signed.contents import SignedContents, find_boundary, find_target, split_targets
 
 if TYPE_CHECKING:
     import pandas
@@ -58,16 +57,12 @@ class Contributions(SignedContents):
 
         Raises ValueError where something else was kept of it, which ``kept`` has.
         """
-        if self.kept is None:
-            return None
-        return _by_target(self.kept, len(self.value))
+        return None if self.kept is None else split_targets(self.kept, len(self.value))
 
     @property
     def cross_flow(self) -> Tensor | None:
         """What passes from an encoder's tokens to a decoder's, ``[K, L, B, N, T']``; None: there is none."""
-        if self.cross_kept is None:
-            return None
-        return _by_target(self.cross_kept, len(self.value))
+        return None if self.cross_kept is None else split_targets(self.cross_kept, len(self.value))
 
     def __repr__(self) -> str:
         targets, sequences, tokens = len(self.value), len(self.mask), self.mask.shape[1]
@@ -138,6 +133,38 @@ class Contributions(SignedContents):
 
         encoder = None if self.encoder is None else self.encoder.to_words()
         return replace(self, **merge_words(self, words), encoder=encoder)
+
+    def to_sentences(self) -> Contributions:
+        """Adds up the scores of the tokens of each sentence, and flow between sentences, as `to_words` does for words.
+
+        A sentence ends behind a full stop, question or exclamation mark, or at a line break; special tokens stay apart.
+        For parts of another kind give `to_words` their numbers.
+
+        >>> c = ffattr.contributions(model, "Dogs barking. The cat sat.", target=torch.ones(40), tokenizer=tokenizer)
+        >>> c.to_sentences().tokens[0]
+        ['[CLS]', 'dogs barking.', 'the cat sat.', '[SEP]']
+        """
+        from .signed.words import merge_words
+
+        encoder = None if self.encoder is None else self.encoder.to_sentences()
+        return replace(self, **merge_words(self, None, sentences=True), encoder=encoder)
+
+    def add_targets(self, targets: Sequence[int] | None = None, *, name: str | None = None) -> Contributions:
+        """Adds up what is given to several of the numbers, None: to all: exact, since scores have signs.
+
+        Of a generated answer, whose tokens are one number each, this says what the prompt gives to the whole. ``name``
+        is what the sum is called (None: its parts, joined by " + "). ``positions`` are -1 where those of the parts
+        differ. Raises IndexError or ValueError for numbers that do not exist or come twice.
+
+        >>> c = ffattr.contributions(model, "The cat sat.", target=torch.ones(2, 40), tokenizer=tokenizer)
+        >>> torch.allclose(c.add_targets().scores[0], c.scores.sum(0))
+        True
+        """
+        from .signed.targets import add_targets, check_numbers
+
+        numbers = check_numbers(self, targets)
+        encoder = None if self.encoder is None else self.encoder.add_targets(numbers, name=name)
+        return replace(self, **add_targets(self, numbers, name), encoder=encoder)
 
     def plot(self, target: int = 0, batch: int = 0, *, layer: int | None = None, **options: Any) -> Figure:
         """Draws the text on colours of what its tokens give (blue for the number, orange against it), how that adds up
@@ -264,23 +291,7 @@ class Contributions(SignedContents):
 
     def select(self, target: int) -> Contributions:
         """One of the targets alone, with all of its sequences, without its flow."""
-        pick = slice(target, target + 1)
-        return replace(
-            self,
-            value=self.value[pick],
-            scores=self.scores[pick],
-            bias=self.bias[pick],
-            error=self.error[pick],
-            targets=self.targets[pick],
-            positions=self.positions[pick],
-            kept=None,
-            cross_kept=None,
-            residual=None,
-            cross_scores=None if self.cross_scores is None else self.cross_scores[pick],
-            encoder=None if self.encoder is None else self.encoder.select(target),
-        )
+        from .signed.targets import select_target
 
-
-def _by_target(kept: Kept, targets: int) -> Tensor:
-    flow: Tensor = kept.whole_map(_FLOW).unflatten(0, (targets, -1))
-    return flow
+        encoder = None if self.encoder is None else self.encoder.select(target)
+        return replace(self, **select_target(self, target), encoder=encoder)

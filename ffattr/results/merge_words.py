@@ -71,21 +71,29 @@ class WordMerger:
 
     @classmethod
     def from_tokens(
-        cls, tokens: Sequence[Sequence[str]], mask: Tensor, given: Sequence[Sequence[int | None]] | None
+        cls,
+        tokens: Sequence[Sequence[str]],
+        mask: Tensor,
+        given: Sequence[Sequence[int | None]] | None,
+        sentences: bool = False,
     ) -> WordMerger:
+        """Reads words, or ``sentences``, off the marks of tokens, or where they are ``given``."""
         if given is not None and len(given) != len(mask):
             raise ValueError(f"words has {len(given)} lists, expected one for each of the {len(mask)} sequences")
         places = [row.nonzero().flatten().cpu() for row in mask]
         real = [[row[place] for place in of.tolist()] for row, of in zip(tokens, places, strict=True)]
         mark = mark_of(token for row in real for token in row)
-        found = [
-            Words.from_tokens(
-                row,
-                mark,
-                words=None if given is None else _select_words(given[batch], places[batch], batch, len(mask[0])),
-            )
-            for batch, row in enumerate(real)
-        ]
+        if sentences:
+            found = [Words.from_sentences(row, mark) for row in real]
+        else:
+            found = [
+                Words.from_tokens(
+                    row,
+                    mark,
+                    words=None if given is None else _select_words(given[batch], places[batch], batch, len(mask[0])),
+                )
+                for batch, row in enumerate(real)
+            ]
         most = max((len(one.texts) for one in found), default=0)
         there = torch.arange(most) < torch.tensor([[len(one.texts)] for one in found])
         texts = [[*one.texts, *[""] * (most - len(one.texts))] for one in found]

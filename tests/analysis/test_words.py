@@ -98,3 +98,24 @@ def test_tokens_spelled_are_the_running_text(sentence, texts):
         assert "".join(found) == "[CLS] a dogs (it ' s), no! [SEP]"
     else:
         assert found == texts
+
+
+@pytest.mark.parametrize(
+    ("tokens", "sentences"),
+    [
+        ("[CLS] dogs bark . mr . x [SEP]", ["[CLS]", "dogs bark.", "mr.", "x", "[SEP]"]),
+        ('she said : " go ! " he went ##s .', ['she said: " go! "', "he wents."]),
+        ("it costs 3 . 5 euros", ["it costs 3. 5 euros"]),  # no tokenizer's mark tells a space there
+        ("Is Ġit Ġ3 . 5 ? ĊNew Ġline Ġ( yes .) ĠBye", ["Is it 3.5?", "New", "line (yes.)", "Bye"]),
+        ("Ġexample . com Ġis . ĠOK", ["example.com is.", "OK"]),
+        ("今 天 。 明 天 。", ["今 天 。", "明 天 。"]),
+        ("a . . . b", ["a...", "b"]),
+        ("", []),
+    ],
+)
+def test_sentences(tokens, sentences):
+    pieces = tokens.split()
+    found = Words.from_sentences(pieces, mark_of(pieces))
+    assert found.texts == sentences
+    assert len(found.number) == len(pieces)
+    assert sorted(set(found.number)) == list(range(len(sentences)))

@@ -178,7 +178,7 @@ class LayerAdjoint:
         for source, read in attended.items():
             values, alpha = self._sides[source].values.transpose(0, 1), frozen.alpha[source]
             if by_head:
-                tiles[source] = (read.transpose(1, 2) @ values.mT).mul_(alpha)
+                tiles[source] = self._multiply_by_head(source, alpha, read)
                 continue
             tile = tiles[source] = values.new_zeros(*read.shape[:2], values.shape[1])
             for head in range(len(alpha)):  # one by one: of all of them it would be the largest tensor
@@ -186,6 +186,13 @@ class LayerAdjoint:
             if source == "own":
                 tile[:, torch.arange(len(rows), device=rows.device), rows] += kept
         return Flow(tiles, kept)
+
+    def _multiply_by_head(self, source: Source, alpha: Tensor, read: Tensor) -> Tensor:
+        """Returns the flow ``[K, H, n, T]`` by each of the model's heads, which are read in the directions ``read``."""
+        side = self._sides[source]
+        tile = (read.transpose(1, 2) @ side.values.transpose(0, 1).mT).mul_(alpha)
+        features = side.weights.head_features
+        return tile if features == 1 else tile.unflatten(1, (-1, features)).sum(2)
 
     def join_blocks(self) -> None:
         """Brings together what all blocks have given."""

@@ -70,7 +70,10 @@ class KeySide:
         """Returns the directions ``[K, T, d]`` in which the keys are read; adds what biases give to ``constant``."""
         assert self.pulled is not None
         norm, latent, x = self.weights.norm_before_attn, self.weights.latent, self.keys
-        by_head = self.pulled.unflatten(1, (self.weights.kv_heads, -1)).sum(2)  # [K, Hkv, T, dh]
+        by_head = self.pulled
+        if self.weights.head_features > 1:  # every feature of a head by itself
+            by_head = by_head.unflatten(1, (-1, self.weights.head_features)).squeeze(-1).transpose(2, 3)
+        by_head = by_head.unflatten(1, (self.weights.kv_heads, -1)).sum(2)  # [K, Hkv, T, dh]
         pulled = transpose_linear(self.weights.value, by_head.transpose(1, 2).flatten(2), constant)
         if latent is not None:
             scale = latent.norm.scale(latent.down(x if norm is None else norm(x)))

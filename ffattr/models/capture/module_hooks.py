@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...decomposition.routing import Routing
 from ...errors import CaptureError
 
-__all__ = ["record_gains", "record_router_scores", "record_routings", "record_values_read"]
+__all__ = ["record_gains", "record_outputs", "record_router_scores", "record_routings", "record_values_read"]
 
 
 @contextmanager
@@ -66,6 +66,13 @@ def record_router_scores(
 def record_gains(modules: Mapping[int, nn.Module], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Record what a shared expert is multiplied by, ``[tokens]``: the sigmoid of what a module returns."""
     with _hook_behind(modules, lambda index, module, output: sink(index, output.sigmoid().flatten())):
+        yield
+
+
+@contextmanager
+def record_outputs(modules: Mapping[int, nn.Module], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Record what modules return."""
+    with _hook_behind(modules, lambda index, module, output: sink(index, output)):
         yield
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ...decomposition import reference
-from ...decomposition.attention import Attention
-from ...decomposition.layer import LayerWeights
+from ...decomposition.attention import Attention, GatedAttention
+from ...decomposition.layer import CrossWeights, LayerWeights
 from ...decomposition.precision import output_tolerance
 from ...decomposition.routing import Routing
 from ...decomposition.scopes import Source
@@ -27,7 +27,7 @@ from ..capture.run import find_device
 from ..spec.described import ModelDescription
 from ..spec.layer import LayerSpec
 from .match import match_parts
-from .observe import observe_layers, read_run_routing
+from .observe import Observed, observe_again, observe_layers, read_run_routing
 from .parts import Part
 from .probe import Undetected, list_layers
 from .specs import make_spec, resolve_path
@@ -44,7 +44,7 @@ class Found:
     is described by (``kinds``): what each field of `LayerSpec` but ``module`` is.
 
     ``others`` are the layers that do not attend, with what they are. ``positions`` is the size of a learned position
-    table, None where none was seen.
+    table, None where none was seen. ``encoder`` are the layers to whose output these attend besides.
     """
 
     layers: str
@@ -54,6 +54,7 @@ class Found:
     others: Mapping[int, str]
     batch_first: bool
     positions: int | None
+    encoder: Found | None = None
 
 
 _known: WeakKeyDictionary[nn.Module, Found] = WeakKeyDictionary()
@@ -73,6 +74,10 @@ def describe_by_structure(
         with torch.autocast(find_device(base).type, enabled=False), torch.autocast("cpu", enabled=False):
             found = _known[base] = detect_layers(base, None if given is None else given(base))
         _log.info("%s: layers at %r, %s", family, found.layers, [dict(parts) for parts in found.parts])
+    if found.encoder is not None:
+        encoder, decoder = make_specs(base, found.encoder), make_specs(base, found)
+        ranges = {"encoder": range(len(encoder)), "decoder": range(len(encoder), len(encoder) + len(decoder))}
+        return ModelDescription(base, encoder + decoder, family, found.batch_first, stacks=ranges, learned=True)
     return ModelDescription(
         base,
         make_specs(base, found),
@@ -87,12 +92,21 @@ def describe_by_structure(
 
 def detect_layers(base: nn.Module, given: Mapping[str, Any] | None = None) -> Found:
     """Finds the parts of each layer, verified in one forward pass. Raises as `describe_by_structure` does."""
-    config = getattr(base, "config", None)
-    if getattr(config, "add_cross_attention", False):
-        raise Undetected("its layers have cross-attention (config.add_cross_attention is True)")
-    if getattr(config, "is_encoder_decoder", False) and hasattr(base, "encoder") and hasattr(base, "decoder"):
-        raise Undetected("it has an encoder and a decoder. Pass model.encoder for the encoder's layers alone")
     observed = observe_layers(base, given)
+    found = _detect_stack(base, observed)
+    if observed.encoder is None:
+        return found
+    encoder = _detect_stack(base, observed.encoder)
+    for one, path in ((encoder, encoder.layers), (found, found.layers)):
+        if one.others:
+            raise Undetected(f"some layers of {path!r} do not attend, in a model with an encoder and a decoder", path)
+    if encoder.batch_first != found.batch_first:
+        raise Undetected("the layers of its encoder read [B, T, d] and those of its decoder [T, B, d], or vice versa")
+    return replace(found, encoder=encoder)
+
+
+def _detect_stack(base: nn.Module, observed: Observed) -> Found:
+    """Finds the parts of the layers of a list. Raises `Undetected`."""
     kinds: dict[Hashable, tuple[int, dict[str, Part]]] = {}
     parts: dict[str, Part] = {}
     batch_first = True
@@ -112,7 +126,9 @@ def detect_layers(base: nn.Module, given: Mapping[str, Any] | None = None) -> Fo
             batch_first,
             observed.positions,
         )
-        for number, run, spec in zip(observed.numbers, observed.runs, make_specs(base, found), strict=True):
+        specs = make_specs(base, found)
+        observe_again(base, observed, specs)
+        for number, run, spec in zip(observed.numbers, observed.runs, specs, strict=True):
             _verify_layer(run, spec, f"layer {number} of {observed.path!r}", batch_first)
     except Undetected as gave_up:
         gave_up.layers, gave_up.parts = observed.path, parts
@@ -132,12 +148,13 @@ def make_specs(base: nn.Module, found: Found) -> tuple[LayerSpec, ...]:
 
 def _verify_layer(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> None:
     """Raises `Undetected` unless the layer's output follows from its description."""
-    ((caller, attention),) = run.attention
+    caller, attention = run.attention[0]
     assert run.output is not None
     dtype = torch.promote_types(run.input.dtype, torch.float32)
-    if caller is not spec.attention or attention.shape[1] != spec.heads:
+    heads = attention.attention.shape[1] if isinstance(attention, GatedAttention) else attention.shape[1]
+    if caller is not spec.attention or heads != spec.heads:
         raise Undetected(
-            f"{where} attends in a {type(caller).__name__} with {attention.shape[1]} heads, another layer with "
+            f"{where} attends in a {type(caller).__name__} with {heads} heads, another layer with "
             f"{spec.heads} in a {type(spec.attention).__name__}"
         )
     try:
@@ -150,7 +167,8 @@ def _verify_layer(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> N
     with torch.no_grad():
         for batch, (x, expected) in enumerate(zip(*(state.to(dtype) for state in states), strict=True)):
             of_batch = None if routing is None else routing.of(tokens + batch * len(tokens)).to(x.device, dtype)
-            output = _compute_output(weights, x, attention.sequence(batch, tokens, dtype), tokens, of_batch)
+            encoder = _read_encoder(run, spec, batch, tokens, dtype, batch_first)
+            output = _compute_output(weights, x, attention.sequence(batch, tokens, dtype), tokens, of_batch, encoder)
             # A row of padding may have no key to attend to.
             errors = ((output - expected).norm(dim=-1) / expected.norm(dim=-1))[output.isfinite().all(-1)]
             error = float(errors.max()) if len(errors) else 0.0
@@ -163,16 +181,36 @@ def _verify_layer(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> N
                 )
 
 
+def _read_encoder(
+    run: Run, spec: LayerSpec, batch: int, tokens: Tensor, dtype: torch.dtype, batch_first: bool
+) -> reference.Encoder | None:
+    """Returns what the cross-attention of one sequence reads, and its weights; None where there is none."""
+    if spec.cross is None or run.states is None:
+        return None
+    attention = run.attention[1][1]
+    states = (run.states if batch_first else run.states.transpose(0, 1))[batch].to(dtype)
+    return reference.Encoder(states, attention.sequence(batch, tokens, dtype, torch.arange(len(states)).to(tokens)))
+
+
 def _compute_output(
-    weights: LayerWeights, x: Tensor, attention: Attention, rows: Tensor, routing: Routing | None
+    weights: LayerWeights,
+    x: Tensor,
+    attention: Attention,
+    rows: Tensor,
+    routing: Routing | None,
+    encoder: reference.Encoder | None,
 ) -> Tensor:
     """Computes the layer's output ``[T, d]`` for its input ``x`` ``[T, d]``, without any decomposition."""
 
     def attend_to_tokens(source: Source) -> Stream:
-        alpha = attention.attention_weights(rows)
-        values, constant = reference.own_values(weights, x, "token")
+        part: LayerWeights | CrossWeights = weights
+        keys, to_keys = x, attention
+        if source == "cross" and weights.cross is not None and encoder is not None:
+            part, keys, to_keys = weights.cross, encoder.states, encoder.attention
+        alpha = to_keys.attention_weights(rows)
+        values, constant = reference.own_values(part, keys, "token")
         none = x.new_empty(len(rows), 0, weights.width)
-        return reference.attention_stream(weights, alpha, reference.context(alpha, values), constant, none)
+        return reference.attention_stream(part, alpha, reference.context(alpha, values), constant, none)
 
     def feed_forward(read: Stream) -> Stream:
         return Stream.of_total(reference.feed_forward(weights, read.total, routing))

@@ -13,12 +13,15 @@ from itertools import product
 from torch import Tensor, nn
 
 from .experts import match_experts
-from .parts import Cut, Part, Product, StackedPart
+from .parts import Cut, Gate, Part, Product, StackedPart
 from .probe import Undetected
 from .rows import EQUAL, MIXED, LayerRows
 from .watch import Call, Run
 
 __all__ = ["match_parts"]
+
+_GATES = ("sigmoid", "softplus")
+"""Functions of `torch.nn.functional` that make numbers by which the heads of an attention are multiplied."""
 
 
 def match_parts(run: Run, parts: dict[str, Part]) -> bool:
@@ -41,6 +44,7 @@ class _Reader(LayerRows):
         parts |= {"attention": path, "heads": self.heads}
         value, out = self.match_attention(parts)
         self.match_values_read(parts, value)
+        self.crossed = self.match_cross(parts, out)
         if self.match_mixture(parts, out):
             return
         blocks = sorted(self.find_ff_blocks(out), key=lambda block: block[0])
@@ -101,7 +105,10 @@ class _Reader(LayerRows):
                     "norm_of_latent": norm.path,
                 }
                 return
-        raise Undetected(f"the value projection {value.path!r} reads neither the layer's input nor a norm of it")
+        raise Undetected(
+            f"the value projection {value.path!r} reads neither the layer's input nor a norm of it (does another block "
+            "come before attention?)"
+        )
 
     def match_mixture(self, parts: dict[str, Part], out: Call) -> bool:
         """Notes a mixture of experts, with the network beside it that all tokens go through; tells if there is one."""
@@ -153,24 +160,76 @@ class _Reader(LayerRows):
                 projection = f"{path}.out_proj" if path else "out_proj"
                 parts |= {"kv_heads": self.heads, "value": Cut(path, 2 * width, 3 * width), "out": projection}
                 return call, call
-        alpha = self.alpha
         for out, value in product(self.linears, self.linears):
-            starts = None if value is out else self.find_value_starts(alpha, value.output, out.input)
+            starts = None if value is out else self.find_value_starts(self.alpha, value.output, out.input)
             if starts is not None:
                 parts |= {"out": out.path, **self.describe_value(value, starts, out.input.shape[1] // self.heads)}
                 return value, out
+        for out in self.linears:
+            for gate, mixed in self.undo_gates(out):
+                for value in self.linears:
+                    starts = None if value is out else self.find_value_starts(self.alpha, value.output, mixed)
+                    if starts is not None:
+                        width = out.input.shape[1] // self.heads
+                        parts |= {"out": out.path, "attention_gate": gate, **self.describe_value(value, starts, width)}
+                        return value, out
+        own = [name for name, one in self.caller.named_parameters(recurse=False) if one.dim() > 1]
+        if own:
+            raise Undetected(
+                f"{parts['attention']!r} ({type(self.caller).__name__}) multiplies by parameters of its own "
+                f"({', '.join(map(repr, own))}), which are no projections that could be read"
+            )
         raise Undetected(
             "no projection reads what attention makes of another one's output (does something act on the values, or "
             "on what attention returns?)"
         )
 
+    def match_cross(self, parts: dict[str, Part], own: Call) -> Tensor | None:
+        """Notes the parts of the attention to an encoder's tokens, and returns what it adds; None where there is
+        none. ``own`` is the output projection of the layer's own attention."""
+        if self.cross is None:
+            return None
+        caller, attention = self.cross
+        heads, alpha = attention.shape[1], self.read_alpha(attention).nan_to_num()
+        path = next((path for path, module in self.layer.named_modules() if module is caller), None)
+        if path is not None:
+            for out, value in product(self.linears, self.of_encoder):
+                starts = None if value is out or out is own else self.find_value_starts(alpha, value.output, out.input)
+                if starts is not None:
+                    found = self.describe_value(value, starts, out.input.shape[1] // heads)
+                    found |= {"attention": path, "heads": heads, "out": out.path}
+                    parts |= {f"cross_{name}": part for name, part in found.items()}
+                    return out.output
+        raise Undetected("no projection reads what its attention to the encoder's tokens makes of another one's output")
+
+    def undo_gates(self, out: Call) -> Iterator[tuple[Gate, Tensor]]:
+        """Yields what an output projection may have read before a gate multiplied it, for every projection that may
+        have made the gate: a number for each head or for each feature, by itself or beside the query of a head."""
+        width = out.input.shape[1]
+        if width % self.heads:
+            return
+        for call in self.linears:
+            columns, cut = call.output.shape[1], width // self.heads
+            parts: list[str | Cut] = [call.path] if columns in (width, self.heads) else []
+            if columns == 2 * width:
+                parts += [Cut(call.path, half * cut, (half + 1) * cut, self.heads) for half in (1, 0)]
+                parts += [Cut(call.path, half * width, (half + 1) * width) for half in (1, 0)]
+            for part in parts if call is not out else ():
+                made = call.output
+                if isinstance(part, Cut):
+                    made = made.unflatten(1, (part.groups, -1))[..., part.start : part.stop].flatten(1)
+                for activation in _GATES:
+                    gain = getattr(nn.functional, activation)(made)
+                    yield Gate(part, activation), out.input / gain.repeat_interleave(width // gain.shape[1], 1)
+
     def find_value_starts(self, alpha: Tensor, values: Tensor, mixed: Tensor) -> list[int] | None:
         """Returns the first of the columns of ``values`` that each head mixes; None where one's are not there."""
-        if mixed.shape[1] % self.heads:
+        heads = alpha.shape[1]
+        if mixed.shape[1] % heads:
             return None
-        targets = self.split_sequences(mixed).unflatten(-1, (self.heads, -1))  # [B, T, H, dh]
+        targets = self.split_sequences(mixed).unflatten(-1, (heads, -1))  # [B, T, H, dh]
         width, starts = targets.shape[-1], []
-        for head in range(self.heads):
+        for head in range(heads):
             found, target = alpha[:, head] @ self.split_sequences(values), targets[:, :, head]
             limit = MIXED[self.dtype] * target[self.whole][..., 0].norm()
             found, target = found[self.whole], target[self.whole]
@@ -188,8 +247,8 @@ class _Reader(LayerRows):
 
     def describe_value(self, value: Call, starts: list[int], width: int) -> dict[str, Part]:
         """Returns the key/value heads, and the value projection as a module or columns of one."""
-        first = list(dict.fromkeys(starts))  # of each key/value head
-        if self.heads % len(first) or starts != [start for start in first for _ in range(self.heads // len(first))]:
+        first, heads = list(dict.fromkeys(starts)), len(starts)  # of each key/value head
+        if heads % len(first) or starts != [start for start in first for _ in range(heads // len(first))]:
             raise Undetected(f"query heads read the columns {starts} of {value.path!r}, which are not groups of heads")
         together = next((n for n, start in enumerate(first) if start != first[0] + n * width), len(first))
         groups, columns = len(first) // together, value.output.shape[1]
@@ -227,7 +286,8 @@ class _Reader(LayerRows):
             return
         for (scaled_out, a), parallel in product(self.apply_scales(out, attended), (False, True)):
             for norm_of_attn, added in self.apply_norms(a):
-                for norm_after_attn, stream in self.apply_norms(self.x + added):
+                behind = self.apply_norms(self.x + added)
+                for norm_after_attn, of_cross, stream in self.add_cross(behind):
                     source = self.x if parallel else stream
                     before = [name for name, t in self.apply_norms(source) if self.are_equal(t, ff_input)]
                     for norm_before_ff, (scaled_down, f) in product(before, self.apply_scales(down, ff)):
@@ -235,6 +295,7 @@ class _Reader(LayerRows):
                             for norm_after_ff, result in self.apply_norms(stream + returned):
                                 if self.are_equal(result, self.y):
                                     yield {
+                                        **of_cross,
                                         "out": scaled_out,
                                         "down": scaled_down,
                                         "norm_of_attn": norm_of_attn,
@@ -244,6 +305,19 @@ class _Reader(LayerRows):
                                         "norm_after_ff": norm_after_ff,
                                         "parallel": parallel,
                                     }
+
+    def add_cross(
+        self, streams: Iterator[tuple[str | None, Tensor]]
+    ) -> Iterator[tuple[str | None, dict[str, Part], Tensor]]:
+        """Yields the norm behind attention with the norms of the attention to an encoder's tokens, and the stream that
+        both make; ``streams`` ``[rows, d]`` as the first leaves them."""
+        for norm, stream in streams:
+            if self.crossed is None:
+                yield norm, {}, stream
+                continue
+            for norm_of, added in self.apply_norms(self.crossed):
+                for norm_after, summed in self.apply_norms(stream + added):
+                    yield norm, {"cross_norm_of_attn": norm_of, "cross_norm_after_attn": norm_after}, summed
 
 
 def _split_output(call: Call, down: Call) -> Iterator[tuple[str | Cut, Tensor]]:

@@ -12,13 +12,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...decomposition.attention import Attention, GatedAttention
 from ...decomposition.routing import Routing
+from ..capture.module_hooks import record_outputs, record_values_read
 from ..capture.run import find_switches, run_undisturbed
 from ..spec.layer import LayerSpec
 from .probe import Undetected, find_stacks, make_inputs
 from .watch import Run, Watch
 
-__all__ = ["Observed", "observe_layers", "read_run_routing"]
+__all__ = ["Observed", "observe_again", "observe_layers", "read_run_routing"]
 
 _SMALL_IDS, _SMALL_FEATURES = 1 << 11, 1 << 20
 """How many ids, and how many other numbers, are watched at once: all that a layer computes of them is held and
@@ -30,7 +32,8 @@ class Observed:
     """``path`` from the model to the list of its layers, and one `Run` for each of those that attend, in order, with
     their numbers in the list; ``others`` are the rest.
 
-    ``positions`` is the size of a learned position table, None where none was seen.
+    ``positions`` is the size of a learned position table, None where none was seen. ``given`` is what the model ran on.
+    ``encoder`` are the layers to whose output these attend besides.
     """
 
     path: str
@@ -38,6 +41,8 @@ class Observed:
     numbers: tuple[int, ...]
     others: Mapping[int, nn.Module]
     positions: int | None
+    given: Mapping[str, Any]
+    encoder: Observed | None = None
 
 
 def observe_layers(base: nn.Module, given: Mapping[str, Any] | None = None) -> Observed:
@@ -73,6 +78,30 @@ def read_run_routing(run: Run, spec: LayerSpec) -> Routing | None:
         return None
     weigher = None if spec.shared is None else spec.shared.weigher
     return replace(run.routings[spec.experts], gain=None if weigher is None else run.gains[weigher])
+
+
+def observe_again(base: nn.Module, observed: Observed, specs: Sequence[LayerSpec]) -> None:
+    """Have every run know the gate of its attention, and what its cross-attention reads, where layers have these: by
+    another forward pass, in which they are recorded."""
+    gates = {i: spec.attention_gate for i, spec in enumerate(specs) if spec.attention_gate is not None}
+    readers = {i: spec.cross.reads for i, spec in enumerate(specs) if spec.cross is not None}
+    made: dict[int, Tensor] = {}
+    read: dict[int, Tensor] = {}
+    if not gates and not readers:
+        return
+    with (
+        run_undisturbed(base),
+        record_outputs({i: gate.runs for i, gate in gates.items()}, made.__setitem__),
+        record_values_read(readers, read.__setitem__),
+    ):
+        base(**{**observed.given, **find_switches(base, observed.given)})
+    for number, states in read.items():
+        observed.runs[number].states = states
+    for number, gate in gates.items():
+        caller, attention = observed.runs[number].attention[0]
+        gain = gate.compute_gain(made[number])
+        gain = gain if gain.shape[0] == attention.shape[0] else gain.transpose(0, 1)
+        observed.runs[number].attention[0] = (caller, GatedAttention(attention, gain))
 
 
 def _order_inputs(base: nn.Module, given: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
@@ -114,8 +143,23 @@ def _is_small(given: Mapping[str, Any]) -> bool:
 def _find_layers(stacks: Mapping[str, Sequence[nn.Module]], watch: Watch, kwargs: Mapping[str, Any]) -> Observed:
     """Finds the one list of layers that attend, each once at the most and in order. Raises `Undetected`."""
     names = {id(module): name for name, module in watch.base.named_modules()}
-    path = _choose_stack(watch, names, kwargs)
-    runs, layers = watch.runs[path], stacks[path]
+    path, of_encoder = _choose_stacks(watch, names, kwargs)
+    observed = _observe_stack(stacks[path], path, watch, names, kwargs, 1 if of_encoder is None else 2)
+    if of_encoder is None:
+        return observed
+    return replace(observed, encoder=_observe_stack(stacks[of_encoder], of_encoder, watch, names, kwargs, 1))
+
+
+def _observe_stack(
+    layers: Sequence[nn.Module],
+    path: str,
+    watch: Watch,
+    names: Mapping[int, str],
+    kwargs: Mapping[str, Any],
+    attentions: int,
+) -> Observed:
+    """Returns the runs of a list of layers, each of which attends so many times or not at all."""
+    runs = watch.runs[path]
     if any(run.input.is_meta for run in runs):
         raise Undetected("its weights are on the meta device; load them onto a real one first", path)
     if [id(run.layer) for run in runs] != [id(layer) for layer in layers]:
@@ -124,9 +168,13 @@ def _find_layers(stacks: Mapping[str, Sequence[nn.Module]], watch: Watch, kwargs
         )
     for number, run in enumerate(runs):
         called = [repr(names[id(module)]) for module, _ in run.attention]
-        if len(called) > 1:
+        if called and len(called) != attentions:
+            expected = "once" if attentions == 1 else "to its own tokens and once more to the encoder's"
+            if len({*called}) == 2 and any(name.startswith("encoder.") for name in watch.stacks):
+                expected += "; no attention was seen in an encoder that the second could read"
             raise Undetected(
-                f"layer {number} of {path!r} attends {len(called)} times ({', '.join(called)}), expected once", path
+                f"layer {number} of {path!r} attends {len(called)} times ({', '.join(called)}), expected {expected}",
+                path,
             )
         if called and (run.input.dim() != 3 or run.output is None or run.input.shape != run.output.shape):
             raise Undetected(
@@ -136,30 +184,79 @@ def _find_layers(stacks: Mapping[str, Sequence[nn.Module]], watch: Watch, kwargs
     others = {number: run.layer for number, run in enumerate(runs) if not run.attention}
     attending = [runs[number] for number in numbers]
     tokens = attending[0].attention[0][1].shape[2]
-    return Observed(path, attending, numbers, others, watch.count_positions(tokens))
+    return Observed(path, attending, numbers, others, watch.count_positions(tokens), kwargs)
 
 
-def _choose_stack(watch: Watch, names: Mapping[int, str], kwargs: Mapping[str, Any]) -> str:
+def _choose_stacks(watch: Watch, names: Mapping[int, str], kwargs: Mapping[str, Any]) -> tuple[str, str | None]:
     """Returns the path of the list of layers that attend: of several, the last one where each of the others makes some
-    of its tokens, as the towers for images and sound of a language model do."""
+    of its tokens, as the towers for images and sound of a language model do. Besides, the path of an encoder's layers,
+    where the last ones attend to its tokens, too."""
     attending = [path for path in watch.order if any(run.attention for run in watch.runs[path])]
     if len(attending) > 1:
         *earlier, last = attending
+        if _reads_encoder(watch, earlier[-1], last) and all(
+            _feeds(watch, p, earlier[-1], kwargs) for p in earlier[:-1]
+        ):
+            return last, earlier[-1]
         if all(_feeds(watch, path, last, kwargs) for path in earlier):
-            return last
+            _require_whole_attention(watch.runs[last], last, names)
+            return last, None
+        for path in attending:
+            _require_whole_attention(watch.runs[path], path, names)
         raise Undetected(
             f"it attends in more than one list of layers: {', '.join(map(repr, attending))}. Pass the part of the "
             f"model that holds one of them, with inputs of its own: {' or '.join(_name_owners(attending))}"
         )
     if not attending and watch.outside:
-        module = watch.outside[0]
+        module, attention = watch.outside[0]
+        _require_single_keys(attention, f"{names[id(module)]!r} ({type(module).__name__})")
         raise Undetected(f"{names[id(module)]!r} ({type(module).__name__}) attends, but in no list of layers")
     if not attending:
         raise Undetected(
             "no attention was seen: nothing in it calls transformers' attention interface, nn.MultiheadAttention or "
-            "scaled_dot_product_attention, or takes a softmax [B, heads, T, T] over keys"
+            "scaled_dot_product_attention, or takes a softmax [B, heads, T, T] over keys (one over windows or blocks "
+            "of them does not count)"
         )
-    return attending[0]
+    _require_whole_attention(watch.runs[attending[0]], attending[0], names)
+    return attending[0], None
+
+
+def _require_whole_attention(runs: Sequence[Run], path: str, names: Mapping[int, str]) -> None:
+    """Raises `Undetected` where a layer ``[B, T, d]`` has no attention weights of every token to every token: windows,
+    blocks, or keys that are made of several tokens."""
+    for run in runs:
+        if not run.attention:
+            continue
+        caller, attention = run.attention[0]
+        batch, _, queries, _ = attention.shape
+        where, shape = f"{names[id(caller)]!r} ({type(caller).__name__})", list(run.input.shape)
+        if len(shape) == 3 and sorted(shape[:2]) != sorted((batch, queries)):
+            raise Undetected(
+                f"{where} attends in pieces, with weights of {list(attention.shape)} where the layer reads {shape}: in "
+                "windows, blocks or chunks, which no formula here covers; where the configuration has full "
+                "attention instead (attention_type, sizes of windows and blocks), that is covered",
+                path,
+            )
+        _require_single_keys(attention, where, path)
+
+
+def _require_single_keys(attention: Attention, where: str, path: str | None = None) -> None:
+    """Raises `Undetected` for self-attention whose keys are fewer than its queries."""
+    _, _, queries, keys = attention.shape
+    if keys < queries:
+        raise Undetected(
+            f"{where} attends to {keys} keys for {queries} queries: a key is made of several tokens, so that no vector "
+            "of a single one passes to the queries",
+            path,
+        )
+
+
+def _reads_encoder(watch: Watch, encoder: str, last: str) -> bool:
+    """Tells whether every layer that attends does so twice, by two modules, the second time to as many tokens as the
+    layers of ``encoder`` have."""
+    tokens = next(run.attention[0][1].shape[2] for run in watch.runs[encoder] if run.attention)
+    runs = [run.attention for run in watch.runs[last] if run.attention]
+    return all(len(one) == 2 and one[0][0] is not one[1][0] and one[1][1].shape[3] == tokens for one in runs)
 
 
 def _name_owners(paths: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...decomposition.activations import Activation
 
-__all__ = ["Cut", "Part", "Product", "StackedPart"]
+__all__ = ["Cut", "Gate", "Part", "Product", "StackedPart"]
 
 
 @dataclass(frozen=True)
@@ -45,5 +45,13 @@ class StackedPart:
     factor: float = 1.0
 
 
-Part = str | Cut | Product | StackedPart | Activation | Callable[[Tensor], Tensor] | int | None
+@dataclass(frozen=True)
+class Gate:
+    """`ffattr.GateSpec` of the projection at ``of``, with the function of torch at ``activation`` (``"sigmoid"``)."""
+
+    of: str | Cut
+    activation: str
+
+
+Part = str | Cut | Gate | Product | StackedPart | Activation | Callable[[Tensor], Tensor] | int | None
 """A field of `LayerSpec`: a path from the layer, something made of one, a function that has no path, or a number."""

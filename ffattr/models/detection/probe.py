@@ -75,7 +75,10 @@ def make_inputs(base: nn.Module) -> Iterator[dict[str, Tensor]]:
         plain = [number for number in range(min(table.num_embeddings, 64)) if number not in special] or [0]
         order = (3, 7, 5, 9, 4, 8, 6, 2, 10, 1)
         ids = torch.tensor([plain[place % len(plain)] for place in order], device=device)
-        yield {name: ids.view(BATCH, TOKENS)}
+        ids = ids.view(BATCH, TOKENS)
+        if "decoder_input_ids" in accepted:
+            yield {name: ids, "decoder_input_ids": ids[:, 1:]}
+        yield {name: ids}
     generator = torch.Generator().manual_seed(0)
     size = getattr(config, "image_size", None)
     if "pixel_values" in accepted and isinstance(size, int):

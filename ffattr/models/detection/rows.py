@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...decomposition.activations import ACTIVATIONS
+from ...decomposition.attention import Attention
 from ..spec.norms import is_norm
 from .parts import Part, Product
 from .probe import Undetected
@@ -35,7 +36,8 @@ class LayerRows:
         self.layer = run.layer
         self.device, self.dtype = run.input.device, run.input.dtype
         self.wide = torch.promote_types(self.dtype, torch.float32)
-        ((self.caller, self.attention),) = run.attention
+        self.caller, self.attention = run.attention[0]
+        self.cross = run.attention[1] if len(run.attention) > 1 else None
         self.batch, self.heads, self.length, keys = self.attention.shape
         if self.length != keys or self.dtype not in EQUAL:
             raise Undetected(
@@ -43,32 +45,36 @@ class LayerRows:
                 "many keys as queries and a float type"
             )
         self.batch_first = tuple(run.input.shape[:2]) == (self.batch, self.length)
-        self.alpha = self.read_alpha()
+        self.alpha = self.read_alpha(self.attention)
         whole = self.alpha.isfinite().all(-1).all(1)  # [B, T]: a row of padding may have no key to attend to
         self.alpha = self.alpha.nan_to_num()
         self.kept = whole if self.batch_first else whole.T
         self.whole = whole
         self.x, self.y = self.flatten_rows(run.input), self.flatten_rows(run.output)
         times = Counter(call.path for call in run.calls)
-        calls = (
+        calls = [
             Call(call.path, call.module, self.flatten_rows(call.input), self.flatten_rows(call.output), call.others)
             for call in run.calls
             if times[call.path] == 1 and call.input.dim() and call.output.dim()
-        )
+        ]
         of_tokens = [call for call in calls if len(call.input) == len(call.output) == len(self.x)]
         order = {path: place for place, (path, _) in enumerate(run.layer.named_modules())}
         self.calls = sorted(of_tokens, key=lambda call: order[call.path])  # a wrapper before what it wraps
         self.linears = [call for call in self.calls if _is_linear(call.module)]
         self.norms = [call for call in self.calls if self.is_norm(call)]
+        rows = 0 if self.cross is None else self.batch * self.cross[1].shape[3]
+        self.of_encoder = [call for call in calls if _is_linear(call.module) and len(call.input) == rows]
 
     def flatten_rows(self, tensor: Tensor) -> Tensor:
         return tensor.detach().reshape(-1, tensor.shape[-1]).to("cpu", self.wide)
 
     def split_sequences(self, rows: Tensor) -> Tensor:
-        """Returns rows ``[B * T, width]`` as ``[B, T, width]``, whichever of the two comes first in the model."""
+        """Returns rows ``[B * T, width]`` as ``[B, T, width]``, whichever of the two comes first in the model; those of
+        an encoder's tokens, too."""
+        length = len(rows) // self.batch
         if self.batch_first:
-            return rows.view(self.batch, self.length, -1)
-        return rows.view(self.length, self.batch, -1).transpose(0, 1)
+            return rows.view(self.batch, length, -1)
+        return rows.view(length, self.batch, -1).transpose(0, 1)
 
     def is_norm(self, call: Call) -> bool:
         """Tells a norm by its name or, where the module has none inside it, by what it computes."""
@@ -105,10 +111,11 @@ class LayerRows:
                     found.setdefault(value, f"{path}.{name}" if path else name)
         return [(path, value) for value, path in found.items()]
 
-    def read_alpha(self) -> Tensor:
-        """Returns attention weights ``[B, H, T, T]``."""
+    def read_alpha(self, attention: Attention) -> Tensor:
+        """Returns attention weights ``[B, H, T, T]``, of cross-attention ``[B, H, T, T']``."""
         tokens = torch.arange(self.length, device=self.device)
-        sequences = (self.attention.sequence(batch, tokens, self.wide) for batch in range(self.batch))
+        keys = torch.arange(attention.shape[3], device=self.device)
+        sequences = (attention.sequence(batch, tokens, self.wide, keys) for batch in range(self.batch))
         return torch.stack([sequence.attention_weights(tokens) for sequence in sequences]).cpu()
 
     def apply_activations(self, z: Tensor) -> Iterator[tuple[int, Part, Tensor]]:

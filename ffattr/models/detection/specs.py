@@ -11,15 +11,15 @@ from torch import nn
 
 from ...decomposition.activations import Activation
 from ..spec.experts import Stacked
-from ..spec.layer import BranchSpec, LatentSpec, LayerSpec
+from ..spec.layer import BranchSpec, CrossSpec, GateSpec, LatentSpec, LayerSpec
 from ..spec.weights import Columns, ParameterRef, Scaled
-from .parts import Cut, Part, Product, StackedPart
+from .parts import Cut, Gate, Part, Product, StackedPart
 from .probe import Undetected
 
 __all__ = ["make_spec", "resolve_path"]
 
-_BESIDE = "shared_"
-"""What the parts of the network beside a mixture's experts begin with."""
+_BESIDE, _CROSS = "shared_", "cross_"
+"""What the parts of the network beside a mixture's experts, and of cross-attention, begin with."""
 
 
 def make_spec(layer: nn.Module, parts: Mapping[str, Part], where: str) -> LayerSpec:
@@ -30,13 +30,15 @@ def make_spec(layer: nn.Module, parts: Mapping[str, Part], where: str) -> LayerS
             module = resolve_path(layer, path)
         except AttributeError:
             raise Undetected(f"{where} has no {path!r}, which others have") from None
-        return None if name.startswith("norm_") and isinstance(module, nn.Identity) else module
+        return None if name.removeprefix(_CROSS).startswith("norm_") and isinstance(module, nn.Identity) else module
 
     def find_part(name: str, part: Part) -> Any:
         if isinstance(part, Activation):
             return part.value
         if isinstance(part, Cut):
             return Columns(find_module(name, part.path), part.start, part.stop, part.groups)
+        if isinstance(part, Gate):
+            return GateSpec(find_part(name, part.of), getattr(nn.functional, part.activation))
         if isinstance(part, StackedPart):
             experts = find_module(name, part.path)
             given = (part.weight, part.bias, part.start, part.stop, part.step, part.out_last, part.factor)
@@ -51,9 +53,11 @@ def make_spec(layer: nn.Module, parts: Mapping[str, Part], where: str) -> LayerS
 
     found = {name: find_part(name, part) for name, part in parts.items()}
     beside = {name.removeprefix(_BESIDE): found.pop(name) for name in list(found) if name.startswith(_BESIDE)}
+    cross = {name.removeprefix(_CROSS): found.pop(name) for name in list(found) if name.startswith(_CROSS)}
     latent = {name: found.pop(name) for name in ("latent", "norm_of_latent") if name in found}
     return LayerSpec(
         module=layer,
+        cross=CrossSpec(**cross) if cross else None,
         shared=BranchSpec(**beside) if beside else None,
         latent=LatentSpec(latent["latent"], latent["norm_of_latent"]) if latent else None,
         **found,

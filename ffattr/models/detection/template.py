@@ -9,7 +9,7 @@ from textwrap import indent
 from torch import nn
 
 from ...decomposition.activations import Activation
-from .parts import Cut, Part, Product, StackedPart
+from .parts import Cut, Gate, Part, Product, StackedPart
 
 __all__ = ["draw_tree", "explain_failure", "write_template"]
 
@@ -23,6 +23,7 @@ _ROWS = (  # as they are written, one line each
     ("norm_before_attn", "norm_of_attn", "norm_after_attn"),
     ("norm_before_ff", "norm_of_ff", "norm_after_ff", "parallel"),
     ("experts", "active"),
+    ("attention_gate",),
 )
 _LINES = 25
 
@@ -50,6 +51,10 @@ def write_template(model_type: str, layers: str | None, parts: Mapping[str, Part
     beside = [f"{name.removeprefix('shared_')}={_write_part(name, parts)}" for name in shared]
     if beside:
         rows.append(f"            shared=ffattr.BranchSpec({', '.join(beside)}),")
+    crossing = {name: part for name, part in parts.items() if name.startswith("cross_") and part is not None}
+    if crossing:
+        fields = [f"{name.removeprefix('cross_')}={_write_part(name, parts)}" for name in crossing]
+        rows.append(f"            cross=ffattr.CrossSpec({', '.join(fields)}),")
     if "latent" in parts:
         both = f"{_write_part('latent', parts)}, {_write_part('norm_of_latent', parts)}"
         rows.append(f"            latent=ffattr.LatentSpec({both}),")
@@ -83,6 +88,9 @@ def _write_part(name: str, parts: Mapping[str, Part]) -> str:
     if isinstance(part, Cut):
         groups = "" if part.groups == 1 else f", groups={part.groups}"
         return f"ffattr.Columns({_write_expression('layer', part.path)}, {part.start}, {part.stop}{groups})"
+    if isinstance(part, Gate):
+        made = _write_part("of", {"of": part.of})
+        return f"ffattr.GateSpec({made}, torch.nn.functional.{part.activation})"
     if isinstance(part, Product):
         owner, _, attribute = part.factor.rpartition(".")
         factor = f"{_WEIGHTS}.ParameterRef({_write_expression('layer', owner)}, {attribute!r})"

@@ -44,7 +44,7 @@ class Run:
 
     ``calls`` are in the order in which they ended, and of the last layer of each `kind` that attends only.
     ``routings`` are the experts and weights that a module was called with, ``gains`` the sigmoid of the one number that
-    a module made of every token.
+    a module made of every token. ``states`` is what cross-attention reads, where that was recorded.
     """
 
     layer: nn.Module
@@ -54,6 +54,7 @@ class Run:
     calls: list[Call] = field(default_factory=list)
     routings: dict[nn.Module, Routing] = field(default_factory=dict)
     gains: dict[nn.Module, Tensor] = field(default_factory=dict)
+    states: Tensor | None = None
 
     @cached_property
     def kind(self) -> Hashable:
@@ -69,7 +70,7 @@ class Watch:
         self.base = base
         self.stacks = stacks
         self.runs: dict[str, list[Run]] = {path: [] for path in stacks}
-        self.outside: list[nn.Module] = []
+        self.outside: list[tuple[nn.Module, Attention]] = []
         self._running: list[Run] = []
         self._entered: list[tuple[Tensor, ...]] = []
         self._tables: list[tuple[nn.Embedding, Tensor]] = []
@@ -164,9 +165,14 @@ class Watch:
 
     def _note_attention(self, module: nn.Module, attention: Attention) -> None:
         if not self._running:
-            self.outside.append(module)
+            self.outside.append((module, attention))
             return
-        self._running[-1].attention.append((module, attention))
+        run = self._running[-1]
+        batch, _, queries, keys = attention.shape
+        tokens = run.input.shape[:2].numel()
+        if queries != keys and queries * batch < tokens and tokens % (queries * batch) == 0 and batch == 1:
+            return  # a router's softmax, whose first axis is taken for heads
+        run.attention.append((module, attention))
 
     def count_positions(self, tokens: int) -> int | None:
         """Counts the rows of the table in which the tokens of a sequence looked up one row after the other."""

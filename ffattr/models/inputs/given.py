@@ -96,17 +96,18 @@ def _select_arguments(
     return {name: value for name, value in known.items() if name not in IGNORED or (name in names and model is base)}
 
 
-def learn_tokens(description: ModelDescription, given: Mapping[str, Any], tokenizer: Any) -> Tokens:
-    """Learns from the first attention which tokens ``[B, T]`` a model makes of its inputs, and names them.
+def learn_tokens(description: ModelDescription, given: Mapping[str, Any], tokenizer: Any, stack: str = "") -> Tokens:
+    """Learns from the first attention, of a ``stack`` where there are two, which tokens ``[B, T]`` a model makes of its
+    inputs, and names them.
 
     Raises ValueError with the model's own words where it does not run on them.
     """
-    attention = look_ahead(description, given)
+    attention = look_ahead(description, given, description.stacks[stack].start if stack else 0)
     batch, _, _, length = attention.shape
     mask = find_valid(attention)
     ids: Tensor | None = None
     for name, value in _list_tensors(given):
-        if value.shape != (batch, length):
+        if value.shape != (batch, length) or (stack and name.startswith("decoder_") != (stack == "decoder")):
             continue
         if name == "src_key_padding_mask":
             mask &= ~value.cpu() if value.dtype == torch.bool else value.cpu() > -torch.inf
@@ -133,10 +134,11 @@ def _list_tensors(given: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
     return sorted(found, key=lambda one: one[0] != "input_ids")
 
 
-def look_ahead(description: ModelDescription, given: Mapping[str, Any]) -> Attention:
-    """Returns the attention of the first layer. Raises ValueError with the model's own words where it does not run."""
+def look_ahead(description: ModelDescription, given: Mapping[str, Any], layer: int = 0) -> Attention:
+    """Returns the attention of the first layer, or of another stack's first ``layer``. Raises ValueError with the
+    model's own words where it does not run."""
     try:
-        return record_first_attention(description, given)
+        return record_first_attention(description, given, layer)
     except (FfattrError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:

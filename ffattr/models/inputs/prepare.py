@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import UnsupportedModel
 from ..capture.run import find_device
 from ..registry import ModelDescription
+from .decoder_ids import learn_decoder_ids
 from .given import IGNORED, learn_tokens, read_given
 from .sequences import Row, as_texts, encode_sequences, pad_rows, unify_inputs
 from .signals import SIGNALS, check_signal, find_signal_tokens
@@ -68,8 +69,9 @@ def prepare_inputs(description: ModelDescription, model: nn.Module, inputs: Any,
     Sequences (`encode_sequences`) are padded on the right whatever the tokenizer's own side, so that learned positions
     are those of the text on its own. Padding of mappings is taken as given.
     """
-    if description.learned and not description.stacks:
-        return _prepare_learned(description, model, inputs, tokenizer)
+    if description.learned:
+        prepare = _prepare_learned_sides if description.stacks else _prepare_learned
+        return prepare(description, model, inputs, tokenizer)
     parameters = inspect.signature(description.base.forward).parameters
     first = next(iter(parameters))  # input_ids, src, pixel_values
     inputs, lengths = unify_inputs(inputs), None
@@ -93,7 +95,7 @@ def prepare_inputs(description: ModelDescription, model: nn.Module, inputs: Any,
     if name is None:
         raise ValueError(f"inputs has {sorted(given) or 'nothing'}, expected {first!r} among its keys")
     if description.stacks:
-        _add_decoder(model, inputs, given)
+        _add_decoder(description.base, model, inputs, given)
     if name in SIGNALS:
         check_signal(description, name, given)
     _check_device(description.base, given)
@@ -134,13 +136,29 @@ def _prepare_learned(description: ModelDescription, model: nn.Module, inputs: An
     return Inputs(given, found.mask, found.tokens, lengths=lengths if whole else None)
 
 
-def _add_decoder(model: nn.Module, inputs: Any, given: dict[str, Any]) -> None:
-    """See that there is something for the decoder to read: what is given, or the labels, moved on by one."""
+def _prepare_learned_sides(description: ModelDescription, model: nn.Module, inputs: Any, tokenizer: Any) -> Inputs:
+    """Does the same of a model with an encoder and a decoder."""
+    given = read_given(description.base, model, inputs, tokenizer)
+    _check_device(description.base, given)
+    _add_decoder(description.base, model, inputs, given)
+    encoder, decoder = (learn_tokens(description, given, tokenizer, stack) for stack in ("encoder", "decoder"))
+    for found in (encoder, decoder):
+        check_rows(found.mask)
+    return Inputs(given, decoder.mask, decoder.tokens, encoder)
+
+
+def _add_decoder(base: nn.Module, model: nn.Module, inputs: Any, given: dict[str, Any]) -> None:
+    """See that there is something for the decoder to read: what is given, the labels, moved on by one, or what the
+    model itself has its decoder read."""
     if any(name in given for name in _DECODER):
         return
     labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
     shift = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if labels is None or shift is None:
+        ids = learn_decoder_ids(base, model, inputs if isinstance(inputs, Mapping) else given)
+        if ids is not None:
+            given["decoder_input_ids"] = ids
+            return
         raise ValueError(
             "inputs has no 'decoder_input_ids', the tokens that the decoder reads. Pass what model.generate returned, "
             "or those of a target text after the token that the decoder starts with."

@@ -23,7 +23,7 @@ from .experts import Stacked, read_stacked
 from .norms import read_norm
 from .weights import Columns, Scaled, read_linear
 
-__all__ = ["BranchSpec", "CrossSpec", "LatentSpec", "LayerSpec"]
+__all__ = ["BranchSpec", "CrossSpec", "GateSpec", "LatentSpec", "LayerSpec"]
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,52 @@ class LatentSpec:
 
 
 @dataclass(frozen=True)
+class GateSpec:
+    """Which module makes the numbers that multiply what the heads return, before the output projection: ``activation``
+    of what ``module`` returns for a token, one number for each head or one for each feature of each head.
+
+    >>> ffattr.GateSpec(torch.nn.Linear(8, 8)).compute_gain(torch.zeros(1, 5, 8)).unique()
+    tensor([0.5000])
+    """
+
+    module: nn.Module | Columns
+    activation: Callable[[Tensor], Tensor] = torch.sigmoid
+
+    @property
+    def runs(self) -> nn.Module:
+        """The module whose output holds the numbers."""
+        return self.module.module if isinstance(self.module, Columns) else self.module
+
+    def compute_gain(self, output: Tensor) -> Tensor:
+        """Returns the factors ``[..., G]`` of what that module returned."""
+        if isinstance(self.module, Columns):
+            grouped = output.unflatten(-1, (self.module.groups, -1))
+            output = grouped[..., self.module.start : self.module.stop].flatten(-2)
+        return self.activation(output)
+
+
+@dataclass(frozen=True)
 class CrossSpec:
-    """Which module plays which part in cross-attention. The input of ``value`` is taken for the encoder's output."""
+    """Which module plays which part in cross-attention. The input of ``value`` is taken for the encoder's output.
+
+    >>> attention = torch.nn.Linear(8, 8)  # of a decoder layer, what attends to the encoder's tokens
+    >>> value, out = torch.nn.Linear(12, 8), torch.nn.Linear(8, 8)
+    >>> ffattr.CrossSpec(attention, 2, 2, value, out).weights(torch.float64).value.weight.shape
+    torch.Size([12, 8])
+    """
 
     attention: nn.Module
     heads: int
     kv_heads: int
-    value: nn.Module
+    value: nn.Module | Columns
     out: nn.Module
     norm_after_attn: nn.Module | None = None
+    norm_of_attn: nn.Module | None = None
+
+    @property
+    def reads(self) -> nn.Module:
+        """The module that reads the encoder's output."""
+        return self.value.module if isinstance(self.value, Columns) else self.value
 
     def weights(self, dtype: torch.dtype | None) -> CrossWeights:
         """Reads the parameters in ``dtype`` (None: as they are, nothing copied)."""
@@ -94,6 +131,7 @@ class CrossSpec:
             kv_heads=self.kv_heads,
             value=read_linear(self.value, dtype),
             out=out,
+            norm_of_attn=read_norm(self.norm_of_attn, dtype, out.weight.shape[1]),
             norm_after_attn=read_norm(self.norm_after_attn, dtype, out.weight.shape[1]),
         )
 
@@ -110,7 +148,8 @@ class LayerSpec(Scoped):
     hidden states, the experts of each token and their weights, and ``active`` is how many experts a token goes to.
     Where that module is called otherwise, ``router`` is one whose output has a number for each token and expert, zero
     for those that the token does not go to; ``scales_input``: these multiply what experts read, not what they return.
-    ``shared`` is a network beside the experts that all tokens go through. ``latent`` is what lies before ``value``.
+    ``shared`` is a network beside the experts that all tokens go through. ``latent`` is what lies before ``value``,
+    ``attention_gate`` what multiplies the heads behind it.
 
     >>> layer = model.encoder.layer[0]
     >>> attention, output = layer.attention, layer.output
@@ -151,11 +190,19 @@ class LayerSpec(Scoped):
     router: nn.Module | None = None
     scales_input: bool = False
     latent: LatentSpec | None = None
+    attention_gate: GateSpec | None = None
 
     @property
     def networks_per_token(self) -> int:
         """How many networks of a mixture a token goes through: its experts, and the shared one."""
         return self.active + (self.shared is not None)
+
+    @property
+    def mixed_heads(self) -> int:
+        """How many sets of attention weights mix the tokens: heads, or their features where each has a gate."""
+        return self.heads * (
+            1 if self.attention_gate is None else self._count_gated_features(read_linear(self.out, None))
+        )
 
     @property
     def rounds_to_float32(self) -> bool:
@@ -201,8 +248,10 @@ class LayerSpec(Scoped):
                 raise UnsupportedModel("experts are gated and the network beside them is not, or the other way round")
         out = read_linear(self.out, dtype)
         width = out.weight.shape[1]
+        features = self._count_gated_features(out)
         return LayerWeights(
-            heads=self.heads,
+            heads=self.heads * features,
+            head_features=features,
             kv_heads=self.kv_heads,
             value=read_linear(self.value, dtype),
             out=out,
@@ -217,6 +266,18 @@ class LayerSpec(Scoped):
             cross=None if self.cross is None else self.cross.weights(dtype),
             latent=None if self.latent is None else self.latent.weights(dtype),
         )
+
+    def _count_gated_features(self, out: Linear) -> int:
+        """Counts the features of a head that have gates of their own; 1 where there is none, or one for each head."""
+        if self.attention_gate is None:
+            return 1
+        gates = read_linear(self.attention_gate.module, None).weight.shape[1]
+        if gates not in (self.heads, len(out.weight)):
+            raise UnsupportedModel(
+                f"the gate of attention makes {gates} numbers, expected {self.heads}, one for each head, or "
+                f"{len(out.weight)}, one for each feature that the output projection reads"
+            )
+        return gates // self.heads
 
 
 def _read_projection(part: nn.Module | Columns | Scaled | Stacked, dtype: torch.dtype | None) -> Linear:

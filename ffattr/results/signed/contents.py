@@ -17,6 +17,7 @@ from ..contents import Ticks
 from ..kept.policy import Kept
 
 __all__ = [
+    "CROSS_FLOW",
     "FLOW",
     "SignedContents",
     "Text",
@@ -25,10 +26,14 @@ __all__ = [
     "list_texts",
     "name_boundaries",
     "name_own",
+    "split_targets",
 ]
 
 FLOW = "flow"
 """What the only scope of what is kept of flow is called."""
+
+CROSS_FLOW = "cross.flow"
+"""What flow from an encoder's tokens to a decoder's is called where rows are handed on (`ffattr.Reduce`)."""
 
 
 @dataclass(eq=False)
@@ -145,3 +150,9 @@ def find_target(contents: SignedContents, target: int, batch: int) -> tuple[int,
     if not -count <= target < count:
         raise IndexError(f"target {target} does not exist: there are {count}")
     return target % count, sequence(batch, len(contents.mask))
+
+
+def split_targets(kept: Kept, targets: int) -> Tensor:
+    """Returns flow ``[K, L, B, ..., N, T]`` by target. Raises ValueError where it was not kept whole."""
+    flow: Tensor = kept.whole_map(FLOW).unflatten(0, (targets, -1))
+    return flow

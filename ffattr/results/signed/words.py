@@ -1,4 +1,4 @@
-"""Contributions of words: those of their tokens, added up, which is exact where numbers have signs.
+"""Contributions of words and sentences: those of their tokens, added up, which is exact where numbers have signs.
 
 Shapes: ``K`` numbers, ``M`` boundaries, ``B`` sequences, ``T`` tokens, ``W`` words.
 """
@@ -20,11 +20,13 @@ from .contents import FLOW, SignedContents
 __all__ = ["merge_words"]
 
 
-def merge_words(contents: SignedContents, words: Sequence[Sequence[int | None]] | None) -> dict[str, Any]:
-    """Returns the fields that `Contributions.to_words` changes, but for ``encoder``."""
+def merge_words(
+    contents: SignedContents, words: Sequence[Sequence[int | None]] | None, sentences: bool = False
+) -> dict[str, Any]:
+    """Returns the fields that `Contributions.to_words` or `to_sentences` changes, but for ``encoder``."""
     if words is not None and contents.cross_scores is not None:
         raise ValueError("words= is for models with one text, expected None for an encoder and a decoder")
-    rows = WordMerger.from_tokens(contents.tokens, contents.mask, words)
+    rows = WordMerger.from_tokens(contents.tokens, contents.mask, words, sentences)
     changed: dict[str, Any] = {
         "scores": _add_up(rows, contents.scores),
         "positions": _find_words(rows, contents.positions),
@@ -35,7 +37,7 @@ def merge_words(contents: SignedContents, words: Sequence[Sequence[int | None]] 
     }
     if contents.cross_scores is None or contents.cross_mask is None:
         return changed
-    columns = WordMerger.from_tokens(contents.cross_tokens or [], contents.cross_mask, None)
+    columns = WordMerger.from_tokens(contents.cross_tokens or [], contents.cross_mask, None, sentences)
     return {
         **changed,
         "cross_scores": _add_up(columns, contents.cross_scores),

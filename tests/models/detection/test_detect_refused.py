@@ -15,11 +15,9 @@ from own_modules import (
     Recurrent,
     TwoStacks,
     mine,
-    renamed,
     transformers_model,
 )
 from recording import state
-from tiny_models import build
 from torch import nn
 
 import ffattr.models.registry as adapters
@@ -54,13 +52,17 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         r"mixture of experts .'ff.experts' is a list of 3 FeedForward",
     ),
     "stacked experts": (lambda: mine(ff=lambda: Experts(True)), r"experts .'ff.weight' is \[3, 24, 24\]"),
-    "cross-attention": (
-        lambda: renamed(build("bert", is_decoder=True, add_cross_attention=True)),
-        "cross-attention .config.add_cross_attention is True",
+    "blocks": (
+        lambda: transformers_model("Longformer", hidden_size=48, num_hidden_layers=1, attention_window=[4]),
+        r"attends in pieces, with weights of .* where the layer reads \[2, 8, 48\]",
     ),
-    "encoder and decoder": (
-        lambda: transformers_model("Marian", d_model=32, encoder_layers=1, decoder_layers=1, pad_token_id=0),
-        "an encoder and a decoder",
+    "encoder in blocks": (
+        lambda: transformers_model("LongT5", encoder_attention_type="local", d_model=48, num_layers=1, d_kv=8, d_ff=40),
+        "attends 2 times .*; no attention was seen in an encoder that the second could read",
+    ),
+    "parameters": (
+        lambda: transformers_model("XLNet", d_model=48, n_layer=1, n_head=4, d_inner=40),
+        r"multiplies by parameters of its own .'q', 'k', 'v'",
     ),
 }
 

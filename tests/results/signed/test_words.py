@@ -59,3 +59,22 @@ def test_words_of_an_encoder_and_a_decoder():
     torch.testing.assert_close(found.encoder.scores[..., 1], c.encoder.scores[..., 1:3].sum(-1))
     assert found.cross_flow.shape == (2, 3, 1, 6, 3)
     torch.testing.assert_close(found.cross_flow.sum((-1, -2)), c.cross_flow.sum((-1, -2)))
+
+
+def test_sentences_are_sums_of_their_tokens():
+    c = contributions(real=(6, 4))
+    c.tokens = [["[CLS]", "go", ".", "now", "!", "[SEP]"], ["[PAD]", "[PAD]", "a", "b", "?", "c"]]
+    found = c.to_sentences()
+    assert found.tokens == [["[CLS]", "go.", "now!", "[SEP]"], ["a b?", "c", "", ""]]
+    torch.testing.assert_close(found.scores[:, :, 0, 1], c.scores[:, :, 0, 1:3].sum(-1))
+    torch.testing.assert_close(found.scores[:, :, 1, 0], c.scores[:, :, 1, 2:5].sum(-1))
+    torch.testing.assert_close(found.flow.sum((-1, -2)), c.flow.sum((-1, -2)))
+    assert found.positions.tolist() == [[3, 1], [3, 1]]
+
+
+def test_sentences_of_an_encoder_and_a_decoder():
+    c = contributions(real=(6,), encoder=True)
+    c.cross_tokens = c.encoder.tokens = [["a", ".", "d", "##e", "."]]
+    found = c.to_sentences()
+    assert found.cross_tokens == found.encoder.tokens == [["a.", "de."]]
+    torch.testing.assert_close(found.encoder.scores[..., 1], c.encoder.scores[..., 2:].sum(-1))

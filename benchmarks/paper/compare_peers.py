@@ -1,0 +1,209 @@
+"""Sets ffattr beside the published code of others, where their settings mean the same, and prints the largest
+differences and the times.
+
+    python benchmarks/paper/compare_peers.py decompx CHECKOUT [--tokens 24] [--threads 1] [--write]
+
+CHECKOUT is a folder with their repository, none of which is kept here. Both compute in float64, on MiniLM-L6 with a
+random head of two classes: the weights are those of a trained model, only the classes mean nothing.
+
+decompx  github.com/mohsenfayyaz/DecompX (Modarressi et al., ACL 2023). Layer by layer: the norms of its vectors after
+         each of its parts, with slopes through the origin, which are Integrated Gradients from zero (it divides by
+         z + 1e-12, so the last digits differ). Through all layers: what each token gives to the classes, with its token
+         for biases. It leaves the first layer's value bias with the tokens, so it is compared with the flow of the
+         first layer, which does as well, summed over the rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from models import minilm
+from rich.console import Console
+from rich.table import Table
+from texts import SENTENCES
+from torch import Tensor, nn
+
+import ffattr
+from ffattr.machine import name_processor
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+_SCOPES = {
+    "attention": "attn",
+    "res1": "attn_res",
+    "LN1": "atb",
+    "FFN": "atb_ff",
+    "res2": "atb_ff_res",
+    "encoder": "layer",
+}
+"""What DecompX calls the scopes."""
+
+
+class OldPreTrainedModel(nn.Module):
+    """What DecompX's BERT takes from the base class of the transformers that it was written for."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    def post_init(self) -> None:
+        """Leaves the weights alone: others are loaded."""
+
+    def get_head_mask(self, head_mask: None, layers: int) -> list[None]:
+        return [None] * layers
+
+    def get_extended_attention_mask(self, mask: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
+        return (1.0 - mask[:, None, None, :].to(torch.get_default_dtype())) * torch.finfo(torch.get_default_dtype()).min
+
+
+@contextmanager
+def old_transformers() -> Iterator[None]:
+    """Gives imports of ``transformers.modeling_utils`` the four names that it had at that time."""
+    name = "transformers.modeling_utils"
+    before, old = import_module(name), types.ModuleType(name)
+    vars(old).update(
+        PreTrainedModel=OldPreTrainedModel,
+        apply_chunking_to_forward=None,
+        find_pruneable_heads_and_indices=None,
+        prune_linear_layer=None,
+    )
+    sys.modules[name] = old
+    try:
+        yield
+    finally:
+        sys.modules[name] = before
+
+
+def load_decompx(checkout: Path) -> tuple[Any, Any]:
+    """Imports its module of BERT and that of its settings. Raises FileNotFoundError where the folder has none."""
+    source = checkout / "src"
+    if not (source / "modeling_bert.py").is_file():
+        raise FileNotFoundError(f"{checkout} has no src/modeling_bert.py; expected a checkout of mohsenfayyaz/DecompX")
+    package = types.ModuleType("decompx")
+    package.__path__ = [str(source)]
+    sys.modules["decompx"] = package
+    with old_transformers():
+        return import_module("decompx.modeling_bert"), import_module("decompx.decompx_utils")
+
+
+def make_classifier() -> tuple[Any, Any]:
+    """MiniLM with a random head, in float64, and its tokenizer."""
+    loaded = minilm()
+    config = loaded.model.config
+    config.num_labels = 2
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config).eval().double()
+    model.bert.load_state_dict(loaded.model.double().state_dict(), strict=False)
+    nn.init.normal_(model.classifier.bias)
+    return model, loaded.tokenizer
+
+
+def relative_difference(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference, relative to the largest number."""
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``difference``: the largest one, relative to the largest number; seconds of processor time of both."""
+
+    name: str
+    difference: float
+    ours: float
+    theirs: float
+
+
+def take_time(compute: Callable[[], Any]) -> tuple[Any, float]:
+    """What the second run computes, and the seconds of processor time that it takes."""
+    compute()
+    began = time.process_time()
+    return compute(), time.process_time() - began
+
+
+def compare_decompx(checkout: Path, tokens: int) -> list[Comparison]:
+    """Compares maps layer by layer, and contributions through all layers."""
+    modelling, settings = load_decompx(checkout)
+    model, tokenizer = make_classifier()
+    given = tokenizer(" ".join(SENTENCES), return_tensors="pt", truncation=True, max_length=tokens)["input_ids"]
+    theirs = modelling.BertForSequenceClassification(model.config).eval()
+    missing = theirs.load_state_dict(model.state_dict(), strict=False).missing_keys
+    assert all("position_ids" in name for name in missing), missing
+    same = {
+        "include_bias_token": True,
+        "bias_decomp_type": None,
+        "FFN_approx_type": "GeLU_ZO",
+        "tanh_approx_type": "ZO",
+        "output_all_layers": True,
+    }
+
+    def decompose(**options: Any) -> Any:
+        with torch.no_grad():
+            config = settings.DecompXConfig(**same, **options)
+            return theirs(given, return_dict=False, decompx_config=config)
+
+    return [*_compare_layers(model, given, decompose), *_compare_classes(model, given, decompose)]
+
+
+def _compare_layers(model: Any, ids: Tensor, decompose: Callable[..., Any]) -> Iterator[Comparison]:
+    asked = {f"output_{name}": "vector" for name in _SCOPES}
+    outputs, theirs = take_time(lambda: decompose(include_classifier_w_pooler=False, **asked))
+    attr, ours = take_time(lambda: ffattr.attribute(model, ids, scopes=list(_SCOPES.values())))
+    for name, scope in _SCOPES.items():
+        vectors = [one[..., : ids.shape[1], :] for one in getattr(outputs[-1], name)]  # without their token for biases
+        norms = torch.stack([one[0].norm(dim=-1) for one in vectors])
+        yield Comparison(f"norms at {scope}", relative_difference(attr[scope][:, 0], norms), ours, theirs)
+
+
+def _compare_classes(model: Any, ids: Tensor, decompose: Callable[..., Any]) -> Iterator[Comparison]:
+    outputs, theirs = take_time(lambda: decompose(aggregation="vector"))
+    c, ours = take_time(lambda: ffattr.contributions(model, ids, target=[0, 1], flow=True, value_bias="token"))
+    classes = next(one.classifier for one in outputs if getattr(one, "classifier", None) is not None)[0].T
+    given = c.flow[:, 0, 0].sum(-2)
+    biases = c.value[:, 0] - given.sum(-1)
+    yield Comparison("what tokens give to classes", relative_difference(given, classes[:, :-1]), ours, theirs)
+    yield Comparison("what biases give", relative_difference(biases, classes[:, -1]), ours, theirs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("peer", choices=("decompx",))
+    parser.add_argument("checkout", type=Path)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="keep the figures in benchmarks/results/peers.json")
+    chosen = parser.parse_args()
+    torch.set_num_threads(chosen.threads)
+    torch.set_default_dtype(torch.float64)  # DecompX makes some of its tensors in the default one
+    title = f"{chosen.peer}, {chosen.tokens} tokens"
+    table = Table("compared", "largest relative difference", "ffattr, s", "theirs, s", title=title)
+    found = compare_decompx(chosen.checkout, chosen.tokens)
+    for one in found:
+        table.add_row(one.name, f"{one.difference:.1e}", f"{one.ours:.3f}", f"{one.theirs:.3f}")
+    Console().print(table)
+    if chosen.write:
+        path = RESULTS / "peers.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        kept[f"{chosen.peer}, {chosen.tokens} tokens"] = {
+            "processor": name_processor(torch.device("cpu")),
+            "threads": chosen.threads,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+            "compared": [asdict(one) for one in found],
+        }
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

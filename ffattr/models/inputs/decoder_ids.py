@@ -1,0 +1,52 @@
+"""The tokens that a decoder reads where a user passes none, and the model makes them itself: of what its encoder reads
+(BART's classifiers), or of labels (Whisper)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..capture.run import run_undisturbed
+
+__all__ = ["learn_decoder_ids"]
+
+
+def learn_decoder_ids(base: nn.Module, model: nn.Module, inputs: Mapping[str, Any]) -> Tensor | None:
+    """Runs ``model``, whose headless part is ``base``, on ``inputs`` until its decoder begins, and returns the ids
+    ``[B, T]`` that this reads; None where it reads none, or where the model does not run so."""
+    decoder = _find_decoder(base)
+    if decoder is None:
+        return None
+    known = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
+    given = {name: value for name, value in inputs.items() if name in known and value is not None}
+
+    def stop_with_ids(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Begun(kwargs.get("input_ids", args[0] if args else None))
+
+    hook = decoder.register_forward_pre_hook(stop_with_ids, with_kwargs=True)
+    try:
+        with run_undisturbed(model):
+            model(**given)
+    except _Begun as begun:
+        return begun.ids if isinstance(begun.ids, Tensor) and begun.ids.dim() == 2 else None
+    except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError):
+        return None  # it says itself what it lacks, or nothing can be learnt
+    finally:
+        hook.remove()
+    return None
+
+
+def _find_decoder(base: Any) -> nn.Module | None:
+    found = base.get_decoder() if hasattr(base, "get_decoder") else getattr(base, "decoder", None)
+    return found if isinstance(found, nn.Module) and found is not base else None
+
+
+class _Begun(BaseException):
+    """Carries what a decoder reads out of the model, past any handler of errors on its way."""
+
+    def __init__(self, ids: Any) -> None:
+        super().__init__()
+        self.ids = ids

@@ -1,0 +1,92 @@
+"""Some of the numbers that contributions are for, and their sum: what is given to a sum is the sum of what is given.
+
+Shapes: ``K`` numbers of ``B`` sequences, ``n`` of them chosen; ``M`` boundaries, ``L`` layers, ``T`` tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kept.dense import DenseMaps
+from ..kept.policy import Kept
+from .contents import FLOW, SignedContents, split_targets
+
+__all__ = ["add_targets", "check_numbers", "select_target"]
+
+_OF_NUMBERS = ("value", "scores", "bias", "residual", "cross_scores")
+"""The fields whose first axis is that of numbers."""
+
+
+def check_numbers(contents: SignedContents, numbers: Sequence[int] | None) -> list[int]:
+    """Returns which of the ``K`` numbers are meant, None: all. Raises IndexError or ValueError."""
+    count = len(contents.value)
+    asked = list(range(count)) if numbers is None else [int(one) for one in numbers]
+    if not asked or len(set(asked)) < len(asked):
+        raise ValueError(f"targets are {asked}, expected each of some numbers once")
+    for one in asked:
+        if not 0 <= one < count:
+            raise IndexError(f"target {one} does not exist; there are {count}, from 0 to {count - 1}")
+    return asked
+
+
+def select_target(contents: SignedContents, number: int) -> dict[str, Any]:
+    """Returns the fields that `Contributions.select` changes, but for ``encoder``."""
+    fields = {name: None if part is None else part[number : number + 1] for name, part in _list_parts(contents)}
+    return {
+        **fields,
+        "residual": None,
+        "error": contents.error[number : number + 1],
+        "targets": contents.targets[number : number + 1],
+        "positions": contents.positions[number : number + 1],
+        "kept": None,
+        "cross_kept": None,
+    }
+
+
+def add_targets(contents: SignedContents, numbers: Sequence[int], name: str | None) -> dict[str, Any]:
+    """Returns the fields that `Contributions.add_targets` changes, but for ``encoder``."""
+    fields = {
+        part: None if of is None else of[list(numbers)].sum(0, keepdim=True) for part, of in _list_parts(contents)
+    }
+    names = [[contents.targets[number][row] for number in numbers] for row in range(len(contents.mask))]
+    places = contents.positions[list(numbers)]
+    same = (places == places[:1]).all(0, keepdim=True)
+    return {
+        **fields,
+        "error": _find_error(fields),
+        "targets": [[" + ".join(of_row) if name is None else name for of_row in names]],
+        "positions": torch.where(same, places[:1], torch.full_like(places[:1], -1)),
+        "kept": _add_maps(contents.kept, len(contents.value), numbers),
+        "cross_kept": _add_maps(contents.cross_kept, len(contents.value), numbers),
+    }
+
+
+def _list_parts(contents: SignedContents) -> list[tuple[str, Tensor | None]]:
+    return [(name, getattr(contents, name)) for name in _OF_NUMBERS]
+
+
+def _find_error(fields: dict[str, Tensor | None]) -> Tensor:
+    """Returns how far the sum at any kept boundary is from the value ``[1, B]``, relative to it and its parts."""
+    value, bias = fields["value"], fields["bias"]
+    assert value is not None
+    assert bias is not None
+    total, size = bias, torch.maximum(bias.abs(), value.abs()[:, None])
+    for name in ("scores", "cross_scores"):
+        part = fields[name]
+        if part is not None:
+            total, size = total + part.sum(-1), torch.maximum(size, part.abs().sum(-1))
+    tiny = torch.finfo(value.dtype).tiny
+    found: Tensor = ((total - value[:, None]).abs() / size.clamp_min(tiny)).amax(1)
+    return found
+
+
+def _add_maps(kept: Kept | None, count: int, numbers: Sequence[int]) -> Kept | None:
+    """Adds up whole maps ``[K L, B, ...]``; what was kept otherwise is left out."""
+    if not isinstance(kept, DenseMaps):
+        return None
+    return replace(kept, maps={FLOW: split_targets(kept, count)[list(numbers)].sum(0)})
