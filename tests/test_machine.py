@@ -1,14 +1,21 @@
 """Which machine this is, where what was measured on it lies, and files that appear whole or not at all."""
 
+import errno
 import json
 import os
 import platform
+import shutil
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from ffattr.machine import Replacement, cache_file, name_processor, replacing, write_cache
+from ffattr.machine import Replacement, cache_file, name_processor, replacing, sync, write_cache
+
+fcntl = pytest.importorskip("fcntl") if os.name == "posix" else None
 
 CPU = torch.device("cpu")
 
@@ -83,6 +90,24 @@ def test_a_block_that_fails_leaves_everything_as_it_was(tmp_path, error):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="tells files by their handles in /proc")
+def test_what_is_durable_is_on_the_disk_before_it_takes_the_place(tmp_path, monkeypatch):
+    events, path = [], tmp_path / "a.json"
+    replace, fsync = os.replace, os.fsync
+    monkeypatch.setattr(os, "replace", lambda one, other: (events.append("rename"), replace(one, other)))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (events.append(Path(os.readlink(f"/proc/self/fd/{handle}"))), fsync(handle))
+    )
+    with replacing(path, durable=True) as temporary:
+        temporary.write_text("new")
+    assert events == [temporary, "rename", tmp_path]
+    sync(path)
+    assert events[3:] == [path]
+    with replacing(path):
+        pass
+    assert events[4:] == ["rename"]
+
+
 def test_two_writers_of_one_file_do_not_meet(tmp_path):
     path = tmp_path / "a.json"
     first, second = Replacement(path), Replacement(path)
@@ -93,6 +118,76 @@ def test_two_writers_of_one_file_do_not_meet(tmp_path):
     second.discard()  # of what is gone: nothing
     assert path.read_text() == "second"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX modes")
+@pytest.mark.parametrize("mode", [0o600, 0o440, 0o644, 0o666])
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path, mode):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    path.chmod(mode)
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", mode)
+
+
+_WRITER = """
+import sys, time
+from ffattr.machine import Replacement
+replacement = Replacement(sys.argv[1])
+print(replacement.temporary, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs locks of files")
+def test_what_a_killed_process_left_goes_with_the_next_file_and_nothing_of_a_living_one(tmp_path):
+    """Nor does anything that is only called alike, nor the file of a process elsewhere, which holds its lock."""
+    writers = [
+        subprocess.Popen([sys.executable, "-c", _WRITER, str(tmp_path / "a.json")], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    try:
+        left, lives = (Path(writer.stdout.readline().strip()) for writer in writers)
+        writers[0].kill()
+        writers[0].wait()
+        elsewhere = left.with_name(left.name.replace(f".{writers[0].pid}.", ".4194304."))  # above any process's number
+        shutil.copy(left, elsewhere)
+        others = [tmp_path / name for name in (".a.1.partial.json", "a.4194304.0123abcd.partial.json")]
+        for other in others:
+            other.touch()
+        with elsewhere.open("r+") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            with replacing(tmp_path / "b.json") as own:
+                with replacing(tmp_path / "c.json"):
+                    assert own.exists()
+                assert not left.exists()
+            assert sorted(tmp_path.iterdir()) == sorted([lives, elsewhere, *others, *tmp_path.glob("[bc].json")])
+        with replacing(tmp_path / "b.json"):
+            assert not elsewhere.exists()
+        assert lives.exists()
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+
+
+def test_an_error_names_the_file_that_the_user_knows(tmp_path):
+    path = tmp_path / "a.json"
+
+    def fail(error):
+        with replacing(path) as temporary:
+            raise error(temporary)
+
+    with pytest.raises(OSError, match=r"No space left.*a\.json'$") as caught:
+        fail(lambda temporary: OSError(errno.ENOSPC, "No space left on device"))
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    with pytest.raises(PermissionError) as caught:
+        fail(lambda temporary: PermissionError(errno.EACCES, "Permission denied", str(temporary)))
+    assert caught.value.filename == str(path)
+    with pytest.raises(FileNotFoundError) as caught:  # of another file
+        fail(lambda temporary: FileNotFoundError(errno.ENOENT, "No such file", "other"))
+    assert caught.value.filename == "other"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs POSIX modes and links")

@@ -10,7 +10,7 @@ import torch
 
 from ffattr.machine import name_processor
 
-__all__ = ["CPU", "describe_machine", "write_figures"]
+__all__ = ["CPU", "add_figures", "describe_machine", "write_figures"]
 
 CPU = torch.device("cpu")
 _RESULTS = Path(__file__).resolve().parents[1] / "results"
@@ -25,3 +25,10 @@ def write_figures(name: str, content: Any) -> None:
     """Writes ``benchmarks/results/<name>.json``."""
     _RESULTS.mkdir(exist_ok=True)
     (_RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def add_figures(name: str, part: str, content: Any) -> None:
+    """Writes one part of ``benchmarks/results/<name>.json``, which several scripts or calls keep; others stay."""
+    file = _RESULTS / f"{name}.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    write_figures(name, found | {part: content})

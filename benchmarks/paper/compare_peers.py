@@ -1,7 +1,7 @@
 """Sets ffattr beside the published code of others, where their settings mean the same, and prints the largest
 differences and the times.
 
-    python benchmarks/paper/compare_peers.py decompx CHECKOUT [--tokens 24] [--threads 1]
+    python benchmarks/paper/compare_peers.py decompx CHECKOUT [--tokens 24] [--threads 1] [--write]
 
 CHECKOUT is a folder with their repository, none of which is kept here. Both compute in float64, on MiniLM-L6 with a
 random head of two classes: the weights are those of a trained model, only the classes mean nothing.
@@ -16,12 +16,13 @@ decompx  github.com/mohsenfayyaz/DecompX (Modarressi et al., ACL 2023). Layer by
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ from texts import SENTENCES
 from torch import Tensor, nn
 
 import ffattr
+from ffattr.machine import name_processor
+
+RESULTS = Path(__file__).parents[1] / "results"
 
 _SCOPES = {
     "attention": "attn",
@@ -178,14 +182,27 @@ def main() -> None:
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="keep the figures in benchmarks/results/peers.json")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     torch.set_default_dtype(torch.float64)  # DecompX makes some of its tensors in the default one
     title = f"{chosen.peer}, {chosen.tokens} tokens"
     table = Table("compared", "largest relative difference", "ffattr, s", "theirs, s", title=title)
-    for one in compare_decompx(chosen.checkout, chosen.tokens):
+    found = compare_decompx(chosen.checkout, chosen.tokens)
+    for one in found:
         table.add_row(one.name, f"{one.difference:.1e}", f"{one.ours:.3f}", f"{one.theirs:.3f}")
     Console().print(table)
+    if chosen.write:
+        path = RESULTS / "peers.json"
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        kept[f"{chosen.peer}, {chosen.tokens} tokens"] = {
+            "processor": name_processor(torch.device("cpu")),
+            "threads": chosen.threads,
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+            "compared": [asdict(one) for one in found],
+        }
+        path.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 ``position`` of the word that it is read at (-1: of the whole), its ``value``, and what that is the sum of: ``words``, a
 list of objects with ``word`` and ``score`` (with an encoder also ``stack``), and ``bias``. ``error`` is how far the sum
 is from the value, relative. With ``--layers``, ``layers`` lists objects with ``layer`` (null at the output of the last
-one), ``bias`` and ``scores``, one for each of ``words``.
+one), ``bias`` and ``scores``, one for each of ``words``. With ``--sentences`` words are sentences, everywhere.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class Asked:
     contrast: str | None
     position: int | str | None
     layers: bool
+    sentences: bool
     flow: bool
     as_json: bool
     html: Path | None
@@ -72,7 +73,7 @@ def decide(name: str, text: str, asked: Asked) -> None:
     inputs = _make_inputs(model, tokenizer, text)
     with show_progress(len(tokenizer(text)["input_ids"]), errors) as progress:
         found = contributions.contributions(model, inputs, progress=progress, **options)
-    by_word = found.to_words()
+    by_word = _merge_tokens(found, asked)
     if asked.as_json:
         print(json.dumps(_describe(name, text, asked, by_word), ensure_ascii=False))  # noqa: T201 (as it is)
     else:
@@ -82,6 +83,10 @@ def decide(name: str, text: str, asked: Asked) -> None:
         if asked.flow and not (asked.html or asked.png or asked.output):
             Console().print(_tabulate_flow(by_word))
     _write_files(found, asked, errors if asked.as_json else Console())
+
+
+def _merge_tokens(found: Contributions, asked: Asked) -> Contributions:
+    return found.to_sentences() if asked.sentences else found.to_words()
 
 
 def _choose_target(asked: Asked, model: Any) -> Any:
@@ -245,7 +250,7 @@ def _write_files(found: Contributions, asked: Asked, console: Console) -> None:
         found.save(asked.output)
         say(f"contributions: {asked.output}")
     if asked.png is not None:
-        figure = found.to_words().plot()
+        figure = _merge_tokens(found, asked).plot()
         with replacing(asked.png) as temporary:
             figure.savefig(temporary, format="png", dpi=150)
         say(f"picture: {asked.png}")

@@ -103,6 +103,7 @@ def decide_command(
     layers: Annotated[
         bool, typer.Option("--layers", help="Also what speaks for it at the input of each layer.")
     ] = False,
+    sentences: Annotated[bool, typer.Option("--sentences", help="By sentence instead of by word.")] = False,
     flow: Annotated[bool, typer.Option("--flow", help="Also what passes from token to token in each layer.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write a page to look around in.", metavar="FILE")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw the words and layers here.", metavar="FILE")] = None,
@@ -120,5 +121,5 @@ def decide_command(
 
         from . import decide
 
-        asked = decide.Asked(target, contrast, place, layers, flow, as_json, html, png, output)
+        asked = decide.Asked(target, contrast, place, layers, sentences, flow, as_json, html, png, output)
         decide.decide(model, content, asked)

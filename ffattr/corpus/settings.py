@@ -219,7 +219,5 @@ def _flatten(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    with replacing(file) as temporary, open(temporary, "w", encoding="utf-8") as written:
-        json.dump(content, written, indent=1)
-        written.flush()
-        os.fsync(written.fileno())
+    with replacing(file, durable=True) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..engine import machine_rates
+from ..machine import replacing, sync
 from ..selection import parse_indices
 from .documents import Document, Failure, read_shard
 from .journal import Journal
@@ -181,33 +182,20 @@ def clean_up(folder: Path, numbers: Sequence[int]) -> None:
 
 
 def _commit(folder: Path, number: int, tables: Mapping[str, Any], maps: dict[str, Tensor] | None) -> None:
-    """Writes each table beside its place, syncs it and renames it; `COMMIT` last. Names are synced as well."""
+    """Writes each table durably, `COMMIT` last; the names of their folders are synced before."""
+    writers: dict[str, Callable[[Path], None]] = {}
     if maps is not None:
-        _write_part(part_path(folder, "maps", number), functools.partial(save_file, maps))
+        writers["maps"] = functools.partial(save_file, maps)
     for name in sorted(tables, key=lambda name: name == COMMIT):
-        _write_part(part_path(folder, name, number), functools.partial(write_table, tables[name]))
-
-
-def _write_part(path: Path, write: Callable[[Path], None]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        _sync(temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    for folder in (path.parent, path.parent.parent):  # the second has the name of the first
-        _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        writers[name] = functools.partial(write_table, tables[name])
+    paths = {name: part_path(folder, name, number) for name in writers}
+    for path in paths.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sync(path.parent.parent)
+    sync(folder)
+    for name, write in writers.items():
+        with replacing(paths[name], durable=True) as temporary:
+            write(temporary)
 
 
 def _name(batch: Sequence[Piece]) -> Iterator[tuple[int, int]]:

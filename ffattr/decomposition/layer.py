@@ -6,7 +6,7 @@ Conventions: row vectors, ``y = x @ weight + bias``; ``T`` tokens, ``N`` selecte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from .clamp import Clamp
 from .routing import Routing
 from .scopes import CROSS, Point, Scoped, Source
 
-__all__ = ["Block", "Branch", "CrossWeights", "Latent", "LayerWeights"]
+__all__ = ["Block", "Branch", "CrossWeights", "Latent", "LayerWeights", "add_constants"]
 
 
 @dataclass(frozen=True)
@@ -234,3 +234,33 @@ def _named_tensors(owner: LayerWeights | CrossWeights | Latent | Branch, prefix:
         elif field.name == "branches":
             for place, branch in enumerate(part):
                 yield from _named_tensors(branch, f"branch {place}: " if len(part) > 1 else prefix)
+
+
+def add_constants(weights: LayerWeights, added: Mapping[str, Tensor]) -> LayerWeights:
+    """Returns the weights of a layer to whose parts, by their names in it, vectors ``[out]`` are added for every token.
+
+    ``up``, ``gate``, ``down`` and ``activation`` are those of the first branch; ``cross.`` names parts of the attention
+    to an encoder. Raises ValueError where what an activation returns is multiplied, so that no constant stays one.
+    """
+    if not added:
+        return weights
+    branch, cross = weights.branches[0], weights.cross
+    for name, vector in added.items():
+        if name in ("up", "gate", "down"):
+            branch = replace(branch, **{name: _add_bias(getattr(branch, name), vector)})
+        elif name == "activation":
+            if branch.gate is not None or branch.routed:
+                raise ValueError("a constant is added to a gate, which multiplies it: it is none of the block's output")
+            branch = replace(branch, down=_add_bias(branch.down, vector.to(branch.down.weight) @ branch.down.weight))
+        elif cross is not None and name.startswith("cross."):
+            part = name.removeprefix("cross.")
+            cross = replace(cross, **{part: _add_bias(getattr(cross, part), vector)})
+        else:
+            weights = replace(weights, **{name: _add_bias(getattr(weights, name), vector)})
+    return replace(weights, branches=(branch, *weights.branches[1:]), cross=cross)
+
+
+def _add_bias(part: Linear | Norm, vector: Tensor) -> Any:
+    like = part.weight if part.bias is None else part.bias
+    own = vector if like is None else vector.to(like)
+    return replace(part, bias=own if part.bias is None else part.bias + own)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..decomposition.attention import LayerRecord
+from ..decomposition.layer import add_constants
 from ..decomposition.precision import find_narrowest, output_tolerance
 from ..decomposition.reference import Encoder
 from ..decomposition.scopes import Scope, Source
@@ -19,7 +20,7 @@ from ..engine.layer_maps import LayerTask
 from ..engine.pack import OneSequence, Pack, concatenate
 from ..engine.plan import Plan
 from ..engine.run import LayerResult, project_layer, run_layer
-from ..errors import ArchitectureMismatch
+from ..errors import ArchitectureMismatch, UnsupportedModel
 from ..results import Attribution
 from ..results.contents import SHARED
 from ..results.keep import Keep
@@ -66,10 +67,10 @@ class ResultBuilder:
         """Compute and keep the maps of a layer that has just run on the sequences ``batch``."""
         request, stack, engine = self.request, self.stack, self.request.engine
         layer = captured.index - stack.first
-        weights = request.weights_of_layer(stack, layer)
+        weights = add_constants(request.weights_of_layer(stack, layer), captured.added)
         # A dense layer among mixtures has no scope per expert.
         scopes = [scope for scope in stack.scopes if weights.mixture or scope.axis != "expert"]
-        recall = request.recall_of_layer(stack, layer)
+        recall = request.recall_of_layer(stack, layer, as_read=not captured.added)
         options = request.options
         given = (request.rule, options.value_bias, engine.backend, engine.matmul_dtype, recall, options.reduce)
         task = LayerTask(weights, scopes, *given)
@@ -177,7 +178,7 @@ class ResultBuilder:
         errors = self.error[stack.result_layers(layer)[0]].tolist()
         tolerance = layer_tolerance(stack, captured, request.dtype)
         for row in batch if self.check else ():
-            require_reproduced(request, stack, layer, row, errors[row], tolerance)
+            require_reproduced(request, stack, layer, row, errors[row], tolerance, captured.changed)
 
 
 @dataclass(frozen=True)
@@ -239,8 +240,23 @@ def find_errors(outputs: list[Tensor], recomputed: Tensor) -> Tensor:
     return torch.stack([part.max() if len(part) else part.new_zeros(()) for part in of_tokens])
 
 
-def require_reproduced(request: Request, stack: Stack, layer: int, row: int, error: float, tolerance: float) -> None:
-    """Raises `ArchitectureMismatch` where a layer's recomputed output of a sequence is off by more than rounding."""
+def require_reproduced(
+    request: Request,
+    stack: Stack,
+    layer: int,
+    row: int,
+    error: float,
+    tolerance: float,
+    changed: Sequence[str] = (),
+) -> None:
+    """Raises `ArchitectureMismatch` where a layer's recomputed output of a sequence is off by more than rounding, and
+    `UnsupportedModel` where hooks of the user have ``changed`` something inside the layer."""
+    if not error <= tolerance and changed:
+        raise UnsupportedModel(
+            f"{stack.label_layer(layer)}, batch row {row}: {'; '.join(changed)}, by other than the same vector "
+            f"for every token. The recomputed output differs by {error:.1e} (relative) for it. Remove the hook for "
+            "this call, or let it change the output of the whole layer, which may change in any way."
+        )
     if not error <= tolerance:
         raise ArchitectureMismatch(
             f"{stack.label_layer(layer)}, batch row {row}: the recomputed output differs from the model's by "

@@ -124,11 +124,11 @@ class Request:
             read.weights if read is not None and read.of_dtype(self.dtype) else stack.specs[layer].weights(self.dtype)
         )
 
-    def recall_of_layer(self, stack: Stack, layer: int) -> Recall:
-        """Says where matrices come from that depend on those weights alone. Whoever bounds the memory has nothing
-        kept."""
+    def recall_of_layer(self, stack: Stack, layer: int, as_read: bool = True) -> Recall:
+        """Says where matrices come from that depend on those weights alone, ``as_read``. Whoever bounds the memory has
+        nothing kept."""
         number = stack.first + layer
-        read = self.read.get(number)
+        read = self.read.get(number) if as_read else None
         if read is None or not read.of_dtype(self.dtype) or self.options.memory_budget is not None:
             return make_anew
         return recall_with(self.description.base, number, stack.specs[layer].module, read)
@@ -176,7 +176,9 @@ class Request:
         key = (stack.name, weights.mixture, sizes, len(queries), count, pairs)
         if key not in self._shapes:
             given = (weights, len(queries), count, pairs, experts)
-            found = LayerShape.from_weights(*given, scopes=stack.scopes, reduction=self.options.reduce)
+            found = LayerShape.from_weights(
+                *given, scopes=stack.scopes, reduction=self.options.reduce, rounded=self.engine.backend.rounded
+            )
             self._shapes[key] = replace(found, by_expert=stack.by_expert and weights.mixture)
         shape = self._shapes[key]
         if stack.groups is not None:

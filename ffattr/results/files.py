@@ -31,6 +31,7 @@ header of a `Reserved` file comes first and must not grow.
 """
 
 _DESCRIPTION, _PADDING = "description", "padding"
+_ATTEMPTS = 100
 _HEADER = 2**16  # bytes; an entry takes up to 200 of them
 _DTYPES = {
     torch.float64: "F64",
@@ -54,7 +55,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], content: 
     The file appears whole or not at all: it is written under another name beside ``path`` and then renamed.
     """
     metadata = _make_metadata(1) | {"attribution": json.dumps(content, default=str)}
-    with replacing(path) as temporary:
+    with replacing(path, durable=True) as temporary:
         try:
             save_file(_make_storable(tensors), temporary, metadata=metadata)
         except safetensors.SafetensorError as error:  # what a full disk arrives as
@@ -63,7 +64,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], content: 
 
 def write_text(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
     """Writes UTF-8 text that comes in pieces: the file appears whole or not at all."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
+    with replacing(path, durable=True) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
         file.writelines(pieces)
 
 
@@ -76,21 +77,40 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
     name = os.fspath(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {name!r}")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            _check_format(metadata, name)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except safetensors.SafetensorError as error:
-        raise FileFormatError(
-            f"{name!r} is not a safetensors file, or is cut off or damaged ({error}); make it again with save()"
-        ) from error
+    for _ in range(_ATTEMPTS):
+        before = _identify(path)
+        try:
+            tensors, metadata = _read_once(path, name)
+        except safetensors.SafetensorError as error:
+            if _identify(path) != before:
+                continue
+            raise FileFormatError(
+                f"{name!r} is not a safetensors file, or is cut off or damaged ({error}); make it again with save()"
+            ) from error
+        if _identify(path) == before:
+            break
+    else:
+        raise FileFormatError(f"{name!r} was replaced each of the {_ATTEMPTS} times that it was opened; read a copy")
+    _check_format(metadata, name)
     try:
         if _DESCRIPTION in tensors:
             return tensors, json.loads(bytes(tensors.pop(_DESCRIPTION).numpy()))
         return tensors, json.loads(metadata["attribution"])
     except (KeyError, ValueError) as error:
         raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles {error}") from error
+
+
+def _read_once(path: str | os.PathLike[str], name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safetensors.safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+
+
+def _identify(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Returns what tells a file from one that took its place: safetensors opens a path twice, for the header and for
+    the numbers."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class Reserved:

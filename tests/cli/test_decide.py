@@ -126,6 +126,17 @@ def test_files_are_written(writer, tmp_path):
     assert described(writer, TEXT, "--target", "dog", *options)["words"]  # with the names of files on stderr
 
 
+def test_by_sentence_scores_add_up_as_by_word(classifier):
+    text = "the cat sat . a dog ran ."
+    by_word = described(classifier, text, "--target", "0")
+    found = described(classifier, text, "--target", "0", "--sentences")
+    assert [one["word"] for one in found["words"]] == ["[CLS]", "the cat sat.", "a dog ran.", "[SEP]"]
+    assert found["value"] == by_word["value"]
+    scores = [one["score"] for one in by_word["words"]]
+    sums = [scores[0], sum(scores[1:5]), sum(scores[5:9]), scores[9]]
+    assert [one["score"] for one in found["words"]] == pytest.approx(sums, rel=1e-5, abs=1e-7)
+
+
 def test_flow_without_a_file_lists_what_passes_between_words(writer):
     result = run("decide", writer, TEXT, "--target", "dog", "--flow")
     model, tokenizer = pretrained.load_predictor(str(writer))

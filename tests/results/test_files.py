@@ -1,8 +1,10 @@
 """Files are written whole or not at all, and what is none is refused."""
 
 import os
+import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import safetensors
@@ -115,3 +117,60 @@ def test_loading_a_newer_format_says_to_upgrade(tmp_path):
     rewrite_metadata(path, format_version=str(FORMAT_VERSION + 1))
     with pytest.raises(FileFormatError, match=f"format version {FORMAT_VERSION + 1}, .* upgrade ffattr"):
         load(path)
+
+
+def _two_files(tmp_path):
+    """Files of another size and other numbers; the file that is read, which is the first."""
+    names = [tmp_path / name for name in ("one.safetensors", "two.safetensors", "read.safetensors")]
+    attribution(("atb",), tokens=5, real=(5, 3), seed=1).save(names[0])
+    attribution(("atb", "atb_ff"), tokens=9, real=(9, 4), seed=2).save(names[1])
+    shutil.copy(names[0], names[2])
+    return names
+
+
+def _replace(path, other):
+    copy = path.with_suffix(".copy")
+    shutil.copy(other, copy)
+    os.replace(copy, path)
+
+
+def test_a_file_that_is_replaced_between_its_header_and_its_numbers_is_read_anew(tmp_path, monkeypatch):
+    one, two, path = _two_files(tmp_path)
+    get, left = safetensors.safe_open, [one, two]
+
+    def replace_and_open(*args, **options):
+        opened = get(*args, **options)
+        if left:
+            _replace(path, left.pop())
+        return opened
+
+    monkeypatch.setattr(safetensors, "safe_open", replace_and_open)
+    assert torch.equal(load(path)["atb"], load(one)["atb"])
+    assert left == []
+    left += [two, one] * 200
+    with pytest.raises(FileFormatError, match=r"was replaced each of the 100 times that it was opened"):
+        load(path)
+
+
+def test_what_is_read_while_others_write_is_one_file_or_the_other(tmp_path):
+    one, two, path = _two_files(tmp_path)
+    expected = {len(load(file).tokens[0]): load(file)["atb"] for file in (one, two)}
+    stop = threading.Event()
+
+    def write():
+        while not stop.is_set():
+            for file in (two, one):
+                _replace(path, file)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = set()
+        for _ in range(int(os.environ.get("FFATTR_FUZZ", "300"))):
+            found = load(path)
+            assert torch.equal(found["atb"], expected[len(found.tokens[0])])
+            seen.add(len(found.tokens[0]))
+    finally:
+        stop.set()
+        writer.join()
+    assert seen == set(expected)

@@ -24,6 +24,7 @@ from .attention_hooks import record_attention
 from .module_hooks import record_gains, record_outputs, record_router_scores, record_routings, record_values_read
 from .proven import read_code
 from .run import find_switches, read_hidden_states, require_same, run_undisturbed
+from .user_hooks import Change, find_added, record_changes
 
 __all__ = ["record_first_attention", "record_layers"]
 
@@ -131,12 +132,11 @@ class _Recorder:
     def install_hooks(self) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(_set_active(self))
-            for first in self._layers_of:
-                hook = self.description.layers[first].module.register_forward_hook(
-                    self._layer_hook(first), with_kwargs=True
-                )
-                stack.callback(hook.remove)
             specs = {first: self.description.layers[first] for first in self._layers_of}
+            stack.enter_context(record_changes(specs, self._keep_change))
+            for first, spec in specs.items():  # before what a hook of the user's does to the layer's output
+                hook = spec.module.register_forward_hook(self._layer_hook(first), with_kwargs=True, prepend=True)
+                stack.callback(hook.remove)
             modules = {first: spec.attention for first, spec in specs.items()}
             heads = {first: spec.heads for first, spec in specs.items()}
             for first, spec in specs.items():
@@ -216,6 +216,10 @@ class _Recorder:
             )
         fields[name] = value
 
+    def _keep_change(self, first: int, change: Change) -> None:
+        if self.is_listening:
+            self._pending.setdefault(first, {}).setdefault("changes", []).append(change)
+
     def _running_layer(self, first: int) -> int:
         """Returns which layer it is that a module runs as."""
         layers = self._layers_of[first]
@@ -250,13 +254,7 @@ class _Recorder:
             after = self._put_batch_first(output if isinstance(output, Tensor) else output[0])
             for name, hidden in (("input", before), ("output", after)):
                 self._check_finite(f"the {name} of layer {index}", hidden, self._find_mask(index))
-            gate, spec = fields.pop("gate", None), self.description.layers[index]
-            if gate is not None and spec.attention_gate is not None:
-                gain = spec.attention_gate.compute_gain(self._put_batch_first(gate))
-                fields["attention"] = GatedAttention(fields["attention"], gain)
-            gain = fields.pop("gain", None)
-            if gain is not None:
-                fields["routing"] = replace(fields["routing"], gain=gain)
+            self._complete_fields(index, fields)
             self.done.add(index)
             kind = after.device.type
             autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
@@ -264,6 +262,22 @@ class _Recorder:
                 self.on_layer(LayerRecord(index, before, after, **fields, autocast=autocast))
 
         return hand_on_record
+
+    def _complete_fields(self, index: int, fields: dict[str, Any]) -> None:
+        """Makes of gates, changes and gains, which were seen beside a record's fields, parts of these."""
+        gate, spec = fields.pop("gate", None), self.description.layers[index]
+        if gate is not None and spec.attention_gate is not None:
+            gain = spec.attention_gate.compute_gain(self._put_batch_first(gate))
+            fields["attention"] = GatedAttention(fields["attention"], gain)
+        changes = fields.pop("changes", [])
+        if changes:
+            mask = self._find_mask(index)
+            mask = mask.T if mask is not None and not self.description.batch_first else mask
+            fields["added"] = find_added(spec, changes, mask)
+            fields["changed"] = tuple(dict.fromkeys(change.what for change in changes))
+        gain = fields.pop("gain", None)
+        if gain is not None:
+            fields["routing"] = replace(fields["routing"], gain=gain)
 
     def _check_whole(self, index: int, fields: Mapping[str, Any]) -> None:
         """Raises `CaptureError` where something has not been seen that the layer's record needs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -29,14 +30,13 @@ def run_undisturbed(base: nn.Module) -> Iterator[None]:
 
     Raises `CaptureError` for a model in training mode.
     """
-    modules = list(base.modules())
     training = _find_training(base)
     if training is not None:
         raise CaptureError(
             f"{type(base).__name__} is in training mode at {training}, where dropout makes every run different. Call "
             "model.eval()."
         )
-    with _lock, torch.no_grad(), _switch_off_compilation(modules), _switch_off_fastpath():
+    with _lock, torch.no_grad(), _switch_off_compilation(), _switch_off_fastpath():
         yield
 
 
@@ -89,10 +89,11 @@ def _switch_off_fastpath() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _switch_off_compilation(modules: Iterable[nn.Module]) -> Any:
-    """Hooks added after torch.compile never fire in the compiled code, so what is compiled runs eagerly here."""
-    compiled = any(getattr(m, "_compiled_call_impl", None) is not None or "_orig_mod" in m._modules for m in modules)
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+def _switch_off_compilation() -> Any:
+    """What is compiled runs eagerly here: hooks added after torch.compile never fire in the compiled code, and where
+    they are seen Dynamo compiles them, too. Nothing can be compiled, in a module or a function, before Dynamo is there.
+    """
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def find_device(base: nn.Module) -> torch.device:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -36,8 +37,11 @@ def identify_activation(fn: Callable[[Tensor], Tensor] | Activation) -> Activati
     parameter = next(fn.parameters(), None) if isinstance(fn, nn.Module) else None
     device = None if parameter is None else parameter.device
 
+    # Past hooks of the user, which may be meant for one call of the model, or for one shape.
+    compute = fn.forward if isinstance(fn, nn.Module) and (fn._forward_hooks or fn._forward_pre_hooks) else fn
+
     def apply_fn(x: Tensor) -> Tensor:
-        return fn(x) if parameter is None else fn(x.to(parameter.dtype)).to(x.dtype)
+        return compute(x) if parameter is None else compute(x.to(parameter.dtype)).to(x.dtype)
 
     x = _make_grid(device)
     with torch.no_grad():
@@ -69,8 +73,9 @@ def identify_activation(fn: Callable[[Tensor], Tensor] | Activation) -> Activati
 @functools.lru_cache(maxsize=4)
 def _make_grid(device: torch.device | None) -> Tensor:
     with torch.inference_mode(False):  # for all later calls
-        far = torch.logspace(1, 4, 16, device=device)  # a clipped GELU is no GELU
-        return torch.cat([-far, torch.linspace(-10, 10, 479, device=device), far, far.new_zeros(1)]).view(16, 32)
+        given: Any = {"dtype": torch.float32, "device": device}  # whatever torch's default dtype is
+        far = torch.logspace(1, 4, 16, **given)  # a clipped GELU is no GELU
+        return torch.cat([-far, torch.linspace(-10, 10, 479, **given), far, far.new_zeros(1)]).view(16, 32)
 
 
 def _recall(fn: Callable[[Tensor], Tensor], y: Tensor) -> Activation | None:

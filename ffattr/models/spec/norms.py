@@ -127,7 +127,7 @@ class _Asked:
         self.wide = torch.promote_types(dtype, torch.float32)
         self.tolerance = _TOLERANCE.get(dtype, 5e-2)
         generator = torch.Generator().manual_seed(size)
-        rows = torch.randn(4, size, generator=generator) + 0.5
+        rows = torch.randn(4, size, generator=generator, dtype=torch.float32) + 0.5
         self.rows = rows.to(dtype).to(self.device)  # as the module gets them, rounded
         self.answers = [(self.rows * size, self.ask_module(self.rows * size)) for size in (1.0, _LARGE, _SMALL)]
 

@@ -15,7 +15,7 @@ from ...decomposition.affine import Linear
 from ...errors import UnsupportedModel
 from . import wrapped
 
-__all__ = ["Columns", "ParameterRef", "Scaled", "read_linear"]
+__all__ = ["Columns", "ParameterRef", "Scaled", "read_linear", "select_outputs"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,13 @@ def read_linear(module: nn.Module | Columns | Scaled, dtype: torch.dtype | None)
     with wrapped.fetch_parameters(module):
         weight, bias = _read_weight_and_bias(module)
     return Linear(_fetch_parameter(weight, dtype), None if bias is None else _fetch_parameter(bias, dtype))
+
+
+def select_outputs(part: object, vector: Tensor) -> Tensor:
+    """Returns what becomes of ``vector`` ``[features]``, added to what the module of a projection returns."""
+    if isinstance(part, Columns):
+        return vector.view(part.groups, -1)[:, part.start : part.stop].flatten()
+    return vector * _fetch_parameter(part.factor, vector.dtype) if isinstance(part, Scaled) else vector
 
 
 def _read_weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:

@@ -118,7 +118,7 @@ def require_linear(module: nn.Module, weight: Tensor, bias: Tensor | None, dtype
     Each has one large entry: rounded to 8 bits as a whole, as some quantised modules do, it loses the others.
     """
     width = weight.shape[0]
-    x = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(4, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     for number, row in enumerate(x):
         row[number % width] = 16 * width**0.5 * (-1) ** number
     x = x.to(weight.device, dtype)

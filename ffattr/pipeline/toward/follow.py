@@ -10,6 +10,7 @@ from functools import cached_property
 from torch import Tensor
 
 from ...decomposition.adjoint.head import Head, pull_states
+from ...decomposition.layer import add_constants
 from ...decomposition.precision import output_tolerance, without_autocast
 from ...engine.query_pass import Slopes
 from ...errors import UnsupportedModel
@@ -139,15 +140,17 @@ class Follower:
         reads_encoder = stack.encoder_mask is not None and len(question.request.stacks) > 1
         if layer < min(question.layers[stack.name]) and not reads_encoder:  # nobody asks for what lies there
             return
-        weights = question.request.weights_of_layer(stack, layer)
+        own = question.request.weights_of_layer(stack, layer)
         for row, way in ways.items():
             recorded, flow = records.read_layer(stack, layer, row), None
+            weights = add_constants(own, recorded.added)
             if question.flow:
                 take = functools.partial(gathered.add_flow, numbers, layer, row)
                 flow = FlowAsked(stack.scopes[0].point, question.flow == "heads", take)
             boundary = walk_back(weights, recorded, way.directions, self._method, flow)
             if self.check:
-                require_reproduced(question.request, stack, layer, row, boundary.error, recorded.tolerance)
+                given = (boundary.error, recorded.tolerance, recorded.changed)
+                require_reproduced(question.request, stack, layer, row, *given)
             way.directions, way.constant = boundary.directions, way.constant + boundary.constant
             cross = None
             if recorded.sequence.encoder is not None and boundary.states is not None:

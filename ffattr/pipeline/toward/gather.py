@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...decomposition.adjoint.layer import Flow
 from ...decomposition.scopes import Source
-from ...results.keep import Keep
+from ...results.keep import Keep, Reduce
 from ...results.kept.policy import Kept, Sink
+from ...results.signed.contents import CROSS_FLOW, FLOW
 from ..stack import Stack
 
 __all__ = ["Gathered"]
@@ -38,6 +39,7 @@ class Gathered:
             self.cross_scores = self.value.new_zeros(targets, boundaries, *stack.encoder_mask.shape)
         self.residual: Tensor | None = None
         self.sinks: dict[Source, Sink] = {}
+        self.names: dict[Source, str] = {}
         if keep is not None:
             self.residual = self.value.new_zeros(targets, len(self.layers), batch, tokens)
             numbers = [stack.first + layer for layer in self.layers] * targets
@@ -45,7 +47,9 @@ class Gathered:
             for source in sources:
                 mask = stack.key_mask(source)
                 shape = (targets * len(self.layers), batch, *self._heads(source), tokens, mask.shape[1])
-                self.sinks[source] = keep.open({"flow": shape}, dtype, device, numbers, range(tokens))
+                # where nothing is kept, a function is handed rows of both sources and has to tell them apart
+                self.names[source] = CROSS_FLOW if source == "cross" and isinstance(keep, Reduce) else FLOW
+                self.sinks[source] = keep.open({self.names[source]: shape}, dtype, device, numbers, range(tokens))
 
     def add_boundary(
         self,
@@ -94,7 +98,8 @@ class Gathered:
             nothing = self.value.new_zeros(*self._heads(source), len(rows), len(keys))
             for number in range(count):
                 tile = nothing if flow is None else flow.tiles[source][number]
-                sink.add_rows(((numbers.start or 0) + number) * len(self.layers) + place, row, at, keys, {"flow": tile})
+                index = ((numbers.start or 0) + number) * len(self.layers) + place
+                sink.add_rows(index, row, at, keys, {self.names[source]: tile})
 
     def _heads(self, source: Source) -> tuple[int, ...]:
         """The axis of heads of a source's flow, where it is by head."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ...decomposition.attention import Attention, LayerRecord, QueryKey
 from ...engine.pack import OneSequence
 from ...errors import UnsupportedModel
+from ...models.capture.user_hooks import name_hook
 from ...models.inputs.prepare import Inputs
 from ..assemble import CapturedSequence, layer_tolerance
 from ..request import Request
@@ -22,11 +23,14 @@ __all__ = ["Recorded", "Records"]
 
 class Recorded(NamedTuple):
     """One layer of one sequence: the sequence at its input, the model's own output ``[T, d]``, and the largest relative
-    error of a recomputed output that rounding explains."""
+    error of a recomputed output that rounding explains. ``added`` and ``changed`` are what hooks did (`LayerRecord`).
+    """
 
     sequence: OneSequence
     output: Tensor
     tolerance: float
+    added: Mapping[str, Tensor]
+    changed: tuple[str, ...]
 
 
 class Records:
@@ -42,7 +46,7 @@ class Records:
         self.budget = budget
         self.output: Any = None
         self._kept: dict[tuple[int, int], CapturedSequence] = {}
-        self._tolerance: dict[int, float] = {}
+        self._of_layer: dict[int, tuple[float, Mapping[str, Tensor], tuple[str, ...]]] = {}
         self._expected: dict[int, tuple[int, Tensor]] = {}  # of each sequence, a layer and its input
 
     def split_layers(self, stack: Stack) -> list[list[int]]:
@@ -68,11 +72,12 @@ class Records:
         """One layer of a stack, of sequence ``row``."""
         number = stack.first + layer
         one = self._kept[number, row]
-        return Recorded(one.sequence, one.output, self._tolerance[number])
+        return Recorded(one.sequence, one.output, *self._of_layer[number])
 
     def _keep_layer(self, captured: LayerRecord) -> None:
         stack = self.request.stack_of_layer(captured.index)
-        self._tolerance[captured.index] = layer_tolerance(stack, captured, self.request.dtype)
+        tolerance = layer_tolerance(stack, captured, self.request.dtype)
+        self._of_layer[captured.index] = tolerance, captured.added, captured.changed
         for place, row in enumerate(self.batch):
             one = CapturedSequence.from_record(self.request, stack, captured, place, row)
             before = self._kept.get((captured.index - 1, row))
@@ -91,10 +96,17 @@ class Records:
                     if not torch.equal(one.output, after[1].to(one.output.device)):
                         raise UnsupportedModel(
                             f"between layers {layer} and {layer + 1} of {type(self.request.description.base).__name__} "
-                            "something else changes the hidden states; contributions through it are not known"
+                            f"something else changes the hidden states{self._name_hooks(layer)}; contributions through "
+                            "it are not known"
                         )
                     self._kept[layer, row] = replace(one, output=after[1])  # the same numbers need no memory twice
                 self._expected[row] = layer, one.sequence.x
+
+    def _name_hooks(self, layer: int) -> str:
+        """Names the hooks on a layer and on the next one that may have done so."""
+        before, after = (self.request.description.layers[number].module for number in (layer, layer + 1))
+        hooks = [*before._forward_hooks.values(), *after._forward_pre_hooks.values()]
+        return f" (a hook: {', '.join(name_hook(hook) for hook in hooks)})" if hooks else ""
 
     def _count_bytes(self, stack: Stack) -> int:
         """About what a record of one layer takes."""

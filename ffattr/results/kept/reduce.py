@@ -20,8 +20,9 @@ class Rows:
 
     ``queries`` ``[n]`` and ``keys`` ``[t]`` are positions, of real tokens only; ``maps[scope]`` is ``[..., n, t]``, on
     the layer's device. Copy what is to be kept of them: they belong to the computation. ``place`` is that of the layer
-    among those asked for; of `ffattr.contributions`' flow, whose scope is ``"flow"``, all layers of the first target
-    come first: ``place // len(layers)`` is the target.
+    among those asked for; of `ffattr.contributions`' flow, whose scope is ``"flow"`` (from an encoder's tokens to a
+    decoder's ``"cross.flow"``), all layers of the first target come first: ``place // len(layers)`` is the target.
+    A decoder's layers are numbered on from its encoder's.
 
     >>> def strongest(rows):
     ...     return rows.layer, rows.keys[rows.maps["atb"].argmax(-1)].tolist()

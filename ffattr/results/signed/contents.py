@@ -17,6 +17,7 @@ from ..contents import Ticks
 from ..kept.policy import Kept
 
 __all__ = [
+    "CROSS_FLOW",
     "FLOW",
     "SignedContents",
     "Text",
@@ -30,6 +31,9 @@ __all__ = [
 
 FLOW = "flow"
 """What the only scope of what is kept of flow is called."""
+
+CROSS_FLOW = "cross.flow"
+"""What flow from an encoder's tokens to a decoder's is called where rows are handed on (`ffattr.Reduce`)."""
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ from ffattr.decomposition.adjoint.layer import Flow, LayerAdjoint, paths_of_poin
 from ffattr.decomposition.adjoint.pieces import transpose_norm
 from ffattr.decomposition.clamp import Clamp
 from ffattr.decomposition.reference import Rule
-from ffattr.decomposition.scopes import Point
+from ffattr.decomposition.scopes import Point, Source
 
 KINDS: dict[str, dict[str, Any]] = {
     "post-LN": {"norms": "post", "gated": False},
@@ -57,9 +57,9 @@ def pulled(
     return adjoint, flows, output
 
 
-def joined(flows: list[tuple[Tensor, Flow]], source: str) -> Tensor:
+def joined(flows: list[tuple[Tensor, Flow]], source: Source) -> Tensor:
     rows = torch.cat([rows for rows, _ in flows])
-    return torch.cat([flow.tiles[source] for _, flow in flows], -2)[..., rows.argsort(), :]  # type: ignore[index]
+    return torch.cat([flow.tiles[source] for _, flow in flows], -2)[..., rows.argsort(), :]
 
 
 @KIND
