@@ -51,7 +51,8 @@ def measure_here(asked: argparse.Namespace) -> dict[str, Any]:
         if backends.BACKENDS["cpu"].check(CPU, getattr(torch, dtype), 1) is not None:
             continue
         for shape in asked.shapes:
-            problem = Problem.draw_random("ff_norms", SHAPES[shape], (asked.tokens,), getattr(torch, dtype), CPU)
+            kind, rounded = getattr(torch, dtype), backends.BACKENDS["cpu"].rounded
+            problem = Problem.draw_random("ff_norms", SHAPES[shape], (asked.tokens,), kind, CPU, rounded=rounded)
             run = functools.partial(torch.ops.ffattr.ff_norms, *problem.arguments.values())
             error = problem.measure_error(run())
             seconds = min(seconds_of(run, CPU) for _ in range(2))

@@ -70,16 +70,15 @@ Tensor ff_norms(const Tensor& alpha, const Tensor& position, const Tensor& featu
                 std::string reduction, const std::optional<Tensor>& totals) {
   constexpr const char* op = "ff_norms";
   FFATTR_CHECK(!down_scale.has_value(), op, ": down_scale belongs to float8, which the CPU kernels do not have");
-  const CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences,
-                               reduction, totals);
+  CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences, reduction,
+                         totals);
   FFATTR_CHECK(features_.dim() == 4, op, ": features has to be [S, M, H + 1, F]");
   Tensor features = torch::stable::contiguous(features_), slope = torch::stable::contiguous(slope_);
-  Tensor down = torch::stable::contiguous(down_);
   const int64_t streams = features.size(0), neurons = features.size(3);
   check_tensor(op, "features", features, {streams, arguments.keys, arguments.heads + 1, neurons}, arguments.wide);
   check_tensor(op, "slope", slope, {streams, arguments.queries, neurons}, arguments.wide);
-  check_tensor(op, "down", down, {neurons, arguments.width}, arguments.wide);
-  features = in_float32(features), slope = in_float32(slope), down = in_float32(down);
+  const Tensor down = arguments.take_down(op, down_, neurons);
+  features = in_float32(features), slope = in_float32(slope);
   return FFATTR_DISPATCH_FLOATING(alpha, [&] { return direct<scalar_t>(arguments, features, slope, down); });
 }
 

@@ -59,19 +59,19 @@ Tensor operator_norms(const Tensor& alpha, const Tensor& position, const Tensor&
                       std::string reduction, const std::optional<Tensor>& totals) {
   using torch::stable::contiguous;
   constexpr const char* op = "operator_norms";
-  const CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences,
-                               reduction, totals);
+  CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences, reduction,
+                         totals);
   FFATTR_CHECK(values_.dim() == 3 && maps_.dim() == 3, op, ": values has to be [M, H, dh], maps [S, H * dh, F]");
   Tensor values = contiguous(values_), maps = contiguous(maps_), own = contiguous(own_);
-  Tensor slope = contiguous(slope_), down = contiguous(down_);
+  Tensor slope = contiguous(slope_);
   const int64_t streams = maps.size(0), neurons = maps.size(2), head_dim = values.size(2);
   const auto [keys, heads, dtype] = std::tuple{arguments.keys, arguments.heads, arguments.wide};
   check_tensor(op, "values", values, {keys, heads, head_dim}, dtype);
   check_tensor(op, "maps", maps, {streams, heads * head_dim, neurons}, dtype);
   check_tensor(op, "own", own, {streams, arguments.queries, neurons}, dtype);
   check_tensor(op, "slope", slope, {streams, arguments.queries, neurons}, dtype);
-  check_tensor(op, "down", down, {neurons, arguments.width}, dtype);
-  for (Tensor* tensor : {&values, &maps, &own, &slope, &down}) *tensor = in_float32(*tensor);
+  const Tensor down = arguments.take_down(op, down_, neurons);
+  for (Tensor* tensor : {&values, &maps, &own, &slope}) *tensor = in_float32(*tensor);
   return FFATTR_DISPATCH_FLOATING(
       alpha, [&] { return through_operator<scalar_t>(arguments, values, maps, own, slope, down); });
 }

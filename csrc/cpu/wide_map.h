@@ -39,6 +39,7 @@ double density(const T* slope, int64_t streams, int64_t size) {
 // The arguments of a wide map.
 struct CpuArguments : WideArguments {
   std::vector<int32_t> first_keys;  // of every query
+  bool narrow = false;              // whether what is multiplied by `down` is rounded to bfloat16
 
   template <class... Given>
   CpuArguments(const char* op, const Given&... given) : WideArguments(op, given...), first_keys(queries) {
@@ -50,11 +51,18 @@ struct CpuArguments : WideArguments {
                   static_cast<int32_t>(sequence.first_key));
   }
 
+  // `down` [F, d] as numbers to compute with: given like the other wide operands, or in bfloat16 beside float32 ones.
+  Tensor take_down(const char* op, const Tensor& given, int64_t neurons) {
+    narrow = given.scalar_type() == ScalarType::BFloat16 && dtype == ScalarType::Float;
+    check_tensor(op, "down", given, {neurons, width}, narrow ? ScalarType::BFloat16 : wide);
+    return in_float32(torch::stable::contiguous(given));
+  }
+
   // How these operands are multiplied, and whether neurons without a slope are skipped, which vectors alone can.
   // Columns that do not fill a unit's are left to vectors, too.
   template <class T>
   std::pair<Product, bool> product(const T* slope, int64_t streams, int64_t size) const {
-    Product all = dtype == ScalarType::Double ? Product::native : wide == dtype ? float32_product() : Product::bf16;
+    Product all = dtype == ScalarType::Double ? Product::native : narrow ? Product::bf16 : float32_product();
     if (width < 32) all = Product::native;
     const bool sparse = density(slope, streams, size) <= sparse_share(all);
     return {sparse ? Product::native : all, sparse};

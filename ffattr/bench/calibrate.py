@@ -51,7 +51,7 @@ class _Calibration:
     def __init__(self, backend: Backend, dtype: torch.dtype, device: torch.device, seconds: Seconds) -> None:
         self.backend, self.asked, self.device, self.seconds = backend, dtype, device, seconds
         self.operators = backend.require_operators()
-        self.dtype, self.result = operand_dtype(dtype), result_dtype(dtype)
+        self.dtype, self.result = operand_dtype(dtype, backend.rounded), result_dtype(dtype)
         self.generator = torch.Generator(device).manual_seed(0)
         self.large = 4 if device.type == "cuda" else 1  # which is done with anything smaller before the next launch
 
@@ -125,9 +125,9 @@ class _Calibration:
         queries, keys, mixed, operators = 16 * self.large, 48 * self.large, _HEADS + 1, self.operators
         alpha = self.draw_normal(_HEADS, queries, keys, dtype=self.result)
         epilogue = Epilogue(self.draw_normal(keys, mixed, _WIDTH))
-        down, down_scale = self.draw_normal(_FF_WIDTH, _WIDTH), None
+        down, down_scale = self.draw_normal(_FF_WIDTH, _WIDTH, dtype=operand_dtype(self.asked)), None
         direct_down = down
-        if self.asked != self.dtype:
+        if self.asked == torch.float8_e4m3fn:
             direct_down, down_scale = quantised(down)
 
         def time_direct(streams: int) -> float:

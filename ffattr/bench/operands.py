@@ -45,13 +45,15 @@ class Problem:
         device: torch.device,
         keys: int | None = None,
         filled: bool = True,
+        rounded: bool = True,
     ) -> Problem:
         """Draws the same numbers each time.
 
         ``lengths`` are of sequences that share the call; ``keys`` limits the key tokens of one that is alone in it;
-        without ``filled`` numbers are whatever lies in memory, for who only compiles.
+        without ``filled`` numbers are whatever lies in memory, for who only compiles; without ``rounded`` the down
+        matrix alone is in a narrow ``dtype``.
         """
-        draw = _Draw(size, tuple(lengths), dtype, device, keys, filled)
+        draw = _Draw(size, tuple(lengths), dtype, device, keys, filled, rounded)
         return cls(operator, size, tuple(lengths), getattr(draw, operator)())
 
     @property
@@ -117,9 +119,10 @@ class _Draw:
         device: torch.device,
         keys: int | None,
         filled: bool,
+        rounded: bool,
     ) -> None:
         self.size, self.lengths, self.asked, self.device, self.filled = size, lengths, dtype, device, filled
-        self.dtype = operand_dtype(dtype)
+        self.dtype, self.down_dtype = operand_dtype(dtype, rounded), operand_dtype(dtype)
         self.queries, self.keys = sum(lengths), keys or sum(lengths)
         self.columns = keys or max(lengths)
         self.streams = 2 if size.gated else 1
@@ -167,7 +170,9 @@ class _Draw:
         return self.normal(self.streams, self.queries, self.size.ff_width, scale=0.5)
 
     def down(self, dtype: torch.dtype | None = None) -> Tensor:
-        return self.normal(self.size.ff_width, self.size.width, scale=self.size.ff_width**-0.5, dtype=dtype)
+        return self.normal(
+            self.size.ff_width, self.size.width, scale=self.size.ff_width**-0.5, dtype=dtype or self.down_dtype
+        )
 
     def ff_norms(self) -> dict[str, Any]:
         size = self.size

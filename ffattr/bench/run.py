@@ -46,7 +46,12 @@ def prepare_run(
     queries = torch.arange(len(case.x), device=case.device) if rows is None else rows.to(case.device)
     pairs = case.attention.pairs(queries)
     picked = case.weights.pick_scopes(scopes)
-    shape = LayerShape.from_weights(case.weights, len(queries), len(case.x), pairs, scopes=picked, reduction=reduction)
+    shape = LayerShape.from_weights(
+        *(case.weights, len(queries), len(case.x), pairs),
+        scopes=picked,
+        reduction=reduction,
+        rounded=chosen.rounded,
+    )
     ff_scopes = len({*picked} & {*case.weights.pairwise_scopes})
     options = EngineOptions(chosen, method, wide_dtype or case.x.dtype, case.device)
     plan = plan_layer(0, shape, ff_scopes, options)

@@ -33,8 +33,13 @@ def result_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def operand_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What the wide operands are in: with float8 only the down matrix is float8, all others are bfloat16."""
+def operand_dtype(dtype: torch.dtype, rounded: bool = True) -> torch.dtype:
+    """What the wide operands but the down matrix are in: with float8 bfloat16, else as that matrix.
+
+    Not ``rounded``: what results are in, for kernels that round nothing but what they multiply by that matrix.
+    """
+    if not rounded:
+        return result_dtype(dtype)
     return torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
 
 

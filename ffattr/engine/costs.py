@@ -55,7 +55,8 @@ class LayerShape:
     go to, each of which is prepared on its own; ``by_expert`` is whether there is a map per expert as well.
     ``sketched``: for every scope that is, what the width is narrowed to. ``maps_per_pair`` are the numbers kept of a
     pair, ``attention_scopes`` how many scopes are attention-level, at ``stages`` different points of the layer.
-    ``reduction``: what vectors become in the maps.
+    ``reduction``: what vectors become in the maps; ``rounded``: whether operands are rounded to the dtype of the
+    products before a kernel gets them (`ffattr.ops.backends.Backend`).
     """
 
     queries: int
@@ -77,6 +78,7 @@ class LayerShape:
     attention_scopes: int = 0
     stages: int = 0
     reduction: Reduction = "l2"
+    rounded: bool = True
 
     def __post_init__(self) -> None:
         for name, value in (("longest", self.tokens), ("group_pairs", self.pairs)):  # one sequence, no groups
@@ -93,6 +95,7 @@ class LayerShape:
         expert_sets: int = 1,
         scopes: Collection[Scope] = (),
         reduction: Reduction = "l2",
+        rounded: bool = True,
     ) -> LayerShape:
         """One sequence; ``experts`` of each token, in ``expert_sets`` different sets."""
         own = {scope.seen_from("own") for scope in scopes}
@@ -114,6 +117,7 @@ class LayerShape:
             attention_scopes=len(attention_level),
             stages=len({len(weights.norms_before(point)) for point in points}),
             reduction=reduction,
+            rounded=rounded,
         )
 
     @property
@@ -226,7 +230,7 @@ class LayerShape:
             return 0
         neurons = {"direct": self.streams * self.ff_width, "mixed": self.width}.get(method, 0)
         own = self.ff_width if method == "direct" else 0  # of one stream at a time
-        return (mixed * (self.passes * self.vector_width + neurons) + own) * operand_dtype(dtype).itemsize
+        return (mixed * (self.passes * self.vector_width + neurons) + own) * operand_dtype(dtype, self.rounded).itemsize
 
     def pair_bytes(self, method: Method, dtype: torch.dtype, cut: bool = True) -> int:
         """Working memory for one pair of a block: a tile of every scope of a pass and, unless its keys are all that
@@ -268,11 +272,12 @@ class LayerShape:
             matrices += self.ff_width * self.width + 2 * self.width * self.width
         else:
             matrices += self.sources * self.streams * self.inner * self.ff_width
-        if dtype != result_dtype(dtype):  # the projections once more, in the dtype of the feed-forward products
+        operand = operand_dtype(dtype, self.rounded)
+        if operand != result_dtype(dtype):  # the projections once more, in the dtype of the feed-forward products
             matrices += self.streams * self.width * self.ff_width
         if method == "operator":
             matrices += 4 * self.inner * self.width
-        return tokens + routes + matrices * operand_dtype(dtype).itemsize
+        return tokens + routes + matrices * operand.itemsize
 
     def bytes(self, method: Method, blocks: Blocks, dtype: torch.dtype) -> int:
         """Working memory of the whole layer in these blocks."""

@@ -51,7 +51,7 @@ class FFOperands:
     ) -> None:
         self.weights, self.paths, self.backend, self.reduction = weights, tuple(paths), backend, reduction
         self.recall = make_anew if weights.mixture else recall  # the operands of a mixture are those of some experts
-        self.asked, self.dtype = dtype, operand_dtype(dtype)
+        self.asked, self.dtype = dtype, operand_dtype(dtype, backend.rounded)
         self.matrices = [path.ff_input.matrix.to(self.dtype) for path in self.paths]  # from head values to the block
         self.targets: tuple[NormTarget, ...] = (NormTarget(weights.pairwise_scopes, 0),)
         self._maps: list[Tensor] = []
@@ -131,10 +131,10 @@ class FFOperands:
             if self.asked == torch.float8_e4m3fn:
                 self.down.append(quantised(target.project(self._down, self._down.dtype).contiguous()))
             elif target.linear is None:
-                (down,) = self.recall(f"down {self.dtype}", lambda: [self._down.to(self.dtype).contiguous()])
+                (down,) = self.recall(f"down {self.asked}", lambda: [self._down.to(self.asked).contiguous()])
                 self.down.append((down, None))
             else:
-                self.down.append((target.project(self._down, self.dtype).contiguous(), None))
+                self.down.append((target.project(self._down, self.asked).contiguous(), None))
         self.residual = [
             [target.project(path.residual.matrix, self.dtype) for target in self.targets] for path in self.paths
         ]

@@ -5,8 +5,8 @@ slopes, the bias, and the output that is compared with the model's. Then, for ea
 block of them (`key_blocks`): head vectors, operators, a tile of each map, of those before the feed-forward block
 (`attention_maps`) and of those behind it (`ff_maps`). Nothing of size ``[N, T, d]`` exists.
 
-Precision. The operands of feed-forward maps are rounded once each to the dtype of the plan; attention, streams,
-statistics and norms are in that of ``x``.
+Precision. The operands of feed-forward maps are rounded once each to the dtype of the plan, by the C++ kernels only the
+down matrix and what is multiplied by it; attention, streams, statistics and norms are in that of ``x``.
 """
 
 from __future__ import annotations

@@ -139,16 +139,17 @@ def measured(name: str, dtype: torch.dtype, device: torch.device, threads: int) 
     About 0.1 s, once for a machine.
     """
     del threads  # part of the key: another number of threads has other rates
-    operators = BACKENDS[name].require_operators()
+    backend = BACKENDS[name]
+    operators, operand = backend.require_operators(), operand_dtype(dtype, backend.rounded)
     heads, head_dim, width, ff_width, queries, keys = 8, 32, 256, 1024, 16, 192
     if device.type == "cuda":  # which would be done with these before the next kernel is launched
         heads, head_dim, width, ff_width, queries, keys = 12, 64, 768, 3072, 64, 1024
 
     def tensor(*shape: int) -> torch.Tensor:
-        return torch.full(shape, 0.5, dtype=operand_dtype(dtype), device=device)
+        return torch.full(shape, 0.5, dtype=operand, device=device)
 
     alpha, position = tensor(heads, queries, keys).to(result_dtype(dtype)), torch.arange(queries, device=device)
-    slope, down = tensor(1, queries, ff_width), tensor(ff_width, width)
+    slope, down = tensor(1, queries, ff_width), tensor(ff_width, width).to(operand_dtype(dtype))
     epilogue = Epilogue(tensor(keys, heads + 1, width))
     inner = heads * head_dim
 

@@ -34,7 +34,8 @@ class Backend:
 
     ``check(device, dtype, heads)`` says what is in its way there, or None; ``load`` imports what `operators` is;
     ``for_gpus``: its kernels are written for GPUs, and are compared with PyTorch before they first run on one.
-    ``reductions``: what its kernels reduce vectors to.
+    ``reductions``: what its kernels reduce vectors to. ``rounded``: whether it takes the wide operands as they are
+    multiplied, in a narrow dtype; else in float32 beside a narrow ``down``, and rounds once what it multiplies by that.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Backend:
     load: Callable[[], Operators] | None
     for_gpus: bool = False
     reductions: tuple[Reduction, ...] = REDUCTIONS
+    rounded: bool = True
 
     def why_not(
         self, device: torch.device, dtype: torch.dtype, heads: int = 1, reduction: Reduction = "l2"
@@ -86,7 +88,13 @@ _TRITON = "Triton kernels, one pass for all feed-forward scopes"
 BACKENDS = {
     backend.name: backend
     for backend in (
-        Backend("cpu", "C++ kernels, all cores", availability.check_cpu, lambda: cast(Operators, torch.ops.ffattr)),
+        Backend(
+            "cpu",
+            "C++ kernels, all cores",
+            availability.check_cpu,
+            lambda: cast(Operators, torch.ops.ffattr),
+            rounded=False,
+        ),
         Backend("triton", _TRITON, availability.check_triton, availability.triton_ops, for_gpus=True),
         Backend(
             "cuda",

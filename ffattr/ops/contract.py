@@ -44,7 +44,8 @@ Dtypes: ``alpha``, ``residual_scale``, ``gamma``, ``norm_scale``, ``totals``, ``
 products are in the narrow dtype and the norms in ``alpha``'s, and a pair's weights are divided by their largest
 magnitude before they are rounded, so that tiny ones keep their digits. With ``down_scale``, ``down`` is float8_e4m3fn
 and the other wide operands are bfloat16. The C++ kernels take float32, float64, and bfloat16 beside float32, and refuse
-the rest.
+the rest; also ``down`` alone in bfloat16 beside float32 operands, which is what the engine gives them: what is
+multiplied by it is then rounded once, as it is made.
 
 Two tokens, one head, vectors of norm 2 and 3 (so grams 4 and 9); the second token attends to both equally:
 

@@ -74,7 +74,7 @@ def _make_operator(projections: Sequence[Tensor], slope: Tensor, down: Tensor) -
     scaled = projections[0] * slope[0]
     for part, factor in zip(projections[1:], slope[1:], strict=True):
         scaled.addcmul_(part, factor)
-    return multiply_matrices(scaled, down)
+    return multiply_matrices(scaled.to(down.dtype), down)
 
 
 def _of_query(epilogue: Epilogue, row: slice, keys: slice) -> Epilogue:

@@ -113,11 +113,11 @@ def operator_norms(
     def feed_forward(weights: Tensor, rows: slice, keys: slice) -> Tensor:
         operator = _make_operators(maps, slope[:, rows], down)
         scaled = (weights[..., :-1, None] * values[keys]).flatten(2)  # [n, m, H * dh]
-        wide = multiply_matrices(scaled, operator).to(alpha.dtype)
+        wide = multiply_matrices(scaled.to(down.dtype), operator).to(alpha.dtype)
         itself = weights[..., -1]  # [n, m], not zero where the key is the query itself
         n, m = itself.nonzero(as_tuple=True)
-        by_itself = multiply_matrices((slope[:, rows][:, n] * own[:, rows][:, n]).sum(0), down).to(alpha.dtype)
-        wide[n, m] += itself[n, m, None] * by_itself
+        by_itself = (slope[:, rows][:, n] * own[:, rows][:, n]).sum(0)
+        wide[n, m] += itself[n, m, None] * multiply_matrices(by_itself.to(down.dtype), down).to(alpha.dtype)
         return wide
 
     inner, width = maps.shape[1], down.shape[1]
@@ -141,11 +141,11 @@ def _make_operators(maps: Tensor, slope: Tensor, down: Tensor) -> Tensor:
             lists = [query.nonzero()[:, 0] for query in active]
             return torch.stack(
                 [
-                    multiply_matrices((maps[..., some] * slope[:, n, None, some]).sum(0), down[some])
+                    multiply_matrices((maps[..., some] * slope[:, n, None, some]).sum(0).to(down.dtype), down[some])
                     for n, some in enumerate(lists)
                 ]
             )
-    return multiply_matrices((maps[:, None] * slope[:, :, None]).sum(0), down)
+    return multiply_matrices((maps[:, None] * slope[:, :, None]).sum(0).to(down.dtype), down)
 
 
 def sequence_bounds(operator: str, sequences: Tensor | None, alpha: Tensor, keys: int) -> list[tuple[int, int]]:

@@ -176,7 +176,9 @@ class Request:
         key = (stack.name, weights.mixture, sizes, len(queries), count, pairs)
         if key not in self._shapes:
             given = (weights, len(queries), count, pairs, experts)
-            found = LayerShape.from_weights(*given, scopes=stack.scopes, reduction=self.options.reduce)
+            found = LayerShape.from_weights(
+                *given, scopes=stack.scopes, reduction=self.options.reduce, rounded=self.engine.backend.rounded
+            )
             self._shapes[key] = replace(found, by_expert=stack.by_expert and weights.mixture)
         shape = self._shapes[key]
         if stack.groups is not None:

@@ -91,6 +91,8 @@ def test_narrow_operands_take_less_memory(method: Any) -> None:
         assert given.key_bytes("attention", dtype) == given.key_bytes("attention", torch.float32)
         assert given.pair_bytes(method, dtype) == given.pair_bytes(method, torch.float32)
         assert given.query_bytes(method, dtype) == given.query_bytes(method, torch.float32)
+        as_given = replace(given, rounded=False)
+        assert as_given.bytes(method, whole, dtype) == single
     assert (
         planned(given, "direct", 3 * MiB, dtype=torch.bfloat16).blocks.ff_keys
         >= planned(given, "direct", 3 * MiB).blocks.ff_keys

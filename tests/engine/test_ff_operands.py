@@ -12,8 +12,8 @@ from ffattr.engine.key_tokens import attention_paths
 from ffattr.ops.backends import BACKENDS
 
 
-def operands(layer: RandomLayer, dtype: torch.dtype = torch.float64) -> FFOperands:
-    return FFOperands(layer.weights, list(attention_paths(layer.weights)), BACKENDS["torch"], dtype)
+def operands(layer: RandomLayer, dtype: torch.dtype = torch.float64, backend: str = "torch") -> FFOperands:
+    return FFOperands(layer.weights, list(attention_paths(layer.weights)), BACKENDS[backend], dtype)
 
 
 def test_exact_norms_are_left_out_where_all_scopes_wanted_are_projected() -> None:
@@ -59,16 +59,21 @@ def test_scratch_memory_is_the_same_until_it_is_given_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "operand", "scaled"),
+    ("backend", "asked", "operand", "scaled"),
     [
-        (torch.float64, torch.float64, False),
-        (torch.bfloat16, torch.bfloat16, False),
-        (torch.float8_e4m3fn, torch.bfloat16, True),
+        ("torch", torch.float64, torch.float64, False),
+        ("torch", torch.bfloat16, torch.bfloat16, False),
+        ("torch", torch.float8_e4m3fn, torch.bfloat16, True),
+        ("cpu", torch.float64, torch.float64, False),
+        ("cpu", torch.bfloat16, torch.float32, False),
     ],
 )
-def test_operands_have_the_dtype_of_the_products(asked: torch.dtype, operand: torch.dtype, scaled: bool) -> None:
+def test_operands_have_the_dtype_of_the_products(
+    backend: str, asked: torch.dtype, operand: torch.dtype, scaled: bool
+) -> None:
+    """By the C++ kernels the down matrix alone is rounded before it is packed."""
     layer = random_layers.layer(norms="of")
-    ff = operands(layer, asked)
+    ff = operands(layer, asked, backend)
     assert {part.dtype for part in (*ff.projections, *ff.maps)} == {operand}
     ((down, scale),) = ff.down
     assert down.dtype == asked

@@ -159,7 +159,9 @@ def varied_cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
         given = case(operator, *sizes[name], heads=5, streams=streams)
         yield f"{operator} {name} {streams}", operator, given
         if availability.describe_product("cpu", torch.bfloat16):
-            yield f"{operator} bfloat16 {name} {streams}", operator, narrow({**given, "alpha": given["alpha"] * 1e-30})
+            tiny = {**given, "alpha": given["alpha"] * 1e-30}
+            yield f"{operator} bfloat16 {name} {streams}", operator, narrow(tiny)
+            yield f"{operator} bfloat16 down {name} {streams}", operator, narrow(tiny, ("down",))
     for operator, reduction, dtype, name in itertools.product(
         WIDE, REDUCTIONS[1:], (torch.float32, torch.float64), sizes
     ):
@@ -179,9 +181,11 @@ def compute_cases() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     return found
 
 
-def narrow(given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the arguments with their wide operands in bfloat16."""
-    names = ("features", "slope", "down", "residual", "values", "maps", "own")
+WIDE_OPERANDS = ("features", "slope", "down", "residual", "values", "maps", "own")
+
+
+def narrow(given: dict[str, Any], names: tuple[str, ...] = WIDE_OPERANDS) -> dict[str, Any]:
+    """Returns the arguments with their wide operands, or those of ``names`` alone, in bfloat16."""
     return {name: value.bfloat16() if name in names else value for name, value in given.items()}
 
 

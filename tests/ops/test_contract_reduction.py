@@ -11,6 +11,7 @@ from op_cases import (
     FLOAT32_LIMIT,
     OPERATORS,
     WIDE,
+    WIDE_OPERANDS,
     batch,
     case,
     check,
@@ -132,17 +133,18 @@ def test_sequences(operator: str, reduction: str) -> None:
 
 
 @pytest.mark.skipif(not availability.describe_product("cpu", torch.bfloat16), reason="no unit multiplies bfloat16 here")
+@pytest.mark.parametrize("names", [WIDE_OPERANDS, ("down",)], ids=["all", "down"])
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e12])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("operator", WIDE)
-def test_bfloat16_with_weights_of_any_size(operator: str, reduction: str, scale: float) -> None:
+def test_bfloat16_with_weights_of_any_size(operator: str, reduction: str, scale: float, names: tuple[str, ...]) -> None:
     """Rows are divided by their largest weight before they are rounded, and have to be as large as the whole again."""
     given = case(operator, 9, 33, 96, 301, reduction=reduction)
     given["alpha"] *= scale
     given["position"] += 100
     if reduction == "alti":
         given["totals"] *= scale
-    given = narrow(given)
+    given = narrow(given, names)
     expected = getattr(torch_kernels, operator)(*converted(given, torch.float64).values())
     size = largest_norms(operator, given, expected)
     for function in (getattr(OPERATORS, operator), getattr(torch_kernels, operator)):
