@@ -181,24 +181,30 @@ def main() -> None:
     classifier, ids, accuracy = train_classifier(chosen.tokens)
     print(f"the head tells {accuracy:.1%} of {len(ids)} sentences right")
     step = max(1, len(ids) // chosen.sentences)
-    results: dict[str, Any] = {"MiniLM-L6": compare_methods(classifier, ids[::step][: chosen.sentences], chosen.remove)}
-    show_table("MiniLM-L6, two classes", results["MiniLM-L6"])
+    results: dict[str, Any] = {}
+    content = {
+        "machine": name_processor(torch.device("cpu")),
+        "captum": captum.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "arguments": vars(chosen),
+        "accuracy": accuracy,
+        "causes": {"right": right, "of": len(PROMPTS), "missed": missed},
+        "aopc": results,
+    }
+
+    def keep_results(name: str, title: str, found: dict[str, dict[str, float]]) -> None:
+        results[name] = found
+        show_table(title, found)
+        if chosen.write:  # at once: the second model takes most of an hour
+            RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+
+    found = compare_methods(classifier, ids[::step][: chosen.sentences], chosen.remove)
+    keep_results("MiniLM-L6", "MiniLM-L6, two classes", found)
     loaded = smollm2(head=True)
     cut = [loaded.tokenizer(text, return_tensors="pt")["input_ids"][:, : chosen.tokens] for text in CORPUS]
-    results["SmolLM2-135M"] = compare_methods(loaded.model, cut[::step][: chosen.sentences], chosen.remove)
-    show_table("SmolLM2-135M, the next token", results["SmolLM2-135M"])
-    if chosen.write:
-        content = {
-            "machine": name_processor(torch.device("cpu")),
-            "captum": captum.__version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "arguments": vars(chosen),
-            "accuracy": accuracy,
-            "causes": {"right": right, "of": len(PROMPTS), "missed": missed},
-            "aopc": results,
-        }
-        RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    found = compare_methods(loaded.model, cut[::step][: chosen.sentences], chosen.remove)
+    keep_results("SmolLM2-135M", "SmolLM2-135M, the next token", found)
 
 
 if __name__ == "__main__":
