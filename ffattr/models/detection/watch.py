@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...decomposition.attention import Attention
+from ...decomposition.attention import Attention, AttentionWeights
 from ...decomposition.routing import Routing
 from ..capture.attention_hooks import record_attention
 from .probe import Undetected
@@ -166,7 +166,7 @@ class Watch:
         if not self._running:
             self.outside.append(module)
             return
-        self._running[-1].attention.append((module, attention))
+        self._running[-1].attention.append((module, _split_heads(attention, self._running[-1].input)))
 
     def count_positions(self, tokens: int) -> int | None:
         """Counts the rows of the table in which the tokens of a sequence looked up one row after the other."""
@@ -176,3 +176,15 @@ class Watch:
                 if bool((row == row[0] + torch.arange(tokens, device=row.device)).all()):
                     return table.num_embeddings - int(row[0])
         return None
+
+
+def _split_heads(attention: Attention, hidden: Tensor) -> Attention:
+    """Returns attention weights ``[B, H, T, T]`` of those in which heads and sequences lie on one axis, told apart by
+    the layer's input ``hidden`` ``[B, T, d]`` or ``[T, B, d]``."""
+    rows, heads, tokens, _ = attention.shape
+    if not isinstance(attention, AttentionWeights) or heads != 1 or hidden.dim() != 3:
+        return attention
+    batch = hidden.shape[0] if hidden.shape[1] == tokens else hidden.shape[1]
+    if rows % batch:
+        return attention
+    return AttentionWeights(attention.alpha.view(batch, -1, tokens, tokens))
