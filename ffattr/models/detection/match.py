@@ -267,7 +267,9 @@ class _Reader(LayerRows):
                 continue
             sources = [(call, *part) for call in self.linears if call is not down for part in _split_output(call, down)]
             for call, part, z in sources:
-                for rank, activation, value in self.apply_activations(z):
+                swish = self.fit_swish(z, down.input)
+                fitted = [] if swish is None else [(3, swish, swish.value(z))]
+                for rank, activation, value in (*self.apply_activations(z), *fitted):
                     error = self.measure_error(value, down.input)
                     found: dict[str, Part] = {"down": down.path, "activation": activation}
                     if error <= EQUAL[self.dtype]:
