@@ -78,12 +78,12 @@ struct Bf16Product {
     const Bf16* a = reinterpret_cast<const Bf16*>(a_);
     const int64_t across = Bf16Product::across(columns), stride = width(columns), rows = strips->rows;
     [[maybe_unused]] const Tiles tiles;
-    for (int64_t k0 = 0; k0 < depth; k0 += kDepth) {
+    for (int64_t k0 = 0; k0 == 0 || k0 < depth; k0 += kDepth) {  // a product of no terms is zero
       strips->depth = std::min(kDepth, depth - k0), strips->list = nullptr;
       produce(k0, strips->depth);
       const int64_t deep = padded(strips->depth, kUnitDepth);
       // The next panel comes from L3 or memory: a share of it in each step of depth that passes before it is read.
-      const int64_t steps = (rows + 2 * kUnitRows - 1) / (2 * kUnitRows) * (deep / kUnitDepth);
+      const int64_t steps = std::max<int64_t>((rows + 2 * kUnitRows - 1) / (2 * kUnitRows) * (deep / kUnitDepth), 1);
       const int64_t lines = (deep * parts + steps - 1) / steps;  // a row of a panel is a line in each part
       for (int64_t panel = 0; panel < across; panel += kUnitColumns) {
         const Bf16* of_panel = b + (k0 * across + panel * deep) * parts;

@@ -106,7 +106,7 @@ struct NativeProduct {
   static void multiply(Strip* strips, int64_t count, int64_t depth, int64_t columns, const T* packed, const T* a, T* c,
                        const Produce& produce) {
     const int64_t width = panels_width<T>(columns);
-    for (int64_t k0 = 0; k0 < depth; k0 += kDepthBlock<T>) {
+    for (int64_t k0 = 0; k0 == 0 || k0 < depth; k0 += kDepthBlock<T>) {  // a product of no terms is zero
       const int64_t block_depth = std::min(kDepthBlock<T>, depth - k0);
       for (int64_t i = 0; i < count; ++i) strips[i].depth = block_depth, strips[i].list = nullptr;
       produce(k0, block_depth);

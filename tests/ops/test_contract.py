@@ -105,6 +105,35 @@ def test_nothing_to_do(operator: str, queries: int, keys: int) -> None:
     assert check(operator, given).shape[-2:] == (queries, keys)
 
 
+# ---- sizes of nothing
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("operator", "sizes"),
+    [
+        ("ff_norms", {"neurons": 0}),
+        ("ff_norms", {"neurons": 0, "streams": 2}),
+        ("ff_norms", {"heads": 0}),
+        ("ff_norms", {"width": 0}),
+        ("ff_norms", {"queries": 0}),
+        ("ff_norms", {"keys": 0}),
+        ("operator_norms", {"neurons": 0}),
+        ("operator_norms", {"head_dim": 0}),
+        ("operator_norms", {"heads": 0}),
+        ("operator_norms", {"keys": 0}),
+        ("gram_norms", {"heads": 0}),
+    ],
+)
+def test_products_of_no_terms_are_zero(operator: str, sizes: dict[str, int], dtype: torch.dtype) -> None:
+    """They are all that there is of a row, and nothing is left of what was in memory before."""
+    given = case(operator, dtype=dtype, **sizes)
+    for _ in range(3):
+        rubbish = [torch.full((count,), 7e7, dtype=dtype) for count in (75, 200, 2000, 40_000)]
+        del rubbish
+        check(operator, given)
+
+
 # ---- weights that are zero or not a number
 
 
