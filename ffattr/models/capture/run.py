@@ -130,7 +130,7 @@ def read_hidden_states(output: Any) -> Tensor:
 
 
 def _list_tensors(output: Any) -> Iterator[Tensor]:
-    """Yields the tensors of an output in order; of a mapping, those in lists (feature maps) come last, from their end."""
+    """Yields the tensors of an output in order; of a mapping, those in lists (feature maps) last, from their end."""
     if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping):
