@@ -38,8 +38,11 @@ def check_model(name: str, text: str | None, dtype: torch.dtype | None, debug: b
     try:
         with console.status("loading the model") if console.is_terminal else nullcontext():
             model = pretrained.load_model(name, dtype)
-        registry.resolve(model)  # before anything is made for a model that no description fits
-        example = examples.make_example(model, name, text)
+        try:
+            example = examples.make_example(model, name, text)
+        except (OSError, ValueError):
+            registry.resolve(model)  # what is wrong with a model that no description fits comes first
+            raise
         with console.status("running the model") if console.is_terminal else nullcontext():
             found = reproduce.reproduce(model, example.inputs, example.tokenizer)
     except FfattrError as error:

@@ -15,7 +15,7 @@ from torch import Tensor
 from . import closed_forms as forms
 from .closed_forms import Function, Pair
 
-__all__ = ["ACTIVATIONS", "FALLBACK_NODES", "Activation"]
+__all__ = ["ACTIVATIONS", "FALLBACK_NODES", "Activation", "make_swish"]
 
 
 FALLBACK_NODES = 64
@@ -134,3 +134,19 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 """Every activation with closed forms, by name."""
+
+
+def make_swish(alpha: float) -> Activation:
+    """Returns the activation ``z sigmoid(alpha z)``, which has closed forms for two values of ``alpha``."""
+    known = {1.0: "silu", forms.QUICK: "quick_gelu"}
+    if alpha in known:
+        return ACTIVATIONS[known[alpha]]
+
+    def apply_swish(z: Tensor) -> Tensor:
+        return z * torch.sigmoid(alpha * z)
+
+    def differentiate_swish(z: Tensor) -> Tensor:
+        s = torch.sigmoid(alpha * z)
+        return s + alpha * z * s * (1 - s)
+
+    return Activation(f"swish({alpha})", apply_swish, differentiate_swish)

@@ -13,6 +13,7 @@ from .families.schema import Family, Fused, PerExpert
 from .spec.experts import Stacked
 from .spec.layer import BranchSpec, CrossSpec, LatentSpec, LayerSpec
 from .spec.weights import Columns, ParameterRef, Scaled
+from .spec.wrapped import find_owner
 
 __all__ = ["explain_lack", "make_layer_spec", "resolve_path"]
 
@@ -164,7 +165,7 @@ def resolve_path(root: nn.Module, path: str) -> Any:
     found: Any = root
     for name in path.split("."):
         try:
-            found = getattr(found, name)
+            found = getattr(find_owner(found, name), name)
         except AttributeError:
             where = f"{path!r} (stopped at {name!r} of {type(found).__name__})"
             raise UnsupportedModel(explain_lack(root, where)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,15 @@ _PROCESSORS = {
     "input_features": ("AutoFeatureExtractor", "feature extractor"),
 }
 
+_ADAPTER = "adapter_config.json"
+_TASKS = {  # of adapters, with the class of the model that each is for
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+}
+
 _HEADS = (  # an encoder-decoder is listed as a masked language model too
     ("AutoModelForSeq2SeqLM", "SEQ_TO_SEQ_CAUSAL_LM"),
     ("AutoModelForSequenceClassification", "SEQUENCE_CLASSIFICATION"),
@@ -29,7 +39,12 @@ _HEADS = (  # an encoder-decoder is listed as a masked language model too
 
 
 def load(name: str) -> tuple[Any, Any]:
-    """Loads the model (base model, without a head) and tokenizer of a folder, a GGUF file or a hub name."""
+    """Loads the model (base model, without a head) and tokenizer of a folder, a GGUF file or a hub name.
+
+    A folder may hold an adapter of PEFT alone: then it is on the model that it was made for.
+    """
+    if _is_adapter(name):
+        return _load_adapted(name), load_processor(name, "input_ids")
     transformers, place, options = _find_source(name)
     with _explain_failure(name, "a model and tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
@@ -38,6 +53,8 @@ def load(name: str) -> tuple[Any, Any]:
 
 def load_model(name: str, dtype: torch.dtype | None = None) -> Any:
     """Loads the base model or, where a decoder has to be given something to read, the model that can write it."""
+    if _is_adapter(name):
+        return _load_adapted(name, dtype)
     transformers, place, options = _find_source(name)
     with _explain_failure(name, "a model"):
         return _load_model(transformers, place, options, dtype, head=True)
@@ -48,6 +65,8 @@ def load_predictor(name: str) -> tuple[Any, Any]:
 
     Raises ValueError for a model that was saved without one, OSError where it cannot be loaded.
     """
+    if _is_adapter(name):
+        return _load_adapted(name), load_processor(name, "input_ids")
     transformers, place, options = _find_source(name)
     with _explain_failure(name, "a model and tokenizer"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **options)
@@ -82,10 +101,44 @@ def load_processor(name: str, takes: str) -> Any:
     """
     if takes not in _PROCESSORS:
         raise ValueError(f"{name!r} takes {takes}, expected a model of {', '.join(_PROCESSORS)}")
-    transformers, place, options = _find_source(name)
     cls, what = _PROCESSORS[takes]
+    if _is_adapter(name) and not any(Path(name).glob("*token*")) and not any(Path(name).glob("*processor*")):
+        name = str(_read_adapter(name)["base_model_name_or_path"])  # an adapter is mostly saved without one
+    transformers, place, options = _find_source(name)
     with _explain_failure(name, f"the {what}"):
         return getattr(transformers, cls).from_pretrained(place, **options)
+
+
+def _is_adapter(name: str) -> bool:
+    """Tells a folder in which PEFT has saved an adapter, and no model."""
+    return (Path(name) / _ADAPTER).is_file()
+
+
+def _read_adapter(name: str) -> dict[str, Any]:
+    """Reads the settings of an adapter. Raises ValueError where they do not say what model it is for."""
+    found: dict[str, Any] = json.loads((Path(name) / _ADAPTER).read_text(encoding="utf-8"))
+    if not found.get("base_model_name_or_path"):
+        raise ValueError(f"{name!r} is an adapter whose {_ADAPTER} names no base_model_name_or_path: write it there")
+    return found
+
+
+def _load_adapted(name: str, dtype: torch.dtype | None = None) -> Any:
+    """Loads a model with an adapter of PEFT on it, of the class that the adapter was made for.
+
+    Raises ValueError without PEFT, OSError where either cannot be loaded.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise ValueError(f"{name!r} is an adapter of PEFT: pip install peft") from None
+    settings = _read_adapter(name)
+    transformers, place, options = _find_source(str(settings["base_model_name_or_path"]))
+    made_for = (settings.get("auto_mapping") or {}).get("base_model_class")
+    cls = getattr(transformers, made_for or _TASKS.get(str(settings.get("task_type")), "AutoModel"))
+    with _explain_failure(place, f"the model of the adapter {name!r}"):
+        model = _read_weights(cls, place, options, dtype)
+    with _explain_failure(name, "an adapter"):
+        return peft.PeftModel.from_pretrained(model, name).eval()
 
 
 def _find_source(name: str) -> tuple[Any, str, dict[str, Any]]:

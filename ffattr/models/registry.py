@@ -178,13 +178,13 @@ def unwrap_model(model: nn.Module) -> nn.Module:
 
 
 def _is_pretrained(model: Any) -> bool:
-    transformers: Any = sys.modules.get("transformers")  # a transformers model cannot exist before it is imported
-    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+    utils: Any = sys.modules.get("transformers.modeling_utils")  # without which no transformers model can exist
+    return utils is not None and isinstance(model, utils.PreTrainedModel)
 
 
 def _without_peft(model: nn.Module) -> nn.Module:
     """Returns the model that PEFT wraps, whose layers keep the adapters. Raises `UnsupportedModel` where more runs."""
-    while is_from(model, "peft"):
+    while is_from(model, "peft") and hasattr(model, "peft_config"):  # which single layers of PEFT have not
         wrapper: Any = model
         for name in wrapper.active_adapters:
             config = wrapper.peft_config[name]

@@ -43,7 +43,11 @@ def name_broken_weights(compute: _Compute) -> _Compute:
 
 
 def _list_broken(model: nn.Module) -> Iterator[str]:
-    """Yields the names of floating-point parameters that are not finite; masks among buffers may hold infinity."""
+    """Yields the names of floating-point parameters that are not finite; masks among buffers may hold infinity.
+
+    Quantised ones, of classes of their own, may answer no such question.
+    """
     for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not parameter.is_meta and not bool(parameter.isfinite().all()):
+        readable = type(parameter) is nn.Parameter and parameter.is_floating_point() and not parameter.is_meta
+        if readable and not bool(parameter.isfinite().all()):
             yield name

@@ -7,7 +7,7 @@ import torch
 from activation_cases import NAMES, OFFICIAL, VALUES, check, derivative, path_integrals
 
 from ffattr.decomposition import integrated_gradients as ig
-from ffattr.decomposition.activations import ACTIVATIONS, Activation
+from ffattr.decomposition.activations import ACTIVATIONS, Activation, make_swish
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,3 +83,13 @@ def test_an_activation_without_closed_forms_is_integrated_by_quadrature() -> Non
     torch.testing.assert_close(ig.slope(z, cubic), z**2)
     torch.testing.assert_close(c_u, 3 * z**2 * v / 4)
     torch.testing.assert_close(c_v, z**3 / 4)
+
+
+def test_swish_of_any_steepness() -> None:
+    z = torch.linspace(-5, 5, 41, dtype=torch.float64, requires_grad=True)
+    swish = make_swish(2.5)
+    torch.testing.assert_close(swish.value(z), z * (1 + torch.exp(-2.5 * z)).reciprocal())
+    (expected,) = torch.autograd.grad(swish.value(z).sum(), z)
+    torch.testing.assert_close(swish.derivative(z), expected)
+    assert make_swish(1.0) is ACTIVATIONS["silu"]
+    assert make_swish(1.702) is ACTIVATIONS["quick_gelu"]

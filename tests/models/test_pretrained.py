@@ -12,6 +12,7 @@ import torch
 from saved_models import save_model
 from tiny_models import build
 
+import ffattr
 from ffattr.models import pretrained
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -72,3 +73,29 @@ def test_a_model_with_its_own_head(saved: Callable[..., Path], family: str, head
 def test_a_model_without_a_head_predicts_nothing(saved: Callable[..., Path]) -> None:
     with pytest.raises(ValueError, match="was saved as BertModel, which has no head and so decides nothing"):
         pretrained.load_predictor(str(saved("bert")))
+
+
+@pytest.mark.parametrize("task", ["CAUSAL_LM", None])
+def test_a_folder_with_an_adapter(saved: Callable[..., Path], tmp_path: Path, task: str | None) -> None:
+    peft = pytest.importorskip("peft")
+    base = saved("llama-lm", build("llama", head="ForCausalLM", dtype=torch.float32))
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type=task, init_lora_weights=False)
+    made = peft.get_peft_model(pretrained.load_predictor(str(base))[0], config).eval()
+    made.save_pretrained(tmp_path)
+    model, tokenizer = pretrained.load(str(tmp_path))
+    ids = torch.tensor([[5, 6, 7, 8]])
+    assert tokenizer("the cat")["input_ids"] == [5, 6]
+    found, expected = (ffattr.attribute(one, ids, scopes="all") for one in (model, made))
+    for scope in found.scopes:
+        torch.testing.assert_close(found[scope], expected[scope])
+    plain = ffattr.attribute(pretrained.load(str(base))[0], ids)
+    assert not torch.allclose(found["layer"], plain["layer"])
+    assert pretrained.load_model(str(tmp_path), torch.float64).dtype == torch.float64
+    assert pretrained.load_predictor(str(tmp_path))[0](ids).logits.shape[-1] == made.config.vocab_size
+
+
+def test_an_adapter_of_no_model(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="names no base_model_name_or_path"):
+        pretrained.load(str(tmp_path))

@@ -43,6 +43,8 @@ def test_vectors_add_up() -> None:
 
 def test_a_wrong_description_is_still_noticed() -> None:
     model, given = build("llama", dtype=torch.float32), tiny_models.inputs("llama")
-    model.layers[1].register_forward_hook(lambda module, args, output: output * 1.5)
+    layer = model.layers[1]
+    run = layer.forward  # a hook would be taken for the user's own
+    layer.forward = lambda *args, **kwargs: run(*args, **kwargs) * 1.5
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(ffattr.ArchitectureMismatch):
         ffattr.attribute(model, given)

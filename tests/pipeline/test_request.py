@@ -47,7 +47,7 @@ def description(device: str, dtype: torch.dtype, heads: int = 4) -> Any:
     parameter = SimpleNamespace(device=torch.device(device), dtype=dtype, is_cuda=device == "cuda")
     return SimpleNamespace(
         base=SimpleNamespace(parameters=lambda: iter([parameter])),
-        layers=[SimpleNamespace(heads=heads), SimpleNamespace(heads=1)],
+        layers=[SimpleNamespace(mixed_heads=heads), SimpleNamespace(mixed_heads=1)],
     )
 
 

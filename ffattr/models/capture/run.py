@@ -19,6 +19,7 @@ __all__ = ["find_device", "find_switches", "list_configs", "read_hidden_states",
 # Relative difference of the final hidden states above which recording is taken to have changed the model's output.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
+_CHANCE = ("drop", "jitter", "noise")  # of what the attributes of chances are called
 _BY_MODE = (nn.modules.batchnorm._NormBase, nn.RReLU, nn.RNNBase)
 
 _lock = threading.RLock()  # captures in several threads would take each other's changes to a shared config for original
@@ -51,11 +52,29 @@ def _find_training(base: nn.Module) -> str | None:
         if isinstance(module, nn.modules.dropout._DropoutNd):
             acts = module.p > 0
         else:
-            code = getattr(type(module).forward, "__code__", None)
-            acts = isinstance(module, _BY_MODE) or (code is not None and "training" in code.co_names)
+            acts = isinstance(module, _BY_MODE) or _asks_for_mode(module)
         if acts:
             return f"{path!r} ({type(module).__name__})" if path else "its own forward"
     return None
+
+
+def _asks_for_mode(module: nn.Module) -> bool:
+    """Tells whether a module's own forward asks whether it is in training, for more than what is switched off.
+
+    That is what it drops, if the probability is zero, gradient checkpointing, and the choice of a faster kernel.
+    """
+    code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    if code is None or "training" not in code.co_names:
+        return False
+    if type(module) in (nn.TransformerEncoderLayer, nn.TransformerEncoder):
+        return False
+    named = {name: getattr(module, name, None) for name in code.co_names}
+    dropped = [value for name, value in named.items() if any(word in name for word in _CHANCE)]
+    chances = [getattr(value, "p", value) for value in dropped]
+    numbers = [value for value in chances if isinstance(value, (int, float))]
+    if chances and len(numbers) == len(chances):
+        return max(numbers) > 0
+    return named.get("gradient_checkpointing") is not False
 
 
 def find_switches(base: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,15 +123,24 @@ def find_device(base: nn.Module) -> torch.device:
 
 def read_hidden_states(output: Any) -> Tensor:
     """Returns the final hidden states ``[B, T, d]`` of a tensor, a tuple or a transformers ModelOutput."""
-    found = output if isinstance(output, Tensor) else output[0] if not isinstance(output, dict) else None
+    found = next(_list_tensors(output), None)
     if found is None:
-        found = next((value for value in output.values() if isinstance(value, Tensor)), None)
-    if found is None and isinstance(output, dict):  # of a backbone, the last of its feature maps
-        lists = [value for value in output.values() if isinstance(value, (tuple, list)) and value]
-        found = lists[0][-1] if lists else None
-    if not isinstance(found, Tensor):
-        raise CaptureError(f"the model returned a {type(output).__name__} that does not start with a tensor")
+        raise CaptureError(f"the model returned a {type(output).__name__} that holds no tensor")
     return found
+
+
+def _list_tensors(output: Any) -> Iterator[Tensor]:
+    """Yields the tensors of an output in order; of a mapping, those in lists (feature maps) last, from their end."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        yield from (value for value in output.values() if isinstance(value, Tensor))
+        for value in output.values():
+            if not isinstance(value, Tensor):
+                yield from _list_tensors(value[::-1] if isinstance(value, (tuple, list)) else value)
+    elif isinstance(output, (tuple, list)):
+        for value in output:
+            yield from _list_tensors(value)
 
 
 def require_same(plain: Tensor, recorded: Tensor, base: nn.Module, mask: Tensor | None) -> None:

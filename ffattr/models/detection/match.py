@@ -267,15 +267,15 @@ class _Reader(LayerRows):
                 continue
             sources = [(call, *part) for call in self.linears if call is not down for part in _split_output(call, down)]
             for call, part, z in sources:
-                for rank, activation, value in self.apply_activations(z):
-                    error = self.measure_error(value, down.input)
-                    found: dict[str, Part] = {"down": down.path, "activation": activation}
-                    if error <= EQUAL[self.dtype]:
-                        yield (rank, error), call, down, {"up": part, "gate": None, **found}
-                    for other, up, factor in sources:
+                known = list(self.apply_activations(z))
+                factors: list[tuple[str | Cut | None, Tensor]] = [(None, z.new_ones(()))]
+                factors += [one[1:] for one in sources if one[1] != part and self.are_equal(one[0].input, call.input)]
+                for up, factor in factors:
+                    gated = {"up": part, "gate": None} if up is None else {"up": up, "gate": part}
+                    for rank, activation, value in (*known, *self.fit_swish(z, down.input / factor)):
                         error = self.measure_error(value * factor, down.input)
-                        if up != part and error <= EQUAL[self.dtype] and self.are_equal(other.input, call.input):
-                            yield (rank, error), call, down, {"up": up, "gate": part, **found}
+                        if error <= EQUAL[self.dtype]:
+                            yield (rank, error), call, down, {**gated, "down": down.path, "activation": activation}
 
     def match_streams(
         self, projections: tuple[str, str], attended: Tensor, ff_input: Tensor, ff: Tensor

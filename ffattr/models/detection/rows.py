@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ...decomposition.activations import ACTIVATIONS
+from ...decomposition.activations import ACTIVATIONS, make_swish
 from ...decomposition.attention import Attention
 from ..spec.norms import is_norm
 from .parts import Part, Product
@@ -134,6 +134,21 @@ class LayerRows:
                     if isinstance(value, Tensor) and value.shape == z.shape:
                         yield 1, f"{path}.{name}" if path else name, value
         yield from ((2, activation, activation.value(z)) for activation in ACTIVATIONS.values())
+
+    def fit_swish(self, z: Tensor, found: Tensor) -> Iterator[tuple[int, Part, Tensor]]:
+        """Yields ``z sigmoid(alpha z)``, with the ``alpha`` by which it is nearest to ``found``, as the least sure.
+
+        It is the one with a parameter that is written out in forward passes; all others have to be seen as a whole.
+        """
+        share = found / z
+        alphas = (share / (1 - share)).log() / z
+        kept = alphas[(z.abs() > 0.1) & (share > 0.01) & (share < 0.99) & alphas.isfinite()]
+        if len(kept):
+            alpha = float(kept.median())
+            round_alpha = float(f"{alpha:.4g}")  # as people write it
+            close = abs(alpha - round_alpha) <= EQUAL[self.dtype] * abs(alpha)
+            swish = make_swish(round_alpha if close else alpha)
+            yield 3, swish, swish.value(z)
 
     def apply_scales(self, path: str, tensor: Tensor) -> Iterator[tuple[Part, Tensor]]:
         """Yields what a projection returned as it is, and times every parameter of the layer that has its width."""

@@ -83,6 +83,8 @@ def _is_written(name: str, parts: Mapping[str, Part]) -> bool:
 
 def _write_part(name: str, parts: Mapping[str, Part]) -> str:
     part = parts.get(name, ...)
+    if isinstance(part, Activation) and part.name.startswith("swish("):
+        return f"ffattr.decomposition.activations.make_{part.name}.value"
     if isinstance(part, Activation):
         return f"ffattr.decomposition.activations.ACTIVATIONS[{part.name!r}].value"
     if isinstance(part, Cut):

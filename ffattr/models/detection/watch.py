@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...decomposition.attention import Attention
+from ...decomposition.attention import Attention, AttentionWeights
 from ...decomposition.routing import Routing
 from ..capture.attention_hooks import record_attention
 from .probe import Undetected
@@ -172,7 +172,7 @@ class Watch:
         tokens = run.input.shape[:2].numel()
         if queries != keys and queries * batch < tokens and tokens % (queries * batch) == 0 and batch == 1:
             return  # a router's softmax, whose first axis is taken for heads
-        run.attention.append((module, attention))
+        run.attention.append((module, _split_heads(attention, run.input)))
 
     def count_positions(self, tokens: int) -> int | None:
         """Counts the rows of the table in which the tokens of a sequence looked up one row after the other."""
@@ -182,3 +182,15 @@ class Watch:
                 if bool((row == row[0] + torch.arange(tokens, device=row.device)).all()):
                     return table.num_embeddings - int(row[0])
         return None
+
+
+def _split_heads(attention: Attention, hidden: Tensor) -> Attention:
+    """Returns attention weights ``[B, H, T, T]`` of those in which heads and sequences lie on one axis, told apart by
+    the layer's input ``hidden`` ``[B, T, d]`` or ``[T, B, d]``."""
+    rows, heads, tokens, _ = attention.shape
+    if not isinstance(attention, AttentionWeights) or heads != 1 or hidden.dim() != 3:
+        return attention
+    batch = hidden.shape[0] if hidden.shape[1] == tokens else hidden.shape[1]
+    if rows % batch:
+        return attention
+    return AttentionWeights(attention.alpha.view(batch, -1, tokens, tokens))

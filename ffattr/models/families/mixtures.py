@@ -7,10 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ...decomposition.activations import ACTIVATIONS, Activation
+from ...decomposition.activations import make_swish
 from ...decomposition.clamp import Clamp
 from .decoders import LLAMA
 from .schema import Family, PerExpert
@@ -44,24 +41,9 @@ def _gpt_oss(config: Any) -> Family:
         gate=both,
         up=replace(both, index=1),
         down=PerExpert("down_proj", "down_proj_bias", out_last=True),
-        activation=_make_swish(alpha),
+        activation=make_swish(alpha),
         clamp=Clamp(limit=float(getattr(config, "swiglu_limit", 7.0)), offset=1.0),
     )
-
-
-def _make_swish(alpha: float) -> Activation:
-    """Returns the activation ``z sigmoid(alpha z)``."""
-    if alpha == 1.702:
-        return ACTIVATIONS["quick_gelu"]
-
-    def apply_swish(z: Tensor) -> Tensor:
-        return z * torch.sigmoid(alpha * z)
-
-    def differentiate_swish(z: Tensor) -> Tensor:
-        s = torch.sigmoid(alpha * z)
-        return s + alpha * z * s * (1 - s)
-
-    return Activation(f"swish({alpha})", apply_swish, differentiate_swish)
 
 
 #: ``config.model_type`` to its family, or to the choice of one by configuration.

@@ -75,6 +75,9 @@ def prepare_inputs(description: ModelDescription, model: nn.Module, inputs: Any,
     parameters = inspect.signature(description.base.forward).parameters
     first = next(iter(parameters))  # input_ids, src, pixel_values
     inputs, lengths = unify_inputs(inputs), None
+    tensors = isinstance(inputs, tuple) and all(isinstance(one, Tensor) and one.dim() > 1 for one in inputs)
+    if tensors and 0 < len(inputs) <= len(parameters):
+        inputs = dict(zip(parameters, inputs, strict=False))  # as they would be passed to the model
     rows = _encode_for(description, inputs, tokenizer)
     if rows is not None:
         given, lengths = pad_rows(description, rows, tokenizer)

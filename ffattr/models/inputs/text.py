@@ -35,6 +35,7 @@ def find_text_tokens(description: ModelDescription, given: Mapping[str, Any], na
     prefix = _PREFIX if name.startswith(_PREFIX) else ""
     content = given[name]
     batch, length = _read_size(description, name, content)
+    _check_dtype(description.base, name, content)
     _check_masks(given, prefix, batch, length)
     mask = _make_token_mask(given, prefix, batch, length, content.device)
     check_rows(mask)
@@ -88,6 +89,16 @@ def _read_size(description: ModelDescription, name: str, content: Tensor) -> tup
     if batch == 0 or length == 0:
         raise ValueError(f"{name} has shape {shape}: no tokens. Expected at least one sequence with one token.")
     return batch, length
+
+
+def _check_dtype(base: nn.Module, name: str, content: Tensor) -> None:
+    """Raises TypeError for float64 features of a model that has nothing in float64."""
+    if content.dtype != torch.float64 or torch.is_autocast_enabled(content.device.type):
+        return
+    found = {one.dtype for one in base.parameters() if one.is_floating_point()}
+    if found and torch.float64 not in found:
+        own = next(one.dtype for one in base.parameters() if one.is_floating_point())
+        raise TypeError(f"{name} has dtype {content.dtype}, but the model has {own}. Use .to({own}).")
 
 
 def _check_masks(given: Mapping[str, Any], prefix: str, batch: int, length: int) -> None:

@@ -35,9 +35,8 @@ class Stacked:
 
 def read_stacked(part: Stacked) -> Linear:
     """Reads the parameters of all experts, ``[E, in, out]`` and ``[E, out]``, in the model's dtype."""
-    with wrapped.fetch_parameters(part.module):
-        weight = wrapped.make_dense(getattr(part.module, part.weight))
-        bias = None if part.bias is None else wrapped.make_dense(getattr(part.module, part.bias))
+    weight = wrapped.read_parameter(part.module, part.weight)
+    bias = None if part.bias is None else wrapped.read_parameter(part.module, part.bias)
     weight = weight if part.out_last else weight.mT
     features = slice(part.start, part.stop, part.step)
     weight, bias = weight[..., features], None if bias is None else bias[:, features]

@@ -22,6 +22,7 @@ from .activation import identify_activation
 from .experts import Stacked, read_stacked
 from .norms import read_norm
 from .weights import Columns, Scaled, read_linear
+from .wrapped import find_compute_dtype
 
 __all__ = ["BranchSpec", "CrossSpec", "GateSpec", "LatentSpec", "LayerSpec"]
 
@@ -218,9 +219,9 @@ class LayerSpec(Scoped):
         found: list[torch.dtype | None] = []
         for part in (self.value, self.out, self.up, self.down):
             module = part if isinstance(part, nn.Module) else part.module
-            told = getattr(module, "compute_dtype", None)
+            told = find_compute_dtype(module)
             own = [one.dtype for one in module.parameters() if one.is_floating_point() and one.dtype.itemsize > 1]
-            found += [told] if isinstance(told, torch.dtype) else own
+            found += own if told is None else [told]
         return find_narrowest(found)
 
     def weights(self, dtype: torch.dtype | None) -> LayerWeights:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ...decomposition.affine import Linear
 from ...errors import UnsupportedModel
@@ -90,22 +91,29 @@ def _read_weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Reads weight ``[in, out]`` and bias ``[out]`` of a module, as `Linear` has them."""
     parts: Any = module
     # Exact types: a subclass may compute something else with the same parameters.
-    if type(module) in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
+    kind = parametrize.type_before_parametrizations(module)  # of which weights are made as they are read
+    if kind in (nn.Linear, nn.modules.linear.NonDynamicallyQuantizableLinear):
         weight = wrapped.make_dense(parts.weight).T
         if type(parts.weight) not in (Tensor, nn.Parameter):  # quantised, with inputs that may be rounded as well
             wrapped.require_linear(module, weight, parts.bias, weight.dtype)
         return weight, parts.bias
-    if type(module) is nn.MultiheadAttention:  # its fused query, key and value projection
+    if kind is nn.MultiheadAttention:  # its fused query, key and value projection
         return parts.in_proj_weight.T, parts.in_proj_bias
-    if type(module).__name__ == "FalconLinear":  # nn.Linear in two steps
+    if kind.__name__ == "FalconLinear":  # nn.Linear in two steps
         return parts.weight.T, parts.bias
-    if type(module).__name__ == "Conv1D":  # transformers' Conv1D already stores [in, out]
+    if kind.__name__ == "Conv1D":  # transformers' Conv1D already stores [in, out]
         return parts.weight, parts.bias
     if wrapped.is_from(module, "bitsandbytes") and getattr(parts.weight, "quant_state", None) is not None:
         return wrapped.read_four_bits(module), parts.bias
+    name = f"a projection is a {kind.__module__}.{kind.__name__}"
+    if ".quantized." in kind.__module__:
+        raise UnsupportedModel(
+            f"{name}, which rounds what it reads to 8 bits and so is not linear. Pass the model as it was before "
+            "quantize_dynamic."
+        )
     raise UnsupportedModel(
-        f"a projection is a {type(module).__module__}.{type(module).__name__}, expected nn.Linear or transformers' "
-        "Conv1D. Merge adapters (merge_and_unload) or dequantise the model first (dequantize() of transformers)."
+        f"{name}, expected nn.Linear or transformers' Conv1D. Merge adapters (merge_and_unload) or dequantise the "
+        "model first (dequantize() of transformers)."
     )
 
 

@@ -16,12 +16,15 @@ from ...errors import UnsupportedModel
 
 __all__ = [
     "fetch_parameters",
+    "find_compute_dtype",
+    "find_owner",
     "find_running",
     "is_from",
     "list_adapters",
     "make_dense",
     "read_four_bits",
     "read_matrix",
+    "read_parameter",
     "require_linear",
 ]
 
@@ -71,6 +74,18 @@ def read_four_bits(module: Any) -> Tensor:
     return weight.T
 
 
+def find_compute_dtype(module: Any) -> torch.dtype | None:
+    """Returns the dtype in which a module says that it computes, whatever it reads; None where it says nothing.
+
+    bitsandbytes' 4-bit weights that are arranged anew for the CPU are multiplied in bfloat16, whatever it says.
+    """
+    state = getattr(getattr(module, "weight", None), "quant_state", None)
+    if getattr(state, "packing_format_for_cpu", False):
+        return torch.bfloat16
+    told = getattr(module, "compute_dtype", None)
+    return told if isinstance(told, torch.dtype) else None
+
+
 def is_from(module: nn.Module, package: str) -> bool:
     """Tells whether the module's class, or one that it derives from, belongs to a package."""
     return any(cls.__module__.partition(".")[0] == package for cls in type(module).__mro__)
@@ -89,6 +104,25 @@ def find_running(module: nn.Module) -> nn.Module:
             names = list_adapters(module)
             trained = bool(names) and all(name in parts[copies] for name in names)
             return find_running(parts[copies][names[0]] if trained else parts[original])
+    return module
+
+
+def read_parameter(module: nn.Module, name: str) -> Tensor:
+    """Reads a parameter of a module, around which PEFT may have put what adapters add to single parameters."""
+    added = []
+    while is_from(module, "peft") and "base_layer" in module._modules:
+        layer: Any = module
+        if getattr(layer, "parameter_name", None) == name:
+            added += [layer.get_delta_weight(one).detach() for one in list_adapters(layer) if one in layer.lora_A]
+        module = layer.base_layer
+    with fetch_parameters(module):
+        return sum(added, start=make_dense(getattr(module, name)))
+
+
+def find_owner(module: Any, name: str) -> Any:
+    """Returns what has an attribute: the module, or one inside layers of PEFT around it."""
+    while not hasattr(module, name) and is_from(module, "peft") and "base_layer" in module._modules:
+        module = module.base_layer
     return module
 
 

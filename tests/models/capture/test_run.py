@@ -43,6 +43,43 @@ def test_training_mode() -> None:
         run("bert", model)
 
 
+def test_training_mode_where_nothing_acts_differently() -> None:
+    model = build("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+    assert_recomputed(*run("bert", model))
+    only_wrapper = nn.Sequential(build("bert"))
+    assert only_wrapper.training
+    with run_undisturbed(only_wrapper):
+        pass
+    by_argument = build("llama", attention_dropout=0.5)
+    by_argument.layers[0].self_attn.train()
+    with pytest.raises(CaptureError, match=r"training mode at 'layers.0.self_attn' \(LlamaAttention\)"):
+        run("llama", by_argument)
+
+
+class Noisy(nn.Module):
+    """Asks for the mode, and says nothing of chances."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if self.training else x
+
+
+def test_training_mode_of_a_module_that_asks_for_it() -> None:
+    with pytest.raises(CaptureError, match="training mode at its own forward"), run_undisturbed(Noisy()):
+        pass
+
+
+def test_a_compiled_forward_is_run_eagerly() -> None:
+    model, compiled = build("gpt2"), []
+
+    def note_graph(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        compiled.append(graph)
+        return graph
+
+    model.forward = torch.compile(model.forward, backend=note_graph)
+    assert_recomputed(*run("gpt2", model))
+    assert not compiled  # neither the model nor the hooks on it
+
+
 def test_random_model_is_noticed() -> None:
     model = build("bert")
     generator = torch.Generator().manual_seed(0)
@@ -83,7 +120,7 @@ def test_device() -> None:
 
 def test_hidden_states() -> None:
     x = torch.ones(1, 2, 3)
-    for output in (x, (x, None), {"loss": None, "last_hidden_state": x}):
+    for output in (x, (x, None), (None, (x, x + 1)), {"loss": None, "last_hidden_state": x}):
         assert read_hidden_states(output) is x
-    with pytest.raises(CaptureError, match="returned a dict that does not start with a tensor"):
+    with pytest.raises(CaptureError, match="returned a dict that holds no tensor"):
         read_hidden_states({"text": "no"})

@@ -146,3 +146,61 @@ def test_a_language_model_with_a_tower_for_images() -> None:
     attr = ffattr.attribute(model, {"ids": torch.tensor([[5, 6, 7]]), "patches": patches})
     assert attr["layer"].shape == (2, 1, 6, 6)
     assert resolve(model).layers[0].module is model.layers[0]
+
+
+class Swish(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(2 * x)
+
+
+class Inline(nn.Module):
+    """A feed-forward block with its activation written out, or in a module."""
+
+    def __init__(self, gated: bool, as_module: bool) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(24, 40), nn.Linear(24, 40) if gated else None, nn.Linear(40, 24)
+        self.act = Swish() if as_module else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.up(x) if self.gate is None else self.gate(x)
+        value = z * torch.sigmoid(2 * z) if self.act is None else self.act(z)
+        return self.down(value if self.gate is None else value * self.up(x))
+
+
+@pytest.mark.filterwarnings("ignore:ffattr has no closed form")
+@pytest.mark.parametrize("gated", [False, True])
+def test_an_activation_that_is_written_out(gated: bool) -> None:
+    ids = torch.arange(14).view(2, 7)
+    inline, module = (mine(ff=lambda as_module=kind: Inline(gated, as_module)) for kind in (False, True))
+    module.load_state_dict(inline.state_dict())
+    found, expected = (ffattr.attribute(model, ids, scopes="all") for model in (inline, module))
+    assert float(found.error.max()) < 1e-10
+    for scope in found.scopes:
+        torch.testing.assert_close(found[scope], expected[scope], rtol=1e-10, atol=1e-12)
+
+
+class Folded(nn.Module):
+    """Heads and sequences on one axis, and no attribute that says how many heads."""
+
+    def __init__(self, heads: int, folded: bool = True) -> None:
+        super().__init__()
+        self.qkv, self.out, self._split, self._folded = nn.Linear(24, 72), nn.Linear(24, 24), (heads, -1), folded
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (t.unflatten(-1, self._split).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        if self._folded:
+            q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+        mixed = (q @ k.mT).softmax(-1) @ v
+        return self.out(mixed.reshape(len(x), self._split[0], x.shape[1], -1).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_heads_that_nothing_counts(heads: int) -> None:
+    ids = torch.arange(14).view(2, 7)
+    folded, plain = (mine(attention=lambda kind=kind: Folded(heads, kind)) for kind in (True, False))
+    plain.load_state_dict(folded.state_dict())
+    found, expected = (ffattr.attribute(model, ids, scopes="all") for model in (folded, plain))
+    assert float(found.error.max()) < 1e-10
+    assert found["attn_heads"].shape[2] == heads
+    for scope in found.scopes:
+        torch.testing.assert_close(found[scope], expected[scope], rtol=1e-10, atol=1e-12)

@@ -258,3 +258,19 @@ def test_empty_text(bert: nn.Module, tokenizer: Any, texts: Any) -> None:
 def test_not_a_tokenizer(bert: nn.Module) -> None:
     with pytest.raises(TypeError, match="tokenizer is a int"):
         ready(bert, "the cat", 3)
+
+
+def test_tensors_in_the_order_of_the_forward(bert: nn.Module) -> None:
+    ids, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    found = prepare_inputs(resolve(bert), bert, (ids, mask))
+    assert found.mask.tolist() == mask.bool().tolist()
+    assert torch.equal(found.kwargs["input_ids"], ids)
+
+
+def test_features_in_a_wider_dtype_than_the_model_has() -> None:
+    narrow = build("bert", dtype=torch.float32)
+    wide = {"inputs_embeds": torch.zeros(1, 3, narrow.config.hidden_size, dtype=torch.float64)}
+    with pytest.raises(
+        TypeError, match=r"inputs_embeds has dtype torch.float64, but the model has torch.float32. Use .to"
+    ):
+        prepare_inputs(resolve(narrow), narrow, wide)

@@ -13,7 +13,7 @@ from activation_cases import NAMES, OFFICIAL, check, derivative, path_integrals
 from torch import Tensor, nn
 
 from ffattr.decomposition import integrated_gradients as ig
-from ffattr.models.spec.activation import identify_activation
+from ffattr.models.spec.activation import _make_grid, identify_activation
 
 MODULES = {
     "gelu": nn.GELU(),
@@ -161,3 +161,24 @@ class Unhashable:
 def test_a_callable_that_cannot_be_remembered() -> None:
     fn = Unhashable()
     assert identify_activation(fn) is identify_activation(fn) is ig.ACTIVATIONS["relu"]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_default_dtype_does_not_matter(dtype: torch.dtype) -> None:
+    _make_grid.cache_clear()
+    torch.set_default_dtype(dtype)
+    try:
+        assert [identify_activation(fn).name for fn in (F.gelu, nn.SiLU(), lambda x: F.relu(x))] == [
+            "gelu",
+            "silu",
+            "relu",
+        ]
+    finally:
+        torch.set_default_dtype(torch.float32)
+        _make_grid.cache_clear()
+
+
+def test_hooks_of_the_user_are_passed_by() -> None:
+    module = nn.GELU()
+    module.register_forward_hook(lambda module, args, output: output[..., :3])
+    assert identify_activation(module).name == "gelu"

@@ -9,9 +9,10 @@ from tiny_models import build
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import ffattr
 from ffattr.errors import UnsupportedModel
 from ffattr.models.registry import resolve
-from ffattr.models.spec.weights import Columns
+from ffattr.models.spec.weights import Columns, select_outputs
 from ffattr.models.spec.weights import Scaled as LayerScale
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -92,3 +93,34 @@ def test_a_subclass_of_linear_is_refused(part: str) -> None:
 def test_offloaded_weights_are_refused() -> None:
     with pytest.raises(UnsupportedModel, match="meta device"):
         spec(up=nn.Linear(WIDTH, FF, device="meta")).weights(torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm", "orthogonal"])
+def test_parametrised_projections(kind: str) -> None:
+    parametrised, plain = build("bert"), build("bert")
+    for model in (parametrised, plain):
+        torch.manual_seed(0)
+        layer = model.encoder.layer[0]
+        for module in (layer.attention.self.value, layer.intermediate.dense):
+            getattr(nn.utils.parametrizations, kind)(module)
+            if model is plain:
+                nn.utils.parametrize.remove_parametrizations(module, "weight")
+        model.eval()
+    ids = torch.arange(14).view(2, 7)
+    found, expected = (ffattr.attribute(model, ids, scopes="all") for model in (parametrised, plain))
+    assert float(found.error.max()) < 1e-10
+    for scope in found.scopes:
+        torch.testing.assert_close(found[scope], expected[scope], rtol=1e-10, atol=1e-12)
+
+
+def test_a_projection_that_rounds_what_it_reads() -> None:
+    rounding = torch.ao.nn.quantized.dynamic.Linear(WIDTH, FF)
+    with pytest.raises(UnsupportedModel, match=r"rounds what it reads to 8 bits.*before quantize_dynamic"):
+        spec(up=rounding).weights(torch.float32)
+
+
+def test_what_is_added_to_outputs_is_cut_like_them() -> None:
+    module, added = nn.Linear(4, 12), torch.arange(12.0)
+    assert select_outputs(module, added) is added
+    assert select_outputs(Columns(module, 2, 4, groups=3), added).tolist() == [2, 3, 6, 7, 10, 11]
+    assert select_outputs(LayerScale(module, torch.full((12,), 2.0)), added).tolist() == (2 * added).tolist()

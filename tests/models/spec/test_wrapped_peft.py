@@ -171,3 +171,17 @@ def test_half_models(kind: str, dtype: torch.dtype) -> None:
     found = ffattr.attribute(model, tiny_models.inputs(name))
     assert found["layer"].dtype == torch.float32
     assert 0 < found.error.max() < 3e-2
+
+
+def test_adapters_on_experts() -> None:
+    """PEFT keeps them around the module that has the parameters of all experts, one for each parameter."""
+    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], target_parameters=targets)
+    model = description("mixtral", config)
+    found = ffattr.attribute(model, tiny_models.ids(), scopes="all")
+    assert float(found.error.max()) < 1e-10
+    merged = ffattr.attribute(model.merge_and_unload(), tiny_models.ids(), scopes="all")
+    without = ffattr.attribute(build("mixtral"), tiny_models.ids(), scopes="all")
+    for scope in found.scopes:
+        torch.testing.assert_close(found[scope], merged[scope], rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(found["layer"], without["layer"])
