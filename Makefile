@@ -1,9 +1,9 @@
-# make demo | test | test-sanitized | test-oldest | test-models | lint | format | clean. The first run creates .venv and builds the package;
-# later runs reuse both.
+# make demo | test | test-ray | test-sanitized | test-oldest | test-models | lint | format | clean. The first run creates
+# .venv and builds the package; later runs reuse both.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: all demo test test-sanitized test-oldest test-models lint format install clean distclean always
+.PHONY: all demo test test-ray test-sanitized test-oldest test-models lint format install clean distclean always
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,6 +37,11 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
+
+# Ray takes the cores for itself, and its processes for dead where others keep them busy: one process, after the others.
+# Skipped, and said so, where it is not installed or does not start.
+test-ray: install
+	FFATTR_TEST_RAY=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/corpus/test_on_ray.py $(PYTEST_ARGS)
 
 # The operators' tests on kernels that AddressSanitizer and UndefinedBehaviorSanitizer watch: the first mistake ends them.
 # The runtime has to be loaded before Python, which frees little at its end; and with it what throws exceptions.

@@ -25,7 +25,6 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "inductor
 SLOWEST = (
     "tests/benchmarks/test_resources.py",
     "tests/benchmarks/test_examples.py",
-    "tests/corpus/test_on_ray.py",
     "tests/ops/triton/test_operator_norms.py",
     "tests/ops/triton/test_ff_norms.py",
     "tests/benchmarks",

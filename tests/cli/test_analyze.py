@@ -67,6 +67,23 @@ def test_of_a_corpus(model, texts, tmp_path):
     )
 
 
+def test_the_tables_of_a_corpus_say_the_same(model, texts, tmp_path):
+    """`analyze --corpus` is a run whose tables do not stay: with the same threads and pairs, the same digits."""
+    options = ["--detailed", 1, "--top", 4]
+    assert run("analyze", model, "--corpus", texts, "-o", tmp_path / "at-once", *options).exit_code == 0
+    made = run(
+        "corpus", model, texts, "-o", tmp_path / "tiny-bert", "--engine", "here", "--pairs", 4, "--shard-docs", 3
+    )
+    assert made.exit_code in (0, 3), made.output
+    assert run("analyze", tmp_path / "tiny-bert", "-o", tmp_path / "later", *options).exit_code == 0
+    names = sorted(path.name for path in (tmp_path / "at-once").glob("*.csv"))
+    assert len(names) > 6
+    assert names == sorted(path.name for path in (tmp_path / "later").glob("*.csv"))
+    for name in names:
+        once, later = (pd.read_csv(tmp_path / folder / name) for folder in ("at-once", "later"))
+        pd.testing.assert_frame_equal(once, later, atol=1e-6, rtol=1e-5)
+
+
 def with_texts(loaded):
     return loaded[0], [line.strip() for line in TEXTS.split("\n") if line.strip()], loaded[1]
 

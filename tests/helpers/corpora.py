@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -81,6 +82,13 @@ class WorkerThatDiesOnce(ShardWorker):
     def __init__(self, folder):
         die_once(folder, "batch")
         super().__init__(folder)
+
+
+class WorkerThatFails(ShardWorker):
+    """Raises what no document is to blame for."""
+
+    def compute(self, number, report=None):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def die_once(folder, *steps):
