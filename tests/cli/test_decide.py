@@ -127,13 +127,13 @@ def test_files_are_written(writer, tmp_path):
 
 
 def test_by_sentence_scores_add_up_as_by_word(classifier):
-    text = "the cat sat . a dog ran ."
+    text = "the cats . a cat playing ."
     by_word = described(classifier, text, "--target", "0")
     found = described(classifier, text, "--target", "0", "--sentences")
-    assert [one["word"] for one in found["words"]] == ["[CLS]", "the cat sat.", "a dog ran.", "[SEP]"]
+    assert [one["word"] for one in found["words"]] == ["[CLS]", "the cats.", "a cat playing.", "[SEP]"]
     assert found["value"] == by_word["value"]
     scores = [one["score"] for one in by_word["words"]]
-    sums = [scores[0], sum(scores[1:5]), sum(scores[5:9]), scores[9]]
+    sums = [scores[0], sum(scores[1:4]), sum(scores[4:8]), scores[8]]
     assert [one["score"] for one in found["words"]] == pytest.approx(sums, rel=1e-5, abs=1e-7)
 
 

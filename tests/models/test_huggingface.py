@@ -23,15 +23,6 @@ def test_positions(name: str, positions: int | None) -> None:
     assert resolve(build(name)).max_positions == positions
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [("bert", {"is_decoder": True, "add_cross_attention": True}), ("gpt2", {"add_cross_attention": True})],
-)
-def test_cross_attention_is_refused(name: str, options: dict[str, bool]) -> None:
-    with pytest.raises(UnsupportedModel, match=r"Model has cross-attention \(config.add_cross_attention is True\)"):
-        resolve(build(name, **options))
-
-
 def test_missing_part_is_named() -> None:
     model = build("bert")
     del model.encoder.layer[1].intermediate.dense

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def test_a_wrong_value_is_named(given: dict[str, Any], error: type[Exception], m
 def test_defaults_are_those_of_the_calls(call: Any) -> None:
     """The same option means the same everywhere, also where it is left out."""
     own = Options()
-    given = call.__kwdefaults__
+    given = inspect.unwrap(call).__kwdefaults__
     shared = [name for name in vars(own) if name in given]
     assert {"layers", "queries", "ig", "baseline", "value_bias", "dtype"} <= set(shared)
     assert {name: given[name] for name in shared} == {name: getattr(own, name) for name in shared}

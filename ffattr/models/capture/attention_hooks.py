@@ -261,15 +261,16 @@ class _AttentionWatch(TorchFunctionMode):
 def _read_softmax(result: Tensor, dim: int | None, heads: int) -> AttentionWeights | None:
     """Returns attention weights ``[B, H, T, T']``, or None for a softmax of anything else (a router's).
 
-    ``heads`` below zero is a guess, by which heads and sequences on one axis are told apart; four dimensions speak for
-    themselves, and of more, all but the last three are taken for sequences. 0: nothing is known, and three dimensions
-    become ``[B * H, 1, T, T]``.
+    ``heads`` below zero is a guess, or of cross-attention: heads and sequences on one axis are told apart by it; four
+    dimensions speak for themselves, and of more, all but the last three are taken for sequences. 0: nothing is known,
+    and three dimensions become ``[B * H, 1, T, T]``. Above zero, three of which the last two differ are a router's.
     """
     if dim not in (-1, result.dim() - 1):
         return None
-    if result.dim() == 3 and not heads and result.shape[1] == result.shape[2]:
+    square = result.dim() == 3 and result.shape[1] == result.shape[2]
+    if square and not heads:
         return AttentionWeights(result[:, None])
-    if result.dim() == 3 and heads and result.shape[0] % abs(heads) == 0:
+    if result.dim() == 3 and (heads < 0 or (heads and square)) and result.shape[0] % abs(heads) == 0:
         result = result.unflatten(0, (-1, abs(heads)))
     if result.dim() > 4 and heads <= 0:  # of windows or blocks, of which it is said that they are
         result = result.flatten(0, result.dim() - 4)

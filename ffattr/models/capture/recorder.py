@@ -140,11 +140,9 @@ class _Recorder:
             modules = {first: spec.attention for first, spec in specs.items()}
             heads = {first: spec.heads for first, spec in specs.items()}
             for first, spec in specs.items():
-                if spec.cross is not None:
-                    modules[first + self._layer_count], heads[first + self._layer_count] = (
-                        spec.cross.attention,
-                        spec.cross.heads,
-                    )
+                if spec.cross is not None:  # which may have fewer keys than queries, or more: below zero
+                    modules[first + self._layer_count] = spec.cross.attention
+                    heads[first + self._layer_count] = -spec.cross.heads
             stack.enter_context(record_attention(self.description.base, modules, heads, self._take_attention))
             stack.enter_context(self._record_mixtures(specs))
             gates = {i: spec.attention_gate.runs for i, spec in specs.items() if spec.attention_gate is not None}

@@ -223,9 +223,13 @@ def test_heads_and_the_encoder_alone() -> None:
 
 
 def test_a_decoder_with_cross_attention_but_no_encoder() -> None:
-    model = build("bert", is_decoder=True, add_cross_attention=True)
-    with pytest.raises(UnsupportedModel, match=r"has cross-attention \(config.add_cross_attention is True\)"):
-        ffattr.attribute(model, tiny_models.inputs("bert"))
+    """Its cross-attention does not run: what is left is found by structure, and is what a decoder without it has."""
+    model, plain = build("bert", is_decoder=True, add_cross_attention=True), build("bert", is_decoder=True)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    found = ffattr.attribute(model, tiny_models.inputs("bert"))
+    assert found.arguments["model"] == "structure of BertModel"
+    expected = ffattr.attribute(plain, tiny_models.inputs("bert"))
+    torch.testing.assert_close(found["layer"], expected["layer"], rtol=1e-12, atol=1e-12)
 
 
 def test_files_and_views(tmp_path: Path) -> None:
