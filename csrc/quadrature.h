@@ -47,6 +47,8 @@ Points<T> points_of(const std::string& rule, int64_t steps) {
   if (rule == "exact") return {};
   FFATTR_CHECK(steps >= (trapezoid ? 2 : 1), "ig_slope: the ", rule,
                " rule needs a number of steps >= ", trapezoid ? 2 : 1, ", got ", steps);
+  const int64_t most = gauss ? 1 << 10 : 1 << 16;  // as in integrated_gradients.py, which says why
+  FFATTR_CHECK(steps <= most, "ig_slope: the ", rule, " rule takes at most ", most, " steps, got ", steps);
   std::vector<double> a, weight;
   if (gauss) {
     gauss_legendre(steps, a, weight);

@@ -25,11 +25,13 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / ".cache" / "inductor
 SLOWEST = (
     "tests/benchmarks/test_resources.py",
     "tests/benchmarks/test_examples.py",
+    "tests/corpus/test_on_ray.py",
     "tests/ops/triton/test_operator_norms.py",
     "tests/ops/triton/test_ff_norms.py",
     "tests/benchmarks",
     "tests/ops/triton",
     "tests/report/test_page_browser.py",
+    "tests/corpus/test_run_deaths.py",
     "tests/study",
     "tests/engine",
     "tests/models/families",

@@ -1,14 +1,17 @@
-"""A corpus through MiniLM-L6 on this CPU: what its engine costs beside the plain loop, and what kills change.
+"""A corpus through MiniLM-L6 on this CPU: what its engine costs beside the plain loop, and what engines make of it.
 
-    python benchmarks/cpu/bench_corpus.py [--texts FILE] [--count 155] [--kills 5] [--ray] [--write]
+    python benchmarks/cpu/bench_corpus.py speed|engines [--texts FILE] [--count 155] [--rounds 3] [--no-ray] [--write]
 
-``FILE`` has a text on each line; without it the 155 verses of benchmarks/paper/verses.txt. All 31,102 verses of the
-King James Bible are in Debian's ``bible-kjv``: ``bible -f gen1:1-rev22:21``. Tokens for each second of CPU time of one
-thread are those of `ffattr.attribute` on all texts at once (the last scope, and the four that the tables need) and of
-one shard in this process, its model loaded, in turns. Then the run is made by one and by two processes, by Ray if
-asked, and by processes that are killed at random moments, in shards of 16 documents: all have to leave the same bytes.
-Seconds on the clock include starting Python and loading the model.
-``--write`` keeps the table in benchmarks/results/.
+``FILE`` has a text on each line, of which ``--count`` are taken at even distances; without it the 155 verses of
+benchmarks/paper/verses.txt. Where all verses of the King James Bible are, and what kills change, says
+bench_corpus_kills.py.
+
+``speed``: tokens for each second of CPU time of one thread, of `ffattr.attribute` on all texts at once (the last scope,
+and the four that the tables need) and of one shard in this process, its model loaded, in turns.
+``engines``: the seconds on the clock of the same run by one and by two processes, by one and by two Ray actors and by
+two ranks beside each other, with the start of Python and of Ray and the loading of the model, in shards of 16
+documents. All have to leave the same bytes.
+``--write`` keeps the figures in benchmarks/results/corpus.json.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import random
 import statistics
 import sys
 import tempfile
@@ -29,23 +31,19 @@ import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "paper"))
+from bench_corpus_kills import list_differences, take_evenly
+from kept_figures import add_figures, describe_machine
 from models import minilm, package_folder
 
 import ffattr
 from ffattr.bench.timing import processor_seconds
-from ffattr.corpus import Count, Options, run_corpus
+from ffattr.corpus import Count, Options, Rank, run_corpus
 from ffattr.corpus.settings import begin_run
 from ffattr.corpus.shards import ShardWorker
-from ffattr.machine import name_processor
 
-RESULTS = Path(__file__).parents[1] / "results"
 VERSES = Path(__file__).parents[1] / "paper" / "verses.txt"
 SCOPES = ["atb", "atb_ff", "atb_ff_res", "atb_ff_res_ln"]
 SHARD = 16
-
-
-def read_tables(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.glob("*/*/part-*"))}
 
 
 class Corpus:
@@ -62,27 +60,20 @@ class Corpus:
         """Plans a run of one shard, or of as few as there are by default; returns its folder."""
         return begin_run(self.folder / name, self.model, [str(self.texts)], Options()).folder
 
-    def kill_at_random(self, name: str, kills: int, seed: int = 0) -> int:
-        """Kills a worker or the coordinator so many times, then lets the run end; returns the kills that found one."""
-        chance, found = random.Random(seed), 0
-        while found < kills:
-            options = {"workers": 1}
-            run = multiprocessing.get_context("spawn").Process(target=self.compute, args=(name,), kwargs=options)
-            run.start()
-            time.sleep(chance.uniform(5, 40))
-            below = psutil.Process(run.pid).children(recursive=True) if run.is_alive() else []
-            victim = chance.choice([*below, psutil.Process(run.pid)]) if run.is_alive() else None
-            if victim is None:
-                break
-            victim.kill()
-            found += 1
-            run.kill()
-            run.join()
-        self.compute(name, workers=1)
-        return found
+    def compute_ranks(self, name: str, count: int) -> None:
+        """Lets as many processes as there are ranks compute their shares, which know nothing of each other."""
+        start = multiprocessing.get_context("spawn").Process
+        options = [{"engine": "here", "rank": Rank(number, count)} for number in range(count)]
+        ranks = [start(target=self.compute, args=(name,), kwargs=kwargs) for kwargs in options]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
+            if rank.exitcode != 0:
+                raise RuntimeError(f"a rank ended with code {rank.exitcode}")
 
 
-def bench_cpu(corpus: Corpus, rounds: int) -> dict[str, Any]:
+def bench_speed(corpus: Corpus, rounds: int) -> dict[str, Any]:
     """Compares the plain loop with the engine, in turns; and follows the memory of this process."""
     texts = corpus.texts.read_text().splitlines()
     loaded = minilm()
@@ -103,7 +94,7 @@ def bench_cpu(corpus: Corpus, rounds: int) -> dict[str, Any]:
         seconds["four scopes"].append(processor_seconds(lambda: loop(SCOPES)))
         seconds["engine"].append(processor_seconds(lambda: worker.compute(0, follow)))
 
-    size = sum(map(len, read_tables(corpus.folder / "one shard").values()))
+    size = sum(path.stat().st_size for path in (corpus.folder / "one shard").glob("*/*/part-*"))
     ratios = [a / b for a, b in zip(seconds["last scope"], seconds["engine"], strict=True)]
     return {
         "documents": len(texts),
@@ -120,50 +111,51 @@ def bench_cpu(corpus: Corpus, rounds: int) -> dict[str, Any]:
     }
 
 
-def bench_engines(corpus: Corpus, kills: int, with_ray: bool) -> Iterator[tuple[str, dict[str, float]]]:
+def bench_engines(corpus: Corpus, with_ray: bool) -> Iterator[tuple[str, float]]:
     """Makes the run by every engine and yields the seconds; raises where one leaves other bytes."""
-    corpus.compute("here", engine="here")
-    expected = read_tables(corpus.folder / "here")
     runs: dict[str, Callable[[str], object]] = {
         "1 process": lambda name: corpus.compute(name, workers=1),
         "2 processes": lambda name: corpus.compute(name, workers=2),
+        "2 ranks": lambda name: corpus.compute_ranks(name, 2),
     }
     if with_ray:
+        runs["Ray, 1 actor"] = lambda name: corpus.compute(name, engine="ray", workers=1)
         runs["Ray, 2 actors"] = lambda name: corpus.compute(name, engine="ray", workers=2)
-    if kills:
-        runs["killed at random"] = lambda name: corpus.kill_at_random(name, kills)
     for name, run in runs.items():
         began = time.perf_counter()
-        came = run(name)
-        row = {"seconds": time.perf_counter() - began} | ({"kills": float(came)} if isinstance(came, int) else {})
-        if read_tables(corpus.folder / name) != expected:
-            raise RuntimeError(f"{name} left other bytes")
-        print(f"{name}: the same bytes, {row}", flush=True)
-        yield name, row
+        run(name)
+        seconds = time.perf_counter() - began
+        if different := list_differences(corpus.folder / "1 process", corpus.folder / name):
+            raise RuntimeError(f"{name} left other bytes: {different[0]}")
+        print(f"{name}: {seconds:.0f} s", flush=True)
+        yield name, seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("what", choices=["speed", "engines"])
     parser.add_argument("--texts", type=Path, default=VERSES)
     parser.add_argument("--count", type=int, default=155)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--kills", type=int, default=5)
-    parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--no-ray", action="store_true")
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         texts = Path(name) / "texts.txt"
         lines = [line for line in asked.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
-        texts.write_text("\n".join(lines[: asked.count]) + "\n", encoding="utf-8")
-        corpus = Corpus(texts, Path(name))
-        found = {"machine": name_processor(torch.device("cpu")), "torch": str(torch.__version__), "threads": 1}
-        found |= bench_cpu(corpus, asked.rounds)
+        chosen = take_evenly(lines, asked.count)
+        texts.write_text("\n".join(chosen) + "\n", encoding="utf-8")
+        corpus, found = Corpus(texts, Path(name)), describe_machine(1)
+        if asked.what == "speed":
+            found |= bench_speed(corpus, asked.rounds)
+        else:
+            found["documents"] = len(chosen)
+            found["seconds on the clock"] = dict(bench_engines(corpus, not asked.no_ray))
+            found["bytes"] = "equal"
         print(json.dumps(found, indent=1), flush=True)
-        for name, row in bench_engines(corpus, asked.kills, asked.ray):
-            found[name] = row
-            if asked.write:
-                (RESULTS / "corpus.json").write_text(json.dumps(found, indent=1) + "\n")
+        if asked.write:
+            add_figures("corpus", asked.what, found)
 
 
 if __name__ == "__main__":

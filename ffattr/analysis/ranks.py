@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 __all__ = ["center_ranks", "correlate", "spearman", "standard_error"]
 
@@ -27,9 +28,10 @@ def spearman(a: Tensor, b: Tensor) -> float:
 
 
 def center_ranks(values: Tensor) -> Tensor:
-    """Returns the ranks of ``values`` ``[p]`` less their mean, in float64; NaN where one of them is."""
+    """Returns the ranks of ``values`` ``[..., p]`` less their mean, in float64; NaN where one of the ``p`` is."""
     ranks = _rank_values(values)
-    return ranks - ranks.mean() if not values.isnan().any() else torch.full_like(ranks, torch.nan)
+    undefined = values.isnan().any(-1, keepdim=True)
+    return (ranks - (values.shape[-1] + 1) / 2).masked_fill_(undefined, math.nan)
 
 
 def correlate(first: Tensor, second: Tensor) -> float:
@@ -39,11 +41,17 @@ def correlate(first: Tensor, second: Tensor) -> float:
 
 
 def _rank_values(values: Tensor) -> Tensor:
-    """Returns ranks from 1, in float64; equal values share the mean of their places."""
-    _, place, counts = torch.unique(values, sorted=True, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    average: Tensor = last - (counts.double() - 1) / 2
-    return average[place]
+    """Returns ranks from 1 among the last dimension, in float64; equal values share the mean of their places."""
+    ordered, order = values.sort(-1)
+    places = torch.arange(1, values.shape[-1] + 1, dtype=torch.float64, device=values.device).expand_as(ordered)
+    ranks = torch.empty_like(places, memory_format=torch.contiguous_format)
+    steps = ordered[..., 1:] != ordered[..., :-1]
+    if bool(steps.all()):
+        return ranks.scatter_(-1, order, places)
+    ends = functional.pad(steps, (1, 1), value=True)
+    first = places.masked_fill(~ends[..., :-1], 0).cummax(-1).values
+    last = places.masked_fill(~ends[..., 1:], math.inf).flip(-1).cummin(-1).values.flip(-1)
+    return ranks.scatter_(-1, order, (first + last) / 2)
 
 
 def standard_error(a: Tensor, b: Tensor, of: int) -> float:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from ..analysis.words import mark_of
 from ..errors import UnsupportedModel
@@ -52,7 +54,8 @@ class Mapper:
     device busy). nlp: a spaCy pipeline for grammatical categories. text, id: names of columns of the batches.
 
     Calling it maps a batch of columns to columns, one row for each document, in which the rows of other tables are
-    lists: the form that ``ray.data.Dataset.map_batches``, ``datasets.Dataset.map(batched=True)`` and Daft take.
+    lists: the form that ``ray.data.Dataset.map_batches``, ``datasets.Dataset.map(batched=True)`` and Daft take. Of a
+    table of pyarrow it makes one, whose columns have the same types in every batch, whatever becomes of its documents.
 
     >>> mapper = ffattr.corpus.Mapper(model, tokenizer, pairs=2)
     >>> found = mapper({"text": ["The cat sat.", "", "Dogs bark."]})
@@ -105,10 +108,11 @@ class Mapper:
         ids = self.tokenizer("a b c d")["input_ids"][:8]
         self.measure.compute([Piece(0, 0, ids, 0), Piece(1, 0, ids[: max(1, len(ids) - 1)], 1)])
 
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        """Returns columns of Python values, one for each document of ``batch``."""
-        texts = list(batch[self.text])
-        ids = [None] * len(texts) if self.id is None else [str(one) for one in batch[self.id]]
+    def __call__(self, batch: Any) -> Any:
+        """Returns columns of Python values, one for each document of ``batch``, or a table of pyarrow for one."""
+        as_table = isinstance(batch, pa.Table)
+        texts = _list_column(batch[self.text])
+        ids = [None] * len(texts) if self.id is None else [str(one) for one in _list_column(batch[self.id])]
         documents = [
             Document(row, text if isinstance(text, str) else Failure("NotText", f"a {type(text).__name__}"), one)
             for row, (text, one) in enumerate(zip(texts, ids, strict=True))
@@ -125,7 +129,8 @@ class Mapper:
             computed, failed = self.compute(together)
             parts += computed
             failures |= failed
-        return nest_rows(make_tables(self.layout, documents, failures, join_parts(parts)))
+        columns = nest_rows(make_tables(self.layout, documents, failures, join_parts(parts)))
+        return pa.table(columns, self.layout.nested_schema) if as_table else columns
 
     def encode(self, document: Document, source: str = "") -> list[Piece] | Failure:
         """Tokenises a document of ``source``, or says why there is nothing to compute."""
@@ -184,6 +189,11 @@ class Mapper:
             text, truncation=True, max_length=most, return_overflowing_tokens=self.limit.long == "window"
         )["input_ids"]
         return [list(window) for window in cut] if self.limit.long == "window" else [list(cut)]
+
+
+def _list_column(column: Any) -> list[Any]:
+    """Returns the values of a column: those of pyarrow's are no Python values."""
+    return column.to_pylist() if isinstance(column, pa.ChunkedArray) else list(column)
 
 
 def _key_of(source: str, row: int, window: int) -> int:

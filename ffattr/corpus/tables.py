@@ -38,6 +38,7 @@ COMMIT = "documents"
 _CARRIED = b"ffattr"  # the name of the metadata
 _NAMES = ("pairs", "tokens", "maps", "scores")
 _PER_FOLDER = 1000
+_OF_FILES = ("source", "row", "shard")  # columns that say where a document lies
 _AT = [("source", pa.string()), ("row", pa.int64()), ("window", pa.int32())]
 _TOKENS = [
     *(("scope", pa.string()), ("layer", pa.int32()), ("position", pa.int32()), ("token", pa.string())),
@@ -115,6 +116,20 @@ class Layout:
         carried = json.dumps(asdict(self) | {"tables": sorted(self.tables)}, sort_keys=True)
         return schemas | {COMMIT: schemas[COMMIT].with_metadata({_CARRIED: carried})}
 
+    @property
+    def nested_schema(self) -> pa.Schema:
+        """The columns of `nest_rows`."""
+        schemas = self.schemas
+        columns = [
+            field.with_name(_name_nested(field.name)) for field in schemas[COMMIT] if field.name not in _OF_FILES
+        ]
+        for name, schema in schemas.items():
+            if name != COMMIT:
+                columns.append(
+                    pa.field(name, pa.list_(pa.struct([one for one in schema if one.name not in _OF_FILES])))
+                )
+        return pa.schema(columns)
+
 
 def name_change(component: str) -> str:
     """Returns the column of a component's changes, ``change_ff`` of ``FF``."""
@@ -157,9 +172,14 @@ def make_tables(
 
 
 def nest_rows(tables: Mapping[str, pa.Table]) -> dict[str, list[Any]]:
-    """Returns the columns of ``documents``, and for each other table a column with a list of rows for each document."""
+    """Returns the columns of ``documents``, and for each other table a column with a list of rows for each document.
+
+    As ``tokens`` is a table, the number of a document's tokens is called ``token_count``.
+    """
     documents = tables[COMMIT].drop_columns(["source", "shard"])
-    found: dict[str, list[Any]] = {name: documents.column(name).to_pylist() for name in documents.column_names}
+    found: dict[str, list[Any]] = {
+        _name_nested(name): documents.column(name).to_pylist() for name in documents.column_names
+    }
     for name, table in tables.items():
         if name == COMMIT:
             continue
@@ -169,6 +189,10 @@ def nest_rows(tables: Mapping[str, pa.Table]) -> dict[str, list[Any]]:
         found[name] = list(of_row.values())
     del found["row"]
     return found
+
+
+def _name_nested(column: str) -> str:
+    return "token_count" if column == "tokens" else column
 
 
 def part_path(folder: Path, table: str, shard: int) -> Path:

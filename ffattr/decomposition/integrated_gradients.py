@@ -33,6 +33,9 @@ __all__ = [
 ]
 
 _RIEMANN = ("right", "left", "midpoint", "trapezoid")
+_MOST_STEPS, _MOST_NODES = 2**16, 2**10
+"""More points would take minutes and gigabytes for what the exact rule gives (`csrc/quadrature.h` has them, too)."""
+
 RULES = ("exact", *_RIEMANN, "gauss-legendre")
 """Names of the rules, as the operators take them."""
 
@@ -169,6 +172,11 @@ def _check_steps(rule: str, steps: int) -> None:
     least = 2 if rule == "trapezoid" else 1
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
         raise ValueError(f"the {rule} rule needs an integer number of steps >= {least}, got {steps!r}")
+    most = _MOST_NODES if rule == "gauss-legendre" else _MOST_STEPS
+    if steps > most:
+        raise ValueError(
+            f"the {rule} rule takes at most {most} steps, got {steps}; ig='exact' costs less and has no error"
+        )
 
 
 def _path_points(rule: str, steps: int, activation: Activation) -> list[tuple[float, float]]:

@@ -7,7 +7,7 @@ Rows of maps are handed on as soon as they are complete: what becomes of them is
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,12 +50,13 @@ def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> L
     """All maps of the queries of ``pack`` at a layer, in the blocks of ``plan``.
 
     Where memory runs out, it goes on in halves of them, quarters and so on. Raises `OutOfMemory` where the smallest do
-    not fit, and `NonFiniteError` where the range of float16 does not do.
+    not fit, and `NonFiniteError` where the range of a dtype does not do.
     """
     total = len(pack.query_tokens)
     output = pack.x.new_empty(total, task.weights.width)
     result = LayerResult({scope: pack.x.new_zeros(total) for scope in task.asked}, output, plan, {})
     maps: LayerMaps | None = None
+    finite: dict[Scope, Tensor] = {}
     start = 0
     while start < total:
         watch, found = OutOfMemoryWatch(pack.x.device), None
@@ -80,11 +81,14 @@ def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> L
             plan = smaller
             continue
         for rows in found:
-            _hand_on(rows, plan, take)
+            for scope, tile in rows.maps.items():  # of all blocks together: a GPU is waited for once a layer
+                finite[scope] = tile.isfinite().all() & finite.get(scope, True)
+            _hand_on(rows, take)
             for scope, bias in rows.bias.items():
                 result.bias[scope][rows.queries.index_in_pack] = bias
             result.output[rows.queries.index_in_pack] = rows.output
         start += sum(len(rows.queries) for rows in found)
+    _check_range(finite, plan)
     if maps is not None:
         result.sketch_error.update(maps.sketch_error)
     return replace(result, plan=plan)
@@ -122,12 +126,22 @@ def project_layer(task: LayerTask, pack: Pack, plan: LayerPlan, direction: Tenso
     return LayerResult(bias, output, plan, {})
 
 
-def _hand_on(found: MapRows, plan: LayerPlan, take: TakeRows) -> None:
-    if plan.dtype == torch.float16 and not all(bool(rows.isfinite().all()) for rows in found.maps.values()):
-        raise NonFiniteError(
-            f"layer {plan.layer}: its wide products exceed the range of float16; pass dtype=torch.bfloat16 or "
-            "dtype=torch.float32"
-        )
+def _check_range(finite: Mapping[Scope, Tensor], plan: LayerPlan) -> None:
+    """Raises `NonFiniteError` for scopes whose maps hold NaN or infinity."""
+    broken = [str(scope) for scope, fine in finite.items() if not fine]
+    if not broken:
+        return
+    if plan.dtype == torch.float16:
+        why = "its wide products exceed the range of float16; pass dtype=torch.bfloat16 or dtype=torch.float32"
+    elif plan.dtype == torch.float64:
+        why = "vectors or their squares exceed the range of float64, or hold NaN"
+    else:
+        why = "squares of what vectors hold exceed the range of float32 (3.4e38), or they hold NaN; pass "
+        why += "dtype=torch.float64"
+    raise NonFiniteError(f"layer {plan.layer}, {', '.join(broken)}: {why}")
+
+
+def _hand_on(found: MapRows, take: TakeRows) -> None:
     pack = found.queries.pack
     for number, queries in found.queries.sequences():
         if queries.start < queries.stop:

@@ -16,12 +16,14 @@ from ..results import Attribution, StackedAttribution
 from ..results.keep import Keep, parse_keep
 from ..selection import Indices
 from .assemble import ResultBuilder
+from .broken_weights import name_broken_weights
 from .options import IG, Options
 from .request import Request
 
 __all__ = ["attribute"]
 
 
+@name_broken_weights
 def attribute(
     model: nn.Module,
     inputs: Any,
@@ -119,6 +121,7 @@ def attribute(
         "method": str(method),
         "keep": str(keep),
         "reduce": reduce if toward is None else "toward",
+        "check": str(check),
     }
     batches = request.batches()
     builders: list[ResultBuilder] = []  # one after the other, so that those before one that fails can be discarded

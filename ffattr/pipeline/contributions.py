@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..results.contributions import Contributions
 from ..results.keep import Keep
 from ..selection import Indices
+from .broken_weights import name_broken_weights
 from .options import IG, Options
 from .toward.follow import Follower
 from .toward.gather import Gathered
@@ -21,6 +22,7 @@ __all__ = ["contributions"]
 _ENDED = object()
 
 
+@name_broken_weights
 def contributions(
     model: nn.Module,
     inputs: Any,
@@ -118,6 +120,7 @@ def _make_result(
         **request.describe_arguments(),
         "dtype": str(request.dtype).removeprefix("torch."),  # nothing here is a product in a narrower one
         "keep": str(question.keep),
+        "check": str(follower.check),
     }
     targets, positions = _name_targets(question, follower, tokenizer)
     results: dict[str, Contributions] = {}

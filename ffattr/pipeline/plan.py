@@ -17,6 +17,7 @@ from ..engine.costs import LayerShape
 from ..engine.plan import LayerPlan, Plan
 from ..ops.reduction import Reduction
 from ..selection import Indices
+from .broken_weights import name_broken_weights
 from .options import IG, Options
 from .request import Request
 from .stack import Stack
@@ -24,6 +25,7 @@ from .stack import Stack
 __all__ = ["plan"]
 
 
+@name_broken_weights
 def plan(
     model: nn.Module,
     inputs: Any,

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..decomposition.attention import LayerRecord
 from ..models.capture.recorder import record_layers
 from ..results.keep import Dense
 from .assemble import ResultBuilder, layer_tolerance
+from .broken_weights import name_broken_weights
 from .options import Options
 from .request import Request
 from .stack import Stack
@@ -51,9 +53,10 @@ class Reproduction:
 
     @property
     def error(self) -> float:
-        return max(layer.error for layer in self.layers)
+        return float(torch.tensor([layer.error for layer in self.layers], dtype=torch.float64).max())  # NaN is largest
 
 
+@name_broken_weights
 def reproduce(model: nn.Module, inputs: Any, tokenizer: Any = None) -> Reproduction:
     """Recompute all layers in one forward pass of the model, those after one that fails too.
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ..decomposition import reference
+from ..decomposition.adjoint.layer import LayerAdjoint
 from ..decomposition.attention import LayerRecord
 from ..decomposition.layer import add_constants
 from ..decomposition.scopes import Scope
 from ..decomposition.walk import Stream
 from ..selection import Indices
 from .assemble import CapturedSequence, find_errors, layer_tolerance, require_reproduced
+from .broken_weights import name_broken_weights
 from .options import IG, Options
 from .request import Request
 from .stack import Stack
@@ -35,7 +37,7 @@ class Vectors:
     ``bias`` and ``total`` ``[layers, B, queries, d]`` (zero where told apart). Padding is zero. Of a scope of
     cross-attention the ``T`` tokens are the encoder's, ``key_tokens``; from ``atb`` on, the decoder's are missing from
     its sum, and the encoder's from that of a decoder's scope. ``mask`` ``[B, T]`` is True at real tokens, ``key_mask``
-    at those of the encoder where keys are its tokens.
+    at those of the encoder where keys are its tokens. ``checked``: layers' outputs were compared with the model's.
 
     >>> found = ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, scope="atb")
     >>> torch.allclose(found.values.sum(-2) + found.bias, found.total)
@@ -52,6 +54,11 @@ class Vectors:
     mask: Tensor
     key_tokens: list[list[str]] | None = None
     key_mask: Tensor | None = None
+    checked: bool = True
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.values.shape))
+        return f"Vectors({self.scope}, {shape}, layers {list(self.layers)}{'' if self.checked else '; unchecked'})"
 
 
 @overload
@@ -67,6 +74,7 @@ def vectors(
     baseline: str | Tensor = ...,
     value_bias: str = ...,
     dtype: torch.dtype | None = ...,
+    check: bool = ...,
 ) -> Vectors: ...
 
 
@@ -83,9 +91,11 @@ def vectors(
     baseline: str | Tensor = ...,
     value_bias: str = ...,
     dtype: torch.dtype | None = ...,
+    check: bool = ...,
 ) -> dict[str, Vectors]: ...
 
 
+@name_broken_weights
 def vectors(
     model: nn.Module,
     inputs: Any,
@@ -98,10 +108,12 @@ def vectors(
     baseline: str | Tensor = "zero",
     value_bias: str = "token",
     dtype: torch.dtype | None = None,
+    check: bool = True,
 ) -> Vectors | dict[str, Vectors]:
     """The vectors themselves, materialised: what each token contributes to each query token, before any norm.
 
     Arguments as for `attribute`; ``scope`` is one name, or several: then one `Vectors` for each, by name, of one pass.
+    With ``check`` every layer's recomputed output at the queries is compared with the model's, as `attribute` does.
     Meant for a few queries and layers: raises ValueError where the result would not fit the free memory.
 
     >>> found = ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, layers=[2], queries=[-1])
@@ -129,6 +141,8 @@ def vectors(
         for row in range(len(stack.mask)):
             one = CapturedSequence.from_record(request, stack, captured, row, row)
             of_one, given = one.sequence, (request.rule, value_bias, one.sequence.routing, one.sequence.encoder)
+            # The way on to the output, whichever scopes are asked for, without vectors.
+            whole = LayerAdjoint(weights, of_one.x, of_one.attention, 0, *given)
             # A dense layer among mixtures has no experts.
             wanted = [name for name in stack.scopes if weights.mixture or name.axis != "expert"]
             neurons = max(branch.width for branch in weights.branches)
@@ -138,13 +152,13 @@ def vectors(
                 streams = reference.decompose(weights, of_one.x, of_one.attention, tokens, *given)
                 for name, stream in _pick_scopes(streams, wanted):
                     filled[stack.name, name].add(stream, one, stack.result_layers(layer), rows)
-                if captured.changed:
-                    *_, (_, last) = reference.decompose(weights, of_one.x, of_one.attention, tokens, *given)
-                    error, allowed = find_errors([output], last.total), layer_tolerance(stack, captured, request.dtype)
+                if check:
+                    recomputed = whole.freeze_queries(tokens)[1]
+                    error, allowed = find_errors([output], recomputed), layer_tolerance(stack, captured, request.dtype)
                     require_reproduced(request, stack, layer, row, float(error), allowed, captured.changed)
 
-    request.run_model(request.inputs, on_layer)
-    found = {str(name): filled[stack.name, name].vectors() for stack in request.stacks for name in stack.scopes}
+    request.run_model(request.inputs, on_layer, check)
+    found = {str(name): filled[stack.name, name].vectors(check) for stack in request.stacks for name in stack.scopes}
     return found[names[0]] if isinstance(scope, str) else found
 
 
@@ -178,11 +192,12 @@ class _VectorSink:
                 self.bias[place, one.batch, rows] = stream.bias.to(self.bias.device)
                 self.total[place, one.batch, rows] = stream.total.to(self.total.device)
 
-    def vectors(self) -> Vectors:
+    def vectors(self, checked: bool) -> Vectors:
         stack, across = self.stack, self.scope.source == "cross"
         key_tokens, key_mask = (stack.encoder_tokens, stack.encoder_mask) if across else (None, None)
         numbers, scope, layers = (self.values, self.bias, self.total), str(self.scope), stack.model_layers
-        return Vectors(*numbers, stack.tokens, layers, stack.queries, scope, stack.mask, key_tokens, key_mask)
+        tokens, queries = stack.tokens, stack.queries
+        return Vectors(*numbers, tokens, layers, queries, scope, stack.mask, key_tokens, key_mask, checked)
 
 
 def _pick_scopes(streams: Iterator[tuple[Scope, Stream]], scopes: Sequence[Scope]) -> Iterator[tuple[Scope, Stream]]:

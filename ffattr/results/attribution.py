@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from . import serialise, tables
-from .contents import Contents, number_expert
+from .contents import Contents, describe_check, number_expert
 from .files import write, write_text
 from .scope_names import extra_axis
 
@@ -71,7 +71,7 @@ class Attribution(Contents):
         reduced = "" if self.reduce == "l2" else f"; reduce={self.reduce!r}"
         return (
             f"Attribution({len(self.layers)} layers, {sequences} x {tokens} tokens, {len(self.queries)} queries, "
-            f"scopes: {', '.join(self.scopes)}{self.kept.describe()}{reduced})"
+            f"scopes: {', '.join(self.scopes)}{self.kept.describe()}{reduced}{describe_check(self.arguments)})"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -6,7 +6,7 @@ tokens, or selected ones, or groups of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ __all__ = [
     "SHARED",
     "Contents",
     "Ticks",
+    "describe_check",
     "drop_padding",
     "key_tokens",
     "label_axes",
@@ -143,6 +144,11 @@ def label_axes(contents: Contents, batch: int) -> tuple[Ticks, Ticks]:
         Ticks.from_positions(queries, real[queries], contents.tokens[batch] if contents.tokens else [], contents.block),
         Ticks.from_positions(torch.arange(len(keys)), keys, names[batch] if names else [], contents.block),
     )
+
+
+def describe_check(arguments: Mapping[str, Any]) -> str:
+    """Returns what a line about a result adds where nobody compared it with its model."""
+    return "; unchecked" if arguments.get("check") == "False" else ""
 
 
 def key_tokens(contents: Contents) -> list[list[str]]:

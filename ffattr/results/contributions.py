@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from . import files
+from .contents import describe_check
 from .keep import restore_kept
 from .signed.contents import FLOW as _FLOW
 from .signed.contents import SignedContents, find_boundary, find_target, split_targets
@@ -67,7 +68,8 @@ class Contributions(SignedContents):
     def __repr__(self) -> str:
         targets, sequences, tokens = len(self.value), len(self.mask), self.mask.shape[1]
         flow = "" if self.kept is None else f", flow at {self.scope}"
-        return f"Contributions({targets} targets, {len(self.layers)} layers, {sequences} x {tokens} tokens{flow})"
+        rest = flow + describe_check(self.arguments)
+        return f"Contributions({targets} targets, {len(self.layers)} layers, {sequences} x {tokens} tokens{rest})"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes everything to a safetensors file that `ffattr.load` reads; whole or not at all.

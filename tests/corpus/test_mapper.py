@@ -25,9 +25,21 @@ def test_columns_to_columns(loaded):
     assert found["id"] == ["7", "8", "9", "10"]
     assert found["error_type"] == [None, "NotText", "EmptyText", None]
     assert [len(rows) for rows in found["pairs"]] == [4, 0, 0, 4]
+    assert found["token_count"] == [6, None, None, 5]
     assert [row["token"] for row in found["tokens"][3] if row["layer"] == 1] == ["[CLS]", "two", "dog", "##s", "[SEP]"]
     assert found["change_ff"][0] == pytest.approx(mapper(loaded)({"text": ["The cat sat."]})["change_ff"][0], abs=1e-6)
     assert pa.table(found).num_rows == len(pd.DataFrame(found)) == 4
+
+
+def test_tables_to_tables_of_the_same_types(loaded):
+    """Frameworks join batches: one without errors, or without anything else, has the columns of the others."""
+    made = mapper(loaded, pairs=2, id="key", keep=("pairs", "tokens", "top:1"))
+    batches = [{"text": ["The cat sat.", "two dogs"], "key": [7, 8]}, {"text": [None, ""], "key": ["a", None]}]
+    first, second = (made(pa.table(batch)) for batch in batches)
+    assert first.schema == second.schema
+    assert pa.concat_tables([first, second]).num_rows == 4
+    for table, batch in zip((first, second), batches, strict=True):
+        assert table.to_pylist() == pa.table(made(batch), table.schema).to_pylist()
 
 
 def test_too_long(loaded):

@@ -168,6 +168,8 @@ def test_rules_as_users_write_them() -> None:
         (lambda: ig.Riemann(2.5), "2.5"),
         (lambda: ig.Riemann(5, "simpson"), "simpson"),
         (lambda: ig.GaussLegendre(-3), "-3"),
+        (lambda: ig.Riemann(10**9), "at most 65536 steps, got 1000000000; ig='exact' costs less"),
+        (lambda: ig.GaussLegendre(2000), "at most 1024"),
         (lambda: ig.rule_of("exakt"), "exakt"),
         (lambda: ig.nodes("exact", 4), "exact"),
         (lambda: ig.slope(torch.ones(2), ig.ACTIVATIONS["gelu"], "rihgt", 4), "rihgt"),

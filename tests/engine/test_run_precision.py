@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -130,9 +132,36 @@ def test_float16_that_overflows() -> None:
     model, given = build("gpt2"), tiny_models.inputs("gpt2")
     model.get_parameter("h.1.mlp.c_proj.weight").data.mul_(1e6)
     with pytest.raises(
-        NonFiniteError, match=r"layer 1: .* range of float16; pass dtype=torch.bfloat16 or dtype=torch.fl"
+        NonFiniteError,
+        match=r"layer 1, atb_ln_ff_res: .* range of float16; pass dtype=torch.bfloat16 or dtype=torch.fl",
     ):
         ffattr.attribute(model, given, dtype=torch.float16)
     expected = ffattr.attribute(model, given, backend="reference")
     found = ffattr.attribute(model, given, dtype=torch.bfloat16)
     assert far(found, expected, found.scopes[-1]) < LIMITS[torch.bfloat16]
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu", "reference"])
+@pytest.mark.parametrize("scope", ["attn", "atb", "layer"])
+def test_norms_beyond_the_range_of_squares_are_right_or_an_error_by_layer_and_scope(backend: str, scope: str) -> None:
+    model = build("llama", dtype=torch.float32)
+    hidden = torch.randn(1, 5, model.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():  # what attention and the block add is of the order of 1e21
+        for part in (model.layers[1].self_attn.o_proj, model.layers[1].mlp.down_proj):
+            part.weight.mul_(1e21)
+    options = {"scopes": scope, "layers": [1], "check": False}  # the model's own norms overflow as well
+    exact = ffattr.attribute(copy.deepcopy(model).double(), {"inputs_embeds": hidden.double()}, **options)
+    assert exact[scope].isfinite().all()
+    said = rf"layer 1, {exact.scope(scope)}: squares of what .* float32 \(3.4e38\).* pass dtype=torch.float64"
+
+    def compute() -> Tensor | str:
+        try:
+            return ffattr.attribute(model, {"inputs_embeds": hidden}, **options, backend=backend)[scope]
+        except NonFiniteError as error:
+            return str(error)
+
+    found = compute()
+    if isinstance(found, str):
+        assert re.fullmatch(said, found)
+    else:
+        assert torch.allclose(found.double(), exact[scope], rtol=1e-3, atol=0)

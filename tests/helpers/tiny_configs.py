@@ -216,6 +216,8 @@ _SOUNDS: dict[str, tuple[str, dict[str, Any]]] = {
     "wav2vec2": ("Wav2Vec2", SOUND),
     "wav2vec2-stable": ("Wav2Vec2", {**SOUND, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}),
     "hubert": ("Hubert", SOUND),
+    "wavlm": ("WavLM", SOUND),
+    "wavlm-stable": ("WavLM", {**SOUND, "do_stable_layer_norm": True, "feat_extract_norm": "layer"}),
 }
 IMAGE_FAMILIES, SOUND_FAMILIES = tuple(_IMAGES), tuple(_SOUNDS)
 _MORE |= _IMAGES | _SOUNDS

@@ -125,6 +125,9 @@ def test_threads_agree() -> None:
         ("gelu", "simpson", 3, "simpson"),
         ("gelu", "right", 0, "right.*0"),
         ("gelu", "trapezoid", 1, "trapezoid.*1"),
+        ("gelu", "right", 2**16 + 1, "at most 65536 steps, got 65537"),
+        ("gelu", "midpoint", 2**40, "at most 65536 steps"),
+        ("gelu", "gauss-legendre", 1025, "at most 1024 steps, got 1025"),
     ],
 )
 def test_bad_arguments_are_named(activation: str, rule: str, steps: int, named: str) -> None:

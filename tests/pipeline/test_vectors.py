@@ -66,3 +66,27 @@ def test_vectors_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ffattr.vectors(model, given, queries=[0, 1]).values.shape == (2, 2, 2, 7, 40)
     monkeypatch.setattr(vectors.psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
     assert ffattr.vectors(model, given).values.shape == (2, 2, 7, 7, 40)
+
+
+@pytest.mark.parametrize("scope", ["attn", "atb", "layer"])
+@pytest.mark.parametrize("name", ["llama", "bert", "mixtral", "t5"])
+def test_vectors_of_a_layer_that_is_not_what_it_seems_are_an_error(name: str, scope: str) -> None:
+    """Whichever scope is asked for, also before the part that is different."""
+    model, given = build(name), tiny_models.inputs(name)
+    asked = f"encoder.{scope}" if name == "t5" else scope
+    module = next(m for n, m in model.named_modules() if n.endswith(("down_proj", "output.dense", "experts", ".wo")))
+    right = ffattr.vectors(model, given, scope=asked, queries=[2])
+    assert "unchecked" not in repr(right)
+    module.register_forward_hook(lambda module, args, output: output * 1.01)
+    with pytest.raises(ffattr.FfattrError, match=r"by a hook|the recomputed output differs"):
+        ffattr.vectors(model, given, scope=asked, queries=[2])
+    found = ffattr.vectors(model, given, scope=asked, queries=[2], check=False)
+    assert repr(found).endswith("; unchecked)")
+
+
+def test_results_that_nobody_checked_say_so() -> None:
+    model, given = build("llama", head="ForCausalLM"), tiny_models.inputs("llama")
+    assert repr(ffattr.attribute(model, given, check=False)).endswith("; unchecked)")
+    assert repr(ffattr.contributions(model, given, target=3, check=False)).endswith("; unchecked)")
+    for found in (ffattr.attribute(model, given), ffattr.contributions(model, given, target=3)):
+        assert "unchecked" not in repr(found)

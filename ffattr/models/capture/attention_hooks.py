@@ -210,8 +210,9 @@ def _make_additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 @contextmanager
 def record_own_attention(modules: Mapping[int, nn.Module], heads: Mapping[int, int], sink: Sink) -> Iterator[None]:
-    """Record what any other module computes in its forward: ``scaled_dot_product_attention`` by its arguments, or else
-    a softmax over the keys by its result, with the number of query heads of each layer's module in ``heads``."""
+    """Record what any other module computes in its forward: ``scaled_dot_product_attention`` by its arguments,
+    ``multi_head_attention_forward`` by another call, or else a softmax over the keys by its result, with the number of
+    query heads of each layer's module in ``heads``."""
     running: list[int] = []
     with ExitStack() as stack:
         for index, module in modules.items():
@@ -247,6 +248,8 @@ class _AttentionWatch(TorchFunctionMode):
         index = self._running[-1]
         if func is nn.functional.scaled_dot_product_attention:
             self._sink(index, _read_sdpa_call(*args, **kwargs))
+        if func is nn.functional.multi_head_attention_forward:
+            self._sink(index, _read_torch_call(*args, **kwargs))
         result = func(*args, **kwargs)
         if func in _SOFTMAX:
             weights = _read_softmax(result, kwargs.get("dim", args[1] if len(args) > 1 else None), self._heads[index])
@@ -270,6 +273,16 @@ def _read_softmax(result: Tensor, dim: int | None, heads: int) -> AttentionWeigh
     if result.dim() != 4 or (heads > 0 and result.shape[1] != heads):
         return None
     return AttentionWeights(result)
+
+
+def _read_torch_call(*args: Any, **kwargs: Any) -> AttentionWeights:
+    """Returns the attention weights of a call of `torch.nn.functional.multi_head_attention_forward`, by another one
+    that asks for those of every head."""
+    function = nn.functional.multi_head_attention_forward
+    given = inspect.signature(function).bind(*args, **kwargs).arguments
+    _, weights = function(**{**given, "need_weights": True, "average_attn_weights": False, "training": False})
+    assert weights is not None
+    return AttentionWeights(weights if weights.dim() == 4 else weights[None])
 
 
 def _read_sdpa_call(

@@ -179,6 +179,7 @@ ENCODERS: Mapping[str, Family | Callable[[Any], Family]] = MappingProxyType(
         "siglip_vision_model": SIGLIP_VISION,
         "vit": VIT,
         "wav2vec2": _choose_wav2vec2,
+        "wavlm": _choose_wav2vec2,
         "xlm-roberta": BERT,
     }
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ...decomposition.adjoint.layer import Flow, LayerAdjoint, Slopes, paths_of_point
@@ -68,17 +69,18 @@ def walk_back(
         sequence.encoder,
         method.slopes,
     )
-    error = 0.0
+    errors = [directions.new_zeros(())]
     is_read = directions.any(-1).any(0)
     rows, unread = is_read.nonzero()[:, 0], is_read.logical_not().nonzero()[:, 0]
     for block in adjoint.cut_rows(rows):
         of_block = directions[:, block]
         recomputed, frozen = adjoint.pull_back(block, of_block)
-        error = max(error, float(find_errors([recorded.output[block]], recomputed)[0]))
+        errors.append(find_errors([recorded.output[block]], recomputed)[0])
         if flow is not None:
             flow.take(block, adjoint.trace_flow(block, of_block, frozen, *paths_of_point(flow.point), flow.by_head))
     if flow is not None and len(unread):
         flow.take(unread, None)
     adjoint.join_blocks()
     scores = (adjoint.own * sequence.x).sum(-1)
-    return Boundary(adjoint.own, scores, adjoint.constant, adjoint.encoder, error)
+    error = torch.stack(errors).max()  # NaN where any is, which Python's max drops
+    return Boundary(adjoint.own, scores, adjoint.constant, adjoint.encoder, float(error))

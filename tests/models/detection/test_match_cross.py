@@ -12,6 +12,7 @@ from own_modules import Block, transformers_model
 from tiny_models import VOCABULARY, _exact_norms, _randomise, build, ids
 from torch import Tensor, nn
 from torch.nn import functional as F
+from versions import PINNED, needs
 
 import ffattr
 from ffattr.errors import UnsupportedModel
@@ -45,6 +46,7 @@ _TROCR = {"d_model": 48, "decoder_layers": 2, "decoder_attention_heads": 6, "dec
 
 
 def _finish(model: Any) -> Any:
+    needs(str(PINNED), "whose modules these are, of those that are tested")
     _randomise(model)
     model = model.double().eval()
     _exact_norms(model)
@@ -72,7 +74,7 @@ def _t5gemma() -> Any:
 
 
 MODELS: dict[str, Callable[[], Any]] = {
-    "mvp": lambda: transformers_model("Mvp", **_SIDES),
+    "mvp": lambda: _finish(transformers_model("Mvp", **_SIDES)),
     "t5gemma": _t5gemma,
     "bert-bert": lambda: joined("EncoderDecoder", ("Bert", _BERT), ("Bert", _BERT)),
     "bert-gpt2": lambda: joined("EncoderDecoder", ("Bert", _BERT), ("GPT2", _GPT2)),

@@ -12,6 +12,7 @@ from own_modules import Block, Mine, transformers_model
 from tiny_models import ids
 from torch import Tensor, nn
 from torch.nn import functional as F
+from versions import PINNED, needs
 
 import ffattr
 from ffattr.errors import UnsupportedModel
@@ -155,6 +156,7 @@ def test_contributions_follow_the_same_vectors(kind: str, value_bias: str) -> No
 
 def test_qwen_with_linear_attention_between() -> None:
     """Its layers without attention are left out by name, those that attend have a gate beside the query."""
+    needs(str(PINNED), "that has the family, of those that are tested")
     shapes = {"head_dim": 8, "hidden_size": 48, "intermediate_size": 40, "num_attention_heads": 6}
     linear = {f"linear_{name}": size for name, size in (("num_key_heads", 2), ("num_value_heads", 2))}
     linear |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import random_layers
 import torch
 
@@ -21,7 +23,8 @@ def layers() -> list[tuple[LayerWeights, Recorded]]:
         rows = torch.arange(len(x))
         streams = reference.decompose(made.weights, x, made.attention, rows, Rule(), routing=made.routing)
         output = list(streams)[-1][1].total
-        found.append((made.weights, Recorded(OneSequence(x, made.attention, rows, made.routing), output, 1e-9)))
+        sequence = OneSequence(x, made.attention, rows, made.routing)
+        found.append((made.weights, Recorded(sequence, output, 1e-9, {}, ())))
         x = output
     return found
 
@@ -52,6 +55,16 @@ def test_a_layer_that_returned_something_else_shows():
     off = recorded._replace(output=recorded.output * 1.01)
     boundary = walk_back(weights, off, torch.ones(1, *off.output.shape).double(), method())
     assert 0.009 < boundary.error < 0.011
+
+
+def test_an_output_that_is_nan_is_an_error_that_is_nan():
+    """Python's max drops it."""
+    weights, recorded = layers()[0]
+    directions = torch.ones_like(recorded.output)[None]
+    for broken in (0, len(directions[0]) - 1):
+        output = recorded.output.clone()
+        output[broken] = float("nan")
+        assert math.isnan(walk_back(weights, recorded._replace(output=output), directions, method()).error)
 
 
 def test_directions_of_nothing_give_nothing():
