@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -32,6 +33,7 @@ header of a `Reserved` file comes first and must not grow.
 
 _DESCRIPTION, _PADDING = "description", "padding"
 _ATTEMPTS = 100
+_OPEN_FILES = Path("/proc/self/fd")  # of Linux: names of what a process has open
 _HEADER = 2**16  # bytes; an entry takes up to 200 of them
 _DTYPES = {
     torch.float64: "F64",
@@ -77,20 +79,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
     name = os.fspath(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {name!r}")
-    for _ in range(_ATTEMPTS):
-        before = _identify(path)
-        try:
-            tensors, metadata = _read_once(path, name)
-        except safetensors.SafetensorError as error:
-            if _identify(path) != before:
-                continue
-            raise FileFormatError(
-                f"{name!r} is not a safetensors file, or is cut off or damaged ({error}); make it again with save()"
-            ) from error
-        if _identify(path) == before:
-            break
-    else:
-        raise FileFormatError(f"{name!r} was replaced each of the {_ATTEMPTS} times that it was opened; read a copy")
+    with _hold_file(path) as held:
+        tensors, metadata = _read_unchanged(held, name)
     _check_format(metadata, name)
     try:
         if _DESCRIPTION in tensors:
@@ -100,15 +90,41 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
         raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles {error}") from error
 
 
-def _read_once(path: str | os.PathLike[str], name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+@contextmanager
+def _hold_file(path: str | os.PathLike[str]) -> Iterator[str | os.PathLike[str]]:
+    """Gives a name that stays that of the file when another one takes its place, where the system has such names.
+
+    safetensors opens a path twice, for the header and for the numbers.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        own = _OPEN_FILES / str(handle)
+        yield own if own.exists() else path
+    finally:
+        os.close(handle)
 
 
-def _identify(path: str | os.PathLike[str]) -> tuple[int, ...]:
-    """Returns what tells a file from one that took its place: safetensors opens a path twice, for the header and for
-    the numbers."""
+def _read_unchanged(path: str | os.PathLike[str], name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads tensors and metadata of a file ``name``; anew where ``path`` became another one in the meantime."""
+    for _ in range(_ATTEMPTS):
+        before = _identify_file(path)
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                metadata = file.metadata() or {}
+        except safetensors.SafetensorError as error:
+            if _identify_file(path) != before:
+                continue
+            raise FileFormatError(
+                f"{name!r} is not a safetensors file, or is cut off or damaged ({error}); make it again with save()"
+            ) from error
+        if _identify_file(path) == before:
+            return tensors, metadata
+    raise FileFormatError(f"{name!r} was replaced each of the {_ATTEMPTS} times that it was opened; read a copy")
+
+
+def _identify_file(path: str | os.PathLike[str]) -> tuple[int, ...]:
+    """Returns what tells a file from one that took its place."""
     found = os.stat(path)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 

@@ -135,7 +135,9 @@ def _replace(path, other):
 
 
 def test_a_file_that_is_replaced_between_its_header_and_its_numbers_is_read_anew(tmp_path, monkeypatch):
+    """On systems where an open file has no name of its own."""
     one, two, path = _two_files(tmp_path)
+    monkeypatch.setattr(files, "_OPEN_FILES", tmp_path / "nowhere")
     get, left = safetensors.safe_open, [one, two]
 
     def replace_and_open(*args, **options):
@@ -152,6 +154,26 @@ def test_a_file_that_is_replaced_between_its_header_and_its_numbers_is_read_anew
         load(path)
 
 
+needs_names = pytest.mark.skipif(not files._OPEN_FILES.is_dir(), reason="open files have no names here")
+
+
+@needs_names
+def test_a_file_that_is_replaced_after_it_was_opened_is_the_one_that_was_there(tmp_path, monkeypatch):
+    one, two, path = _two_files(tmp_path)
+    get = safetensors.safe_open
+
+    def replace_and_open(*args, **options):
+        _replace(path, two)
+        return get(*args, **options)
+
+    monkeypatch.setattr(safetensors, "safe_open", replace_and_open)
+    before = len(os.listdir(files._OPEN_FILES))
+    assert torch.equal(load(path)["atb"], load(one)["atb"])
+    assert load(path).tokens == load(two).tokens
+    assert len(os.listdir(files._OPEN_FILES)) == before
+
+
+@needs_names
 def test_what_is_read_while_others_write_is_one_file_or_the_other(tmp_path):
     one, two, path = _two_files(tmp_path)
     expected = {len(load(file).tokens[0]): load(file)["atb"] for file in (one, two)}
