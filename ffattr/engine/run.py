@@ -81,14 +81,13 @@ def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> L
             plan = smaller
             continue
         for rows in found:
-            for scope, tile in rows.maps.items():  # of all blocks together: a GPU is waited for once a layer
-                finite[scope] = tile.isfinite().all() & finite.get(scope, True)
+            _note_finite(finite, rows.maps)
             _hand_on(rows, take)
             for scope, bias in rows.bias.items():
                 result.bias[scope][rows.queries.index_in_pack] = bias
             result.output[rows.queries.index_in_pack] = rows.output
         start += sum(len(rows.queries) for rows in found)
-    _check_range(finite, plan)
+    _check_range(finite, plan, "squares of what vectors hold")
     if maps is not None:
         result.sketch_error.update(maps.sketch_error)
     return replace(result, plan=plan)
@@ -103,6 +102,7 @@ def project_layer(task: LayerTask, pack: Pack, plan: LayerPlan, direction: Tenso
     total, slopes = len(pack.query_tokens), Slopes(task.rule, task.backend.require_operators())
     output = pack.x.new_empty(total, task.weights.width)
     bias = {scope: pack.x.new_zeros(total) for scope in task.asked}
+    finite: dict[Scope, Tensor] = {}
     for number, one in enumerate(pack.sequences):
         adjoint = LayerAdjoint(
             task.weights,
@@ -122,22 +122,29 @@ def project_layer(task: LayerTask, pack: Pack, plan: LayerPlan, direction: Tenso
             for scope in task.asked:
                 flow, bias[scope][at] = adjoint.project_vectors(rows, direction, frozen, scope)
                 found[scope] = _add_up_groups(one, scope, flow.tiles[scope.source][0])
+            _note_finite(finite, found)
             take(number, block, found)
+    _check_range(finite, plan, "products with the direction")
     return LayerResult(bias, output, plan, {})
 
 
-def _check_range(finite: Mapping[Scope, Tensor], plan: LayerPlan) -> None:
-    """Raises `NonFiniteError` for scopes whose maps hold NaN or infinity."""
+def _note_finite(finite: dict[Scope, Tensor], maps: Mapping[Scope, Tensor]) -> None:
+    """Notes whether maps are finite, of all blocks together: a GPU is waited for once a layer."""
+    for scope, tile in maps.items():
+        finite[scope] = tile.isfinite().all() & finite.get(scope, True)
+
+
+def _check_range(finite: Mapping[Scope, Tensor], plan: LayerPlan, numbers: str) -> None:
+    """Raises `NonFiniteError` for scopes whose maps hold NaN or infinity; ``numbers`` is what may be too large."""
     broken = [str(scope) for scope, fine in finite.items() if not fine]
     if not broken:
         return
     if plan.dtype == torch.float16:
         why = "its wide products exceed the range of float16; pass dtype=torch.bfloat16 or dtype=torch.float32"
     elif plan.dtype == torch.float64:
-        why = "vectors or their squares exceed the range of float64, or hold NaN"
+        why = f"{numbers} exceed the range of float64, or they hold NaN"
     else:
-        why = "squares of what vectors hold exceed the range of float32 (3.4e38), or they hold NaN; pass "
-        why += "dtype=torch.float64"
+        why = f"{numbers} exceed the range of float32 (3.4e38), or they hold NaN; pass dtype=torch.float64"
     raise NonFiniteError(f"layer {plan.layer}, {', '.join(broken)}: {why}")
 
 

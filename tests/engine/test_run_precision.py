@@ -165,3 +165,13 @@ def test_norms_beyond_the_range_of_squares_are_right_or_an_error_by_layer_and_sc
         assert re.fullmatch(said, found)
     else:
         assert torch.allclose(found.double(), exact[scope], rtol=1e-3, atol=0)
+
+
+def test_projections_beyond_the_range_of_float32_are_an_error_by_layer_and_scope() -> None:
+    model, given = build("bert", dtype=torch.float32), tiny_models.inputs("bert")
+    direction = torch.full((40,), 3e38)
+    said = r"layer 0, atb_ff_res_ln: products with the direction exceed the range of float32 .* dtype=torch.float64"
+    with pytest.raises(NonFiniteError, match=said):
+        ffattr.attribute(model, given, toward=direction)
+    found = ffattr.attribute(model, given, toward=direction, dtype=torch.float64)
+    assert found["layer"].isfinite().all()
