@@ -8,15 +8,14 @@ import platform
 import re
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +72,7 @@ def replacing(path: str | os.PathLike[str], durable: bool = False) -> Iterator[P
     """
     replacement = Replacement(path, durable)
     try:
-        with _naming(path, replacement.temporary):
+        with _name_path(path, replacement.temporary):
             yield replacement.temporary
         replacement.finish()
     except BaseException:  # an interrupt as well
@@ -103,44 +102,44 @@ class Replacement:
         name = f".{target.stem}.{os.getpid()}.{secrets.token_hex(4)}.partial{target.suffix}"
         self.temporary = target.with_name(name)
         try:
-            with _naming(path, self.temporary):
+            with _name_path(path, self.temporary):
                 self.temporary.touch(exist_ok=False)
-                self._hold()
+                self._hold_lock()
                 self._mode = stat.S_IMODE((target if target.exists() else self.temporary).stat().st_mode)
         except BaseException:
             self.discard()
             raise
 
     def finish(self) -> None:
-        with _naming(self._path, self.temporary):
-            self._hold()  # anew: safetensors puts a file of its own in its place, which only the user can read
+        with _name_path(self._path, self.temporary):
+            self._hold_lock()  # anew: safetensors puts a file of its own in its place, which only the user can read
             self.temporary.chmod(self._mode)
             if self._durable:
                 sync(self.temporary)
             os.replace(self.temporary, self._target)
-            self._close()
+            self._release_lock()
             if self._durable:
                 sync(self._target.parent)
 
     def discard(self) -> None:
         self.temporary.unlink(missing_ok=True)
-        self._close()
+        self._release_lock()
 
-    def _hold(self) -> None:
+    def _hold_lock(self) -> None:
         """Locks the temporary file until it is closed, or until this process ends in any way."""
-        self._close()
-        if fcntl is not None:
+        self._release_lock()
+        if sys.platform != "win32":
             self._handle = os.open(self.temporary, os.O_RDWR)
-            _lock(self._handle)
+            _lock_file(self._handle)
 
-    def _close(self) -> None:
+    def _release_lock(self) -> None:
         handle, self._handle = self._handle, -1
         if handle >= 0:
             os.close(handle)
 
 
 @contextmanager
-def _naming(path: str | os.PathLike[str], temporary: Path) -> Iterator[None]:
+def _name_path(path: str | os.PathLike[str], temporary: Path) -> Iterator[None]:
     """Lets an OSError about the temporary file name the one that the user knows."""
     try:
         yield
@@ -150,7 +149,7 @@ def _naming(path: str | os.PathLike[str], temporary: Path) -> Iterator[None]:
         raise type(error)(error.errno, error.strerror, os.fspath(path)) from error
 
 
-def _lock(handle: int) -> bool:
+def _lock_file(handle: int) -> bool:
     """Returns whether the file is locked now: False where another process holds it, or it knows no locks."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -161,7 +160,7 @@ def _lock(handle: int) -> bool:
 
 def _remove_left_files(folder: Path) -> None:
     """Removes the temporary files of processes that are gone: neither alive here nor, elsewhere, holding the lock."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return
     with suppress(OSError):
         for name in os.listdir(folder):
@@ -184,7 +183,7 @@ def _remove_unlocked(file: Path) -> None:
     with suppress(OSError):
         handle = os.open(file, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
         try:
-            if _lock(handle):
+            if _lock_file(handle):
                 file.unlink()
         finally:
             os.close(handle)
