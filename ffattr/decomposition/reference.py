@@ -30,6 +30,7 @@ __all__ = [
     "attention_stream",
     "branch_stream",
     "branch_streams",
+    "compute_output",
     "context",
     "decompose",
     "enter_block",
@@ -248,6 +249,30 @@ def apply_activation(branch: Branch, z: Tensor) -> Tensor:
     return hidden if branch.gate is None else hidden * z[1]
 
 
+def compute_output(
+    weights: LayerWeights,
+    x: Tensor,
+    attention: Attention,
+    rows: Tensor,
+    routing: Routing | None = None,
+    encoder: Encoder | None = None,
+) -> Tensor:
+    """The layer's output ``[N, d]`` at the queries ``rows``, without any decomposition; arguments of `decompose`."""
+    chosen = None if routing is None or not weights.mixture else routing.of(rows)
+
+    def attend(source: Source) -> Stream:
+        part, keys, to_keys = _choose_source(weights, x, attention, encoder, source)
+        alpha, (values, constant) = to_keys.attention_weights(rows), own_values(part, keys, "token")
+        none = x.new_empty(len(rows), 0, weights.width)
+        return attention_stream(part, alpha, context(alpha, values), constant, none)
+
+    def through_networks(read: Stream) -> Stream:
+        return Stream.of_total(feed_forward(weights, read.total, chosen))
+
+    *_, last = walk(weights, Stream.of_total(x[rows]), attend, through_networks)
+    return last.stream.total
+
+
 def decompose(
     weights: LayerWeights,
     x: Tensor,
@@ -270,12 +295,7 @@ def decompose(
     apart: dict[Scope, Tensor] = {}  # what is summed at the station of the same point
 
     def attend(source: Source) -> Stream:
-        part: LayerWeights | CrossWeights = weights
-        keys, to_keys = x, attention
-        if source == "cross":
-            assert weights.cross is not None
-            assert encoder is not None
-            part, keys, to_keys = weights.cross, encoder.states, encoder.attention
+        part, keys, to_keys = _choose_source(weights, x, attention, encoder, source)
         alpha = to_keys.attention_weights(rows)
         values, constant = own_values(part, keys, value_bias)
         per_head = weigh_heads(part, alpha, values)
@@ -311,6 +331,17 @@ def decompose(
             ):  # the vectors of the encoder's tokens alone
                 stream = replace(stream, vectors=stream.vectors[:, len(x) :])
             yield station.scope, stream
+
+
+def _choose_source(
+    weights: LayerWeights, x: Tensor, attention: Attention, encoder: Encoder | None, source: Source
+) -> tuple[LayerWeights | CrossWeights, Tensor, Attention]:
+    """The parameters of the attention to ``source``, the tokens that are its keys, and how it sees them."""
+    if source == "own":
+        return weights, x, attention
+    assert weights.cross is not None
+    assert encoder is not None
+    return weights.cross, encoder.states, encoder.attention
 
 
 def _parts_first(

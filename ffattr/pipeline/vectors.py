@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ..decomposition import reference
-from ..decomposition.adjoint.layer import LayerAdjoint
 from ..decomposition.attention import LayerRecord
 from ..decomposition.layer import add_constants
 from ..decomposition.scopes import Scope
@@ -141,8 +140,6 @@ def vectors(
         for row in range(len(stack.mask)):
             one = CapturedSequence.from_record(request, stack, captured, row, row)
             of_one, given = one.sequence, (request.rule, value_bias, one.sequence.routing, one.sequence.encoder)
-            # The way on to the output, whichever scopes are asked for, without vectors.
-            whole = LayerAdjoint(weights, of_one.x, of_one.attention, 0, *given)
             # A dense layer among mixtures has no experts.
             wanted = [name for name in stack.scopes if weights.mixture or name.axis != "expert"]
             neurons = max(branch.width for branch in weights.branches)
@@ -153,7 +150,7 @@ def vectors(
                 for name, stream in _pick_scopes(streams, wanted):
                     filled[stack.name, name].add(stream, one, stack.result_layers(layer), rows)
                 if check:
-                    recomputed = whole.freeze_queries(tokens)[1]
+                    recomputed = reference.compute_output(weights, of_one.x, of_one.attention, tokens, *given[2:])
                     error, allowed = find_errors([output], recomputed), layer_tolerance(stack, captured, request.dtype)
                     require_reproduced(request, stack, layer, row, float(error), allowed, captured.changed)
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
+import random_layers
 import tiny_models
 import torch
 from recording import run
@@ -19,6 +21,7 @@ from ffattr.decomposition.reference import (
     Baseline,
     Rule,
     attention_stream,
+    compute_output,
     context,
     decompose,
     head_vectors,
@@ -273,3 +276,14 @@ def test_slope_is_the_quotient_of_the_activation(name: str) -> None:
             0
         ].down.weight
         torch.testing.assert_close(found[scope].vectors, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{}, {"norms": "post"}, {"norms": "of"}, {"experts": 3}, {"decoder": True}])
+def test_a_layers_output_without_decomposition_is_what_its_streams_add_up_to(options: dict[str, Any]) -> None:
+    made = random_layers.layer(**options)
+    rows = torch.tensor([4, 0, 6])
+    given = (made.weights, made.x, made.attention, rows)
+    *_, (_, last) = decompose(*given, Rule(), routing=made.routing, encoder=made.encoder)
+    found = compute_output(*given, made.routing, made.encoder)
+    torch.testing.assert_close(found, last.total, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(last.vectors.sum(-2) + last.bias, found, rtol=1e-10, atol=1e-10)

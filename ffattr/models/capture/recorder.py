@@ -23,7 +23,7 @@ from ..spec.layer import LayerSpec
 from .attention_hooks import record_attention
 from .module_hooks import record_gains, record_outputs, record_router_scores, record_routings, record_values_read
 from .proven import read_code
-from .run import find_switches, read_hidden_states, require_same, run_undisturbed
+from .run import Reached, find_switches, read_hidden_states, require_same, run_undisturbed
 from .user_hooks import Change, find_added, record_changes
 
 __all__ = ["record_first_attention", "record_layers"]
@@ -91,8 +91,9 @@ def record_first_attention(description: ModelDescription, kwargs: Mapping[str, A
         try:
             with recorder.install_hooks():
                 base(**{**kwargs, **find_switches(base, kwargs)})
-        except _Reached as reached:
-            return reached.attention
+        except Reached as reached:
+            attention: Attention = reached.found
+            return attention
     raise CaptureError(f"the forward pass of {type(base).__name__} ended before the attention of its first layer")
 
 
@@ -145,9 +146,9 @@ class _Recorder:
                     heads[first + self._layer_count] = -spec.cross.heads
             stack.enter_context(record_attention(self.description.base, modules, heads, self._take_attention))
             stack.enter_context(self._record_mixtures(specs))
-            gates = {i: spec.attention_gate.runs for i, spec in specs.items() if spec.attention_gate is not None}
+            gates = {i: spec.attention_gate.gate_module for i, spec in specs.items() if spec.attention_gate is not None}
             stack.enter_context(record_outputs(gates, lambda first, made: self._keep_tensor(first, "gate", made)))
-            values = {first: spec.cross.reads for first, spec in specs.items() if spec.cross is not None}
+            values = {first: spec.cross.value_module for first, spec in specs.items() if spec.cross is not None}
             stack.enter_context(
                 record_values_read(values, lambda first, states: self._keep_tensor(first, "states", states))
             )
@@ -329,15 +330,7 @@ class _FirstAttention(_Recorder):
 
     def _take_attention(self, first: int, attention: Attention) -> None:
         if self.is_listening:
-            raise _Reached(attention)
-
-
-class _Reached(BaseException):
-    """Carries the attention out of the model, past any handler of errors on its way."""
-
-    def __init__(self, attention: Attention) -> None:
-        super().__init__()
-        self.attention = attention
+            raise Reached(attention)
 
 
 def _number_wanted(description: ModelDescription, layers: Sequence[int] | None) -> list[int]:

@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from ...errors import CaptureError
 
-__all__ = ["find_device", "find_switches", "list_configs", "read_hidden_states", "require_same", "run_undisturbed"]
+__all__ = [
+    "Reached",
+    "find_device",
+    "find_switches",
+    "list_configs",
+    "read_hidden_states",
+    "require_same",
+    "run_undisturbed",
+]
 
 # Relative difference of the final hidden states above which recording is taken to have changed the model's output.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -75,6 +83,14 @@ def _asks_for_mode(module: nn.Module) -> bool:
     if chances and len(numbers) == len(chances):
         return max(numbers) > 0
     return named.get("gradient_checkpointing") is not False
+
+
+class Reached(BaseException):
+    """Carries what was ``found`` out of a forward pass that need not go on, past any handler of errors on its way."""
+
+    def __init__(self, found: Any) -> None:
+        super().__init__()
+        self.found = found
 
 
 def find_switches(base: nn.Module, kwargs: Mapping[str, Any]) -> dict[str, Any]:

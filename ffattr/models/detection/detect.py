@@ -16,12 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ...decomposition import reference
-from ...decomposition.attention import Attention, GatedAttention
-from ...decomposition.layer import CrossWeights, LayerWeights
+from ...decomposition.attention import GatedAttention
 from ...decomposition.precision import output_tolerance
-from ...decomposition.routing import Routing
-from ...decomposition.scopes import Source
-from ...decomposition.walk import Stream, walk
 from ...errors import UnsupportedModel
 from ..capture.run import find_device
 from ..spec.described import ModelDescription
@@ -168,7 +164,8 @@ def _verify_layer(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> N
         for batch, (x, expected) in enumerate(zip(*(state.to(dtype) for state in states), strict=True)):
             of_batch = None if routing is None else routing.of(tokens + batch * len(tokens)).to(x.device, dtype)
             encoder = _read_encoder(run, spec, batch, tokens, dtype, batch_first)
-            output = _compute_output(weights, x, attention.sequence(batch, tokens, dtype), tokens, of_batch, encoder)
+            to_tokens = attention.sequence(batch, tokens, dtype)
+            output = reference.compute_output(weights, x, to_tokens, tokens, of_batch, encoder)
             # A row of padding may have no key to attend to.
             errors = ((output - expected).norm(dim=-1) / expected.norm(dim=-1))[output.isfinite().all(-1)]
             error = float(errors.max()) if len(errors) else 0.0
@@ -184,36 +181,12 @@ def _verify_layer(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> N
 def _read_encoder(
     run: Run, spec: LayerSpec, batch: int, tokens: Tensor, dtype: torch.dtype, batch_first: bool
 ) -> reference.Encoder | None:
-    """Returns what the cross-attention of one sequence reads, and its weights; None where there is none."""
-    if spec.cross is None or run.states is None:
+    """Returns what the cross-attention of one sequence reads, and its weights; None where there is none. Raises
+    `Undetected` where nothing was seen to be read."""
+    if spec.cross is None:
         return None
+    if run.states is None:
+        raise Undetected("the value projection of its attention to the encoder's tokens was not called")
     attention = run.attention[1][1]
     states = (run.states if batch_first else run.states.transpose(0, 1))[batch].to(dtype)
     return reference.Encoder(states, attention.sequence(batch, tokens, dtype, torch.arange(len(states)).to(tokens)))
-
-
-def _compute_output(
-    weights: LayerWeights,
-    x: Tensor,
-    attention: Attention,
-    rows: Tensor,
-    routing: Routing | None,
-    encoder: reference.Encoder | None,
-) -> Tensor:
-    """Computes the layer's output ``[T, d]`` for its input ``x`` ``[T, d]``, without any decomposition."""
-
-    def attend_to_tokens(source: Source) -> Stream:
-        part: LayerWeights | CrossWeights = weights
-        keys, to_keys = x, attention
-        if source == "cross" and weights.cross is not None and encoder is not None:
-            part, keys, to_keys = weights.cross, encoder.states, encoder.attention
-        alpha = to_keys.attention_weights(rows)
-        values, constant = reference.own_values(part, keys, "token")
-        none = x.new_empty(len(rows), 0, weights.width)
-        return reference.attention_stream(part, alpha, reference.context(alpha, values), constant, none)
-
-    def feed_forward(read: Stream) -> Stream:
-        return Stream.of_total(reference.feed_forward(weights, read.total, routing))
-
-    *_, last = walk(weights, Stream.of_total(x), attend_to_tokens, feed_forward)
-    return last.stream.total

@@ -84,14 +84,14 @@ def observe_again(base: nn.Module, observed: Observed, specs: Sequence[LayerSpec
     """Have every run know the gate of its attention, and what its cross-attention reads, where layers have these: by
     another forward pass, in which they are recorded."""
     gates = {i: spec.attention_gate for i, spec in enumerate(specs) if spec.attention_gate is not None}
-    readers = {i: spec.cross.reads for i, spec in enumerate(specs) if spec.cross is not None}
+    readers = {i: spec.cross.value_module for i, spec in enumerate(specs) if spec.cross is not None}
     made: dict[int, Tensor] = {}
     read: dict[int, Tensor] = {}
     if not gates and not readers:
         return
     with (
         run_undisturbed(base),
-        record_outputs({i: gate.runs for i, gate in gates.items()}, made.__setitem__),
+        record_outputs({i: gate.gate_module for i, gate in gates.items()}, made.__setitem__),
         record_values_read(readers, read.__setitem__),
     ):
         base(**{**observed.given, **find_switches(base, observed.given)})

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..capture.run import run_undisturbed
+from ..capture.run import Reached, run_undisturbed
 
 __all__ = ["learn_decoder_ids"]
 
@@ -24,14 +24,14 @@ def learn_decoder_ids(base: nn.Module, model: nn.Module, inputs: Mapping[str, An
     given = {name: value for name, value in inputs.items() if name in known and value is not None}
 
     def stop_with_ids(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Begun(kwargs.get("input_ids", args[0] if args else None))
+        raise Reached(kwargs.get("input_ids", args[0] if args else None))
 
     hook = decoder.register_forward_pre_hook(stop_with_ids, with_kwargs=True)
     try:
         with run_undisturbed(model):
             model(**given)
-    except _Begun as begun:
-        return begun.ids if isinstance(begun.ids, Tensor) and begun.ids.dim() == 2 else None
+    except Reached as reached:
+        return reached.found if isinstance(reached.found, Tensor) and reached.found.dim() == 2 else None
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError):
         return None  # it says itself what it lacks, or nothing can be learnt
     finally:
@@ -42,11 +42,3 @@ def learn_decoder_ids(base: nn.Module, model: nn.Module, inputs: Mapping[str, An
 def _find_decoder(base: Any) -> nn.Module | None:
     found = base.get_decoder() if hasattr(base, "get_decoder") else getattr(base, "decoder", None)
     return found if isinstance(found, nn.Module) and found is not base else None
-
-
-class _Begun(BaseException):
-    """Carries what a decoder reads out of the model, past any handler of errors on its way."""
-
-    def __init__(self, ids: Any) -> None:
-        super().__init__()
-        self.ids = ids

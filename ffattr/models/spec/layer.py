@@ -89,7 +89,7 @@ class GateSpec:
     activation: Callable[[Tensor], Tensor] = torch.sigmoid
 
     @property
-    def runs(self) -> nn.Module:
+    def gate_module(self) -> nn.Module:
         """The module whose output holds the numbers."""
         return self.module.module if isinstance(self.module, Columns) else self.module
 
@@ -120,7 +120,7 @@ class CrossSpec:
     norm_of_attn: nn.Module | None = None
 
     @property
-    def reads(self) -> nn.Module:
+    def value_module(self) -> nn.Module:
         """The module that reads the encoder's output."""
         return self.value.module if isinstance(self.value, Columns) else self.value
 

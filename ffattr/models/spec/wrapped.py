@@ -6,6 +6,7 @@ None of the libraries that do so is imported before the model was made with it. 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -109,21 +110,30 @@ def find_running(module: nn.Module) -> nn.Module:
 
 def read_parameter(module: nn.Module, name: str) -> Tensor:
     """Reads a parameter of a module, around which PEFT may have put what adapters add to single parameters."""
-    added = []
-    while is_from(module, "peft") and "base_layer" in module._modules:
-        layer: Any = module
-        if getattr(layer, "parameter_name", None) == name:
-            added += [layer.get_delta_weight(one).detach() for one in list_adapters(layer) if one in layer.lora_A]
-        module = layer.base_layer
-    with fetch_parameters(module):
-        return sum(added, start=make_dense(getattr(module, name)))
+    *layers, inner = _list_inwards(module)
+    added = [
+        layer.get_delta_weight(one).detach()
+        for layer in layers
+        if getattr(layer, "parameter_name", None) == name
+        for one in list_adapters(layer)
+        if one in layer.lora_A
+    ]
+    with fetch_parameters(inner):
+        return sum(added, start=make_dense(getattr(inner, name)))
 
 
-def find_owner(module: Any, name: str) -> Any:
+def find_owner(module: nn.Module, name: str) -> Any:
     """Returns what has an attribute: the module, or one inside layers of PEFT around it."""
-    while not hasattr(module, name) and is_from(module, "peft") and "base_layer" in module._modules:
+    found = list(_list_inwards(module))
+    return next((one for one in found if hasattr(one, name)), found[-1])
+
+
+def _list_inwards(module: Any) -> Iterator[Any]:
+    """Yields a module and, where it is a layer of PEFT, what that is around, down to the model's own."""
+    yield module
+    while is_from(module, "peft") and "base_layer" in module._modules:
         module = module.base_layer
-    return module
+        yield module
 
 
 def read_matrix(module: nn.Module, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from ...decomposition.adjoint.layer import Flow
 from ...decomposition.scopes import Source
 from ...results.keep import Keep, Reduce
 from ...results.kept.policy import Kept, Sink
-from ...results.signed.contents import CROSS_FLOW, FLOW
+from ...results.signed.contents import CROSS_FLOW, FLOW, measure_error
 from ..stack import Stack
 
 __all__ = ["Gathered"]
@@ -63,12 +63,7 @@ class Gathered:
     ) -> None:
         """Takes what the tokens ``[k, T]`` of sequence ``row`` give at the input of ``layer`` (at the output of the
         last one: one more than it), what comes from none ``[k]``, and from the encoder's ``cross`` ``[k, T']``."""
-        parts = [scores] if cross is None else [scores, cross]
-        total, size = constant, value.abs()
-        for part in parts:
-            total = total + part.sum(-1)
-            size = torch.maximum(size, part.abs().sum(-1))
-        error = (total - value).abs() / torch.maximum(size, constant.abs()).clamp_min(torch.finfo(value.dtype).tiny)
+        error = measure_error(value, constant, [scores] if cross is None else [scores, cross])
         self.error[numbers, row] = torch.maximum(self.error[numbers, row], error.to(self.error.device))
         last = layer == len(self.stack.specs)
         if layer not in self.layers and not last:

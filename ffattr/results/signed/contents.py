@@ -24,6 +24,7 @@ __all__ = [
     "find_boundary",
     "find_target",
     "list_texts",
+    "measure_error",
     "name_boundaries",
     "name_own",
     "split_targets",
@@ -156,3 +157,13 @@ def split_targets(kept: Kept, targets: int) -> Tensor:
     """Returns flow ``[K, L, B, ..., N, T]`` by target. Raises ValueError where it was not kept whole."""
     flow: Tensor = kept.whole_map(FLOW).unflatten(0, (targets, -1))
     return flow
+
+
+def measure_error(value: Tensor, bias: Tensor, parts: Sequence[Tensor]) -> Tensor:
+    """Returns how far ``bias`` and the sums of ``parts`` ``[..., T]`` are from ``value``, relative to the largest of
+    the numbers and of what each part is made of."""
+    total, size = bias, torch.maximum(value.abs(), bias.abs())
+    for part in parts:
+        total, size = total + part.sum(-1), torch.maximum(size, part.abs().sum(-1))
+    found: Tensor = (total - value).abs() / size.clamp_min(torch.finfo(value.dtype).tiny)
+    return found

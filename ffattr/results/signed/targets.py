@@ -14,12 +14,15 @@ from torch import Tensor
 
 from ..kept.dense import DenseMaps
 from ..kept.policy import Kept
-from .contents import FLOW, SignedContents, split_targets
+from .contents import FLOW, SignedContents, measure_error, split_targets
 
 __all__ = ["add_targets", "check_numbers", "select_target"]
 
 _OF_NUMBERS = ("value", "scores", "bias", "residual", "cross_scores")
 """The fields whose first axis is that of numbers."""
+
+_OF_SUMS = ("value", "bias", "scores", "cross_scores")
+"""Those of a sum and what it is made of."""
 
 
 def check_numbers(contents: SignedContents, numbers: Sequence[int] | None) -> list[int]:
@@ -53,12 +56,13 @@ def add_targets(contents: SignedContents, numbers: Sequence[int], name: str | No
     fields = {
         part: None if of is None else of[list(numbers)].sum(0, keepdim=True) for part, of in _list_parts(contents)
     }
+    value, bias, *parts = (one for name in _OF_SUMS if (one := fields[name]) is not None)
     names = [[contents.targets[number][row] for number in numbers] for row in range(len(contents.mask))]
     places = contents.positions[list(numbers)]
     same = (places == places[:1]).all(0, keepdim=True)
     return {
         **fields,
-        "error": _find_error(fields),
+        "error": measure_error(value[:, None], bias, parts).amax(1),
         "targets": [[" + ".join(of_row) if name is None else name for of_row in names]],
         "positions": torch.where(same, places[:1], torch.full_like(places[:1], -1)),
         "kept": _add_maps(contents.kept, len(contents.value), numbers),
@@ -68,21 +72,6 @@ def add_targets(contents: SignedContents, numbers: Sequence[int], name: str | No
 
 def _list_parts(contents: SignedContents) -> list[tuple[str, Tensor | None]]:
     return [(name, getattr(contents, name)) for name in _OF_NUMBERS]
-
-
-def _find_error(fields: dict[str, Tensor | None]) -> Tensor:
-    """Returns how far the sum at any kept boundary is from the value ``[1, B]``, relative to it and its parts."""
-    value, bias = fields["value"], fields["bias"]
-    assert value is not None
-    assert bias is not None
-    total, size = bias, torch.maximum(bias.abs(), value.abs()[:, None])
-    for name in ("scores", "cross_scores"):
-        part = fields[name]
-        if part is not None:
-            total, size = total + part.sum(-1), torch.maximum(size, part.abs().sum(-1))
-    tiny = torch.finfo(value.dtype).tiny
-    found: Tensor = ((total - value[:, None]).abs() / size.clamp_min(tiny)).amax(1)
-    return found
 
 
 def _add_maps(kept: Kept | None, count: int, numbers: Sequence[int]) -> Kept | None:
