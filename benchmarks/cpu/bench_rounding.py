@@ -23,18 +23,17 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "paper"))
+from kept_figures import CPU, write_figures
+from models import minilm, smollm2
+from texts import prose
+
+import ffattr
+from ffattr.analysis import spearman
+from ffattr.machine import name_processor
+from ffattr.ops import availability, backends
+
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks" / "paper"))
-from models import minilm, smollm2  # noqa: E402
-from texts import prose  # noqa: E402
-
-import ffattr  # noqa: E402
-from ffattr.analysis import spearman  # noqa: E402
-from ffattr.machine import name_processor  # noqa: E402
-from ffattr.ops import availability, backends  # noqa: E402
-
-CPU = torch.device("cpu")
-RESULTS = ROOT / "benchmarks" / "results" / "rounding.json"
 ISAS = ("avx2", "avx512", "avx512_bf16", "amx")
 MODELS = {"MiniLM-L6": (minilm, None), "SmolLM2-135M": (smollm2, [0, 15, 29])}
 LIMITS = {"float32": {"largest": 1e-5}, "bfloat16": {"largest": 5e-3, "median": 5e-4}}
@@ -100,7 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--isas", nargs="+", choices=ISAS, default=ISAS)
-    parser.add_argument("--write", action="store_true", help=f"keep the figures in {RESULTS.relative_to(ROOT)}")
+    parser.add_argument("--write", action="store_true", help="keep the figures in benchmarks/results/rounding.json")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.here:
@@ -116,7 +115,7 @@ def main() -> None:
         table.add_row(row["isa"], row["model"], row["operands"], row["by"], *figures, "; ".join(find_excess(row)))
     console.print(table)
     if asked.write:
-        RESULTS.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+        write_figures("rounding", {**about, "rows": rows})
 
 
 if __name__ == "__main__":

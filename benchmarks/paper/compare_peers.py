@@ -16,7 +16,6 @@ decompx  github.com/mohsenfayyaz/DecompX (Modarressi et al., ACL 2023). Layer by
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import types
@@ -29,6 +28,9 @@ from typing import Any
 
 import torch
 import transformers
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cpu"))
+from kept_figures import add_figures, describe_machine
 from models import minilm
 from rich.console import Console
 from rich.table import Table
@@ -36,9 +38,6 @@ from texts import SENTENCES
 from torch import Tensor, nn
 
 import ffattr
-from ffattr.machine import name_processor
-
-RESULTS = Path(__file__).parents[1] / "results"
 
 _SCOPES = {
     "attention": "attn",
@@ -193,16 +192,9 @@ def main() -> None:
         table.add_row(one.name, f"{one.difference:.1e}", f"{one.ours:.3f}", f"{one.theirs:.3f}")
     Console().print(table)
     if chosen.write:
-        path = RESULTS / "peers.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        kept[f"{chosen.peer}, {chosen.tokens} tokens"] = {
-            "processor": name_processor(torch.device("cpu")),
-            "threads": chosen.threads,
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-            "compared": [asdict(one) for one in found],
-        }
-        path.write_text(json.dumps(kept, indent=1) + "\n")
+        compared = [asdict(one) for one in found]
+        about = describe_machine(chosen.threads, transformers=transformers.__version__, compared=compared)
+        add_figures("peers", f"{chosen.peer}, {chosen.tokens} tokens", about)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ cause is known (prompts.py): how often it is among the first three. Integrated G
 from __future__ import annotations
 
 import argparse
-import json
 import platform
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from typing import Any
 import captum
 import torch
 from captum.attr import LayerIntegratedGradients
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cpu"))
+from kept_figures import CPU, write_figures
 from models import minilm, smollm2
 from prompts import PROMPTS
 from rich.console import Console
@@ -33,7 +36,6 @@ import ffattr
 from ffattr.analysis import rollout_maps
 from ffattr.machine import name_processor
 
-RESULTS = Path(__file__).parents[1] / "results" / "faithfulness.json"
 _STEPS = 16  # of Integrated Gradients
 
 Scores = Callable[[Any, Tensor, int], Tensor]
@@ -183,7 +185,7 @@ def main() -> None:
     step = max(1, len(ids) // chosen.sentences)
     results: dict[str, Any] = {}
     content = {
-        "machine": name_processor(torch.device("cpu")),
+        "machine": name_processor(CPU),
         "captum": captum.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -197,7 +199,7 @@ def main() -> None:
         results[name] = found
         show_table(title, found)
         if chosen.write:  # at once: the second model takes most of an hour
-            RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+            write_figures("faithfulness", content)
 
     found = compare_methods(classifier, ids[::step][: chosen.sentences], chosen.remove)
     keep_results("MiniLM-L6", "MiniLM-L6, two classes", found)
