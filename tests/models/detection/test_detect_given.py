@@ -167,16 +167,22 @@ class Inline(nn.Module):
         return self.down(value if self.gate is None else value * self.up(x))
 
 
+def assert_same_maps(model: nn.Module, plain: nn.Module, ids: Tensor) -> ffattr.Attribution:
+    """Asserts that a model has the maps of a plain one with its weights, and returns them."""
+    found, expected = (ffattr.attribute(one, ids, scopes="all") for one in (model, plain))
+    assert float(found.error.max()) < 1e-10
+    for scope in found.scopes:
+        torch.testing.assert_close(found[scope], expected[scope], rtol=1e-10, atol=1e-12)
+    return found
+
+
 @pytest.mark.filterwarnings("ignore:ffattr has no closed form")
 @pytest.mark.parametrize("gated", [False, True])
 def test_an_activation_that_is_written_out(gated: bool) -> None:
     ids = torch.arange(14).view(2, 7)
     inline, module = (mine(ff=lambda as_module=kind: Inline(gated, as_module)) for kind in (False, True))
     module.load_state_dict(inline.state_dict())
-    found, expected = (ffattr.attribute(model, ids, scopes="all") for model in (inline, module))
-    assert float(found.error.max()) < 1e-10
-    for scope in found.scopes:
-        torch.testing.assert_close(found[scope], expected[scope], rtol=1e-10, atol=1e-12)
+    assert_same_maps(inline, module, ids)
 
 
 class Folded(nn.Module):
@@ -199,8 +205,5 @@ def test_heads_that_nothing_counts(heads: int) -> None:
     ids = torch.arange(14).view(2, 7)
     folded, plain = (mine(attention=lambda kind=kind: Folded(heads, kind)) for kind in (True, False))
     plain.load_state_dict(folded.state_dict())
-    found, expected = (ffattr.attribute(model, ids, scopes="all") for model in (folded, plain))
-    assert float(found.error.max()) < 1e-10
+    found = assert_same_maps(folded, plain, ids)
     assert found["attn_heads"].shape[2] == heads
-    for scope in found.scopes:
-        torch.testing.assert_close(found[scope], expected[scope], rtol=1e-10, atol=1e-12)
