@@ -14,13 +14,13 @@ import pytest
 from corpora import read_tree
 from corpora_page import find_block, list_commands, make_surroundings
 
+from ffattr.corpus import run as run_module
+from ffattr.corpus import run_corpus
+from ffattr.corpus.on_ray import RayActors
+
 if not os.environ.get("FFATTR_TEST_RAY"):
     pytest.skip("Ray is tested by `make test-ray`", allow_module_level=True)
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ffattr[ray]'")
-
-from ffattr.corpus import run as run_module  # noqa: E402
-from ffattr.corpus import run_corpus  # noqa: E402
-from ffattr.corpus.on_ray import RayActors  # noqa: E402
 
 STARTED = 180  # seconds in which the cluster has to run a first task
 PATIENCE = 900  # seconds of all tests here together, on a machine that is busy with others
@@ -109,9 +109,3 @@ def test_the_mapper_in_ray_data(surroundings):
     found = pq.read_table(surroundings / "found").to_pylist()
     assert [row["error_type"] for row in found] == [None] * 3 + [None]
     assert [len(row["pairs"]) for row in found] == [60] * 4
-
-
-def test_what_is_missing_is_said(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ValueError, match=r"--engine ray needs Ray: pip install 'ffattr\[ray\]'"):
-        RayActors(tmp_path, 1, 1)

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import time
 
 import filelock
@@ -10,6 +11,7 @@ import pytest
 from corpora import TEXTS, read_documents, read_tree
 
 from ffattr.corpus import Rank, TooManyErrors, run_corpus
+from ffattr.corpus.on_ray import RayActors
 from ffattr.corpus.run import Count, count_allowed
 from ffattr.corpus.shards import Done, is_done
 from ffattr.corpus.supervise import Died, Finished, Progressed
@@ -133,3 +135,9 @@ def test_a_model_that_cannot_be_measured_ends_the_run(corpus_file, tmp_path):
     model = save_model(tmp_path / "model", "bart")
     with pytest.raises(TypeError, match="an encoder and a decoder"):
         run_corpus(str(model), [corpus_file], tmp_path / "out", engine="here")
+
+
+def test_an_engine_that_is_not_installed_is_said(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r"--engine ray needs Ray: pip install 'ffattr\[ray\]'"):
+        RayActors(tmp_path, 1, 1)
