@@ -50,7 +50,8 @@ def attribute(
     """How much each token contributes to each token, in every layer: the norms of the decomposed vectors.
 
     Runs the model's own forward pass once and leaves the model as it was. With ``check`` the first call of a kind
-    runs it twice, to see that recording changes nothing.
+    runs it twice, to see that recording changes nothing. Any number of threads may do so at once, on one model as well,
+    and ``progress`` and functions of ``keep`` may wait for them: no lock is held while these run.
 
     model: a loaded transformers model, ``nn.TransformerEncoder`` or ``nn.TransformerEncoderLayer``, in eval mode.
     inputs: what the model takes (a mapping of tensors, ids ``[B, T]``, a float tensor; numpy arrays as well), lists of

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...decomposition.routing import Routing
 from ...errors import CaptureError
+from .passes import attach_hook
 
 __all__ = ["record_gains", "record_outputs", "record_router_scores", "record_routings", "record_values_read"]
 
@@ -85,13 +86,13 @@ def record_values_read(modules: Mapping[int, nn.Module], sink: Callable[[int, Te
 
 @contextmanager
 def _hook_behind(modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Module, Any], None]) -> Iterator[None]:
-    with ExitStack() as stack:
+    with ExitStack() as stack, stack:
         for index, module in modules.items():
 
             def hand_on_output(module: nn.Module, args: Any, output: Any, index: int = index) -> None:
                 seen(index, module, output)
 
-            stack.callback(module.register_forward_hook(hand_on_output).remove)
+            attach_hook(stack, module.register_forward_hook, hand_on_output)
         yield
 
 
@@ -99,11 +100,11 @@ def _hook_behind(modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Modul
 def _hook_before(
     modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Module, list[Tensor]], None]
 ) -> Iterator[None]:
-    with ExitStack() as stack:
+    with ExitStack() as stack, stack:
         for index, module in modules.items():
 
             def hand_on_tensors(module: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
                 seen(index, module, [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)])
 
-            stack.callback(module.register_forward_pre_hook(hand_on_tensors, with_kwargs=True).remove)
+            attach_hook(stack, module.register_forward_pre_hook, hand_on_tensors, with_kwargs=True)
         yield

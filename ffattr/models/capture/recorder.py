@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..registry import ModelDescription
 from ..spec.layer import LayerSpec
 from .attention_hooks import record_attention
 from .module_hooks import record_gains, record_outputs, record_router_scores, record_routings, record_values_read
+from .passes import attach_hook, find_pass, leave_pass
 from .proven import read_code
 from .run import Reached, find_switches, read_hidden_states, require_same, run_undisturbed
 from .user_hooks import Change, find_added, record_changes
@@ -40,8 +40,6 @@ _CALLED = {
     "gate": "gate of attention",
 }
 
-_active: ContextVar[_Recorder | None] = ContextVar("ffattr_active_capture", default=None)
-
 
 def record_layers(
     description: ModelDescription,
@@ -56,7 +54,7 @@ def record_layers(
     """Run ``description.base(**kwargs)`` once and hand each layer's `LayerRecord` to ``on_layer`` while the layer runs.
 
     The record is dropped afterwards, so memory holds one layer at a time. Records come in the order in which the layers
-    run; captures in other threads wait. ``verify`` runs the untouched model first and compares the final hidden states,
+    run. ``verify`` runs the untouched model first and compares the final hidden states,
     unless the same code was seen to give the same before (`proven`).
     ``mask`` ``[B, T]`` says which tokens are valid (None: all); what padding holds is not looked at. Of a model with an
     encoder and a decoder it is the decoder's, ``encoder_mask`` the encoder's.
@@ -118,6 +116,7 @@ class _Recorder:
         self.encoder_mask = encoder_mask
         self.on_layer = on_layer
         self.done: set[int] = set()
+        self._pass = find_pass()
         self._layers_of = {
             layers[0]: layers for layers in _group_by_module(description) if not set(layers).isdisjoint(wanted)
         }
@@ -127,17 +126,16 @@ class _Recorder:
     @property
     def is_listening(self) -> bool:
         """Is False in another thread, inside ``on_layer``, and during a capture nested into this one."""
-        return _active.get() is self
+        return find_pass() is self._pass
 
     @contextmanager
     def install_hooks(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(_set_active(self))
+        with ExitStack() as stack, stack:
             specs = {first: self.description.layers[first] for first in self._layers_of}
             stack.enter_context(record_changes(specs, self._keep_change))
             for first, spec in specs.items():  # before what a hook of the user's does to the layer's output
-                hook = spec.module.register_forward_hook(self._layer_hook(first), with_kwargs=True, prepend=True)
-                stack.callback(hook.remove)
+                hook = self._layer_hook(first)
+                attach_hook(stack, spec.module.register_forward_hook, hook, with_kwargs=True, prepend=True)
             modules = {first: spec.attention for first, spec in specs.items()}
             heads = {first: spec.heads for first, spec in specs.items()}
             for first, spec in specs.items():
@@ -240,8 +238,6 @@ class _Recorder:
 
     def _layer_hook(self, first: int) -> Callable[..., None]:
         def hand_on_record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if not self.is_listening:
-                return
             index = self._next_layer(first)
             fields = self._pending.pop(first, {})
             if index not in self.wanted:
@@ -257,7 +253,7 @@ class _Recorder:
             self.done.add(index)
             kind = after.device.type
             autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-            with _set_active(None), without_autocast():
+            with leave_pass(), without_autocast():
                 self.on_layer(LayerRecord(index, before, after, **fields, autocast=autocast))
 
         return hand_on_record
@@ -351,12 +347,3 @@ def _group_by_module(description: ModelDescription) -> list[list[int]]:
     for index, spec in enumerate(description.layers):
         found.setdefault(id(spec.module), []).append(index)
     return list(found.values())
-
-
-@contextmanager
-def _set_active(recorder: _Recorder | None) -> Iterator[None]:
-    token = _active.set(recorder)
-    try:
-        yield
-    finally:
-        _active.reset(token)

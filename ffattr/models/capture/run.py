@@ -1,18 +1,18 @@
-"""How the user's own model is run: in eval mode, one run at a time, and leaving nothing behind."""
+"""How the user's own model is run: in eval mode, by any number of threads, and leaving nothing behind."""
 
 from __future__ import annotations
 
 import inspect
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...errors import CaptureError
+from .passes import begin_pass, share_change
 
 __all__ = [
     "Reached",
@@ -30,12 +30,10 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, tor
 _CHANCE = ("drop", "jitter", "noise")  # of what the attributes of chances are called
 _BY_MODE = (nn.modules.batchnorm._NormBase, nn.RReLU, nn.RNNBase)
 
-_lock = threading.RLock()  # captures in several threads would take each other's changes to a shared config for original
-
 
 @contextmanager
 def run_undisturbed(base: nn.Module) -> Iterator[None]:
-    """Runs in here see every hook, keep no gradients and wait for those of other threads.
+    """Runs in here see every hook and keep no gradients, whatever other threads do meanwhile.
 
     Raises `CaptureError` for a model in training mode.
     """
@@ -45,7 +43,11 @@ def run_undisturbed(base: nn.Module) -> Iterator[None]:
             f"{type(base).__name__} is in training mode at {training}, where dropout makes every run different. Call "
             "model.eval()."
         )
-    with _lock, torch.no_grad(), _switch_off_compilation(), _switch_off_fastpath():
+    with ExitStack() as stack, stack:
+        stack.enter_context(begin_pass())
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(share_change("compilation", _switch_off_compilation))
+        stack.enter_context(share_change("fast path", _switch_off_fastpath))
         yield
 
 
@@ -113,22 +115,18 @@ def list_configs(modules: Iterable[nn.Module]) -> list[Any]:
     return list({id(config): config for config in found if hasattr(config, "_attn_implementation_internal")}.values())
 
 
-@contextmanager
-def _switch_off_fastpath() -> Iterator[None]:
+def _switch_off_fastpath(undo: ExitStack) -> None:
     """PyTorch's fused encoder layer calls no hooks, and takes any float mask for a boolean one (NaN in torch 2.13)."""
-    before = torch.backends.mha.get_fastpath_enabled()
+    undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
     torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _switch_off_compilation() -> Any:
+def _switch_off_compilation(undo: ExitStack) -> None:
     """What is compiled runs eagerly here: hooks added after torch.compile never fire in the compiled code, and where
     they are seen Dynamo compiles them, too. Nothing can be compiled, in a module or a function, before Dynamo is there.
     """
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    if "torch._dynamo" in sys.modules:
+        undo.enter_context(torch.compiler.set_stance("force_eager"))
 
 
 def find_device(base: nn.Module) -> torch.device:

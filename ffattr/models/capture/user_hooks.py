@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from ..spec.layer import LayerSpec
 from ..spec.weights import select_outputs
+from .passes import Hook, attach_hook
 
-__all__ = ["Change", "find_added", "name_hook", "record_changes"]
+__all__ = ["Change", "find_added", "list_user_hooks", "name_hook", "record_changes"]
 
 # The parts of a layer in the order in which they run: what a module returns is what the last one of those in it does.
 _PARTS = (
@@ -54,13 +55,13 @@ class Change:
 
 @contextmanager
 def record_changes(specs: Mapping[int, LayerSpec], sink: Callable[[int, Change], None]) -> Iterator[None]:
-    """Hand every change to ``sink(layer, change)``. To be entered before there are hooks of ffattr's own."""
-    with ExitStack() as stack:
+    """Hand every change to ``sink(layer, change)``. To be entered before there are other hooks of the pass."""
+    with ExitStack() as stack, stack:
         for number, spec in specs.items():
             for path, module in spec.module.named_modules():
-                if path and module._forward_hooks:
+                if path and list_user_hooks(module._forward_hooks):
                     _watch_output(stack, spec, path, module, functools.partial(sink, number))
-                if path and module._forward_pre_hooks:
+                if path and list_user_hooks(module._forward_pre_hooks):
                     _watch_input(stack, path, module, functools.partial(sink, number))
         yield
 
@@ -83,7 +84,7 @@ def find_added(spec: LayerSpec, changes: Sequence[Change], mask: Tensor | None) 
 def _watch_output(
     stack: ExitStack, spec: LayerSpec, path: str, module: nn.Module, note: Callable[[Change], None]
 ) -> None:
-    names = ", ".join(map(name_hook, module._forward_hooks.values()))
+    names = ", ".join(map(name_hook, list_user_hooks(module._forward_hooks).values()))
     what = f"what {path!r} ({type(module).__name__}) returns is changed by a hook ({names})"
     parts, running = _find_parts(spec, module), list[Tensor | None]()
 
@@ -98,12 +99,12 @@ def _watch_output(
         elif not torch.equal(before, after):
             note(Change(what, parts, before, after.clone()))
 
-    stack.callback(module.register_forward_hook(keep_output, prepend=True).remove)
-    stack.callback(module.register_forward_hook(compare_output).remove)
+    attach_hook(stack, module.register_forward_hook, keep_output, prepend=True)
+    attach_hook(stack, module.register_forward_hook, compare_output)
 
 
 def _watch_input(stack: ExitStack, path: str, module: nn.Module, note: Callable[[Change], None]) -> None:
-    names = ", ".join(map(name_hook, module._forward_pre_hooks.values()))
+    names = ", ".join(map(name_hook, list_user_hooks(module._forward_pre_hooks).values()))
     what = f"what {path!r} ({type(module).__name__}) reads is changed by a hook ({names})"
     running: list[list[Tensor]] = []
 
@@ -118,8 +119,13 @@ def _watch_input(stack: ExitStack, path: str, module: nn.Module, note: Callable[
         if len(before) != len(after) or not all(map(torch.equal, before, after)):
             note(Change(what))
 
-    stack.callback(module.register_forward_pre_hook(keep_input, prepend=True, with_kwargs=True).remove)
-    stack.callback(module.register_forward_pre_hook(compare_input, with_kwargs=True).remove)
+    attach_hook(stack, module.register_forward_pre_hook, keep_input, prepend=True, with_kwargs=True)
+    attach_hook(stack, module.register_forward_pre_hook, compare_input, with_kwargs=True)
+
+
+def list_user_hooks(hooks: Mapping[int, Callable[..., Any]]) -> dict[int, Callable[..., Any]]:
+    """Returns the hooks of a module that are the user's, by their numbers, and none of a pass, this or another one."""
+    return {number: hook for number, hook in list(hooks.items()) if not isinstance(hook, Hook)}
 
 
 def name_hook(hook: Callable[..., Any]) -> str:
