@@ -106,7 +106,7 @@ class FileSink(DenseSink):
 
     def seal_file(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         self.file.seal(tensors, content)
-        found, _ = read(self.path)  # mapped anew, so that changing the result does not change the file
+        found, _ = read(self.path, verify=False)  # mapped anew, so that changing the result does not change the file
         self.kept.maps = {scope: found[f"maps.{scope}"] for scope in self.kept.maps}
 
     def discard_file(self) -> None:

@@ -18,15 +18,25 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Kept", "Policy", "Shapes", "Sink", "check_count", "write_tile"]
+__all__ = ["Kept", "Policy", "SavedPart", "Shapes", "Sink", "check_count", "write_tile"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of the maps of every scope, ``[L, B, N, T]`` or with one more axis before ``N``. All have the same keys."""
+
+
+class SavedPart(NamedTuple):
+    """A tensor of a scope in a file: ``what`` messages call it and what its last axes, those of queries and columns,
+    should be. Numbers of columns are from -1 to ``below`` - 1; None: it holds no such numbers."""
+
+    what: str
+    tensor: Tensor
+    inner: tuple[int, ...]
+    below: int | None = None
 
 
 @dataclass(eq=False)
@@ -66,13 +76,13 @@ class Kept:
         """
         return None
 
-    def list_sizes(self, scope: str, queries: int, columns: int) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
-        """Yields what is saved of ``scope``: how messages call it, the tensor, and what its last two axes should be.
+    def list_sizes(self, scope: str, queries: int, columns: int) -> Iterator[SavedPart]:
+        """Yields what is saved of ``scope``.
 
         ``queries`` and ``columns`` are their numbers in whole maps.
         """
         block = self.block or 1
-        yield "the map", self.maps[scope], (math.ceil(queries / block), math.ceil(columns / block))
+        yield SavedPart("the map", self.maps[scope], (math.ceil(queries / block), math.ceil(columns / block)))
 
     # What views read.
 

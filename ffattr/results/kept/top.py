@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...errors import NonFiniteError
-from .policy import Kept, Policy, Shapes, Sink, check_count, write_tile
+from .policy import Kept, Policy, SavedPart, Shapes, Sink, check_count, write_tile
 
 __all__ = ["Top", "TopEntries", "TopK"]
 
@@ -77,10 +77,13 @@ class TopEntries(Kept):
             return None
         return cls(largest={scope: Top(*(tensors[f"top.{scope}.{part}"] for part in _PARTS)) for scope in scopes})
 
-    def list_sizes(self, scope: str, queries: int, columns: int) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
+    def list_sizes(self, scope: str, queries: int, columns: int) -> Iterator[SavedPart]:
         top = self.largest[scope]
-        yield "the top of", top.values, (queries, top.values.shape[-1])
-        yield "the keys of", top.keys, (queries, top.values.shape[-1])
+        kept = top.values.shape[-1:].numel()
+        yield SavedPart("the top of", top.values, (queries, kept))
+        yield SavedPart("the keys of", top.keys, (queries, kept), below=columns)
+        yield SavedPart("the rest of", top.rest, (queries,))
+        yield SavedPart("the total of", top.total, (queries,))
 
     def read_map(self, scope: str, place: int, batch: int, columns: int) -> Tensor:
         top = self.largest[scope]
