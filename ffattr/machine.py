@@ -188,6 +188,8 @@ class Replacement:
     """
 
     def __init__(self, path: str | os.PathLike[str], durable: bool = False) -> None:
+        if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
+            raise TypeError(f"path is {path!r}, expected the name of a file to write")
         target = Path(path).resolve()  # through a link to the file it names
         if target.is_dir():
             raise IsADirectoryError(f"{str(target)!r} is a folder, expected the name of a file to write")

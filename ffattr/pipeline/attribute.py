@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ..results.keep import Keep, parse_keep
 from ..selection import Indices
 from .assemble import ResultBuilder
 from .broken_weights import name_broken_weights
-from .options import IG, Options
+from .options import IG, Options, Progress, check_progress
 from .request import Request
 
 __all__ = ["attribute"]
@@ -40,7 +40,7 @@ def attribute(
     method: str | Sketch = "auto",
     memory_budget: int | None = None,
     check: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     keep: str | Keep = "dense",
     keys: Indices = None,
     groups: Any = None,
@@ -113,8 +113,9 @@ def attribute(
         *(scopes, layers, queries, keys, groups, ig, baseline, value_bias, dtype, backend, method, memory_budget),
         *(reduce, toward),
     )
-    request = Request.from_options(model, inputs, tokenizer, options)
+    check_progress(progress)
     policy = parse_keep(keep)
+    request = Request.from_options(model, inputs, tokenizer, options)
     if request.description.stacks:
         policy.check_stacks()
     arguments = {

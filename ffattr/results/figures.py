@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .. import plot
 from ..analysis import ff_amp_maps
 from ..analysis.rows import check_one_stack
-from ..selection import layer_place
+from ..selection import integer, layer_place
 from .contents import Contents, drop_padding, label_axes, mark_own_tokens, number_expert, read_map
 from .scope_names import extra_axis
 
@@ -43,7 +43,7 @@ def draw_map(
     elif expert is not None:
         raise ValueError(f"expert={expert} is for scopes told apart by expert; {scope} is summed over experts")
     if extra_axis(scope) == "head":
-        if head is None or not -values.shape[0] <= head < values.shape[0]:
+        if head is None or not -values.shape[0] <= integer("head", head) < values.shape[0]:
             raise ValueError(f"scope {scope} has {values.shape[0]} heads; got head={head}: name one of them")
         values, title = values[head], f"{title}, head {head % values.shape[0]}"
     elif head is not None:
@@ -83,7 +83,8 @@ def draw_arcs(
     check_one_stack(contents)  # with the tokens and layers of one of them, a picture of another would be false
     place = layer_place(layer, contents.layers)
     rows, keys = label_axes(contents, batch)
-    at = query + contents.mask.shape[1] if query < 0 else query
+    at = integer("query", query)
+    at += contents.mask.shape[1] if at < 0 else 0
     if at not in rows.positions.tolist():
         raise IndexError(f"query {query} is padding or was not computed; computed: {rows.positions.tolist()}")
     row = rows.positions.tolist().index(at)

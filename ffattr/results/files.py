@@ -76,6 +76,8 @@ def read(path: str | os.PathLike[str], verify: bool = True) -> tuple[dict[str, T
     The tensors are mapped: what is not looked at is not read, and what is changed does not reach the file. Raises
     `FileNotFoundError`, or `FileFormatError` that says whether the file is damaged, foreign or too new.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is {path!r}, expected the name of a file that save() wrote")
     name = os.fspath(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {name!r}")

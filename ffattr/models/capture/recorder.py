@@ -23,7 +23,7 @@ from .attention_hooks import record_attention
 from .module_hooks import record_gains, record_outputs, record_router_scores, record_routings, record_values_read
 from .passes import attach_hook, find_pass, leave_pass
 from .proven import read_code
-from .run import Reached, find_switches, read_hidden_states, require_same, run_undisturbed
+from .run import Reached, call_model, find_switches, read_hidden_states, require_same, run_undisturbed
 from .user_hooks import Change, find_added, record_changes
 
 __all__ = ["record_first_attention", "record_layers"]
@@ -59,16 +59,18 @@ def record_layers(
     ``mask`` ``[B, T]`` says which tokens are valid (None: all); what padding holds is not looked at. Of a model with an
     encoder and a decoder it is the decoder's, ``encoder_mask`` the encoder's.
     ``model``: what is run instead of the base that it is built on, its head included. Returns what was returned.
+
+    Raises `ForwardError` for what the model raises, and what ``on_layer`` raises as it is.
     """
     runs = description.base if model is None else model
     wanted = _number_wanted(description, layers)
     kwargs = {**kwargs, **find_switches(runs, kwargs)}
     with run_undisturbed(runs):
         code = read_code(runs, kwargs, wanted) if verify else None
-        plain = None if code is None or code.is_proven else read_hidden_states(runs(**kwargs))
+        plain = None if code is None or code.is_proven else read_hidden_states(call_model(runs, kwargs))
         recorder = _Recorder(description, wanted, mask, on_layer, encoder_mask)
         with recorder.install_hooks():
-            output = runs(**kwargs)
+            output = call_model(runs, kwargs, recorder.raised)
     recorder.check_all_ran()
     if code is not None and plain is not None:
         of_output = mask if description.batch_first or mask is None else mask.T
@@ -81,14 +83,15 @@ def record_first_attention(description: ModelDescription, kwargs: Mapping[str, A
     """Run ``description.base(**kwargs)`` up to the attention of its first layer, which is what is returned; or of
     another one, the first of its stack.
 
-    It tells how many tokens an image or a recording makes, and which of them are padding.
+    It tells how many tokens an image or a recording makes, and which of them are padding. Raises `ForwardError` where
+    the model does not run on them.
     """
     base = description.base
     with run_undisturbed(base):
         recorder = _FirstAttention(description, [layer], None, lambda recorded: None)
         try:
             with recorder.install_hooks():
-                base(**{**kwargs, **find_switches(base, kwargs)})
+                call_model(base, {**kwargs, **find_switches(base, kwargs)})
         except Reached as reached:
             attention: Attention = reached.found
             return attention
@@ -116,6 +119,7 @@ class _Recorder:
         self.encoder_mask = encoder_mask
         self.on_layer = on_layer
         self.done: set[int] = set()
+        self.raised: list[BaseException] = []  # by ``on_layer``
         self._pass = find_pass()
         self._layers_of = {
             layers[0]: layers for layers in _group_by_module(description) if not set(layers).isdisjoint(wanted)
@@ -254,7 +258,11 @@ class _Recorder:
             kind = after.device.type
             autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             with leave_pass(), without_autocast():
-                self.on_layer(LayerRecord(index, before, after, **fields, autocast=autocast))
+                try:
+                    self.on_layer(LayerRecord(index, before, after, **fields, autocast=autocast))
+                except BaseException as error:
+                    self.raised.append(error)
+                    raise
 
         return hand_on_record
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import CaptureError
+from ...errors import CaptureError, FfattrError, ForwardError
 from .passes import begin_pass, share_change
 
 __all__ = [
     "Reached",
+    "call_model",
     "find_device",
     "find_switches",
     "list_configs",
+    "list_given_tensors",
     "read_hidden_states",
     "require_same",
     "run_undisturbed",
@@ -85,6 +87,32 @@ def _asks_for_mode(module: nn.Module) -> bool:
     if chances and len(numbers) == len(chances):
         return max(numbers) > 0
     return named.get("gradient_checkpointing") is not False
+
+
+def call_model(model: nn.Module, kwargs: Mapping[str, Any], raised: Sequence[BaseException] = ()) -> Any:
+    """Calls ``model(**kwargs)``. Raises `ForwardError` for what it raises, with that as the cause.
+
+    Errors of ffattr, and of callbacks that run meanwhile and note theirs in ``raised``, come as they are.
+    """
+    try:
+        return model(**kwargs)
+    except (FfattrError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if raised:
+            raise
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in list_given_tensors(kwargs))
+        words = str(error) or type(error).__name__
+        raise ForwardError(f"{type(model).__name__} does not run on {shapes or 'these inputs'}: {words}") from error
+
+
+def list_given_tensors(given: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    """Lists the tensors among arguments and in mappings among them, ids first."""
+    flat: list[tuple[str, Any]] = []
+    for name, value in given.items():
+        flat += list(value.items()) if isinstance(value, Mapping) else [(name, value)]
+    found = [(name, value) for name, value in flat if isinstance(value, Tensor)]
+    return sorted(found, key=lambda one: one[0] != "input_ids")
 
 
 class Reached(BaseException):
