@@ -179,4 +179,4 @@ def _name_targets(question: Question, follower: Follower, tokenizer: Any) -> tup
 def _name_column(column: int, labels: Mapping[int, str] | None, tokenizer: Any) -> str:
     if labels is not None:
         return labels.get(column, str(column))
-    return str(column) if tokenizer is None else str(tokenizer.decode([column]))
+    return str(tokenizer.decode([column])) if hasattr(tokenizer, "decode") else str(column)

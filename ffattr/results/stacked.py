@@ -105,7 +105,7 @@ class StackedAttribution(Attribution):
 
     def scope(self, name: str) -> str:
         """Returns the full name of a computed scope, ``"decoder.atb"``; ``"cross.layer"`` is the last of its stack."""
-        stack, scope = split_stack(name)
+        stack, scope = split_stack(name) if isinstance(name, str) else ("", "")
         if stack not in self.stacks:
             raise KeyError(
                 f"no scope {name!r} here: begin it with one of {', '.join(f'{stack}.' for stack in self.stacks)} "
@@ -225,8 +225,8 @@ def load(path: str | os.PathLike[str], *, verify: bool = True) -> Attribution | 
     >>> ffattr.load("maps.safetensors").tokens[1]
     ['[CLS]', 'dog', '##s', 'bark', '##ing', '.', '[SEP]', '[PAD]', '[PAD]']
     """
-    name = os.fspath(path)
     tensors, content = read(path, verify)
+    name = os.fspath(path)
     if isinstance(content, dict) and content.get("kind") == "contributions":
         return Contributions.from_parts(tensors, content, name)
     if not isinstance(content, dict) or "stacks" not in content:
