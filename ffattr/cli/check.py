@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..models import verified
+from .terminal import make_cell, print_line, show_controls
 
 if TYPE_CHECKING:
     import torch
@@ -48,11 +49,11 @@ def check_model(name: str, text: str | None, dtype: torch.dtype | None, debug: b
     except FfattrError as error:
         if debug:
             raise
-        message = f"[red]{type(error).__name__}:[/red] {escape(str(error))}"
+        message = f"[red]{type(error).__name__}:[/red] {escape(show_controls(str(error), keep=chr(10)))}"
         Console(stderr=True).print(message, soft_wrap=True, highlight=False)
         return False
     for line in _describe_inputs(example, found):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(line, console)
     console.print(_tabulate_layers(found))
     console.print(_format_verdict(found), highlight=False, soft_wrap=True)
     return all(layer.passed for layer in found.layers)
@@ -133,7 +134,7 @@ def _shorten_scopes(scopes: tuple[str, ...]) -> str:
 
 def _format_verdict(found: Reproduction) -> str:
     failed = [layer for layer in found.layers if not layer.passed]
-    adapter = f"adapter: {escape(found.family)}"
+    adapter = f"adapter: {make_cell(found.family)}"
     if not failed:
         return f"{len(found.layers)} layers reproduced to {_format_error(found.error)}; {adapter}"
     first = f"{failed[0].stack} layer {failed[0].layer}".strip()

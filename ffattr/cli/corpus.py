@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .terminal import print_line
+
 if TYPE_CHECKING:
     from ..corpus import Count
 
@@ -43,10 +45,10 @@ def compute_corpus(
             listen=listen,
             **options,
         )
-    _print_line(f"tables: {folder}: {count.documents:,} documents, {count.tokens:,} tokens")
+    print_line(f"tables: {folder}: {count.documents:,} documents, {count.tokens:,} tokens")
     if count.errors:
         kinds = f", {count.empty:,} of them empty" if count.empty else ""
-        _print_line(f"errors: {count.errors:,} documents{kinds}: column 'error' of {folder / 'documents'} says why")
+        print_line(f"errors: {count.errors:,} documents{kinds}: column 'error' of {folder / 'documents'} says why")
     return not count.errors
 
 
@@ -57,9 +59,9 @@ def plan_corpus(model: str, inputs: Sequence[str], folder: Path, options: Mappin
     sources = corpus.find_sources(inputs)
     shards = corpus.plan_shards(sources, chosen.shard_docs, chosen.text, chosen.id)
     done = sum(corpus.is_done(folder, number) for number in range(len(shards)))
-    _print_line(f"{sum(shard.count for shard in shards):,} documents in {len(sources):,} files")
-    _print_line(f"{len(shards):,} shards of up to {chosen.shard_docs:,}, {done:,} of them done in {folder}")
-    _print_line(f"tables {', '.join(chosen.keep)} by {model}, {chosen.threads} threads for each worker")
+    print_line(f"{sum(shard.count for shard in shards):,} documents in {len(sources):,} files")
+    print_line(f"{len(shards):,} shards of up to {chosen.shard_docs:,}, {done:,} of them done in {folder}")
+    print_line(f"tables {', '.join(chosen.keep)} by {model}, {chosen.threads} threads for each worker")
 
 
 def require_corpus() -> Any:
@@ -89,7 +91,7 @@ def show_count(console: Console) -> Iterator[Any]:
                 bars.update(task, total=count.all_documents, completed=done, said=_format_count(count, now - began))
             elif now - said >= _QUIET:
                 said = now
-                console.print(_format_count(count, now - began), markup=False, highlight=False, soft_wrap=True)
+                print_line(_format_count(count, now - began), console)
 
         yield tell
 
@@ -114,7 +116,3 @@ def _format_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def _print_line(line: str) -> None:
-    Console().print(line, markup=False, highlight=False, soft_wrap=True)

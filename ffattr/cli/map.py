@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..machine import replacing
@@ -16,6 +15,7 @@ from ..models import pretrained
 from ..pipeline import attribute, plan
 from ..results import Attribution
 from .progress import show_progress
+from .terminal import make_cell, print_line
 
 __all__ = ["print_plan", "write_maps"]
 
@@ -26,7 +26,7 @@ _PAIRS = 10
 def print_plan(model: str, text: str, options: Mapping[str, Any]) -> None:
     """Prints what would run; ``options`` are arguments of `ffattr.plan`."""
     loaded, tokenizer = _load_model(model)
-    _print_line(str(plan.plan(loaded, text, tokenizer=tokenizer, **options)))
+    print_line(str(plan.plan(loaded, text, tokenizer=tokenizer, **options)))
 
 
 def write_maps(
@@ -41,28 +41,24 @@ def write_maps(
         attribution = attribute.attribute(loaded, text, tokenizer=tokenizer, progress=progress, **options)
     if output is not None:
         attribution.save(output)
-        _print_line(f"maps: {output}")
+        print_line(f"maps: {output}")
     if png is not None:
         figure = attribution.plot()
         with replacing(png) as temporary:
             figure.savefig(temporary, format="png", dpi=150)
-        _print_line(f"picture: {png}")
+        print_line(f"picture: {png}")
     if html is not None:
         attribution.to_html(html)
-        _print_line(f"page: {html}")
+        print_line(f"page: {html}")
     if output is None and png is None and html is None:
         Console().print(_tabulate_strongest(attribution))
-    _print_line(str(attribution.plan))
+    print_line(str(attribution.plan))
 
 
 def _load_model(model: str) -> tuple[Any, Any]:
     console = Console(stderr=True)
     with console.status("loading the model") if console.is_terminal else nullcontext():
         return pretrained.load(model)
-
-
-def _print_line(line: str) -> None:
-    Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _tabulate_strongest(attribution: Attribution) -> Table:
@@ -72,5 +68,5 @@ def _tabulate_strongest(attribution: Attribution) -> Table:
     table = Table("query", "key", attribution.measure, title=f"{scope}, layer {layer}")
     for pair in found[found["layer"] == layer].itertuples():
         names = (f"{pair.query} {pair.query_token}", f"{pair.key} {pair.key_token}")
-        table.add_row(*map(escape, names), f"{pair.norm:.3g}")
+        table.add_row(*map(make_cell, names), f"{pair.norm:.3g}")
     return table

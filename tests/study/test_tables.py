@@ -20,7 +20,8 @@ def test_the_tables_say_what_the_frames_say(tmp_path, corpus):
     lift = rates.share / rates.base_rate
     assert f"| adjacent | {rates.share:.3f} | {rates.base_rate:.3f} | {lift:.3f} |" in text
     first = corpus.frames["amplified_pairs"].iloc[0]
-    assert f"| 0 | {first.query_token} ← {first.key_token}" in text
+    named = f"| 0 | {first.query_token} ← {first.key_token}"
+    assert named.replace("[", "\\[").replace("]", "\\]") in text
     assert text.count("\n## ") == 6
 
 
@@ -29,7 +30,7 @@ def test_tokens_cannot_break_a_table(tmp_path):
     attr.tokens = [["a|b", "line\n\r\u2028break", "<script>", "\\"]] * 2
     study.write([study.of_maps("odd", attr)], tmp_path, [])
     text = (tmp_path / "tables.md").read_text()
-    assert "<script>" not in text
+    assert "<script>" not in text.replace("\\<", "")
     assert "a\\|b" in text
     (row,) = [line for line in text.splitlines() if "←" in line and line.startswith("| 0")]
     assert row.replace("\\|", "").count("|") == 3
@@ -120,3 +121,15 @@ def test_tables_of_several_models_are_named_in_their_order():
 
 def test_frames_without_a_rule_are_in_no_table():
     assert lines({"token_summary": pd.DataFrame({"model": ["tiny"], "norm": [1.0]})}, Study("tiny")) == ["# tiny"]
+
+
+def test_tokens_are_no_markdown(tmp_path):
+    attr = attribution(("atb", "atb_ff"), tokens=4, real=(4, 4), layers=(0,))
+    attr.tokens = [["![x](http://a.b/c.png)", "[y](https://a.b)", "**bold**", "www.a.b"]] * 2
+    study.write([study.of_maps("o*d*d_", attr)], tmp_path, [])
+    text = (tmp_path / "tables.md").read_text()
+    assert text.startswith("# o\\*d\\*d\\_\n")
+    for link in ("![", "[x]", "[y]", "http://", "https://", "**", "www."):
+        assert link not in text
+    assert r"\!\[x\](http\://a.b/c.png)" in text
+    assert r"www\.a.b" in text
