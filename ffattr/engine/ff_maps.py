@@ -101,6 +101,7 @@ class KeyBlockOperands:
                 sequences=self.block.sequences,
                 reduction=ff.reduction,
                 totals=queries.totals,
+                triangular=target.down is not None,
             )
             out = self._call_operator(queries.token_in_pack, slope, (down[neurons], down_scale), neurons, epilogue)
             for place, scope in enumerate(target.scopes, target.first):

@@ -129,7 +129,10 @@ class LayerMaps:
         self.attention_maps = AttentionMaps(self.weights, self.sources, scopes, task.backend, task.reduction)
         self.ff_maps: FFMaps | None = None
         if task.pairwise and plan.method != "pairs":
-            task.ff.set_projections({} if plan.sketch is None else self._fit_sketch(plan.sketch), task.scopes)
+            if plan.shape.rotated:
+                task.ff.rotate(task.scopes)
+            else:
+                task.ff.set_projections({} if plan.sketch is None else self._fit_sketch(plan.sketch), task.scopes)
             self.ff_maps = FFMaps(task.ff, self.sources, scopes)
 
     def compute_rows(self, queries: QueryBlock, plan: LayerPlan) -> MapRows:

@@ -20,6 +20,7 @@ from ..ops.backends import Backend
 from ..ops.reduction import Reduction
 from .costs import BY_QUERY, Blocks, LayerShape, Method
 from .machine_rates import Rates, calibrated, measured
+from .rotation import PAYS, count_operations
 
 __all__ = [
     "Blocks",
@@ -228,6 +229,9 @@ def plan_layer(layer: int, shape: LayerShape, ff_scopes: int, options: EngineOpt
         if sketch is not None:
             shape = replace(shape, sketched=(sketch.width,) * ff_scopes)
     chosen, choice = _choose_method(shape, ff_scopes, method, options)
+    if chosen in ("direct", "operator") and not shape.sketched and ff_scopes:
+        shape = _rotate_shape(shape, chosen)
+        why += f"; rotated: {shape.zeros / (shape.ff_width * shape.width):.0%} of the product is zero" * shape.rotated
     choice += why
     if options.memory_budget is None and chosen != "reference":
         useful = min(most, max(useful, _worthwhile_bytes(shape, chosen, dtype)))
@@ -247,6 +251,13 @@ def plan_layer(layer: int, shape: LayerShape, ff_scopes: int, options: EngineOpt
         )
     blocks = _fit_blocks(shape, chosen, max(useful, least), dtype)
     return LayerPlan(layer, shape, chosen, blocks, dtype, choice, sketch=sketch, rates=rates)
+
+
+def _rotate_shape(shape: LayerShape, chosen: Method) -> LayerShape:
+    """The shape as it is or, where that pays, with the width rotated."""
+    rotated = replace(shape, rotated=shape.rotatable)
+    saved = shape.flops(chosen) - rotated.flops(chosen)
+    return rotated if saved > PAYS * count_operations(shape.ff_width, shape.width) else shape
 
 
 def _choose_sketch(shape: LayerShape, ff_scopes: int, backend: Backend, sketch: Sketch) -> tuple[Sketch | None, str]:

@@ -59,6 +59,7 @@ class RandomLayer:
         rule: Rule | None = None,
         small: bool = False,
         value_bias: str = "token",
+        rotated: bool = False,
     ) -> Computed:
         rows = torch.arange(len(self.x)) if rows is None else rows
         keys = len(self.x) + (0 if self.encoder is None else len(self.encoder.states))
@@ -68,6 +69,7 @@ class RandomLayer:
         chosen = BACKENDS[backend]
         options = EngineOptions(chosen, method, torch.float64, torch.device("cpu"))
         plan = plan_layer(0, shape, any(scope.needs_ff for scope in picked), options)
+        plan = replace(plan, shape=replace(plan.shape, rotated=rotated))
         if small:  # blocks of a few queries and keys
             plan = replace(plan, blocks=Blocks(2, 4, plan.blocks.ff_keys if method in BY_QUERY else 4))
         wanted = LayerTask(self.weights, picked, rule or Rule(), value_bias, chosen, torch.float64)
