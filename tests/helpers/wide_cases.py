@@ -132,8 +132,9 @@ class Promises:
     def test_triangular(self, streams: int, width: int, neurons: int) -> None:
         """The same, and what lies far from the diagonal is not read."""
         given = make_triangular(case(self.operator, 3, 4, width, neurons, heads=3, streams=streams))
-        found = self.check(given)
-        assert not given["down"][0, 135]
+        self.check(given)
+        given["position"] = torch.full((3,), -1)  # what a token brings itself may be made by a library
+        found = self.run(given)
         given["down"][0, 135] = 1e6
         torch.testing.assert_close(self.run(given), found, rtol=0, atol=0)
 
