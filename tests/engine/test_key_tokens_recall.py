@@ -29,7 +29,8 @@ def test_operands_are_what_is_recalled() -> None:
         return FFOperands(layer.weights, paths, BACKENDS["torch"], dtype, recall)
 
     first = operands(torch.float64)
-    assert first.maps and first.down  # made when a method asks
+    assert first.maps
+    assert first.down
     names = set(kept)
     assert names == {"own 1", "maps torch.float64", "down torch.float64"}
     again = operands(torch.float64)
