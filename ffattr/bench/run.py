@@ -15,7 +15,9 @@ from ..decomposition.scopes import Scope
 from ..engine.key_tokens import Make
 from ..engine.layer_maps import LayerTask
 from ..engine.pack import OneSequence, Pack
-from ..engine.plan import EngineOptions, LayerPlan, LayerShape, plan_layer
+from ..engine.planning.choose import plan_layer
+from ..engine.planning.costs import LayerShape
+from ..engine.planning.plan import EngineOptions, LayerPlan
 from ..engine.run import LayerResult, run_layer
 from ..ops import backends, torch_kernels
 from ..ops.backends import Backend

@@ -15,7 +15,7 @@ from ..ops.backends import Backend
 from ..ops.reduction import Reduction
 from .key_tokens import AttentionPath, Recall, make_anew
 from .pack import concatenate
-from .rotation import choose_vectors, rotate_down
+from .planning.rotation import choose_vectors, rotate_down
 
 __all__ = ["FFOperands", "NormTarget"]
 

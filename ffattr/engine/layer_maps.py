@@ -33,7 +33,8 @@ from .key_blocks import count_columns, cut_keys
 from .key_tokens import Recall, attention_paths, make_anew
 from .pack import Pack, QueryBlock
 from .pair_vectors import fill_pairs, sample_pair_vectors
-from .plan import SAMPLED, LayerPlan
+from .planning.choose import SAMPLED
+from .planning.plan import LayerPlan
 from .query_pass import QueryPass, Slopes, pass_queries
 
 __all__ = ["LayerMaps", "LayerTask", "MapRows"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import ffattr
 from ffattr import Attribution, NonFiniteError
-from ffattr.engine import plan as planning
+from ffattr.engine.planning import choose as planning
 from ffattr.ops import availability, backends, torch_kernels
 
 FLOAT8 = torch.float8_e4m3fn

@@ -17,10 +17,11 @@ from ffattr.decomposition.layer import Branch, CrossWeights, LayerWeights
 from ffattr.decomposition.reference import Encoder, Rule, decompose
 from ffattr.decomposition.routing import Routing
 from ffattr.decomposition.walk import Stream
-from ffattr.engine.costs import BY_QUERY
 from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence
-from ffattr.engine.plan import Blocks, EngineOptions, LayerPlan, LayerShape, plan_layer
+from ffattr.engine.planning.choose import plan_layer
+from ffattr.engine.planning.costs import BY_QUERY, Blocks, LayerShape
+from ffattr.engine.planning.plan import EngineOptions, LayerPlan
 from ffattr.ops.backends import BACKENDS
 
 WIDTH, HEADS, HEAD_DIM, NEURONS, TOKENS = 12, 3, 5, 7, 9

@@ -12,10 +12,10 @@ from typing import Literal
 
 import torch
 
-from ..decomposition.layer import LayerWeights
-from ..decomposition.precision import operand_dtype, result_dtype
-from ..decomposition.scopes import Scope
-from ..ops.reduction import Reduction
+from ...decomposition.layer import LayerWeights
+from ...decomposition.precision import operand_dtype, result_dtype
+from ...decomposition.scopes import Scope
+from ...ops.reduction import Reduction
 from .rotation import choose_vectors, count_zeros
 
 __all__ = ["BY_QUERY", "Blocks", "LayerShape", "Method"]

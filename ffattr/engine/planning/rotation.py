@@ -12,8 +12,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from ..decomposition.layer import LayerWeights
-from ..decomposition.scopes import Scope
+from ...decomposition.layer import LayerWeights
+from ...decomposition.scopes import Scope
 
 __all__ = ["PAYS", "choose_vectors", "count_operations", "count_zeros", "rotate_down"]
 

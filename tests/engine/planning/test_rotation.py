@@ -10,8 +10,8 @@ from op_cases import needs_binary
 from plan_cases import planned
 from random_layers import layer
 
-from ffattr.engine.costs import LayerShape
-from ffattr.engine.rotation import PAYS, choose_vectors, count_operations, count_zeros, rotate_down
+from ffattr.engine.planning.costs import LayerShape
+from ffattr.engine.planning.rotation import PAYS, choose_vectors, count_operations, count_zeros, rotate_down
 
 BACKENDS = ["torch", pytest.param("cpu", marks=needs_binary)]
 
