@@ -16,9 +16,10 @@ from ..decomposition.attention import LayerRecord
 from ..decomposition.layer import LayerWeights
 from ..decomposition.precision import result_dtype
 from ..decomposition.reference import Rule
-from ..engine.costs import LayerShape
 from ..engine.key_tokens import Recall, make_anew
-from ..engine.plan import EngineOptions, LayerPlan, group_into_packs, plan_layer
+from ..engine.planning.choose import group_into_packs, plan_layer
+from ..engine.planning.costs import LayerShape
+from ..engine.planning.plan import EngineOptions, LayerPlan
 from ..errors import BackendUnavailable
 from ..models.capture.recorder import record_layers
 from ..models.inputs.given import read_given
