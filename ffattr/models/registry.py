@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnsupportedModel
-from . import huggingface, torch_encoder
+from . import huggingface, torch_decoder, torch_encoder
 from .families.table import FAMILIES
 from .spec.described import ModelDescription
 from .spec.layer import LayerSpec
@@ -68,7 +68,7 @@ def known_models() -> tuple[str, ...]:
     >>> "bert" in ffattr.known_models(), "TransformerEncoderLayer" in ffattr.known_models()
     (True, True)
     """
-    return tuple(sorted({*_registered, *FAMILIES, *torch_encoder.NAMES}))
+    return tuple(sorted({*_registered, *FAMILIES, *torch_encoder.NAMES, *torch_decoder.NAMES}))
 
 
 Given = Callable[[nn.Module], Mapping[str, Any]]
@@ -84,8 +84,8 @@ def resolve(model: nn.Module, given: Given | None = None) -> ModelDescription:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model is a {type(model).__name__}, expected a loaded transformers model, an nn.TransformerEncoder or "
-            "nn.TransformerEncoderLayer (a name or a path has to be loaded first)"
+            f"model is a {type(model).__name__}, expected a loaded transformers model, or an nn.TransformerEncoder, "
+            "nn.TransformerDecoder or other nn.Module (a name or a path has to be loaded first)"
         )
     model = unwrap_model(model)
     config = getattr(model, "config", None)
@@ -112,7 +112,7 @@ def resolve(model: nn.Module, given: Given | None = None) -> ModelDescription:
     try:
         return _describe_by_structure(model, model_type, base, given)
     except UnsupportedModel as reason:
-        raise refused or reason from None
+        raise (reason if refused is None else UnsupportedModel(f"{refused}\n\nBeyond its family: {reason}")) from None
 
 
 def _find_base(model: Any) -> nn.Module:
@@ -141,6 +141,8 @@ def _describe_known(model: nn.Module, base: nn.Module, model_type: str) -> Model
     if isinstance(model, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
         layers, batch_first = torch_encoder.describe_encoder(model)
         return ModelDescription(model, layers, type(model).__name__, batch_first)
+    if isinstance(model, torch_decoder.KINDS):
+        return torch_decoder.describe_with_memory(model)
     if not _is_pretrained(model) or model_type not in FAMILIES:
         return None
     return huggingface.describe_pretrained(base, model_type)
@@ -204,7 +206,8 @@ def _adapt_registered(name: str, base: nn.Module, fn: Adapter) -> ModelDescripti
     layers = tuple(fn(base))
     if not layers or not all(isinstance(layer, LayerSpec) for layer in layers):
         raise TypeError(f"the adapter registered for {name!r} returned {layers!r}, expected one LayerSpec per layer")
-    return ModelDescription(base, layers, name, learned=True)
+    across = {"decoder": range(len(layers))} if all(layer.cross is not None for layer in layers) else {}
+    return ModelDescription(base, layers, name, stacks=across, learned=True)
 
 
 def _describe_by_structure(model: nn.Module, model_type: str, base: nn.Module, given: Given | None) -> ModelDescription:

@@ -6,6 +6,7 @@ What is found counts only if the output of every layer follows from it by the fo
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from ..capture.run import find_device
 from ..spec.described import ModelDescription
 from ..spec.layer import LayerSpec
 from .match import match_parts
+from .memory import find_memory_names
 from .observe import Observed, observe_again, observe_layers, read_run_routing
 from .parts import Part
 from .probe import Undetected, list_layers
@@ -53,7 +55,8 @@ class Found:
     encoder: Found | None = None
 
 
-_known: WeakKeyDictionary[nn.Module, Found] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, dict[frozenset[str], Found]] = WeakKeyDictionary()
+"""What was found, by the arguments of a memory that the model ran on: it need not have any."""
 
 
 def describe_by_structure(
@@ -64,16 +67,20 @@ def describe_by_structure(
     Raises `Undetected`, and `CaptureError` for a model in training mode.
     """
     family = f"structure of {type(base).__name__}"
-    found = _known.get(base)
-    if found is None:
+    kept = _known.setdefault(base, {})
+    arguments = None if given is None or (kept and not _may_read_memory(base)) else given(base)
+    names = find_memory_names(arguments or ())
+    if names not in kept:
         # Values are compared in the model's own precision, on its device and on the CPU.
         with torch.autocast(find_device(base).type, enabled=False), torch.autocast("cpu", enabled=False):
-            found = _known[base] = detect_layers(base, None if given is None else given(base))
+            found = kept[names] = detect_layers(base, arguments)
         _log.info("%s: layers at %r, %s", family, found.layers, [dict(parts) for parts in found.parts])
+    found = kept[names]
     if found.encoder is not None:
         encoder, decoder = make_specs(base, found.encoder), make_specs(base, found)
         ranges = {"encoder": range(len(encoder)), "decoder": range(len(encoder), len(encoder) + len(decoder))}
         return ModelDescription(base, encoder + decoder, family, found.batch_first, stacks=ranges, learned=True)
+    across = any("cross_attention" in parts for parts in found.parts)
     return ModelDescription(
         base,
         make_specs(base, found),
@@ -82,8 +89,15 @@ def describe_by_structure(
         found.positions,
         numbers=found.numbers if found.others else None,
         left_out=found.others,
+        stacks={"decoder": range(len(found.numbers))} if across else {},
         learned=True,
     )
+
+
+def _may_read_memory(base: nn.Module) -> bool:
+    """Tells whether a model may be given tokens that it attends to besides its own."""
+    parameters = inspect.signature(base.forward).parameters
+    return bool(find_memory_names(parameters)) or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
 def detect_layers(base: nn.Module, given: Mapping[str, Any] | None = None) -> Found:
