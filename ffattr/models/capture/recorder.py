@@ -18,7 +18,7 @@ from ...decomposition.attention import Attention, GatedAttention, LayerRecord
 from ...decomposition.precision import are_finite, without_autocast
 from ...decomposition.routing import Routing
 from ...errors import CaptureError, NonFiniteError
-from ..registry import ModelDescription
+from ..spec.described import ModelDescription
 from ..spec.layer import LayerSpec
 from .attention_hooks import record_attention
 from .module_hooks import (

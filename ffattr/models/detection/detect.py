@@ -21,6 +21,7 @@ from ...decomposition.attention import GatedAttention
 from ...decomposition.precision import output_tolerance
 from ...errors import UnsupportedModel
 from ..capture.run import find_device
+from ..capture.user_hooks import set_hooks_aside
 from ..spec.described import ModelDescription
 from ..spec.layer import LayerSpec
 from .match import match_parts
@@ -28,6 +29,7 @@ from .memory import find_memory_names
 from .observe import Observed, observe_again, observe_layers, read_run_routing
 from .parts import Part
 from .probe import Undetected, list_layers
+from .rows import is_batch_first
 from .specs import make_spec, resolve_path
 from .watch import Run
 
@@ -73,7 +75,7 @@ def describe_by_structure(
     if names not in kept:
         # Values are compared in the model's own precision, on its device and on the CPU.
         with torch.autocast(find_device(base).type, enabled=False), torch.autocast("cpu", enabled=False):
-            found = kept[names] = detect_layers(base, arguments)
+            found = kept[names] = _detect_past_hooks(base, arguments)
         _log.info("%s: layers at %r, %s", family, found.layers, [dict(parts) for parts in found.parts])
     found = kept[names]
     if found.encoder is not None:
@@ -92,6 +94,18 @@ def describe_by_structure(
         stacks={"decoder": range(len(found.numbers))} if across else {},
         learned=True,
     )
+
+
+def _detect_past_hooks(base: nn.Module, given: Mapping[str, Any] | None) -> Found:
+    """Finds the parts of each layer without what hooks of the user make of them, or else with it: a hook may be what
+    makes a weight."""
+    with set_hooks_aside(base) as any_there:
+        try:
+            return detect_layers(base, given)
+        except Undetected:
+            if not any_there:
+                raise
+    return detect_layers(base, given)
 
 
 def _may_read_memory(base: nn.Module) -> bool:
@@ -119,11 +133,11 @@ def _detect_stack(base: nn.Module, observed: Observed) -> Found:
     """Finds the parts of the layers of a list. Raises `Undetected`."""
     kinds: dict[Hashable, tuple[int, dict[str, Part]]] = {}
     parts: dict[str, Part] = {}
-    batch_first = True
+    batch_first, kind = True, None
     try:
         for run in reversed(observed.runs):
             if run.kind not in kinds:
-                parts = {}
+                parts, kind = {}, run.kind
                 batch_first = match_parts(run, parts)
                 kinds[run.kind] = (len(kinds), parts)
         of_runs = tuple(kinds[run.kind] for run in observed.runs)
@@ -142,6 +156,9 @@ def _detect_stack(base: nn.Module, observed: Observed) -> Found:
             _verify_layer(run, spec, f"layer {number} of {observed.path!r}", batch_first)
     except Undetected as gave_up:
         gave_up.layers, gave_up.parts = observed.path, parts
+        alike = tuple(number for number, run in zip(observed.numbers, observed.runs, strict=True) if run.kind == kind)
+        gave_up.numbers = alike if len(alike) < len(observed.numbers) + len(observed.others) else None
+        gave_up.batch_first = all(is_batch_first(run) for run in observed.runs)
         raise
     return found
 

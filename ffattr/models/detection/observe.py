@@ -203,10 +203,9 @@ def _choose_stacks(watch: Watch, names: Mapping[int, str], kwargs: Mapping[str, 
             return last, None
         for path in attending:
             _require_whole_attention(watch.runs[path], path, names)
-        raise Undetected(
-            f"it attends in more than one list of layers: {', '.join(map(repr, attending))}. Pass the part of the "
-            f"model that holds one of them, with inputs of its own: {' or '.join(_name_owners(attending))}"
-        )
+        several = Undetected(f"it attends in more than one list of layers: {', '.join(map(repr, attending))}")
+        several.owners = tuple(_find_owners(attending))
+        raise several
     if not attending and watch.outside:
         module, attention = watch.outside[0]
         _require_single_keys(attention, f"{names[id(module)]!r} ({type(module).__name__})")
@@ -259,7 +258,7 @@ def _reads_encoder(watch: Watch, encoder: str, last: str) -> bool:
     return all(len(one) == 2 and one[0][0] is not one[1][0] and one[1][1].shape[3] == tokens for one in runs)
 
 
-def _name_owners(paths: Sequence[str]) -> list[str]:
+def _find_owners(paths: Sequence[str]) -> list[str]:
     """Returns for each of several paths the largest part of the model that holds none of the others."""
     found = []
     for path in paths:
@@ -268,7 +267,7 @@ def _name_owners(paths: Sequence[str]) -> list[str]:
         alone = (
             one for one in prefixes if not any(f"{other}.".startswith(f"{one}.") for other in paths if other != path)
         )
-        found.append(f"model.{next(alone, path)}")
+        found.append(next(alone, path))
     return found
 
 

@@ -19,7 +19,7 @@ from .parts import Part, Product
 from .probe import Undetected
 from .watch import Call, Run
 
-__all__ = ["EQUAL", "MIXED", "LayerRows", "is_linear"]
+__all__ = ["EQUAL", "MIXED", "LayerRows", "is_batch_first", "is_linear"]
 
 # Relative differences of two tensors that rounding explains: of a sum, an activation or a product, and of attention,
 # whose weights may have been made in float32 whatever the model's dtype.
@@ -44,7 +44,7 @@ class LayerRows:
                 f"attention has {self.length} queries and {keys} keys, hidden states are {self.dtype}; expected as "
                 "many keys as queries and a float type"
             )
-        self.batch_first = tuple(run.input.shape[:2]) == (self.batch, self.length)
+        self.batch_first = is_batch_first(run)
         self.alpha = self.read_alpha(self.attention)
         whole = self.alpha.isfinite().all(-1).all(1)  # [B, T]: a row of padding may have no key to attend to
         self.alpha = self.alpha.nan_to_num()
@@ -158,6 +158,12 @@ class LayerRows:
                 yield Product(path, name), tensor * parameter.detach().to("cpu", self.wide)
         for name, number in self.numbers:
             yield Product(path, name, is_number=True), tensor * number
+
+
+def is_batch_first(run: Run) -> bool:
+    """Tells whether a layer takes ``[B, T, d]``, and not ``[T, B, d]``, by the attention weights in it."""
+    batch, _, length, _ = run.attention[0][1].shape
+    return tuple(run.input.shape[:2]) == (batch, length)
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from ...decomposition.activations import Activation
 from ...decomposition.affine import Linear
 from ...decomposition.clamp import Clamp
 from ...decomposition.layer import Branch, CrossWeights, Latent, LayerWeights
@@ -41,7 +42,7 @@ class BranchSpec:
 
     up: nn.Module | Columns
     down: nn.Module | Scaled
-    activation: Callable[[Tensor], Tensor]
+    activation: Callable[[Tensor], Tensor] | Activation
     gate: nn.Module | Columns | None = None
     weigher: nn.Module | None = None
 
@@ -174,7 +175,7 @@ class LayerSpec(Scoped):
     out: nn.Module | Scaled
     up: nn.Module | Columns | Stacked
     down: nn.Module | Scaled | Stacked
-    activation: Callable[[Tensor], Tensor]
+    activation: Callable[[Tensor], Tensor] | Activation
     gate: nn.Module | Columns | Stacked | None = None
     norm_before_attn: nn.Module | None = None
     norm_of_attn: nn.Module | None = None

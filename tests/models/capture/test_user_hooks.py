@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
+from own_modules import mine
 from tiny_models import build
 from torch import Tensor, nn
 
@@ -315,3 +317,48 @@ def test_hooks_are_set_aside_and_put_back() -> None:
 def test_hooks_have_names() -> None:
     assert name_hook(steer) == "steer"
     assert name_hook(nn.ReLU()) == "ReLU"
+
+
+@pytest.mark.parametrize(
+    ("path", "hook"),
+    [("blocks.0", steer), ("blocks.1.ff", steer), ("blocks.0.attention", ablate), ("blocks.1.ff", to_mean)],
+)
+def test_structure_is_found_past_hooks(path: str, hook: Hook) -> None:
+    """What a hook makes of a block hides neither its structure nor what the hook does."""
+    given = tiny_models.ids() % 50
+    hooked, plain = mine(), mine()
+    hooked.get_submodule(path).register_forward_hook(hook)
+    found = ffattr.attribute(hooked, given, scopes="all")
+    assert float(found.error.max()) < 1e-12
+    if path == "blocks.0":
+        outside = mine()
+        outside.blocks[1].register_forward_pre_hook(lambda module, args: (hook(module, None, args[0]),))
+        assert_same_maps(found, ffattr.attribute(outside, given, scopes="all"))
+        return
+    part: Any = plain.get_submodule(path).out if "attention" in path else plain.get_submodule(path).down
+    with torch.no_grad():
+        if hook is not steer:
+            part.weight.zero_()
+            part.bias.zero_()
+        if hook is not ablate:
+            part.bias += vector(24, 5 if hook is to_mean else 0)
+    assert_same_maps(found, ffattr.attribute(plain, given, scopes="all"))
+
+
+def test_a_hook_that_is_no_edit_is_named_in_a_model_that_nothing_knows() -> None:
+    hooked = mine()
+    hooked.blocks[1].ff.register_forward_hook(square)
+    with pytest.raises(ffattr.UnsupportedModel, match=r"layer 1.*'ff' \(FeedForward\) returns is changed by .*square"):
+        ffattr.attribute(hooked, tiny_models.ids() % 50)
+
+
+def test_a_hook_that_makes_a_weight() -> None:
+    """The older way of torch to normalise weights."""
+    model = mine()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for block in model.blocks:
+            nn.utils.weight_norm(block.ff.down)
+    expected = ffattr.attribute(mine(), tiny_models.ids() % 50)
+    found = ffattr.attribute(model, tiny_models.ids() % 50)
+    torch.testing.assert_close(found["layer"], expected["layer"], rtol=1e-9, atol=1e-12)
