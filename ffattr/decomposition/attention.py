@@ -245,9 +245,9 @@ class LayerRecord:
 
     Where it is a mixture of experts, the ``routing`` of all sequences one after the other, ``[B * T, k]``. Where it
     has cross-attention: what that reads of the encoder, ``states`` ``[B, T', d]``, and the attention to it.
-    ``autocast`` is the dtype in which autocast had products computed, None without it. ``edits`` are what hooks of the
-    user have made of the layer's parts, the same for every token; ``changed`` says in words what hooks have changed
-    inside the layer, in whatever way.
+    ``computed`` is the narrowest dtype that autocast or a projection was seen to compute in. ``edits`` are what hooks
+    of the user have made of the layer's parts, the same for every token; ``changed`` says in words what hooks have
+    changed inside the layer, in whatever way.
     """
 
     index: int
@@ -257,6 +257,6 @@ class LayerRecord:
     routing: Routing | None = None
     states: Tensor | None = None
     cross: Attention | None = None
-    autocast: torch.dtype | None = None
+    computed: torch.dtype | None = None
     edits: tuple[Edit, ...] = ()
     changed: tuple[str, ...] = ()

@@ -271,5 +271,5 @@ def layer_tolerance(stack: Stack, captured: LayerRecord, dtype: torch.dtype) -> 
     attentions = [part for part in (captured.attention, captured.cross) if part is not None]
     spec = stack.specs[captured.index - stack.first]
     single = spec.rounds_to_float32 or any(part.rounds_to_float32 for part in attentions)
-    own = find_narrowest((captured.output.dtype, captured.autocast, spec.narrowest_dtype))
+    own = find_narrowest((captured.output.dtype, captured.computed, spec.narrowest_dtype))
     return output_tolerance(captured.output.dtype if own is None else own, dtype, single)

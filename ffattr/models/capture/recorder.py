@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, GatedAttention, LayerRecord
-from ...decomposition.precision import are_finite, without_autocast
+from ...decomposition.precision import are_finite, find_narrowest, without_autocast
 from ...decomposition.routing import Routing
 from ...errors import CaptureError, NonFiniteError
 from ..spec.described import ModelDescription
@@ -156,6 +156,10 @@ class _Recorder:
                     heads[first + self._layer_count] = -spec.cross.heads
             stack.enter_context(record_attention(self.description.base, modules, heads, self._take_attention))
             stack.enter_context(self._record_mixtures(specs))
+            for name in ("out", "down"):  # autocast may be on in a part of the layer alone
+                parts = {first: getattr(spec, name) for first, spec in specs.items()}
+                modules = {i: part if isinstance(part, nn.Module) else part.module for i, part in parts.items()}
+                stack.enter_context(record_outputs(modules, self._keep_dtype))
             gates = {i: spec.attention_gate.gate_module for i, spec in specs.items() if spec.attention_gate is not None}
             stack.enter_context(record_outputs(gates, lambda first, made: self._keep_tensor(first, "gate", made)))
             values = {first: spec.cross.value_module for first, spec in specs.items() if spec.cross is not None}
@@ -225,6 +229,10 @@ class _Recorder:
             )
         fields[name] = value
 
+    def _keep_dtype(self, first: int, output: Any) -> None:
+        if self.is_listening and isinstance(output, Tensor) and output.is_floating_point():
+            self._pending.setdefault(first, {}).setdefault("dtypes", set()).add(output.dtype)
+
     def _keep_change(self, first: int, change: Change) -> None:
         if self.is_listening:
             self._pending.setdefault(first, {}).setdefault("changes", []).append(change)
@@ -265,8 +273,9 @@ class _Recorder:
             self.done.add(index)
             kind = after.device.type
             autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            computed = find_narrowest((autocast, *fields.pop("dtypes", ())))
             with _set_active(None), without_autocast():
-                self.on_layer(LayerRecord(index, before, after, **fields, autocast=autocast))
+                self.on_layer(LayerRecord(index, before, after, **fields, computed=computed))
 
         return hand_on_record
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...decomposition import reference
 from ...decomposition.attention import GatedAttention
-from ...decomposition.precision import output_tolerance
+from ...decomposition.precision import find_narrowest, output_tolerance
 from ...errors import UnsupportedModel
 from ..capture.run import find_device
 from ..capture.user_hooks import set_hooks_aside
@@ -200,9 +200,8 @@ def _verify_layer(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> N
             # A row of padding may have no key to attend to.
             errors = ((output - expected).norm(dim=-1) / expected.norm(dim=-1))[output.isfinite().all(-1)]
             error = float(errors.max()) if len(errors) else 0.0
-            if not error <= output_tolerance(
-                run.input.dtype, dtype, attention.rounds_to_float32 or spec.rounds_to_float32
-            ):
+            own = find_narrowest((run.input.dtype, spec.narrowest_dtype)) or run.input.dtype
+            if not error <= output_tolerance(own, dtype, attention.rounds_to_float32 or spec.rounds_to_float32):
                 raise Undetected(
                     f"{where} is not reproduced by what was found: its output recomputed differs by {error:.1e} "
                     f"(relative), more than rounding in {run.input.dtype} explains"

@@ -218,7 +218,9 @@ class LayerSpec(Scoped):
         """The narrowest dtype in which any projection computes, whatever that of the hidden states: that of its
         parameters, or one that it is told (bitsandbytes' 4-bit layers)."""
         found: list[torch.dtype | None] = []
-        for part in (self.value, self.out, self.up, self.down):
+        for part in (self.value, self.out, self.up, self.gate, self.down):
+            if part is None:
+                continue
             module = part if isinstance(part, nn.Module) else part.module
             told = find_compute_dtype(module)
             own = [one.dtype for one in module.parameters() if one.is_floating_point() and one.dtype.itemsize > 1]
