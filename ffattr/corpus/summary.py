@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..analysis.category_rates import tabulate_rates
-from ..analysis.change import COLUMNS
+from ..analysis.change import BOUNDS, COLUMNS
 from ..machine import replacing
 from ..models.registry import resolve
 from ..selection import parse_indices
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_first_texts", "merge_parts", "summarize"]
 
+_NORMAL = 1.959964  # standard errors to both sides, between which 95 % of means lie
 _LARGE = 256 * 2**20  # bytes of a file of merged parts
 _ORDER = ["amplification", "shard", "row", "window", "query", "key"]
 
@@ -163,7 +164,8 @@ class _Documents:
         return found
 
     def average_changes(self) -> pandas.DataFrame:
-        """Returns the frame of `contextualization_change` with the number of ``documents`` and a ``standard_error``."""
+        """Returns the frame of `contextualization_change` with the number of ``documents`` and the ``standard_error``
+        of their mean, from which ``low`` and ``high`` follow."""
         import pandas as pd
 
         rows = []
@@ -172,8 +174,9 @@ class _Documents:
                 count, mean, squares = (float(part[place]) for part in self.changes[component])
                 value = mean if count else math.nan
                 error = math.sqrt(squares / (count - 1) / count) if count > 1 else math.nan
-                rows.append((layer, component, before, after, value, int(count), error))
-        return pd.DataFrame(rows, columns=[*COLUMNS, "documents", "standard_error"])
+                ends = value - _NORMAL * error, value + _NORMAL * error
+                rows.append((layer, component, before, after, value, *ends, int(count), error))
+        return pd.DataFrame(rows, columns=[*COLUMNS, *BOUNDS, "documents", "standard_error"])
 
     def rate_categories(self, pairs: pandas.DataFrame) -> pandas.DataFrame:
         """Returns the frame of `category_rates`, of these pairs and all that there are."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .style import GREY, MARKERS, OKABE_ITO, check_frame, plain_text
+from .style import GREY, LINES, MARKERS, check_frame, plain_text
 
 if TYPE_CHECKING:
     import numpy
@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 __all__ = ["cancellation_chart", "category_bars", "change_chart"]
 
 _COMPONENTS = ("FF", "RES", "LN", "FF block")
+_CATEGORIES = {
+    "subwords": "pieces of one word",
+    "adjacent": "neighbouring words",
+    "repeated": "the same word again",
+    "special_or_punctuation": "special token or punctuation",
+    "compound": "parts of a compound",
+    "named_entity": "parts of a name",
+    "verb_object": "verb and object",
+    "verb_subject": "verb and subject",
+    "other": "none of these",
+}
+"""Of `ffattr.analysis.Categories`, for people."""
+
 _CHANGE = r"contextualization change, $1 - \rho$ (Spearman)"
 
 
@@ -68,21 +81,21 @@ def category_bars(
 ) -> Figure:
     """Draws how often amplified pairs are of a ``category`` (``share``), beside how often any pair is (``base_rate``).
 
-    Two bars per category, the mean over the layers where there is a column ``layer``, and how many times more frequent
-    the category is among amplified pairs; or, ``by_layer``, a panel per category with both as lines over the layers.
-    Raises ValueError where a column is missing or there are no rows.
+    Two bars per category, the mean over the layers where there is a column ``layer``, and how many times as often as
+    among all pairs the category is among amplified ones; or, ``by_layer``, a panel per category with both as lines over
+    the layers. Raises ValueError where a column is missing or there are no rows.
 
     >>> import pandas
     >>> from ffattr.plot import category_bars
     >>> frame = pandas.DataFrame({"category": ["same word", "subword"], "share": [0.2, 0.3], "base_rate": [0.1, 0.3]})
     >>> [text.get_text() for text in category_bars(frame).axes[0].texts]
-    ['2.0 times', '1.0 times']
+    ['2.0 times as often as among all pairs', '1.0 times']
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     check_frame(frame, ("category", "share", "base_rate", *(["layer"] if by_layer else [])), "category_bars")
     kinds = list(frame["category"].unique())
-    rates = (("share", OKABE_ITO[0], "among amplified pairs"), ("base_rate", GREY, "among all pairs"))
+    rates = (("share", LINES[0], "among amplified pairs"), ("base_rate", GREY, "among all pairs"))
     heading = title or "categories of the pairs that FF amplifies"
     if by_layer:
         figure, panels = _make_panels(len(kinds), columns, width=2.6, height=2.0)
@@ -90,7 +103,7 @@ def category_bars(
             rows = frame[frame["category"] == kind].groupby("layer")[["share", "base_rate"]].mean()
             for (column, colour, name), marker in zip(rates, MARKERS, strict=False):
                 axes.plot(rows.index, rows[column], color=colour, marker=marker, ms=4, lw=1.5, label=name)
-            axes.set_title(plain_text(str(kind)), fontsize=9)
+            axes.set_title(_name_category(str(kind)), fontsize=9)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         panels[0].set_ylim(bottom=0.0)
@@ -107,15 +120,21 @@ def category_bars(
     for place, (share, base) in enumerate(zip(means["share"], means["base_rate"], strict=True)):
         if base > 0 and math.isfinite(share):
             place_at = (share, place - 0.2)
+            what = " as often as among all pairs" if place == 0 else ""
             axes.annotate(
-                f"{share / base:.1f} times", place_at, (3, 0), textcoords="offset points", va="center", fontsize=8
+                f"{share / base:.1f} times{what}", place_at, (3, 0), textcoords="offset points", va="center", fontsize=8
             )
-    axes.set_yticks(range(len(means)), [plain_text(str(kind)) for kind in means.index])
+    axes.set_yticks(range(len(means)), [_name_category(str(kind)) for kind in means.index])
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     _finish_figure(figure, [axes], "share of the pairs", "category", heading)
     return figure
+
+
+def _name_category(name: str) -> str:
+    """Returns a category of `ffattr.analysis` in words."""
+    return plain_text(_CATEGORIES.get(name, name.replace("_", " ")))
 
 
 def cancellation_chart(frame: pandas.DataFrame, title: str | None = None, *, columns: int | None = None) -> Figure:
@@ -197,17 +216,17 @@ def _draw_line(axes: Axes, rows: pandas.DataFrame, name: str, place: int) -> Non
 
 
 def _read_band(rows: pandas.DataFrame) -> tuple[numpy.ndarray, numpy.ndarray] | None:
-    if {"low", "high"} <= set(rows):
+    if {"low", "high"} <= set(rows) and rows["low"].notna().any():
         return rows["low"].to_numpy(float), rows["high"].to_numpy(float)
-    if "standard_error" in rows:
+    if "standard_error" in rows and (rows["standard_error"] > 0).any():
         value, error = rows["value"].to_numpy(float), rows["standard_error"].to_numpy(float)
         return value - error, value + error
     return None
 
 
 def _choose_line_style(place: int) -> dict[str, Any]:
-    at = place % len(OKABE_ITO)
-    return {"color": OKABE_ITO[at], "marker": MARKERS[at], "ms": 5, "lw": 1.5}
+    at = place % len(LINES)
+    return {"color": LINES[at], "marker": MARKERS[at], "ms": 5, "lw": 1.5}
 
 
 def _set_count_axis(axes: Axes, top: float) -> None:
