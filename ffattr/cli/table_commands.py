@@ -39,6 +39,12 @@ def analyze_command(
     merge: Annotated[
         bool, typer.Option("--merge", help="Write the tables of folders into few files of 256 MB as well.")
     ] = False,
+    rollout: Annotated[
+        bool, typer.Option("--rollout", help="Also products of maps through the layers, of one text.")
+    ] = False,
+    long: Annotated[
+        str, typer.Option(help="Lines too long for --corpus: error, skip, cut or window.", metavar="WHAT")
+    ] = "error",
     debug: Debug = False,
 ) -> None:
     """What feed-forward blocks change, as tables and pictures: of maps in FILES, of a corpus' tables or of a MODEL."""
@@ -46,13 +52,16 @@ def analyze_command(
         from . import analyze
 
         formats = picture or ["png"]
+        arguments.check_choice("--long", long, ("error", "skip", "cut", "window"))
+        if corpus is None and long != "error":
+            raise ValueError(f"--long {long} goes with --corpus")
         if corpus is None and detailed is not None and not any(Path(file).is_dir() for file in files):
             raise ValueError("--detailed goes with --corpus or a folder of tables: files of maps hold no vectors")
         texts = 8 if detailed is None else detailed
         if corpus is None:
-            analyze.analyze_files(files, output, top, spacy, formats, texts, merge)
+            analyze.analyze_files(files, output, top, spacy, formats, texts, merge, rollout)
         else:
-            analyze.analyze_corpus(files, corpus, output, top, spacy, formats, texts)
+            analyze.analyze_corpus(files, corpus, output, top, spacy, formats, texts, rollout, long)
 
 
 def corpus_command(
