@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ffattr.selection import indices, integer, layer_place, list_names, scope_named, sequence
+from ffattr.selection import describe_scope, indices, integer, layer_place, list_names, scope_named, sequence
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,22 @@ def test_names_are_one_or_several():
     for value in (5, None, b"atb", {"atb"}):
         with pytest.raises(TypeError, match=r"scopes is .*, expected a name or a sequence of names"):
             list_names("scopes", value)
+
+
+@pytest.mark.parametrize(
+    ("scope", "words"),
+    [
+        ("attn_heads", "attention, by head"),
+        ("attn_res", "attention + residual"),
+        ("atb", "attention block"),
+        ("atb_ln_ff_res", "attention block + norm + FF + residual"),
+        ("atb_ff_res_ln", "attention block + FF + residual + norm"),
+        ("atb_ln_ff_experts", "attention block + norm + FF, by expert"),
+        ("cross.atb_ff", "attention block + FF, of the encoder's tokens"),
+        ("decoder.atb", "decoder: attention block"),
+        ("Paris", "Paris"),
+        ("atb_more", "atb_more"),
+    ],
+)
+def test_scopes_in_words(scope, words):
+    assert describe_scope(scope) == words

@@ -9,8 +9,6 @@ one), ``bias`` and ``scores``, one for each of ``words``. With ``--sentences`` w
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,13 +27,11 @@ from ..pipeline import contributions
 from ..plot.style import SIGNED, format_signed, largest_but
 from ..results.contributions import Contributions
 from ..results.signed.contents import Text, list_texts, name_boundaries
+from .output import make_cell, print_json, print_line, show_controls
 from .progress import show_progress
-from .terminal import make_cell, print_line, show_controls
 
 __all__ = ["Asked", "decide"]
 
-_CONTROLS = re.compile(r"[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Characters that JSON may leave as they are, and terminals and readers of lines may not."""
 _FEW = 24
 """Words that are all listed; of more only the strongest are."""
 _STRONGEST = 12
@@ -78,8 +74,7 @@ def decide(name: str, text: str, asked: Asked) -> None:
         found = contributions.contributions(model, inputs, progress=progress, **options)
     by_word = _merge_tokens(found, asked)
     if asked.as_json:
-        described = json.dumps(_describe(name, text, asked, by_word), ensure_ascii=False)
-        print(_CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", described))  # noqa: T201 (as it is)
+        print_json(_describe(name, text, asked, by_word))
     else:
         _print_words(by_word)
         if asked.layers:
@@ -254,7 +249,7 @@ def _write_files(found: Contributions, asked: Asked, console: Console) -> None:
     if asked.png is not None:
         figure = _merge_tokens(found, asked).plot()
         with replacing(asked.png) as temporary:
-            figure.savefig(temporary, format="png", dpi=150)
+            figure.savefig(temporary, format=asked.png.suffix[1:].lower(), dpi=150)
         print_line(f"picture: {asked.png}", console)
     if asked.html is not None:
         found.to_html(asked.html)

@@ -53,7 +53,8 @@ def attribute(
     runs it twice, to see that recording changes nothing. Any number of threads may do so at once, on one model as well,
     and ``progress`` and functions of ``keep`` may wait for them: no lock is held while these run.
 
-    model: a loaded transformers model, ``nn.TransformerEncoder`` or ``nn.TransformerEncoderLayer``, in eval mode.
+    model: a loaded transformers model, one of PyTorch's own (``nn.Transformer``, its encoder and decoder, and
+        their layers) or a module of one's own, in eval mode.
     inputs: what the model takes (a mapping of tensors, ids ``[B, T]``, a float tensor; numpy arrays as well), lists of
         ids, or with ``tokenizer`` a text, texts (a list, a pandas Series) or conversations: lists of messages with
         ``role`` and ``content``, through its chat template.

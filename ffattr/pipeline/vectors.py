@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..decomposition import reference
 from ..decomposition.attention import LayerRecord
-from ..decomposition.layer import add_constants
+from ..decomposition.layer import edit_weights
 from ..decomposition.scopes import Scope
 from ..decomposition.walk import Stream
 from ..results.kept.policy import require_room
@@ -136,7 +136,7 @@ def vectors(
     def on_layer(captured: LayerRecord) -> None:
         stack = request.stack_of_layer(captured.index)
         layer = captured.index - stack.first
-        weights = add_constants(stack.specs[layer].weights(request.dtype), captured.added)
+        weights = edit_weights(stack.specs[layer].weights(request.dtype), captured.edits)
         for row in range(len(stack.mask)):
             one = CapturedSequence.from_record(request, stack, captured, row, row)
             of_one, given = one.sequence, (request.rule, value_bias, one.sequence.routing, one.sequence.encoder)

@@ -193,7 +193,7 @@ def _find_global(module: nn.Module, name: str, default: Any = _REQUIRED) -> Any:
 
 @contextmanager
 def record_multihead(modules: Mapping[int, nn.MultiheadAttention], sink: Sink) -> Iterator[None]:
-    """Record ``nn.MultiheadAttention`` used as self-attention, from its input. The fused fast path must be off."""
+    """Record ``nn.MultiheadAttention`` from what it reads. The fused fast path must be off."""
     with ExitStack() as stack, stack:
         for index, module in modules.items():
             hook = _make_multihead_hook(index, sink)
@@ -206,26 +206,41 @@ def _make_multihead_hook(index: int, sink: Sink) -> Callable[..., None]:
 
     def record_call(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        x = given["query"]
-        x = x[None] if x.dim() == 2 else x if module.batch_first else x.transpose(0, 1)
-        batch, length, width = x.shape
-        weight, bias = module.in_proj_weight[: 2 * width], module.in_proj_bias
-        projected = nn.functional.linear(x, weight, None if bias is None else bias[: 2 * width])
-        query, key = projected.view(batch, length, 2, module.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key = _project_to_heads(module, given["query"], given["key"])
+        batch, length, keys = len(query), query.shape[2], key.shape[2]
         mask, padding = (
-            _make_additive(given.get("attn_mask"), x.dtype),
-            _make_additive(given.get("key_padding_mask"), x.dtype),
+            _make_additive(given.get("attn_mask"), query.dtype),
+            _make_additive(given.get("key_padding_mask"), query.dtype),
         )
         # As in torch: the hint is believed, and the mask not read, where the two can be exchanged.
         causal = bool(given.get("is_causal")) and padding is None and not given.get("need_weights", True)
         if mask is not None:
-            mask = None if causal else mask[None, None] if mask.dim() == 2 else mask.view(batch, -1, length, length)
+            mask = None if causal else mask[None, None] if mask.dim() == 2 else mask.view(batch, -1, length, keys)
         if padding is not None:
-            padding = padding.view(batch, 1, 1, length)
+            padding = padding.view(batch, 1, 1, keys)
             mask = padding if mask is None else mask + padding
         sink(index, QueryKey(query, key, query.shape[-1] ** -0.5, mask, causal))
 
     return record_call
+
+
+def _project_to_heads(module: nn.MultiheadAttention, x: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the queries of ``x`` and the keys of ``read``, ``[B, H, T, dh]``; of one tensor by one product."""
+    width, weight, bias = module.embed_dim, module.in_proj_weight, module.in_proj_bias
+    projections = (weight[:width], weight[width : 2 * width]) if weight is not None else ()
+    projections = projections or (module.q_proj_weight, module.k_proj_weight)
+    shifts = (None, None) if bias is None else (bias[:width], bias[width : 2 * width])
+
+    def split_heads(given: Tensor, weight: Tensor, bias: Tensor | None, parts: int = 1) -> Tensor:
+        given = given[None] if given.dim() == 2 else given if module.batch_first else given.transpose(0, 1)
+        made = nn.functional.linear(given, weight, bias)
+        return made.view(*made.shape[:2], parts, module.num_heads, -1).permute(2, 0, 3, 1, 4)
+
+    if x is read and weight is not None:
+        query, key = split_heads(x, weight[: 2 * width], None if bias is None else bias[: 2 * width], 2)
+        return query, key
+    query, key = (split_heads(*one)[0] for one in zip((x, read), projections, shifts, strict=True))
+    return query, key
 
 
 def _make_additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -14,17 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, GatedAttention, LayerRecord
-from ...decomposition.precision import are_finite, without_autocast
+from ...decomposition.precision import are_finite, find_narrowest, without_autocast
 from ...decomposition.routing import Routing
 from ...errors import CaptureError, NonFiniteError
-from ..registry import ModelDescription
+from ..spec.described import ModelDescription
 from ..spec.layer import LayerSpec
 from .attention_hooks import record_attention
-from .module_hooks import record_gains, record_outputs, record_router_scores, record_routings, record_values_read
+from .module_hooks import (
+    find_first,
+    record_gains,
+    record_outputs,
+    record_router_scores,
+    record_routings,
+    record_values_read,
+)
 from .passes import attach_hook, find_pass, leave_pass
 from .proven import read_code
 from .run import Reached, call_model, find_switches, read_hidden_states, require_same, run_undisturbed
-from .user_hooks import Change, find_added, record_changes
+from .user_hooks import Change, find_edits, record_changes
 
 __all__ = ["record_first_attention", "record_layers"]
 
@@ -79,9 +86,11 @@ def record_layers(
     return output
 
 
-def record_first_attention(description: ModelDescription, kwargs: Mapping[str, Any], layer: int = 0) -> Attention:
+def record_first_attention(
+    description: ModelDescription, kwargs: Mapping[str, Any], layer: int = 0, cross: bool = False
+) -> Attention:
     """Run ``description.base(**kwargs)`` up to the attention of its first layer, which is what is returned; or of
-    another one, the first of its stack.
+    another one, the first of its stack; ``cross``: to the attention to an encoder's tokens.
 
     It tells how many tokens an image or a recording makes, and which of them are padding. Raises `ForwardError` where
     the model does not run on them.
@@ -89,6 +98,7 @@ def record_first_attention(description: ModelDescription, kwargs: Mapping[str, A
     base = description.base
     with run_undisturbed(base):
         recorder = _FirstAttention(description, [layer], None, lambda recorded: None)
+        recorder.cross = cross
         try:
             with recorder.install_hooks():
                 call_model(base, {**kwargs, **find_switches(base, kwargs)})
@@ -148,6 +158,10 @@ class _Recorder:
                     heads[first + self._layer_count] = -spec.cross.heads
             stack.enter_context(record_attention(self.description.base, modules, heads, self._take_attention))
             stack.enter_context(self._record_mixtures(specs))
+            for name in ("out", "down"):  # autocast may be on in a part of the layer alone
+                parts = {first: getattr(spec, name) for first, spec in specs.items()}
+                modules = {i: part if isinstance(part, nn.Module) else part.module for i, part in parts.items()}
+                stack.enter_context(record_outputs(modules, self._keep_dtype))
             gates = {i: spec.attention_gate.gate_module for i, spec in specs.items() if spec.attention_gate is not None}
             stack.enter_context(record_outputs(gates, lambda first, made: self._keep_tensor(first, "gate", made)))
             values = {first: spec.cross.value_module for first, spec in specs.items() if spec.cross is not None}
@@ -217,6 +231,10 @@ class _Recorder:
             )
         fields[name] = value
 
+    def _keep_dtype(self, first: int, output: Any) -> None:
+        if self.is_listening and isinstance(output, Tensor) and output.is_floating_point():
+            self._pending.setdefault(first, {}).setdefault("dtypes", set()).add(output.dtype)
+
     def _keep_change(self, first: int, change: Change) -> None:
         if self.is_listening:
             self._pending.setdefault(first, {}).setdefault("changes", []).append(change)
@@ -247,9 +265,7 @@ class _Recorder:
             if index not in self.wanted:
                 return
             self._check_whole(index, fields)
-            before = self._put_batch_first(
-                args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
-            )
+            before = self._put_batch_first(find_first(module, args, kwargs))
             after = self._put_batch_first(output if isinstance(output, Tensor) else output[0])
             for name, hidden in (("input", before), ("output", after)):
                 self._check_finite(f"the {name} of layer {index}", hidden, self._find_mask(index))
@@ -257,9 +273,10 @@ class _Recorder:
             self.done.add(index)
             kind = after.device.type
             autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+            computed = find_narrowest((autocast, *fields.pop("dtypes", ())))
             with leave_pass(), without_autocast():
                 try:
-                    self.on_layer(LayerRecord(index, before, after, **fields, autocast=autocast))
+                    self.on_layer(LayerRecord(index, before, after, **fields, computed=computed))
                 except BaseException as error:
                     self.raised.append(error)
                     raise
@@ -272,11 +289,13 @@ class _Recorder:
         if gate is not None and spec.attention_gate is not None:
             gain = spec.attention_gate.compute_gain(self._put_batch_first(gate))
             fields["attention"] = GatedAttention(fields["attention"], gain)
+        if "states" in fields:
+            fields["states"] = self._put_batch_first(fields["states"])
         changes = fields.pop("changes", [])
         if changes:
             mask = self._find_mask(index)
             mask = mask.T if mask is not None and not self.description.batch_first else mask
-            fields["added"] = find_added(spec, changes, mask)
+            fields["edits"] = find_edits(spec, changes, mask)
             fields["changed"] = tuple(dict.fromkeys(change.what for change in changes))
         gain = fields.pop("gain", None)
         if gain is not None:
@@ -330,10 +349,12 @@ class _Recorder:
 
 
 class _FirstAttention(_Recorder):
-    """Stops at the first attention instead of recording it."""
+    """Stops at the first attention, or with ``cross`` at the first cross-attention, instead of recording it."""
 
-    def _take_attention(self, first: int, attention: Attention) -> None:
-        if self.is_listening:
+    cross = False
+
+    def _take_attention(self, number: int, attention: Attention) -> None:
+        if self.is_listening and self.cross == (number >= self._layer_count):
             raise Reached(attention)
 
 

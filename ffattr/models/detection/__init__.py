@@ -5,6 +5,7 @@ In comes a model; out come its layers, each reproduced by what was found, or why
 Read
     probe.py     small inputs, and the stacks of modules that may be layers
     watch.py, observe.py   one forward pass of the model, watched; the list of layers that attend
+    memory.py    layers that attend to tokens that come from outside
     rows.py, match.py, experts.py   which module plays which part
     parts.py, specs.py     what was found, and `LayerSpec` made of it
     detect.py    all of it, verified layer by layer

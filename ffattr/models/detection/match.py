@@ -192,6 +192,14 @@ class _Reader(LayerRows):
         caller, attention = self.cross
         heads, alpha = attention.shape[1], self.read_alpha(attention).nan_to_num()
         path = next((path for path, module in self.layer.named_modules() if module is caller), None)
+        if path is not None and isinstance(caller, nn.MultiheadAttention) and caller.in_proj_weight is not None:
+            whole = next((call for call in self.calls if call.path == path), None)
+            if whole is not None:
+                width, projection = caller.embed_dim, f"{path}.out_proj" if path else "out_proj"
+                read: dict[str, Part] = {"value": Cut(path, 2 * width, 3 * width), "out": projection}
+                parts |= {f"cross_{name}": part for name, part in read.items()}
+                parts |= {"cross_attention": path, "cross_heads": heads, "cross_kv_heads": heads}
+                return whole.output
         if path is not None:
             for out, value in product(self.linears, self.of_encoder):
                 starts = None if value is out or out is own else self.find_value_starts(alpha, value.output, out.input)

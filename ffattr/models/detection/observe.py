@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, GatedAttention
 from ...decomposition.routing import Routing
-from ..capture.module_hooks import record_outputs, record_values_read
+from ..capture.module_hooks import find_first, record_outputs, record_values_read
 from ..capture.passes import attach_hook
 from ..capture.run import find_switches, run_undisturbed
 from ..spec.layer import LayerSpec
+from .memory import find_memory_names, reads_memory
 from .probe import Undetected, find_stacks, make_inputs
 from .watch import Run, Watch
 
@@ -34,7 +35,7 @@ class Observed:
     their numbers in the list; ``others`` are the rest.
 
     ``positions`` is the size of a learned position table, None where none was seen. ``given`` is what the model ran on.
-    ``encoder`` are the layers to whose output these attend besides.
+    ``encoder`` are the layers to whose output these attend besides; None as well where that comes from elsewhere.
     """
 
     path: str
@@ -106,11 +107,11 @@ def observe_again(base: nn.Module, observed: Observed, specs: Sequence[LayerSpec
 
 
 def _order_inputs(base: nn.Module, given: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """Yields what a user passed, and what is made up; first what is small."""
+    """Yields what a user passed, and what is made up; first what is small, or has what nobody makes up."""
     made = list(make_inputs(base))
     if given is None:
         yield from made
-    elif _is_small(given):
+    elif _is_small(given) or find_memory_names(given):
         yield given
         yield from made
     else:
@@ -149,7 +150,8 @@ def _find_layers(stacks: Mapping[str, Sequence[nn.Module]], watch: Watch, kwargs
     """Finds the one list of layers that attend, each once at the most and in order. Raises `Undetected`."""
     names = {id(module): name for name, module in watch.base.named_modules()}
     path, of_encoder = _choose_stacks(watch, names, kwargs)
-    observed = _observe_stack(stacks[path], path, watch, names, kwargs, 1 if of_encoder is None else 2)
+    twice = of_encoder is not None or reads_memory(watch.base, watch.runs[path], kwargs)
+    observed = _observe_stack(stacks[path], path, watch, names, kwargs, 2 if twice else 1)
     if of_encoder is None:
         return observed
     return replace(observed, encoder=_observe_stack(stacks[of_encoder], of_encoder, watch, names, kwargs, 1))
@@ -175,8 +177,6 @@ def _observe_stack(
         called = [repr(names[id(module)]) for module, _ in run.attention]
         if called and len(called) != attentions:
             expected = "once" if attentions == 1 else "to its own tokens and once more to the encoder's"
-            if len({*called}) == 2 and any(name.startswith("encoder.") for name in watch.stacks):
-                expected += "; no attention was seen in an encoder that the second could read"
             raise Undetected(
                 f"layer {number} of {path!r} attends {len(called)} times ({', '.join(called)}), expected {expected}",
                 path,
@@ -208,10 +208,9 @@ def _choose_stacks(watch: Watch, names: Mapping[int, str], kwargs: Mapping[str, 
             return last, None
         for path in attending:
             _require_whole_attention(watch.runs[path], path, names)
-        raise Undetected(
-            f"it attends in more than one list of layers: {', '.join(map(repr, attending))}. Pass the part of the "
-            f"model that holds one of them, with inputs of its own: {' or '.join(_name_owners(attending))}"
-        )
+        several = Undetected(f"it attends in more than one list of layers: {', '.join(map(repr, attending))}")
+        several.owners = tuple(_find_owners(attending))
+        raise several
     if not attending and watch.outside:
         module, attention = watch.outside[0]
         _require_single_keys(attention, f"{names[id(module)]!r} ({type(module).__name__})")
@@ -264,7 +263,7 @@ def _reads_encoder(watch: Watch, encoder: str, last: str) -> bool:
     return all(len(one) == 2 and one[0][0] is not one[1][0] and one[1][1].shape[3] == tokens for one in runs)
 
 
-def _name_owners(paths: Sequence[str]) -> list[str]:
+def _find_owners(paths: Sequence[str]) -> list[str]:
     """Returns for each of several paths the largest part of the model that holds none of the others."""
     found = []
     for path in paths:
@@ -273,7 +272,7 @@ def _name_owners(paths: Sequence[str]) -> list[str]:
         alone = (
             one for one in prefixes if not any(f"{other}.".startswith(f"{one}.") for other in paths if other != path)
         )
-        found.append(f"model.{next(alone, path)}")
+        found.append(next(alone, path))
     return found
 
 
@@ -289,7 +288,7 @@ def _feeds(watch: Watch, earlier: str, later: str, kwargs: Mapping[str, Any]) ->
         return (output[0] + output[0].roll(1, -1), *output[1:])
 
     def note_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        read.append(args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()))))
+        read.append(find_first(layer, args, kwargs))
 
     with ExitStack() as stack, stack:
         attach_hook(stack, source.register_forward_hook, disturb)

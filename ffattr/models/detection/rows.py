@@ -19,7 +19,7 @@ from .parts import Part, Product
 from .probe import Undetected
 from .watch import Call, Run
 
-__all__ = ["EQUAL", "MIXED", "LayerRows"]
+__all__ = ["EQUAL", "MIXED", "LayerRows", "is_batch_first", "is_linear"]
 
 # Relative differences of two tensors that rounding explains: of a sum, an activation or a product, and of attention,
 # whose weights may have been made in float32 whatever the model's dtype.
@@ -44,7 +44,7 @@ class LayerRows:
                 f"attention has {self.length} queries and {keys} keys, hidden states are {self.dtype}; expected as "
                 "many keys as queries and a float type"
             )
-        self.batch_first = tuple(run.input.shape[:2]) == (self.batch, self.length)
+        self.batch_first = is_batch_first(run)
         self.alpha = self.read_alpha(self.attention)
         whole = self.alpha.isfinite().all(-1).all(1)  # [B, T]: a row of padding may have no key to attend to
         self.alpha = self.alpha.nan_to_num()
@@ -60,10 +60,10 @@ class LayerRows:
         of_tokens = [call for call in calls if len(call.input) == len(call.output) == len(self.x)]
         order = {path: place for place, (path, _) in enumerate(run.layer.named_modules())}
         self.calls = sorted(of_tokens, key=lambda call: order[call.path])  # a wrapper before what it wraps
-        self.linears = [call for call in self.calls if _is_linear(call.module)]
+        self.linears = [call for call in self.calls if is_linear(call.module)]
         self.norms = [call for call in self.calls if self.is_norm(call)]
         rows = 0 if self.cross is None else self.batch * self.cross[1].shape[3]
-        self.of_encoder = [call for call in calls if _is_linear(call.module) and len(call.input) == rows]
+        self.of_encoder = [call for call in calls if is_linear(call.module) and len(call.input) == rows]
 
     def flatten_rows(self, tensor: Tensor) -> Tensor:
         return tensor.detach().reshape(-1, tensor.shape[-1]).to("cpu", self.wide)
@@ -160,6 +160,12 @@ class LayerRows:
             yield Product(path, name, is_number=True), tensor * number
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_batch_first(run: Run) -> bool:
+    """Tells whether a layer takes ``[B, T, d]``, and not ``[T, B, d]``, by the attention weights in it."""
+    batch, _, length, _ = run.attention[0][1].shape
+    return tuple(run.input.shape[:2]) == (batch, length)
+
+
+def is_linear(module: nn.Module) -> bool:
     """Accepts subclasses too, so that it is said of them that they cannot be read."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or "Linear" in type(module).__name__

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...decomposition.attention import Attention, AttentionWeights
 from ...decomposition.routing import Routing
 from ..capture.attention_hooks import record_attention
+from ..capture.module_hooks import find_first
 from ..capture.passes import attach_hook
 from .probe import Undetected
 
@@ -112,7 +113,7 @@ class Watch:
 
     def _make_begin_hook(self, path: str) -> Callable[..., None]:
         def begin_run(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
+            hidden = find_first(layer, args, kwargs)
             if not isinstance(hidden, Tensor):
                 raise Undetected(f"a {type(layer).__name__} takes no tensor first but a {type(hidden).__name__}")
             run = Run(layer, hidden.clone())

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from ffattr.cli.terminal import make_cell, print_line, show_controls
+from ffattr.cli.output import make_cell, print_line, show_controls
 
 EVIL = "a\x1b[31mred\x07\x9b2J\r\n\u202etxt.exe\u2028[red]x[/red]\ud83d"
 
