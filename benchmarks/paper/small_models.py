@@ -47,6 +47,7 @@ _RULES: tuple[tuple[str, Any], ...] = (
     (r"^(patch_size)$", 8),
     (r"^(num_mel_bins|feature_size|num_mels|input_feat_per_channel)$", 16),
     (r"^(num_frames|tubelet_size)$", 2),
+    (r"^num_kv_shared_layers$", 0),
     (r"^.*_token_(id|index)$", 1),
 )
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
