@@ -170,7 +170,7 @@ def _observe_stack(
         )
     for number, run in enumerate(runs):
         called = [repr(names[id(module)]) for module, _ in run.attention]
-        if len(called) > 1:
+        if len(called) > attentions:
             _refuse_stages(watch, path, [names[id(module)] for module, _ in run.attention])
         if called and len(called) != attentions:
             expected = "once" if attentions == 1 else "to its own tokens and once more to the encoder's"
