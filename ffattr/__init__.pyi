@@ -10,7 +10,7 @@ from ._version import __version__ as __version__
 from .decomposition.integrated_gradients import GaussLegendre as GaussLegendre
 from .decomposition.integrated_gradients import Riemann as Riemann
 from .decomposition.sketch import Sketch as Sketch
-from .engine.plan import Plan as Plan
+from .engine.planning.plan import Plan as Plan
 from .errors import ArchitectureMismatch as ArchitectureMismatch
 from .errors import BackendUnavailable as BackendUnavailable
 from .errors import CaptureError as CaptureError

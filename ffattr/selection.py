@@ -1,10 +1,10 @@
-"""Which of a number of things a user asks for: layers, query tokens, key tokens, scopes, sequences."""
+"""Which of a number of things a user asks for: layers, query tokens, key tokens, scopes, sequences; scopes in words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["Indices", "indices", "layer_place", "parse_indices", "scope_named", "sequence"]
+__all__ = ["Indices", "describe_scope", "indices", "layer_place", "parse_indices", "scope_named", "sequence"]
 
 Indices = int | slice | Sequence[int] | None
 
@@ -70,3 +70,25 @@ def scope_named(name: str, scopes: Sequence[str]) -> str:
     if name not in scopes:
         raise KeyError(f"no scope {name!r} here; computed: {', '.join(scopes)} (and the alias 'layer')")
     return name
+
+
+_PARTS = {"ln": "norm", "ff": "FF", "res": "residual", "experts": "by expert"}
+_STARTS = {"attn_heads": "attention, by head", "attn": "attention", "attn_res": "attention + residual"}
+
+
+def describe_scope(name: str) -> str:
+    """Returns the name of a scope in words, ``"attention block + FF"``; another name, as it is.
+
+    >>> from ffattr.selection import describe_scope
+    >>> describe_scope("atb_ff"), describe_scope("cross.attn")
+    ('attention block + FF', "attention, of the encoder's tokens")
+    """
+    stack, _, scope = name.rpartition(".")
+    first, *parts = scope.split("_")
+    if scope in _STARTS:
+        words = _STARTS[scope]
+    elif first == "atb" and set(parts) <= _PARTS.keys():
+        words = " + ".join(["attention block", *(_PARTS[part] for part in parts)]).replace(" + by", ", by")
+    else:
+        return name
+    return f"{words}, of the encoder's tokens" if stack == "cross" else f"{stack}: {words}" if stack else words

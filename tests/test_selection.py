@@ -2,7 +2,7 @@
 
 import pytest
 
-from ffattr.selection import indices, layer_place, scope_named, sequence
+from ffattr.selection import describe_scope, indices, layer_place, scope_named, sequence
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,22 @@ def test_layer_names_the_last_scope():
         scope_named("at", ("attn", "atb"))
     with pytest.raises(KeyError, match="no scope 'layer' here"):
         scope_named("layer", ())
+
+
+@pytest.mark.parametrize(
+    ("scope", "words"),
+    [
+        ("attn_heads", "attention, by head"),
+        ("attn_res", "attention + residual"),
+        ("atb", "attention block"),
+        ("atb_ln_ff_res", "attention block + norm + FF + residual"),
+        ("atb_ff_res_ln", "attention block + FF + residual + norm"),
+        ("atb_ln_ff_experts", "attention block + norm + FF, by expert"),
+        ("cross.atb_ff", "attention block + FF, of the encoder's tokens"),
+        ("decoder.atb", "decoder: attention block"),
+        ("Paris", "Paris"),
+        ("atb_more", "atb_more"),
+    ],
+)
+def test_scopes_in_words(scope, words):
+    assert describe_scope(scope) == words

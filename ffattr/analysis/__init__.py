@@ -14,29 +14,31 @@ Read
     category_rates.py  how much more often amplified pairs are of a category
     token_summary.py   what every token takes and gives
     rollout.py         maps multiplied through the layers
-    mixing.py          how much of a token's vector comes from the others
-    cancellation.py    which dimensions the effects of the feed-forward block lie in
+    alignment.py       whether the network undoes what bypasses it: the angle between the two
+    of_vectors/        analyses that take the vectors themselves: mixing, and which dimensions effects lie in
     several.py         several collectors in one pass
 """
 
+from .alignment import Alignment, alignment
 from .amplification import AmplifiedPairs, amplified_pairs, ff_amp, ff_amp_maps
-from .cancellation import cancellation, ff_energy, norm_balance
 from .categories import Categories, pair_categories
 from .category_rates import category_rates
 from .change import contextualization_change
 from .change_sample import ChangeSample
-from .mixing import mixing_ratio
+from .of_vectors import cancellation, ff_energy, gain_balance, mixing_ratio, norm_balance
 from .ranks import spearman
 from .rollout import rollout, rollout_maps
 from .several import Several
 from .token_summary import TokenSummary, token_summary
 
 __all__ = [
+    "Alignment",
     "AmplifiedPairs",
     "Categories",
     "ChangeSample",
     "Several",
     "TokenSummary",
+    "alignment",
     "amplified_pairs",
     "cancellation",
     "category_rates",
@@ -44,6 +46,7 @@ __all__ = [
     "ff_amp",
     "ff_amp_maps",
     "ff_energy",
+    "gain_balance",
     "mixing_ratio",
     "norm_balance",
     "pair_categories",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from .change import COLUMNS, average_defined
+from .change import BOUNDS, COLUMNS, average_defined, bound_mean
 from .ranks import center_ranks, correlate, standard_error
 from .rows import Block, find_components, split_rows
 
@@ -84,8 +84,9 @@ class ChangeSample:
         """Returns the frame of `contextualization_change` with two more columns.
 
         ``pairs`` is how many were compared, of all sequences together, and ``standard_error`` how far ``value`` is
-        likely to be from that of all pairs: 0 where it is of all. ``per="sequence"``: of each sequence one row, with
-        ``batch`` after ``layer``.
+        likely to be from that of all pairs of these sequences: 0 where it is of all. How far it may be from that of
+        other sequences ``low`` and ``high`` tell. ``per="sequence"``: of each sequence one row, with ``batch`` after
+        ``layer``, and without these two.
 
         >>> sample = ffattr.analysis.ChangeSample()  # 20 000 pairs: more than the 9 * 9 that there are
         >>> text = "The cat sat on the mat."
@@ -108,7 +109,8 @@ class ChangeSample:
                 place = (layer,) if per == "layer" else (layer, *together)
                 rows += [(*place, *row) for row in self._compare_samples(list(together.values()))]
         place_columns = COLUMNS[:1] if per == "layer" else [*COLUMNS[:1], "batch"]
-        return pd.DataFrame(rows, columns=[*place_columns, *COLUMNS[1:], "pairs", "standard_error"])
+        found = pd.DataFrame(rows, columns=[*place_columns, *COLUMNS[1:], *BOUNDS, "pairs", "standard_error"])
+        return found if per == "layer" else found.drop(columns=BOUNDS)
 
     def _compare_samples(self, samples: Sequence[tuple[Tensor, int]]) -> Iterator[tuple[Any, ...]]:
         """Yields for each component what the frame says of it after ``layer``, of these sequences together."""
@@ -117,12 +119,13 @@ class ChangeSample:
         for component, before, after in self._steps:
             first, second = scopes.index(before), scopes.index(after)
             changes = [1 - correlate(of_scopes[first], of_scopes[second]) for of_scopes in ranks]
+            changes = [0.0 if change < 0 else change for change in changes]  # as rounding would have it
             sides = [(values[first], values[second], of) for values, of in samples]
             errors = [
                 standard_error(a, b, of) for (a, b, of), c in zip(sides, changes, strict=True) if not math.isnan(c)
             ]
             error = math.hypot(*errors) / len(errors) if errors else math.nan
-            yield component, before, after, average_defined(changes), pairs, error
+            yield component, before, after, average_defined(changes), *bound_mean(changes), pairs, error
 
     def _offer_pairs(self, batch: int, queries: Tensor, keys: Tensor, both: Sequence[_Drawn]) -> _Offer:
         """Returns the pairs of a block in the order of their lots. Layers mostly have the same blocks: those of which

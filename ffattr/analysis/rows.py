@@ -21,6 +21,7 @@ __all__ = [
     "NamedMaps",
     "check_one_stack",
     "check_same_run",
+    "find_bypass",
     "find_components",
     "find_ff_output",
     "find_scopes_around_ff",
@@ -274,6 +275,22 @@ def find_scopes_around_ff(scopes: Sequence[str]) -> list[str]:
         f"no scopes right before and right after the feed-forward network among {', '.join(scopes)}: compute the maps "
         "with scopes='all', or name both: atb and atb_ff, in a pre-LN model atb_ln and atb_ln_ff"
     )
+
+
+def find_bypass(scopes: Sequence[str]) -> list[str]:
+    """Returns the scopes of what bypasses the feed-forward network, of its output, and of both together.
+
+    Raises ValueError without them.
+    """
+    output = next((scope for scope in scopes if scope.startswith("atb") and scope.endswith("_ff")), "")
+    found = ["atb", output, join_residual(output)]
+    if not output or not set(found) <= set(scopes):
+        raise ValueError(
+            f"no scopes of the feed-forward network, of what bypasses it and of their sum among {', '.join(scopes)}: "
+            "compute the maps with scopes='all', or name atb, atb_ff and atb_ff_res, in a pre-LN model atb, atb_ln_ff "
+            "and atb_ln_ff_res"
+        )
+    return found
 
 
 def find_ff_output(scopes: Sequence[str]) -> str:

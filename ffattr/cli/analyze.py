@@ -29,6 +29,7 @@ def analyze_files(
     formats: Sequence[str],
     detailed: int,
     merge: bool = False,
+    rolled: bool = False,
 ) -> None:
     """Analyzes maps that were saved and the tables of corpora, each a model of its own."""
     study.check(folder, formats)
@@ -43,9 +44,9 @@ def analyze_files(
     made = []
     for name, file in zip(names, files, strict=True):
         if Path(file).is_dir():
-            made.append(_read_tables(name, file, top, detailed))
+            made.append(_read_tables(name, file, top, detailed, rolled))
         else:
-            made.append(study.of_maps(name, _load_maps(file), k=top, categories=categories))
+            made.append(study.of_maps(name, _load_maps(file), k=top, categories=categories, rolled=rolled))
     _write_studies(made, folder, formats)
     if merge:
         for file in files:
@@ -61,6 +62,8 @@ def analyze_corpus(
     spacy: str | None,
     formats: Sequence[str],
     detailed: int,
+    rolled: bool = False,
+    long: str = "error",
 ) -> None:
     """Analyzes a model that reads ``corpus``: a run of `ffattr.corpus` in this process, whose tables do not stay."""
     if len(models) != 1:
@@ -79,19 +82,21 @@ def analyze_corpus(
                 pairs=top,
                 spacy=spacy,
                 threads=torch.get_num_threads(),
+                long="error" if long == "skip" else long,
+                max_errors="100%" if long == "skip" else "1%",
             )
-        made = _read_tables(Path(models[0]).name or models[0], tables, top, detailed)
+        made = _read_tables(Path(models[0]).name or models[0], tables, top, detailed, rolled)
     _write_studies([made], folder, formats)
 
 
-def _read_tables(name: str, folder: str, top: int, detailed: int) -> study.Study:
+def _read_tables(name: str, folder: str, top: int, detailed: int, rolled: bool) -> study.Study:
     """Returns what the tables of a corpus say and, unless ``detailed`` is 0, what takes its model and first texts."""
     corpus = require_corpus()
     found: study.Study = corpus.summarize(folder, top)
     found.name = name
     if detailed:
         model, tokenizer = pretrained.load(corpus.read_run(Path(folder)).model)
-        corpus.add_first_texts(found, folder, model, tokenizer, detailed)
+        corpus.add_first_texts(found, folder, model, tokenizer, detailed, rolled)
     return found
 
 

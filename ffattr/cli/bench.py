@@ -22,6 +22,7 @@ from ..engine.machine_rates import keep, key_of
 from ..errors import BackendUnavailable
 from ..machine import name_processor
 from ..ops import backends
+from .output import print_json
 
 __all__ = ["Layer", "calibrate_backend", "choose_layer", "print_comparison", "tune_layer"]
 
@@ -66,8 +67,19 @@ def choose_layer(shape: str, tokens: int | None, dtype: torch.dtype | None, devi
     )
 
 
-def print_comparison(asked: Layer, backend: str, rounds: int) -> None:
+def print_comparison(asked: Layer, backend: str, rounds: int, as_json: bool = False) -> None:
     """Prints what the machine itself reaches, what every backend does (or the one asked for), and why others cannot."""
+    if as_json:
+        backends.select_backend(backend, asked.device, asked.dtype, SHAPES[asked.shape].heads)
+        kind, rate = matrix_rate(asked.device, asked.dtype)
+        case = asked.make_case()
+        rows = [
+            {"backend": row.backend, "method": row.method, "seconds": row.seconds, "error": row.error}
+            | ({"reason": row.reason} if row.seconds is None else {"share": case.flops / row.seconds / rate})
+            for row in compare_backends(case, asked.dtype, backend, rounds)
+        ]
+        print_json({"layer": str(asked), "product": {"dtype": _name_dtype(kind), "flops": rate}, "backends": rows})
+        return
     console = Console()
     heads = SHAPES[asked.shape].heads
     if backend != "auto":

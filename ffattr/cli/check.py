@@ -6,13 +6,14 @@ The former loads torch and a model, the latter reads a file: what the one needs 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ..models import verified
+from .output import print_json, print_lines
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["check_model", "print_models"]
 
 
-def check_model(name: str, text: str | None, dtype: torch.dtype | None, debug: bool = False) -> bool:
+def check_model(
+    name: str, text: str | None, dtype: torch.dtype | None, debug: bool = False, as_json: bool = False
+) -> bool:
     """Tells whether a description was found and every layer is reproduced; prints which are, or the `FfattrError`.
 
     Unlike other commands, it prints an error with the error's name and in as many lines as it has: it may hold a
@@ -51,6 +54,9 @@ def check_model(name: str, text: str | None, dtype: torch.dtype | None, debug: b
         message = f"[red]{type(error).__name__}:[/red] {escape(str(error))}"
         Console(stderr=True).print(message, soft_wrap=True, highlight=False)
         return False
+    if as_json:
+        print_json(_describe(found))
+        return all(layer.passed for layer in found.layers)
     for line in _describe_inputs(example, found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(_tabulate_layers(found))
@@ -58,22 +64,32 @@ def check_model(name: str, text: str | None, dtype: torch.dtype | None, debug: b
     return all(layer.passed for layer in found.layers)
 
 
-def print_models() -> None:
-    """Prints the record of what was measured."""
+def print_models(as_json: bool = False) -> None:
+    """Prints the record of what was measured: on a terminal a table, else a line for each model type."""
     record = verified.read()
-    table = Table("model types", "layers", "scopes", "error", "of maps", "trained", show_lines=True)
-    for row in verified.rows(record):
-        trained = "\n".join(f"{model.name} {_format_error(model.error)}" for model in row.trained)
-        table.add_row(
-            escape(", ".join(row.model_types)),
-            escape(str(row.layers)),
-            escape(" ".join(row.layers.scopes)),
-            _format_error(row.error),
-            _format_error(row.maps),
-            escape(trained),
-        )
     console = Console()
-    console.print(table)
+    rows = list(verified.rows(record))
+    if as_json:
+        print_json([_describe_row(row, name) for row in rows for name in row.model_types])
+        return
+    head = ("model types", "layers", "scopes", "error", "of maps", "trained")
+    print_lines(
+        head,
+        [
+            (
+                names,
+                str(row.layers),
+                " ".join(row.layers.scopes),
+                _format_error(row.error),
+                _format_error(row.maps),
+                ", ".join(f"{model.name} {_format_error(model.error)}" for model in row.trained),
+            )
+            for row in rows
+            for names in ([", ".join(row.model_types)] if console.is_terminal else row.model_types)
+        ],
+    )
+    if not console.is_terminal:
+        return
     console.print(
         "error: the largest relative difference of a layer's recomputed output from the model's own, on small random "
         "models in float64 and on trained ones in float32; of maps: of any entry from the definition. Of a decoder "
@@ -82,6 +98,34 @@ def print_models() -> None:
         markup=False,
         highlight=False,
     )
+
+
+def _describe_row(row: Any, name: str) -> dict[str, Any]:
+    """Returns what ``--json`` says of a model type."""
+    return {
+        "model_type": name,
+        "layers": str(row.layers),
+        "scopes": list(row.layers.scopes),
+        "error": row.error,
+        "map_error": row.maps,
+        "trained": {model.name: model.error for model in row.trained},
+    }
+
+
+def _describe(found: Reproduction) -> dict[str, Any]:
+    """Returns what ``--json`` says of a model."""
+    layers = [
+        {
+            "stack": layer.stack,
+            "layer": layer.layer,
+            "scopes": list(layer.scopes),
+            "error": layer.error,
+            "tolerance": layer.tolerance,
+            "reproduced": layer.passed,
+        }
+        for layer in found.layers
+    ]
+    return {"adapter": found.family, "error": found.error, "layers": layers}
 
 
 def _require_float(dtype: torch.dtype | None) -> None:

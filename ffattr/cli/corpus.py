@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
+
+from .output import print_json, print_line
 
 if TYPE_CHECKING:
     from ..corpus import Count
@@ -28,6 +30,7 @@ def compute_corpus(
     rank: str | None,
     max_errors: str,
     options: Mapping[str, Any],
+    as_json: bool = False,
 ) -> bool:
     """Tells whether no document has an error; prints what the run came to."""
     corpus = require_corpus()
@@ -43,10 +46,14 @@ def compute_corpus(
             listen=listen,
             **options,
         )
-    _print_line(f"tables: {folder}: {count.documents:,} documents, {count.tokens:,} tokens")
+    if as_json:
+        told = {name: getattr(count, name) for name in ("documents", "tokens", "errors", "empty")}
+        print_json({"tables": str(folder), **told})
+        return not count.errors
+    print_line(f"tables: {folder}: {count.documents:,} documents, {count.tokens:,} tokens")
     if count.errors:
         kinds = f", {count.empty:,} of them empty" if count.empty else ""
-        _print_line(f"errors: {count.errors:,} documents{kinds}: column 'error' of {folder / 'documents'} says why")
+        print_line(f"errors: {count.errors:,} documents{kinds}: column 'error' of {folder / 'documents'} says why")
     return not count.errors
 
 
@@ -57,9 +64,9 @@ def plan_corpus(model: str, inputs: Sequence[str], folder: Path, options: Mappin
     sources = corpus.find_sources(inputs)
     shards = corpus.plan_shards(sources, chosen.shard_docs, chosen.text, chosen.id)
     done = sum(corpus.is_done(folder, number) for number in range(len(shards)))
-    _print_line(f"{sum(shard.count for shard in shards):,} documents in {len(sources):,} files")
-    _print_line(f"{len(shards):,} shards of up to {chosen.shard_docs:,}, {done:,} of them done in {folder}")
-    _print_line(f"tables {', '.join(chosen.keep)} by {model}, {chosen.threads} threads for each worker")
+    print_line(f"{sum(shard.count for shard in shards):,} documents in {len(sources):,} files")
+    print_line(f"{len(shards):,} shards of up to {chosen.shard_docs:,}, {done:,} of them done in {folder}")
+    print_line(f"tables {', '.join(chosen.keep)} by {model}, {chosen.threads} threads for each worker")
 
 
 def require_corpus() -> Any:
@@ -76,7 +83,7 @@ def require_corpus() -> Any:
 @contextmanager
 def show_count(console: Console) -> Iterator[Any]:
     """Shows a bar over documents where there is a terminal, and else a line every minute. Yields what is told."""
-    columns = (TextColumn("documents"), BarColumn(), TextColumn("{task.fields[said]}"), TimeRemainingColumn())
+    columns = (TextColumn("documents"), BarColumn(bar_width=12), TextColumn("{task.fields[said]}"))
     began = said = time.monotonic()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         task = bars.add_task("documents", total=None, said="")
@@ -102,10 +109,10 @@ def _format_count(count: Count, seconds: float) -> str:
     parts = [f"{done:,} of {count.all_documents:,} documents"]
     if new > 0 and seconds > 0:
         left = (count.all_documents - done) * seconds / new
-        parts += [
+        parts += [  # what matters first: a narrow terminal cuts the end
+            f"{_format_time(left)} left",
             f"{new / seconds:,.1f} documents/s",
             f"{tokens / seconds:,.0f} tokens/s",
-            f"{_format_time(left)} left",
         ]
     return ", ".join([*parts, f"{count.errors:,} errors"])
 
@@ -114,7 +121,3 @@ def _format_time(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def _print_line(line: str) -> None:
-    Console().print(line, markup=False, highlight=False, soft_wrap=True)

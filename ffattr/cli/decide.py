@@ -252,7 +252,7 @@ def _write_files(found: Contributions, asked: Asked, console: Console) -> None:
     if asked.png is not None:
         figure = _merge_tokens(found, asked).plot()
         with replacing(asked.png) as temporary:
-            figure.savefig(temporary, format="png", dpi=150)
+            figure.savefig(temporary, format=asked.png.suffix[1:].lower(), dpi=150)
         say(f"picture: {asked.png}")
     if asked.html is not None:
         found.to_html(asked.html)

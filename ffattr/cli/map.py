@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..analysis.words import spell_tokens
 from ..machine import replacing
 from ..models import pretrained
 from ..pipeline import attribute, plan
 from ..results import Attribution
+from ..selection import describe_scope, layer_place
+from .output import print_json, print_line
 from .progress import show_progress
 
-__all__ = ["print_plan", "write_maps"]
+__all__ = ["Shown", "print_plan", "write_maps"]
 
 _PAIRS = 10
 """Rows of the table of strongest pairs that stands in for a file when none is asked for."""
@@ -26,33 +30,50 @@ _PAIRS = 10
 def print_plan(model: str, text: str, options: Mapping[str, Any]) -> None:
     """Prints what would run; ``options`` are arguments of `ffattr.plan`."""
     loaded, tokenizer = _load_model(model)
-    _print_line(str(plan.plan(loaded, text, tokenizer=tokenizer, **options)))
+    print_line(str(plan.plan(loaded, text, tokenizer=tokenizer, **options)))
 
 
-def write_maps(
-    model: str, text: str, options: Mapping[str, Any], output: Path | None, png: Path | None, html: Path | None
-) -> None:
+@dataclass(frozen=True)
+class Shown:
+    """What becomes of maps: the files to write, and which ``layer`` and ``head`` are drawn or listed, and how."""
+
+    output: Path | None = None
+    picture: Path | None = None
+    html: Path | None = None
+    layer: int = -1
+    head: int | None = None
+    scale: str = "log"
+    as_json: bool = False
+    verbose: bool = False
+
+
+def write_maps(model: str, text: str, options: Mapping[str, Any], shown: Shown) -> None:
     """Computes maps and writes them to the files asked for, or prints the strongest pairs.
 
     ``options`` are arguments of `ffattr.attribute`. Raises OSError, ValueError or an `FfattrError`.
     """
     loaded, tokenizer = _load_model(model)
-    with show_progress(len(tokenizer(text)["input_ids"]), Console(stderr=True)) as progress:
+    errors = Console(stderr=True)
+    with show_progress(len(tokenizer(text)["input_ids"]), errors) as progress:
         attribution = attribute.attribute(loaded, text, tokenizer=tokenizer, progress=progress, **options)
-    if output is not None:
-        attribution.save(output)
-        _print_line(f"maps: {output}")
-    if png is not None:
-        figure = attribution.plot()
-        with replacing(png) as temporary:
-            figure.savefig(temporary, format="png", dpi=150)
-        _print_line(f"picture: {png}")
-    if html is not None:
-        attribution.to_html(html)
-        _print_line(f"page: {html}")
-    if output is None and png is None and html is None:
-        Console().print(_tabulate_strongest(attribution))
-    _print_line(str(attribution.plan))
+    said = errors if shown.as_json else Console()
+    if shown.output is not None:
+        attribution.save(shown.output)
+        print_line(f"maps: {shown.output}", said)
+    if shown.picture is not None:
+        figure = attribution.plot(layer=shown.layer, head=shown.head, scale=shown.scale)
+        with replacing(shown.picture) as temporary:
+            figure.savefig(temporary, format=shown.picture.suffix[1:].lower(), dpi=150)
+        print_line(f"picture: {shown.picture}", said)
+    if shown.html is not None:
+        attribution.to_html(shown.html)
+        print_line(f"page: {shown.html}", said)
+    if shown.as_json:
+        print_json(_describe_strongest(attribution, shown.layer))
+    elif shown.output is None and shown.picture is None and shown.html is None:
+        Console().print(_tabulate_strongest(attribution, shown.layer))
+    if shown.verbose:
+        print_line(str(attribution.plan), said)
 
 
 def _load_model(model: str) -> tuple[Any, Any]:
@@ -61,16 +82,36 @@ def _load_model(model: str) -> tuple[Any, Any]:
         return pretrained.load(model)
 
 
-def _print_line(line: str) -> None:
-    Console().print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _tabulate_strongest(attribution: Attribution) -> Table:
-    """Shows the largest entries of the last layer's last scope, but for those of a token with itself."""
-    scope, layer = attribution.scope("layer"), attribution.layers[-1]
+def _list_strongest(attribution: Attribution, layer: int) -> tuple[str, int, Any]:
+    """Returns the last scope, the number of a layer, and the largest entries of its first sequence, but for those of a
+    token with itself."""
+    scope = attribution.scope("layer")
+    number = attribution.layers[layer_place(layer, attribution.layers)]
     found = attribution.top(_PAIRS, scope)
-    table = Table("query", "key", attribution.measure, title=f"{scope}, layer {layer}")
-    for pair in found[found["layer"] == layer].itertuples():
-        names = (f"{pair.query} {pair.query_token}", f"{pair.key} {pair.key_token}")
-        table.add_row(*map(escape, names), f"{pair.norm:.3g}")
+    return scope, number, found[(found["layer"] == number) & (found["batch"] == 0)]
+
+
+def _tabulate_strongest(attribution: Attribution, layer: int) -> Table:
+    scope, number, found = _list_strongest(attribution, layer)
+    words = describe_scope(scope)
+    title = f"{scope if words == scope else f'{words} ({scope})'}, layer {number}"
+    by = [name for name in ("head", "expert") if name in found]
+    table = Table(*by, "query", "key", attribution.measure, "of its row", title=title)
+    for pair in found.to_dict("records"):
+        names = (f"{pair[of]} {_spell(pair[f'{of}_token'])}" for of in ("query", "key"))
+        table.add_row(
+            *(str(pair[name]) for name in by), *map(escape, names), f"{pair['norm']:.3g}", f"{pair['share']:.1%}"
+        )
     return table
+
+
+def _spell(token: str) -> str:
+    """Returns a token as text, without the tokenizer's mark of a space; what is nothing else as it is."""
+    return spell_tokens([token])[0].strip() or token
+
+
+def _describe_strongest(attribution: Attribution, layer: int) -> dict[str, Any]:
+    """Returns what ``--json`` prints."""
+    scope, number, found = _list_strongest(attribution, layer)
+    pairs = found.drop(columns=["layer", "batch"]).to_dict("records")
+    return {"scope": scope, "layer": number, "measure": attribution.measure, "pairs": pairs}

@@ -20,7 +20,7 @@ def show_progress(tokens: int, console: Console) -> Iterator[Callable[[int, int]
     """
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),

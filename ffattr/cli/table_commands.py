@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import arguments
-from .options import Debug, Layers, Model, Plan, Spacy, one_line_errors
+from .options import Debug, Json, Layers, Model, Plan, Spacy, one_line_errors
 
 __all__ = ["analyze_command", "corpus_command"]
 
@@ -17,7 +17,8 @@ def analyze_command(
     files: Annotated[
         list[str],
         typer.Argument(
-            help="Files of maps (ffattr map -o), folders of tables (ffattr corpus -o); with --corpus, a model."
+            metavar="FILE...",
+            help="Files of maps (ffattr map -o), folders of tables (ffattr corpus -o); with --corpus, a model.",
         ),
     ],
     corpus: Annotated[
@@ -38,6 +39,12 @@ def analyze_command(
     merge: Annotated[
         bool, typer.Option("--merge", help="Write the tables of folders into few files of 256 MB as well.")
     ] = False,
+    rollout: Annotated[
+        bool, typer.Option("--rollout", help="Also products of maps through the layers, of one text.")
+    ] = False,
+    long: Annotated[
+        str, typer.Option(help="Lines too long for --corpus: error, skip, cut or window.", metavar="WHAT")
+    ] = "error",
     debug: Debug = False,
 ) -> None:
     """What feed-forward blocks change, as tables and pictures: of maps in FILES, of a corpus' tables or of a MODEL."""
@@ -45,18 +52,23 @@ def analyze_command(
         from . import analyze
 
         formats = picture or ["png"]
+        arguments.check_choice("--long", long, ("error", "skip", "cut", "window"))
+        if corpus is None and long != "error":
+            raise ValueError(f"--long {long} goes with --corpus")
         if corpus is None and detailed is not None and not any(Path(file).is_dir() for file in files):
             raise ValueError("--detailed goes with --corpus or a folder of tables: files of maps hold no vectors")
         texts = 8 if detailed is None else detailed
         if corpus is None:
-            analyze.analyze_files(files, output, top, spacy, formats, texts, merge)
+            analyze.analyze_files(files, output, top, spacy, formats, texts, merge, rollout)
         else:
-            analyze.analyze_corpus(files, corpus, output, top, spacy, formats, texts)
+            analyze.analyze_corpus(files, corpus, output, top, spacy, formats, texts, rollout, long)
 
 
 def corpus_command(
     model: Model,
-    inputs: Annotated[list[str], typer.Argument(help="Documents: .txt, .jsonl, .parquet, .arrow; globs; folders.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Documents: .txt, .jsonl, .parquet, .arrow; globs; folders.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the tables.", metavar="DIR")],
     engine: Annotated[str, typer.Option(help="local (processes), ray, or here (this process).")] = "local",
     workers: Annotated[int | None, typer.Option(help="How many (default: what there is room for).", min=1)] = None,
@@ -91,13 +103,17 @@ def corpus_command(
     ] = "1%",
     spacy: Spacy = None,
     plan: Plan = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Measure any number of documents into tables; called again, it goes on. Exit code 3: some have errors."""
     with one_line_errors(debug):
         from . import corpus
 
-        arguments.parse_layers(layers)
+        arguments.check_layers(model, arguments.parse_layers(layers))
+        arguments.check_scopes(scope or [])
+        arguments.check_choice("--engine", engine, ("local", "ray", "here"))
+        arguments.check_choice("--long", long, ("error", "cut", "window"))
         options: dict[str, Any] = {
             "text": text,
             "id": id_column,
@@ -114,5 +130,5 @@ def corpus_command(
         }
         if plan:
             corpus.plan_corpus(model, inputs, output, options)
-        elif not corpus.compute_corpus(model, inputs, output, engine, workers, rank, max_errors, options):
+        elif not corpus.compute_corpus(model, inputs, output, engine, workers, rank, max_errors, options, as_json):
             raise typer.Exit(3)

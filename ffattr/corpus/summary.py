@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..analysis.category_rates import tabulate_rates
-from ..analysis.change import COLUMNS
+from ..analysis.change import BOUNDS, COLUMNS
 from ..machine import replacing
 from ..models.registry import resolve
 from ..selection import parse_indices
 from ..study import Study, add_examples
+from ..study.origins import Origin, shorten_text
 from .documents import read_shard
 from .settings import Run, read_run
 from .shards import is_done
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_first_texts", "merge_parts", "summarize"]
 
+_NORMAL = 1.959964  # standard errors to both sides, between which 95 % of means lie
 _LARGE = 256 * 2**20  # bytes of a file of merged parts
 _ORDER = ["amplification", "shard", "row", "window", "query", "key"]
 
@@ -43,7 +45,8 @@ def summarize(folder: str | Path, k: int = 50) -> Study:
     ``contextualization_change`` has the mean over the documents, their number and its standard error;
     ``amplified_pairs`` the ``k`` pairs of each layer that are amplified most, of those that were kept of each document;
     ``amplified_categories`` their categories and those of all pairs; ``token_summary`` the means of each token over all
-    its places; ``errors`` how many documents have an error of each kind. Raises FileNotFoundError where ``folder``
+    its places; ``errors`` how many documents have an error of each kind, and where and what the first is. Lines are
+    numbered from 1, rows from 0. Raises FileNotFoundError where ``folder``
     holds no run, ValueError where shards of it are missing.
     """
     run = read_run(Path(folder))
@@ -71,36 +74,45 @@ def summarize(folder: str | Path, k: int = 50) -> Study:
     if documents.errors:
         import pandas as pd
 
-        counts = sorted(documents.errors.items())
-        study.frames["errors"] = pd.DataFrame(counts, columns=["error_type", "documents"])
+        counts = [(kind, count, *documents.first_errors[kind]) for kind, count in sorted(documents.errors.items())]
+        names = ["error_type", "documents", "first_source", "first_line", "first_error"]
+        study.frames["errors"] = pd.DataFrame(counts, columns=names)
     return study
 
 
-def add_first_texts(study: Study, folder: str | Path, model: Any, tokenizer: Any, detailed: int = 8) -> None:
+def add_first_texts(
+    study: Study, folder: str | Path, model: Any, tokenizer: Any, detailed: int = 8, rolled: bool = False
+) -> None:
     """Adds to what `summarize` gave what it takes maps or vectors to see, of the first documents (`add_examples`).
 
     Their texts are read again. Raises ValueError where their files were changed since.
     """
     run = read_run(Path(folder))
     most = resolve(model).max_positions
-    texts = [
-        text
-        for text in _read_first_texts(run, max(20, detailed))
-        if most is None or len(tokenizer(text)["input_ids"]) <= most
+    origins = [
+        origin
+        for origin in _read_first_texts(run, max(20, detailed))
+        if most is None or len(tokenizer(origin.text)["input_ids"]) <= most
     ]
+    texts = [origin.text for origin in origins]
     layers = None if run.options.layers is None else parse_indices(run.options.layers)
     if texts:
-        add_examples(study, model, texts, detailed=detailed, tokenizer=tokenizer, layers=layers)
+        options = {"detailed": detailed, "rolled": rolled, "origins": origins}
+        add_examples(study, model, texts, **options, tokenizer=tokenizer, layers=layers)
 
 
-def _read_first_texts(run: Run, count: int) -> list[str]:
-    """Returns the texts of the first documents that have no error and were not cut."""
-    found: list[str] = []
+def _read_first_texts(run: Run, count: int) -> list[Origin]:
+    """Returns the texts of the first documents that have no error and were not cut, with their places."""
+    found: list[Origin] = []
     for number, shard in enumerate(run.shards):
         table = pq.ParquetFile(part_path(run.folder, COMMIT, number)).read(columns=["row", "error_type", "windows"])
         good = {row["row"] for row in table.to_pylist() if row["error_type"] is None and row["windows"] == 1}
-        documents = read_shard(run.sources[shard.source], shard, run.options.text, run.options.id)
-        found += [document.text for document in documents if document.row in good and isinstance(document.text, str)]
+        source = run.sources[shard.source]
+        found += [
+            Origin(document.text, document.row + 1, source.path, document.id)
+            for document in read_shard(source, shard, run.options.text, run.options.id)
+            if document.row in good and isinstance(document.text, str)
+        ]
         if len(found) >= count:
             break
     return found[:count]
@@ -148,6 +160,7 @@ class _Documents:
     changes: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    first_errors: dict[str, tuple[str, int, str]] = field(default_factory=dict)  # source, line, message
 
     @classmethod
     def read(cls, run: Run) -> _Documents:
@@ -159,11 +172,16 @@ class _Documents:
             for name in ("pairs", *found.layout.categories):
                 found.counts[name] += pc.sum(table.column(f"all_{name}")).as_py() or 0
             found.errors.update(table.column("error_type").drop_null().to_pylist())
+            failed = table.select(["error_type", "source", "row", "error"]).filter(pc.is_valid(table["error_type"]))
+            for row in failed.to_pylist():
+                place = row["source"], row["row"] + 1, row["error"]
+                found.first_errors.setdefault(row["error_type"], place)
         assert found is not None  # a run has a shard
         return found
 
     def average_changes(self) -> pandas.DataFrame:
-        """Returns the frame of `contextualization_change` with the number of ``documents`` and a ``standard_error``."""
+        """Returns the frame of `contextualization_change` with the number of ``documents`` and the ``standard_error``
+        of their mean, from which ``low`` and ``high`` follow."""
         import pandas as pd
 
         rows = []
@@ -172,8 +190,9 @@ class _Documents:
                 count, mean, squares = (float(part[place]) for part in self.changes[component])
                 value = mean if count else math.nan
                 error = math.sqrt(squares / (count - 1) / count) if count > 1 else math.nan
-                rows.append((layer, component, before, after, value, int(count), error))
-        return pd.DataFrame(rows, columns=[*COLUMNS, "documents", "standard_error"])
+                ends = value - _NORMAL * error, value + _NORMAL * error
+                rows.append((layer, component, before, after, value, *ends, int(count), error))
+        return pd.DataFrame(rows, columns=[*COLUMNS, *BOUNDS, "documents", "standard_error"])
 
     def rate_categories(self, pairs: pandas.DataFrame) -> pandas.DataFrame:
         """Returns the frame of `category_rates`, of these pairs and all that there are."""
@@ -213,7 +232,8 @@ def _select_pairs(run: Run, k: int) -> tuple[pandas.DataFrame, str]:
     best = best.sort_values("layer", kind="stable", ignore_index=True)
     cut = best["rank"] == run.options.pairs
     best["rank"] = best.groupby("layer").cumcount() + 1
-    first = ["layer", "rank", "source", "row", "window"]
+    best = _tell_documents(run, best)
+    first = ["layer", "rank", "source", "line", "id", "text", "row", "window"]
     found = best[[*first, *(name for name in best if name not in (*first, "shard"))]]
     if run.options.pairs >= k or not cut.any():
         return found, ""
@@ -221,6 +241,24 @@ def _select_pairs(run: Run, k: int) -> tuple[pandas.DataFrame, str]:
         f"{int(cut.sum())} times all {run.options.pairs} pairs that were kept of a document and layer are among these "
         f"{k}: there may be more of it (--pairs {k} keeps all that count)"
     )
+
+
+def _tell_documents(run: Run, pairs: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns pairs with line, identifier and text of their documents, which are read again; without the text where
+    files were changed since."""
+    told: dict[tuple[int, int], Any] = {}
+    for number in sorted(set(pairs["shard"])):
+        shard = run.shards[number]
+        rows = set(pairs.loc[pairs["shard"] == number, "row"])
+        try:
+            documents = read_shard(run.sources[shard.source], shard, run.options.text, run.options.id)
+            told |= {(number, document.row): document for document in documents if document.row in rows}
+        except (OSError, ValueError):
+            continue
+    found = [told.get(place) for place in zip(pairs["shard"], pairs["row"], strict=True)]
+    texts = [shorten_text(one.text) if one is not None and isinstance(one.text, str) else None for one in found]
+    ids = [None if one is None else one.id for one in found]
+    return pairs.assign(line=pairs["row"] + 1, id=ids, text=texts)
 
 
 def _average_tokens(run: Run) -> pandas.DataFrame:

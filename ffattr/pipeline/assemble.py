@@ -15,10 +15,10 @@ from ..decomposition.precision import find_narrowest, output_tolerance
 from ..decomposition.reference import Encoder
 from ..decomposition.scopes import Scope, Source
 from ..decomposition.sketch import Sketch
-from ..engine.costs import LayerShape
 from ..engine.layer_maps import LayerTask
 from ..engine.pack import OneSequence, Pack, concatenate
-from ..engine.plan import Plan
+from ..engine.planning.costs import LayerShape
+from ..engine.planning.plan import Plan
 from ..engine.run import LayerResult, project_layer, run_layer
 from ..errors import ArchitectureMismatch, UnsupportedModel
 from ..results import Attribution

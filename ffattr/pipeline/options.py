@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..decomposition.integrated_gradients import GaussLegendre, Riemann
 from ..decomposition.sketch import Sketch
-from ..engine.costs import BY_QUERY
+from ..engine.planning.costs import BY_QUERY
 from ..ops.reduction import REDUCTIONS, Reduction
 from ..selection import Indices
 

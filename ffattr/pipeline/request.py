@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from ..decomposition.attention import LayerRecord
 from ..decomposition.layer import LayerWeights
 from ..decomposition.precision import result_dtype
 from ..decomposition.reference import Rule
-from ..engine.costs import LayerShape
 from ..engine.key_tokens import Recall, make_anew
-from ..engine.plan import EngineOptions, LayerPlan, group_into_packs, plan_layer
+from ..engine.planning.choose import group_into_packs, plan_layer
+from ..engine.planning.costs import LayerShape
+from ..engine.planning.plan import EngineOptions, LayerPlan
 from ..errors import BackendUnavailable
 from ..models.capture.recorder import record_layers
 from ..models.inputs.given import read_given
@@ -45,7 +47,7 @@ class Request:
 
     ``engine.matmul_dtype`` is what the user calls the precision, that of the feed-forward products; all else is in
     ``dtype``. ``engine.device`` is where the model's first layer is. ``read``: weights of layers that
-    need no other copy.
+    need no other copy. ``name`` is what the model is called.
     """
 
     description: ModelDescription
@@ -56,6 +58,7 @@ class Request:
     dtype: torch.dtype
     engine: EngineOptions
     read: Mapping[int, ReadWeights] = field(default_factory=dict, repr=False)
+    name: str = ""
 
     @classmethod
     def from_options(cls, model: nn.Module, inputs: Any, tokenizer: Any, options: Options) -> Request:
@@ -76,7 +79,17 @@ class Request:
         rule = Rule(*ig.rule_of(options.ig), baseline=_check_baseline(options.baseline, stacks))
         if options.toward is not None:
             _check_direction(options.toward, stacks)
-        return cls(description, prepared, stacks, rule, options, result_dtype(engine.matmul_dtype), engine, read)
+        return cls(
+            description,
+            prepared,
+            stacks,
+            rule,
+            options,
+            result_dtype(engine.matmul_dtype),
+            engine,
+            read,
+            _name_model(model),
+        )
 
     @property
     def recorded(self) -> tuple[int, ...]:
@@ -88,6 +101,7 @@ class Request:
         options, baseline = self.options, self.options.baseline
         return {
             "model": self.description.family,
+            "name": self.name,
             "ig": str(options.ig),
             "baseline": baseline if isinstance(baseline, str) else f"tensor {list(baseline.shape)}",
             "value_bias": options.value_bias,
@@ -201,6 +215,14 @@ class Request:
         if key not in self._packs:
             self._packs[key] = group_into_packs(shapes, stack.ff_scopes, engine)
         return self._packs[key]
+
+
+def _name_model(model: nn.Module) -> str:
+    """Returns the name by which a model was loaded, of a folder the last two of its parts; else that of its class."""
+    given = str(getattr(getattr(model, "config", None), "name_or_path", None) or "")
+    if given and (Path(given).is_absolute() or Path(given).is_dir()):
+        return "/".join(Path(given).absolute().parts[-2:])
+    return given or type(model).__name__
 
 
 def _choose_engine(description: ModelDescription, options: Options) -> EngineOptions:

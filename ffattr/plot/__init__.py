@@ -10,10 +10,12 @@ Read
     strips.py  a layer's maps component by component, and what each layer amplifies
     arcs.py    one row of a map as arcs
     scores.py  what tokens give to a number: as text, as a sum, through the layers; running_text.py lays the text out
+    balance.py the network beside what bypasses it, and beside a norm's gain
     charts.py  frames of the analyses as lines and bars
 """
 
 from .arcs import arcs
+from .balance import alignment_chart, gain_chart
 from .charts import cancellation_chart, category_bars, change_chart
 from .heat import layer_grid, map_figure
 from .scores import ScoredText, score_figure
@@ -21,11 +23,13 @@ from .strips import amp_strip, scope_strip
 
 __all__ = [
     "ScoredText",
+    "alignment_chart",
     "amp_strip",
     "arcs",
     "cancellation_chart",
     "category_bars",
     "change_chart",
+    "gain_chart",
     "layer_grid",
     "map_figure",
     "scope_strip",

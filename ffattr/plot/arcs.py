@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .style import GREY, OKABE_ITO, plain_text, short_text
+from .style import GREY, ROWS, plain_text, short_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,7 +27,7 @@ _THICKEST = 7.0
 """Points, of the arc with the largest share."""
 _DISC = 18.0**2
 """Square points, of the disc of a token that reads nothing but itself."""
-_QUERY = OKABE_ITO[2]
+_QUERY = "#bd1e75"
 
 
 def arcs(
@@ -82,7 +82,7 @@ def arcs(
     _write_tokens(axes, tokens, line, own, both=other is not None)
     for place, (row, keys, name) in enumerate(zip(rows, drawn, names, strict=True)):
         up, base = (1, 0.0) if place == 0 else (-1, line.low)
-        colour = OKABE_ITO[place]
+        colour = ROWS[place]
         for key in reversed(keys):
             end = line.places[key]
             # The farther the key, the higher, so that no arc crosses another.

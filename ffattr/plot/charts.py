@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .style import GREY, MARKERS, OKABE_ITO, check_frame, plain_text
+from .style import GREY, LINES, MARKERS, check_frame, plain_text
 
 if TYPE_CHECKING:
     import numpy
@@ -14,9 +14,30 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["cancellation_chart", "category_bars", "change_chart"]
+__all__ = [
+    "cancellation_chart",
+    "category_bars",
+    "change_chart",
+    "choose_line_style",
+    "finish_figure",
+    "make_panels",
+    "name_category",
+]
 
 _COMPONENTS = ("FF", "RES", "LN", "FF block")
+_CATEGORIES = {
+    "subwords": "pieces of one word",
+    "adjacent": "neighbouring words",
+    "repeated": "the same word again",
+    "special_or_punctuation": "special token or punctuation",
+    "compound": "parts of a compound",
+    "named_entity": "parts of a name",
+    "verb_object": "verb and object",
+    "verb_subject": "verb and subject",
+    "other": "none of these",
+}
+"""Of `ffattr.analysis.Categories`, for people."""
+
 _CHANGE = r"contextualization change, $1 - \rho$ (Spearman)"
 
 
@@ -49,7 +70,7 @@ def change_chart(frame: pandas.DataFrame, title: str | None = None, *, columns: 
         *(name for name in _COMPONENTS if name in found),
         *(name for name in found if name not in _COMPONENTS),
     ]
-    figure, panels = _make_panels(len(models), columns, 3.4 if len(models) > 1 else 5.0, 2.6, one_x=False)
+    figure, panels = make_panels(len(models), columns, 3.4 if len(models) > 1 else 5.0, 2.6, one_x=False)
     for axes, model in zip(panels, models, strict=True):
         rows = frame if model is None else frame[frame["model"] == model]
         for place, component in enumerate(components):
@@ -59,7 +80,7 @@ def change_chart(frame: pandas.DataFrame, title: str | None = None, *, columns: 
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if model is not None:
             axes.set_title(plain_text(str(model)), fontsize=10)
-    _finish_figure(figure, panels, "layer", _CHANGE, title or "what each component changes in the map")
+    finish_figure(figure, panels, "layer", _CHANGE, title or "what each component changes in the map")
     return figure
 
 
@@ -68,33 +89,33 @@ def category_bars(
 ) -> Figure:
     """Draws how often amplified pairs are of a ``category`` (``share``), beside how often any pair is (``base_rate``).
 
-    Two bars per category, the mean over the layers where there is a column ``layer``, and how many times more frequent
-    the category is among amplified pairs; or, ``by_layer``, a panel per category with both as lines over the layers.
-    Raises ValueError where a column is missing or there are no rows.
+    Two bars per category, the mean over the layers where there is a column ``layer``, and how many times as often as
+    among all pairs the category is among amplified ones; or, ``by_layer``, a panel per category with both as lines over
+    the layers. Raises ValueError where a column is missing or there are no rows.
 
     >>> import pandas
     >>> from ffattr.plot import category_bars
     >>> frame = pandas.DataFrame({"category": ["same word", "subword"], "share": [0.2, 0.3], "base_rate": [0.1, 0.3]})
     >>> [text.get_text() for text in category_bars(frame).axes[0].texts]
-    ['2.0 times', '1.0 times']
+    ['2.0 times as often as among all pairs', '1.0 times']
     """
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     check_frame(frame, ("category", "share", "base_rate", *(["layer"] if by_layer else [])), "category_bars")
     kinds = list(frame["category"].unique())
-    rates = (("share", OKABE_ITO[0], "among amplified pairs"), ("base_rate", GREY, "among all pairs"))
+    rates = (("share", LINES[0], "among amplified pairs"), ("base_rate", GREY, "among all pairs"))
     heading = title or "categories of the pairs that FF amplifies"
     if by_layer:
-        figure, panels = _make_panels(len(kinds), columns, width=2.6, height=2.0)
+        figure, panels = make_panels(len(kinds), columns, width=2.6, height=2.0)
         for axes, kind in zip(panels, kinds, strict=True):
             rows = frame[frame["category"] == kind].groupby("layer")[["share", "base_rate"]].mean()
             for (column, colour, name), marker in zip(rates, MARKERS, strict=False):
                 axes.plot(rows.index, rows[column], color=colour, marker=marker, ms=4, lw=1.5, label=name)
-            axes.set_title(plain_text(str(kind)), fontsize=9)
+            axes.set_title(name_category(str(kind)), fontsize=9)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         panels[0].set_ylim(bottom=0.0)
-        _finish_figure(figure, panels, "layer", "share of the pairs", heading)
+        finish_figure(figure, panels, "layer", "share of the pairs", heading)
         return figure
 
     from matplotlib.figure import Figure
@@ -107,15 +128,21 @@ def category_bars(
     for place, (share, base) in enumerate(zip(means["share"], means["base_rate"], strict=True)):
         if base > 0 and math.isfinite(share):
             place_at = (share, place - 0.2)
+            what = " as often as among all pairs" if place == 0 else ""
             axes.annotate(
-                f"{share / base:.1f} times", place_at, (3, 0), textcoords="offset points", va="center", fontsize=8
+                f"{share / base:.1f} times{what}", place_at, (3, 0), textcoords="offset points", va="center", fontsize=8
             )
-    axes.set_yticks(range(len(means)), [plain_text(str(kind)) for kind in means.index])
+    axes.set_yticks(range(len(means)), [name_category(str(kind)) for kind in means.index])
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    _finish_figure(figure, [axes], "share of the pairs", "category", heading)
+    finish_figure(figure, [axes], "share of the pairs", "category", heading)
     return figure
+
+
+def name_category(name: str) -> str:
+    """Returns a category of `ffattr.analysis` in words."""
+    return plain_text(_CATEGORIES.get(name, name.replace("_", " ")))
 
 
 def cancellation_chart(frame: pandas.DataFrame, title: str | None = None, *, columns: int | None = None) -> Figure:
@@ -138,14 +165,14 @@ def cancellation_chart(frame: pandas.DataFrame, title: str | None = None, *, col
     check_frame(frame, ("layer", "component", "order", "removed", "value"), "cancellation_chart")
     components, orders = list(frame["component"].unique()), list(frame["order"].unique())
     layers = sorted(frame["layer"].unique())
-    figure, panels = _make_panels(len(components), columns, width=3.0, height=2.4)
+    figure, panels = make_panels(len(components), columns, width=3.0, height=2.4)
     shades = matplotlib.colormaps["viridis"]([0.9 * place / max(len(layers) - 1, 1) for place in range(len(layers))])
     for axes, component in zip(panels, components, strict=True):
         rows = frame[frame["component"] == component]
         if len(orders) > 1:
             for place, order in enumerate(orders):
                 mean = rows[rows["order"] == order].groupby("removed")["value"].mean()
-                axes.plot(mean.index, mean, label=plain_text(str(order)), **_choose_line_style(place))
+                axes.plot(mean.index, mean, label=plain_text(str(order)), **choose_line_style(place))
         else:
             for layer, shade in zip(layers, shades, strict=True):
                 one = rows[rows["layer"] == layer].sort_values("removed")
@@ -153,7 +180,7 @@ def cancellation_chart(frame: pandas.DataFrame, title: str | None = None, *, col
         axes.set_title(plain_text(str(component)), fontsize=10)
         _set_count_axis(axes, float(frame["removed"].max()))
     order = "" if len(orders) > 1 else f", {plain_text(str(orders[0]))}"
-    _finish_figure(
+    finish_figure(
         figure, panels, f"removed dimensions{order}", _CHANGE, title or "what is left without some dimensions"
     )
     if len(orders) == 1 and len(layers) > 1:
@@ -168,11 +195,11 @@ def cancellation_chart(frame: pandas.DataFrame, title: str | None = None, *, col
     return figure
 
 
-def _make_panels(
-    count: int, columns: int | None, width: float, height: float, one_x: bool = True
+def make_panels(
+    count: int, columns: int | None, width: float, height: float, one_x: bool = True, one_y: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """Makes a figure of ``count`` axes on one scale, across only with ``one_x``; at most four (or ``columns``) stand
-    side by side."""
+    """Makes a figure of ``count`` axes on one scale, across only with ``one_x`` and upwards with ``one_y``; at most
+    four (or ``columns``) stand side by side."""
     from matplotlib.figure import Figure
 
     if columns is not None and columns < 1:
@@ -180,7 +207,7 @@ def _make_panels(
     rows = math.ceil(count / (columns or 4))
     across = min(columns, count) if columns else math.ceil(count / rows)
     figure = Figure(figsize=(across * width + 0.8, rows * height + 1.1), layout="constrained")
-    grid = figure.subplots(rows, across, sharex=one_x, sharey=True, squeeze=False)
+    grid = figure.subplots(rows, across, sharex=one_x, sharey=one_y, squeeze=False)
     for axes in grid.flat[count:]:
         axes.set_axis_off()
     for axes in grid.flat[max(0, count - across) : count]:
@@ -189,7 +216,7 @@ def _make_panels(
 
 
 def _draw_line(axes: Axes, rows: pandas.DataFrame, name: str, place: int) -> None:
-    look = _choose_line_style(place)
+    look = choose_line_style(place)
     axes.plot(rows["layer"], rows["value"], label=name, **look)
     band = _read_band(rows)
     if band is not None:
@@ -197,17 +224,17 @@ def _draw_line(axes: Axes, rows: pandas.DataFrame, name: str, place: int) -> Non
 
 
 def _read_band(rows: pandas.DataFrame) -> tuple[numpy.ndarray, numpy.ndarray] | None:
-    if {"low", "high"} <= set(rows):
+    if {"low", "high"} <= set(rows) and rows["low"].notna().any():
         return rows["low"].to_numpy(float), rows["high"].to_numpy(float)
-    if "standard_error" in rows:
+    if "standard_error" in rows and (rows["standard_error"] > 0).any():
         value, error = rows["value"].to_numpy(float), rows["standard_error"].to_numpy(float)
         return value - error, value + error
     return None
 
 
-def _choose_line_style(place: int) -> dict[str, Any]:
-    at = place % len(OKABE_ITO)
-    return {"color": OKABE_ITO[at], "marker": MARKERS[at], "ms": 5, "lw": 1.5}
+def choose_line_style(place: int) -> dict[str, Any]:
+    at = place % len(LINES)
+    return {"color": LINES[at], "marker": MARKERS[at], "ms": 5, "lw": 1.5}
 
 
 def _set_count_axis(axes: Axes, top: float) -> None:
@@ -218,7 +245,7 @@ def _set_count_axis(axes: Axes, top: float) -> None:
     axes.set_xlim(-0.15, max(top, 1.0) * 1.25)
 
 
-def _finish_figure(figure: Figure, panels: Sequence[Axes], x: str, y: str, title: str) -> None:
+def finish_figure(figure: Figure, panels: Sequence[Axes], x: str, y: str, title: str) -> None:
     """Names the axes, and adds the title and one legend of all panels' lines."""
     for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)

@@ -9,16 +9,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..selection import describe_scope
 from .style import (
     Scale,
     check_map,
     find_colormap,
+    find_ends,
     label_axis,
     largest_but,
     plain_text,
     scale_colours,
     short_text,
     to_array,
+    to_cells,
+    wrap_words,
 )
 
 if TYPE_CHECKING:
@@ -45,17 +49,18 @@ def scope_strip(
     title: str | None = None,
     *,
     normalize: bool = True,
-    scale: Scale = "linear",
+    scale: Scale = "log",
     cmap: str | None = None,
     columns: int | None = None,
 ) -> Figure:
-    """Draws the maps ``[N, T]`` of one layer, one per scope in the order given: Figure 1 of Kobayashi et al. 2024.
+    """Draws the maps ``[N, T]`` of one layer, one per scope in the order given, each with its name and what it is of.
 
     An arrow between neighbours names the component that lies between them: ``RES``, ``LN`` or ``FF``, as the names of
     the scopes tell it (none where they do not). With ``normalize`` every row of a map is divided by its sum, so that
     all maps share one colour scale; without, each has its own. The first map's tokens are named where they are few.
     ``columns`` maps stand side by side (None: as many as fit). Raises ValueError for maps that are not ``[N, T]``
-    (``attn_heads`` has one map per head: pick one) and for negative entries, whose rows have no shares.
+    (``attn_heads`` has one map per head: pick one) and for negative entries, whose rows have no shares. Scales and grey
+    cells are those of `map_figure`.
 
     >>> from ffattr.plot import scope_strip
     >>> maps = {scope: attr[scope][1, 0] for scope in attr.scopes if scope != "attn_heads"}
@@ -81,7 +86,7 @@ def scope_strip(
     beside, below = (
         0.06 * max(len(short_text(token)) for token in tokens) * few for tokens in (query_tokens, key_tokens)
     )
-    height = side * min(max(ratio, 0.25), 4.0) + 0.3
+    height = side * min(max(ratio, 0.25), 4.0) + 0.65
     between = 0.5 if normalize else 0.95
     figure = Figure(
         figsize=(columns * (side + between) + beside + 0.9, rows * height + below + 0.65), layout="compressed"
@@ -91,22 +96,24 @@ def scope_strip(
         if place >= count:
             axes.set_axis_off()
             continue
-        image = axes.imshow(to_array(shown[names[place]]), cmap=chosen, norm=norms[place])
-        axes.set_title(plain_text(names[place]), fontsize=9)
+        image = axes.imshow(to_cells(shown[names[place]], scale), cmap=chosen, norm=norms[place])
+        axes.set_title(_name_in_lines(names[place]), fontsize=8)
         axes.set(xticks=[], yticks=[])
         if place and (component := _name_component(names[place - 1], names[place], names)):
             _draw_arrow(axes, component)
         if not normalize:
-            figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03).ax.tick_params(labelsize=6)
+            ends = find_ends(shown[names[place]], norms[place])
+            figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, extend=ends).ax.tick_params(labelsize=6)
     first = grid.flat[0]
     if few:
         label_axis(first, "x", key_tokens, 7)
         label_axis(first, "y", query_tokens, 7)
     first.set_xlabel("key token $j$", fontsize=8)
     first.set_ylabel("query token $i$", fontsize=8)
-    what = "share of the row (each sums to one)" if normalize else "norms, each map with its own colours"
+    what = "share of the row" if normalize else "norms, each map with its own colours"
     if normalize:
-        bar = figure.colorbar(image, ax=list(grid.flat), fraction=0.03, pad=0.015, aspect=14 * rows)
+        ends = find_ends(together, norms[0])
+        bar = figure.colorbar(image, ax=list(grid.flat), fraction=0.03, pad=0.015, aspect=14 * rows, extend=ends)
         bar.set_label(what, fontsize=8)
         bar.ax.tick_params(labelsize=7)
     default = "one layer's maps, component by component"
@@ -128,10 +135,11 @@ def amp_strip(
 ) -> Figure:
     """Draws what the feed-forward block of each layer amplifies: ``values`` ``[L, N, T]``, shares after minus before.
 
-    All layers share one colour scale, symmetric around zero and blind to the few largest entries, which the ends of
-    the colour bar stand for. The ``mark`` (at most 5) strongest positive pairs of a layer are marked and named below
-    it, ``query ← key``; those where ``unmarked`` ``[N, T]`` is True, say of a token and itself, are left out.
-    ``columns`` maps stand side by side (None: as many as fit).
+    All layers share one colour scale, symmetric around zero, more blue and less orange, and blind to the few largest
+    entries, which the arrows of the colour bar stand for. Cells without a finite number are grey. Few tokens are named,
+    at the first map of each line and at the lowest ones. The ``mark`` (at most 5) strongest positive pairs of a layer
+    are marked and named below it, ``query ← key``; those where ``unmarked`` ``[N, T]`` is True, say of a token and
+    itself, are left out. ``columns`` maps stand side by side (None: as many as fit).
 
     >>> from ffattr.plot import amp_strip
     >>> before, after = (attr[s][:, 0] / attr[s][:, 0].sum(-1, keepdim=True) for s in ("atb", "atb_ff"))
@@ -152,17 +160,25 @@ def amp_strip(
     top = largest_but(values, max(1, finite // 500)) or largest_but(values, 0)
     norm, chosen = scale_colours(values, "diverging", top), find_colormap(cmap, "diverging")
     rows, columns = _wrap_panels(len(layers), columns, 2.0)
+    few = max(len(query_tokens), len(key_tokens)) <= _NAMED
+    beside, below = (
+        0.06 * max(len(short_text(token, 13)) for token in tokens) * few for tokens in (query_tokens, key_tokens)
+    )
     height = 1.75 * min(max(len(query_tokens) / max(len(key_tokens), 1), 0.25), 4.0) + 0.35 + 0.13 * mark
-    figure = Figure(figsize=(columns * 2.0 + 1.2, rows * height + 0.7), layout="compressed")
+    figure = Figure(figsize=(columns * 2.0 + 1.2 + beside, rows * height + 0.7 + below), layout="compressed")
     grid = figure.subplots(rows, columns, squeeze=False)
     for place, axes in enumerate(grid.flat):
         if place >= len(layers):
             axes.set_axis_off()
             continue
         one = to_array(values[place])
-        image = axes.imshow(one, cmap=chosen, norm=norm)
+        image = axes.imshow(to_cells(values[place], "diverging"), cmap=chosen, norm=norm)
         axes.set_title(f"layer {layers[place]}", fontsize=9)
         axes.set(xticks=[], yticks=[])
+        if few and place % columns == 0:
+            label_axis(axes, "y", query_tokens, 6, 13)
+        if few and place + columns >= len(layers):
+            label_axis(axes, "x", key_tokens, 6, 13)
         candidates = one if unmarked is None else to_array(values[place].masked_fill(unmarked, float("-inf")))
         names = []
         for (query, key), (marker, sign) in zip(_find_strongest_pairs(candidates, mark), _RINGS, strict=False):
@@ -171,8 +187,10 @@ def amp_strip(
                 f"{plain_text(sign)} {short_text(query_tokens[query], 13)} ← {short_text(key_tokens[key], 13)}"
             )
         axes.set_xlabel("\n".join(names), fontsize=7, ha="left", x=0.0)
-    bar = figure.colorbar(image, ax=list(grid.flat), fraction=0.03, pad=0.015, aspect=14 * rows, extend="both")
-    bar.set_label("change of a row's share through FF", fontsize=8)
+    bar = figure.colorbar(
+        image, ax=list(grid.flat), fraction=0.03, pad=0.015, aspect=14 * rows, extend=find_ends(values, norm)
+    )
+    bar.set_label("change of a row's share through FF: more is blue", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     figure.supxlabel("key token $j$", fontsize=9)
     figure.supylabel("query token $i$", fontsize=9)
@@ -190,6 +208,12 @@ def _divide_rows(values: Tensor, scope: str) -> Tensor:
         )
     sums = wide.nansum(-1, keepdim=True)
     return wide / torch.where(sums > 0, sums, 1)
+
+
+def _name_in_lines(scope: str) -> str:
+    """Returns the name of a scope, and below it what that is in words, in lines as wide as a small map."""
+    words = describe_scope(scope)
+    return plain_text(scope) if words == scope else f"{scope}\n{wrap_words(words, 23)}"
 
 
 def _name_component(before: str, after: str, names: Sequence[str]) -> str | None:

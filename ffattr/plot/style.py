@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GREY",
+    "LINES",
     "MARKERS",
-    "OKABE_ITO",
+    "ROWS",
     "SIGNED",
+    "SIZES",
     "Scale",
     "check_frame",
     "check_map",
     "find_colormap",
+    "find_ends",
     "format_signed",
     "label_axis",
     "label_step",
@@ -34,15 +38,24 @@ __all__ = [
     "scale_colours",
     "short_text",
     "to_array",
+    "to_cells",
+    "wrap_words",
 ]
 
 Scale = Literal["linear", "log", "diverging", "signed"]
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Colours that stay apart with every kind of colour vision (Okabe and Ito 2008), but for yellow, too pale for lines."""
+LINES = ("#00796b", "#7b5aa6", "#8a8a1a", "#4a4f55", "#c2558f", "#5f8f3a", "#000000")
+"""Colours of lines, as pages have them: neither blue nor orange, which say more and less."""
 
 SIGNED = ("#7a3100", "#b4540a", "#df8a3c", "#f3c797", "#f6f5f1", "#a9cbe6", "#5698cd", "#2068a8", "#0b3a6b")
-"""From what speaks most against a number, orange, over zero to what speaks most for it, blue: as pages have it."""
+"""From less, orange, over zero to more, blue: of differences, and of what speaks against a number and for it. Pages
+have the same, and nothing else is blue or orange."""
+
+SIZES = ("#f2f7ee", "#cdeacb", "#93d3b2", "#57b8ae", "#3a97a8", "#36749a", "#3c5089", "#3a2f5c", "#221731")
+"""From small to large, of norms and shares, even to the eye (mako of seaborn, reversed): as pages have it."""
+
+ROWS = ("#00796b", "#7b5aa6")
+"""Of two rows or scopes that are compared: no colour that says more or less."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -55,8 +68,8 @@ _LABELS = 60
 _LONGEST = 28
 """Characters of a token's label: a longer one would take its place from the picture."""
 
-_SPAN = 1e3
-"""Largest over smallest colour of a logarithmic scale: what is a thousandth of the largest is as good as nothing."""
+_SPAN = 1e4
+"""Largest over smallest colour of a logarithmic scale, at most; it ends where only one entry in a hundred is less."""
 
 _BEND = 1 / 30
 """Part of the largest colour of a signed scale around zero in which it is linear; beyond, it is logarithmic."""
@@ -87,6 +100,11 @@ def short_text(text: str, longest: int = _LONGEST) -> str:
     """Returns `plain_text`, cut where it has more characters than ``longest``."""
     shown = plain_text(text).replace(r"\$", "$")
     return (shown if len(shown) <= longest else f"{shown[: longest - 1]}…").replace("$", r"\$")
+
+
+def wrap_words(text: str, width: int) -> str:
+    """Returns text in lines of about so many characters, broken at spaces."""
+    return "\n".join(textwrap.wrap(text, width, break_long_words=False))
 
 
 def _show_character(character: str, known: Sequence[frozenset[int]]) -> str:
@@ -127,11 +145,11 @@ def label_step(tokens: Sequence[str]) -> int:
     return max(1, math.ceil(len(tokens) / _LABELS))
 
 
-def label_axis(axes: Axes, axis: Literal["x", "y"], tokens: Sequence[str], font: float) -> int:
+def label_axis(axes: Axes, axis: Literal["x", "y"], tokens: Sequence[str], font: float, longest: int = _LONGEST) -> int:
     """Writes the tokens at an axis, every n-th where there are too many; returns n."""
     step = label_step(tokens)
     places = range(0, len(tokens), step)
-    labels = [short_text(tokens[place]) for place in places]
+    labels = [short_text(tokens[place], longest) for place in places]
     if axis == "x":
         axes.set_xticks(places, labels, rotation=90, fontsize=font)
     else:
@@ -145,26 +163,36 @@ def to_array(values: Tensor) -> numpy.ndarray:
     return result
 
 
+def to_cells(values: Tensor, scale: str) -> numpy.ma.MaskedArray[Any, Any]:
+    """Returns the values to draw, where a cell is grey that has no number: masked, or zero on a logarithmic scale."""
+    import numpy as np
+
+    array = to_array(values)
+    hidden = ~np.isfinite(array) | (array <= 0 if scale == "log" else False)
+    return np.ma.masked_array(array, hidden)
+
+
 def find_colormap(cmap: str | None, scale: str) -> Colormap:
     """Returns the colour map ``cmap``, or one that suits the scale; grey where there is no number. Raises ValueError,
     naming it, for an unknown one."""
     import matplotlib
     from matplotlib.colors import LinearSegmentedColormap
 
-    if cmap is None and scale == "signed":
-        return LinearSegmentedColormap.from_list("signed", SIGNED).with_extremes(bad=GREY)
-    name = cmap or ("RdBu_r" if scale == "diverging" else "viridis")
-    if name not in matplotlib.colormaps:
+    if cmap is None:
+        name, stops = ("signed", SIGNED) if scale in ("diverging", "signed") else ("sizes", SIZES)
+        return LinearSegmentedColormap.from_list(name, stops).with_extremes(bad=GREY)
+    if cmap not in matplotlib.colormaps:
         raise ValueError(
-            f"cmap={name!r} is no colour map of matplotlib: try 'viridis' or 'cividis', for differences 'RdBu_r' or "
+            f"cmap={cmap!r} is no colour map of matplotlib: try 'viridis' or 'cividis', for differences 'RdBu_r' or "
             "'PuOr_r'; matplotlib.colormaps lists all"
         )
-    return matplotlib.colormaps[name].with_extremes(bad=GREY)
+    return matplotlib.colormaps[cmap].with_extremes(bad=GREY)
 
 
 def scale_colours(values: Tensor, scale: str, top: float | None = None) -> Normalize:
     """Returns what takes numbers to places on a colour map: from 0 (``"diverging"``, ``"signed"``: from ``-top``) to
-    ``top``, their largest one. ``"signed"`` is logarithmic on both sides of zero."""
+    ``top``, their largest one. ``"signed"`` is logarithmic on both sides of zero, ``"log"`` from small entries on to
+    large ones, but for a few: `find_ends` says whether some lie beyond."""
     from matplotlib.colors import LogNorm, Normalize, SymLogNorm
 
     if scale not in ("linear", "log", "diverging", "signed"):
@@ -179,10 +207,30 @@ def scale_colours(values: Tensor, scale: str, top: float | None = None) -> Norma
             top = largest_but(values, values.numel() // 500) or top
     top = top if top > 0 else 1.0
     if scale == "log":
-        return LogNorm(top / _SPAN, top, clip=True)  # clip: an exact zero gets the lowest colour, not a hole
+        return LogNorm(min(max(_smallest_but_few(values), top / _SPAN), top / 2), top)
     if scale == "signed":
         return SymLogNorm(top * _BEND, vmin=-top, vmax=top, clip=True)
     return Normalize(0.0 if scale == "linear" else -top, top)
+
+
+def find_ends(values: Tensor, norm: Normalize) -> Literal["neither", "min", "max", "both"]:
+    """Returns which ends of a colour bar stand for values beyond them, for the arrows that say so. A little beyond, as
+    rounding goes, is not beyond."""
+    finite = values.detach()[values.detach().isfinite()].double()
+    assert norm.vmin is not None
+    assert norm.vmax is not None
+    if norm.vmin >= 0:
+        finite = finite[finite > 0]
+    below = bool((finite < norm.vmin - 1e-6 * abs(norm.vmin)).any())
+    above = bool((finite > norm.vmax + 1e-6 * abs(norm.vmax)).any())
+    return "both" if below and above else "min" if below else "max" if above else "neither"
+
+
+def _smallest_but_few(values: Tensor) -> float:
+    """Returns the value that one in a hundred of the positive ones is below; 0 where there is none."""
+    finite = values.detach()[values.detach().isfinite()].double()
+    positive = finite[finite > 0].sort().values
+    return float(positive[len(positive) // 100]) if len(positive) else 0.0
 
 
 def largest_but(values: Tensor, left_out: int) -> float:

@@ -33,10 +33,10 @@ function drawChart() {
   const most = Math.max(...changes.map(([, , value]) => value), 0.01);
   const step = [0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1].find((one) => most / one <= 4) || 1;
   const top = Math.ceil(most / step - 1e-9) * step;
-  const bottom = Math.min(0, Math.floor(Math.min(...changes.map(([, , value]) => value)) / step) * step);
+  const bottom = 0; /* of 1 minus a correlation; what rounding leaves below is drawn there */
   const room = width - CHART.left - CHART.right;
   const x = (layer) => CHART.left + (known.length > 1 ? (known.indexOf(layer) / (known.length - 1)) * (room - 20) + 10 : room / 2);
-  const y = (value) => CHART.top + ((top - value) / (top - bottom)) * (CHART.height - CHART.top - CHART.bottom);
+  const y = (value) => CHART.top + ((top - Math.max(value, bottom)) / (top - bottom)) * (CHART.height - CHART.top - CHART.bottom);
   const parts = [];
 
   const now = layers[state.layer];

@@ -6,11 +6,11 @@ const STOPS = {
   lightBoth: ["#7a3100", "#b4540a", "#df8a3c", "#f3c797", "#f6f5f1", "#a9cbe6", "#5698cd", "#2068a8", "#0b3a6b"],
   darkBoth: ["#ffd9ae", "#f2a65a", "#b86a1e", "#5e3a1c", "#1b1c21", "#1c3d5c", "#2b6ba3", "#62a9e2", "#c6e4ff"],
 };
-const ZERO = { light: "#ffffff", dark: "#101216" };
+const NOTHING = { light: "#d3d6d0", dark: "#3b4048" }; /* no colour of the scales: nothing passes, as where a causal model sees nothing */
 
 const channels = (hex) => [1, 3, 5].map((at) => Number.parseInt(hex.slice(at, at + 2), 16));
 
-/* 256 colours; the first is that of an exact zero, which of differences is the middle. */
+/* 256 colours; the first is that of an exact zero, of differences where both are. */
 function palette(theme, both) {
   const stops = STOPS[both ? `${theme}Both` : theme].map(channels);
   const colours = [];
@@ -19,7 +19,7 @@ function palette(theme, both) {
     const left = Math.min(Math.floor(at), stops.length - 2);
     colours.push(stops[left].map((value, c) => Math.round(value + (stops[left + 1][c] - value) * (at - left))));
   }
-  if (!both) colours[0] = channels(ZERO[theme]);
+  colours[0] = channels(NOTHING[theme]);
   return {
     css: colours.map(([r, g, b]) => `rgb(${r} ${g} ${b})`),
     pixels: Uint32Array.from(colours, ([r, g, b]) => (255 << 24) | (b << 16) | (g << 8) | r),

@@ -22,8 +22,9 @@ function showControls() {
   byId("values").hidden = hasSigns || !hasMaps();
   byId("layer-down").disabled = state.layer === 0;
   byId("layer-up").disabled = state.layer === layerNames().length - 1;
-  fill(byId("scope"), numbered(scopes), state.scope);
-  const others = numbered(scopes).filter(([place]) => place !== state.scope);
+  const described = scopes.map((name, place) => (inWords(place) ? `${name}: ${inWords(place)}` : name));
+  fill(byId("scope"), numbered(described), state.scope);
+  const others = numbered(described).filter(([place]) => place !== state.scope);
   fill(byId("versus"), [[NONE, "nothing"], ...others], state.versus);
   byId("versus").disabled = !others.length;
   const names = partsOf().length ? partsOf() : comparing() ? partsOf(state.versus) : [];
@@ -50,9 +51,12 @@ function turnTheme() {
   change({ theme: currentTheme() === "dark" ? "light" : "dark" });
 }
 
+/* Shows what the feed-forward block added, or where no scopes tell that, what lies between two scopes. */
 function compareOrNot() {
   if (comparing()) return change({ versus: NONE });
   const { scopes } = panel();
+  const added = ffDifference(panel());
+  if (added) return change(added);
   return scopes.length > 1 ? change({ versus: state.scope ? state.scope - 1 : 1 }) : undefined;
 }
 

@@ -2,6 +2,7 @@
 
 let asked = 0;
 let drawn = ""; /* which picture is drawn */
+let opening = false; /* nothing was chosen yet: the strongest cell will be */
 let textOfPanel = NONE; /* of which panel the text is written */
 
 function change(patch) {
@@ -60,6 +61,10 @@ async function refresh() {
     byId("busy").hidden = true;
     stage.setAttribute("aria-busy", "false");
   }
+  if (opening) {
+    opening = false;
+    Object.assign(state, findStrongest());
+  }
   shade();
   readOut();
   draw();
@@ -90,8 +95,34 @@ function writeTitles() {
   const plain = `${scopeName()}${part ? `, ${part}` : ""}, layer ${panel().layers[mapLayer()]}${other}`;
   const title = panel().signed ? `What passes in ${layer} on its way to ${quoted(scopeName())}${other}` : plain;
   byId("map-title").textContent = title;
+  byId("map-what").textContent = panel().signed ? "" : describeShown();
   byId("score-card").hidden = !panel().scores;
   canvases.over.setAttribute("aria-label", `Map of ${title}: ${rows()} rows that read, ${columns()} columns that are read. Arrow keys move from cell to cell.`);
+}
+
+/* What the scopes mean, in a line. */
+function describeShown() {
+  if (!comparing()) return inWords();
+  const both = [inWords(), inWords(state.versus)];
+  const ff = ffDifference(panel());
+  const added = ff && ff.scope === state.scope && ff.versus === state.versus;
+  const what = both.every(Boolean) ? `${both[0]}, minus ${both[1]}` : "";
+  return added ? `What the feed-forward block added to shares of rows (blue) and took (orange): ${what}` : what;
+}
+
+/* The cell with the largest change, or value, between two different tokens. Of large maps, among some rows. */
+function findStrongest() {
+  const step = Math.max(1, Math.floor((rows() * columns()) / 2 ** 22));
+  let found = { row: NONE, column: NONE };
+  let most = 0;
+  for (let row = 0; row < rows(); row += step) {
+    const own = columnOfRow(row);
+    for (let column = 0; column < columns(); column++) {
+      const size = column === own ? 0 : Math.abs(shown.value(row, column));
+      if (size > most) [most, found] = [size, { row, column }];
+    }
+  }
+  return found;
 }
 
 function writeLegend({ low, high }, colours) {
@@ -107,6 +138,7 @@ function writeLegend({ low, high }, colours) {
   const strip = (value) => text(value).replace(" points", "");
   byId("ticks").replaceChildren(...ends.map((value) => element("span", strip(value))));
   const sides = [`← more in ${scopeName(state.versus)}`, "points", "more here →"];
+  byId("none").hidden = shown.signed || !picture.has(0);
   const unit = shown.shares ? "share of the row" : `${DATA.measure} of what is read`;
   const said = shown.signed ? ["← against it", "what passes", "for it →"] : shown.both ? sides : [unit];
   byId("unit").replaceChildren(...said.map((part) => element("span", part)));
@@ -133,7 +165,9 @@ function writeHead() {
 function start() {
   writeHead();
   readAddress();
+  opening = location.hash.length <= 1 && hasMaps() && !panel().signed;
   watchControls();
+  watchSaving();
   watchPointer();
   watchText();
   watchScores();

@@ -65,7 +65,7 @@ function rangeOf({ map, value, both }) {
   return { low: clamp(least, high * 10 ** -DECADES, high * 0.5), high };
 }
 
-/* 0 to 255 from a value: 0 is an exact zero, or of differences 128; the pixels of `palette`. */
+/* 0 to 255 from a value: 0 is an exact zero; of differences that is 128, and 0 where nothing is compared. */
 function levelOf(range, scale, both) {
   const { low, high } = range;
   if (both) {

@@ -13,6 +13,7 @@ from importlib import resources
 from itertools import chain
 from typing import Any, NamedTuple
 
+from ..selection import describe_scope
 from .encode import GRIDS, Coded, Grid, Sample, encode_map
 from .panels import Panel, Scores
 
@@ -31,6 +32,7 @@ _SCRIPTS = (
     "scores",
     "chart",
     "strip",
+    "export",
     "controls",
     "main",
 )
@@ -157,6 +159,7 @@ def _describe_panel(panel: Panel) -> dict[str, Any]:
         "same": bool(panel.same_tokens),
         "layers": [int(layer) for layer in panel.layers],
         "scopes": list(panel.scopes),
+        "words": [describe_scope(scope) for scope in panel.scopes],
         "parts": {scope: list(names) for scope, names in panel.parts.items()},
         "changes": [[int(of), name, float(value)] for of, name, value in panel.changes if math.isfinite(value)],
         "signed": panel.signed,

@@ -18,7 +18,7 @@ async function levelsOf(shown, level) {
       const first = sums[row] ? 1 / sums[row] : 0;
       const second = other.sums[row] ? 1 / other.sums[row] : 0;
       for (let i = start; i < start + columns; i++) {
-        levels[i] = level(table[codes[i]] * first - other.table[other.codes[i]] * second);
+        levels[i] = codes[i] || other.codes[i] ? level(table[codes[i]] * first - other.table[other.codes[i]] * second) : 0;
       }
     } else if (!shares) {
       for (let i = start; i < start + columns; i++) levels[i] = plain[codes[i]];
@@ -38,13 +38,19 @@ async function levelsOf(shown, level) {
 class Picture {
   constructor(levels, rows, columns, colours, both) {
     Object.assign(this, { rows, columns, colours });
-    this.larger = both ? (a, b) => (Math.abs(a - 128) >= Math.abs(b - 128) ? a : b) : (a, b) => (a > b ? a : b);
+    const farther = (a, b) => (!b || (a && Math.abs(a - 128) >= Math.abs(b - 128)) ? a : b);
+    this.larger = both ? farther : (a, b) => (a > b ? a : b);
     this.sizes = new Map([["0.0", { rows, columns, levels }]]);
     this.tiles = new Map();
   }
 
   level(row, column) {
     return this.sizes.get("0.0").levels[row * this.columns + column];
+  }
+
+  /* Whether a cell has this level. */
+  has(level) {
+    return this.sizes.get("0.0").levels.includes(level);
   }
 
   recolour(colours) {

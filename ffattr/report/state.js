@@ -14,11 +14,23 @@ const CHOICES = {
 };
 /* Deepest layer and last scope: what a reader most likely came for. Of scores, the input and the first number. */
 const START = PANELS[0].scores ? DEFAULTS : { ...DEFAULTS, layer: PANELS[0].layers.length - 1, scope: PANELS[0].scopes.length - 1 };
-const state = { ...START };
+/* Without an address: what the feed-forward block added, which is what these maps are about. */
+const OPENING = { ...START, ...ffDifference(PANELS[0]) };
+const state = { ...OPENING };
 const hover = { row: NONE, column: NONE };
+
+/* The last scope behind the feed-forward block, and the whole attention block before it; null where one is missing. */
+function ffDifference({ scopes, signed }) {
+  const scope = scopes.findLastIndex((name) => /_ff(_res|_ln)*$/.test(name));
+  if (signed || scope === NONE) return null;
+  const versus = scopes.indexOf(`${/^(.*\.)?/.exec(scopes[scope])[0]}atb`);
+  return versus === NONE ? null : { scope, versus };
+}
 
 const panel = () => PANELS[state.panel];
 const scopeName = (place = state.scope) => panel().scopes[place];
+/* What a scope is in words; nothing where its name says all. */
+const inWords = (place = state.scope) => (panel().words[place] === scopeName(place) ? "" : panel().words[place]);
 const partsOf = (place = state.scope) => panel().parts[scopeName(place)] || [];
 const hasMaps = () => Object.keys(panel().maps).length > 0;
 const comparing = () => state.versus !== NONE && hasMaps();
@@ -69,7 +81,7 @@ function writeAddress() {
 
 function readAddress() {
   clearTimeout(writing);
-  Object.assign(state, START);
+  Object.assign(state, location.hash.length > 1 ? START : OPENING);
   const address = new URLSearchParams(location.hash.slice(1));
   const number = (name) => {
     const value = Number.parseInt(address.get(name), 10);

@@ -6,6 +6,7 @@ const PANES = {
 };
 const TOP = 5;
 const TEXT_DECADES = 2;
+const touched = matchMedia("(hover: none)"); /* a phone: no pointer to hover, no keys */
 
 function element(name, text, className) {
   const made = document.createElement(name);
@@ -134,7 +135,8 @@ function readOut() {
   line.dataset.column = column === NONE ? "" : columnsAxis().positions[column];
   if (!shown || row === NONE || column === NONE) {
     line.dataset.value = "";
-    line.replaceChildren(element("span", "Point at a cell for its value; click it, or a word of the text, to keep it.", "soft"));
+    const hint = touched.matches ? "Tap a cell, or a word of the text." : "Point at a cell for its value; click it, or a word of the text, to keep it.";
+    line.replaceChildren(element("span", hint, "soft"));
     return;
   }
   const exact = (of, place) => (of.tokens[place] === of.labels[place] ? [] : [element("code", of.tokens[place])]);

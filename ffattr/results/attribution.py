@@ -261,7 +261,9 @@ class Attribution(Contents):
         """Draws one map with matplotlib, real tokens only; with keep=TopK the kept entries, with Pool blocks.
 
         ``layer`` is the model's number of the layer, or negative: counted from the last computed one. ``head`` picks a
-        head of ``attn_heads``, ``expert`` one of a mixture or ``"shared"``. ``options`` go to `ffattr.plot.map_figure`.
+        head of ``attn_heads`` (None: a small map of each), ``expert`` one of a mixture or ``"shared"``. ``options`` go
+        to `ffattr.plot.map_figure` (``scale="linear"``), of all heads to `ffattr.plot.layer_grid`. Cells that a causal
+        model cannot see are grey.
 
         >>> figure = attr.plot("atb", layer=1, batch=1)
         >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
@@ -273,7 +275,7 @@ class Attribution(Contents):
 
     def plot_scopes(self, layer: int = -1, batch: int = 0, **options: Any) -> Figure:
         """Draws the maps of all scopes of one layer side by side, from attention to the layer's output, with what
-        lies between them: Figure 1 of Kobayashi et al. 2024. ``options`` go to `ffattr.plot.scope_strip`.
+        each is of and what lies between them. ``options`` go to `ffattr.plot.scope_strip`.
 
         >>> len(attr.plot_scopes(layer=1).axes) > len(attr.scopes) - 1
         True
@@ -296,7 +298,7 @@ class Attribution(Contents):
 
     def plot_arcs(
         self,
-        query: int,
+        query: int | str,
         scope: str = "layer",
         other: str | None = None,
         *,
@@ -306,10 +308,13 @@ class Attribution(Contents):
     ) -> Figure:
         """Draws what one token reads, as arcs over the text; those of the scope ``other`` below it.
 
-        ``query`` is its position (negative: from the end). ``options`` go to `ffattr.plot.arcs`. Raises IndexError for
-        padding and for queries that were not computed.
+        ``query`` is its position (negative: from the end), or a word that is there once. ``options`` go to
+        `ffattr.plot.arcs`. Raises IndexError for padding and for queries that were not computed, ValueError for a word
+        that is not there once.
 
-        >>> figure = attr.plot_arcs(3, "layer", other="atb", layer=2)  # with the feed-forward block, and without
+        >>> figure = attr.plot_arcs("sat", "layer", other="atb", layer=2)  # with the feed-forward block, and without
+        >>> figure.axes[0].get_title()
+        'what “sat” (3) reads in layer 2'
         """
         from . import figures
 

@@ -23,6 +23,7 @@ __all__ = [
     "Contents",
     "Ticks",
     "describe_check",
+    "describe_model",
     "drop_padding",
     "key_tokens",
     "label_axes",
@@ -144,6 +145,13 @@ def label_axes(contents: Contents, batch: int) -> tuple[Ticks, Ticks]:
         Ticks.from_positions(queries, real[queries], contents.tokens[batch] if contents.tokens else [], contents.block),
         Ticks.from_positions(torch.arange(len(keys)), keys, names[batch] if names else [], contents.block),
     )
+
+
+def describe_model(arguments: Mapping[str, Any]) -> str:
+    """Returns what the model of a result is called, and of which family it is; files of older versions tell the latter
+    alone."""
+    name, family = str(arguments.get("name", "")), str(arguments.get("model", ""))
+    return f"{name} ({family})" if name and family else name or family
 
 
 def describe_check(arguments: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..analysis import contextualization_change
 from ..analysis.words import Words, mark_of
 from ..report import Panel, render
-from .contents import Contents, drop_padding, label_axes, read_map
+from .contents import Contents, describe_model, drop_padding, label_axes, read_map
 from .scope_names import extra_axis
 
 __all__ = ["join_tokens", "make_panels", "render_page", "render_summary"]
@@ -30,7 +30,7 @@ def render_page(contents: Contents, shown: Sequence[Panel], title: str | None, l
     """
     asked = contents.arguments
     facts = {
-        "model": str(asked.get("model", "")),
+        "model": describe_model(asked),
         "Integrated Gradients": f"{asked.get('ig', '')}, baseline {asked.get('baseline', '')}",
         "kept": "" if asked.get("keep", "dense") == "dense" else str(asked["keep"]),
         "median error of the sketch": _sketch_error(contents),
@@ -113,6 +113,8 @@ class _OneSequence:
         self.layers, self.queries, self.scopes = contents.layers, contents.queries, contents.scopes
         self.mask = contents.mask[only]
         self.key_mask = None if contents.key_mask is None else contents.key_mask[only]
+        self.tokens = contents.tokens[only]
+        self.key_tokens = None if contents.key_tokens is None else contents.key_tokens[only]
         self.arguments = contents.arguments
 
 

@@ -7,6 +7,7 @@ Read
     frames.py  `Study`, and the analyses that fill it
     tables.py  its frames as Markdown, those that fit a page
     files.py   a folder of CSV files, tables and pictures
+    origins.py   which text a row is of, and texts that cannot be read
     evaluate.py  how faithful scores of tokens are to what a model does without these tokens
 """
 

@@ -110,11 +110,16 @@ def _draw_pictures(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Stu
     """Yields the pictures, each with the name of its file."""
     if "contextualization_change" in frames:
         yield "contextualization_change", plot.change_chart(frames["contextualization_change"])
+    if "alignment" in frames:
+        yield "alignment", plot.alignment_chart(frames["alignment"])
     for study in studies:
         of = f"_{_to_file_name(study.name)}" if len(studies) > 1 else ""
         if "amplified_categories" in study.frames:
             title = f"{study.name}: pairs that the feed-forward network amplifies"
             yield f"amplified_categories{of}", plot.category_bars(study.frames["amplified_categories"], title)
+        if "gain_balance" in study.frames:
+            title = f"{study.name}: gain of the norm, and what the network writes"
+            yield f"gain_balance{of}", plot.gain_chart(study.frames["gain_balance"], title)
         if "cancellation" in study.frames:
             title = f"{study.name}: without some dimensions"
             yield f"cancellation{of}", plot.cancellation_chart(study.frames["cancellation"], title)

@@ -9,25 +9,31 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..analysis import (
+    Alignment,
     AmplifiedPairs,
     Categories,
     ChangeSample,
     Several,
     TokenSummary,
+    alignment,
     amplified_pairs,
     cancellation,
     category_rates,
     contextualization_change,
+    gain_balance,
     mixing_ratio,
     norm_balance,
     rollout,
     token_summary,
 )
+from ..decomposition.scopes import Scope
 from ..models.registry import ModelDescription, resolve
 from ..pipeline.attribute import attribute
 from ..pipeline.vectors import Vectors, vectors
 from ..results import Attribution, StackedAttribution
 from ..results.keep import Reduce
+from ..results.pages import join_tokens
+from .origins import OnError, Origin, Refused, pick_texts, shorten_text, tell_origins
 
 if TYPE_CHECKING:
     import pandas
@@ -54,28 +60,39 @@ class Study:
     left_out: dict[str, str] = field(default_factory=dict)
     example: Attribution | None = None
 
-    def add(self, name: str, analysis: Callable[[], pandas.DataFrame]) -> None:
-        """Adds the frame of an analysis, or why there is none."""
+    def add(
+        self, name: str, analysis: Callable[[], pandas.DataFrame], origins: Sequence[Origin] = (), first: int = 0
+    ) -> None:
+        """Adds the frame of an analysis, or why there is none; ``origins`` are those of its sequences from ``first``
+        on."""
         try:
             found = analysis()
         except ValueError as error:
             self.left_out[name] = str(error)
             return
         if len(found):
-            self.frames[name] = found
+            self.frames[name] = tell_origins(found, origins, first=first) if origins else found
         else:  # no two tokens in any text, or a parallel block, which brings nothing to other tokens
             self.left_out[name] = "there is no pair of different tokens that it could be of"
 
 
-def of_maps(name: str, attribution: Attribution, *, k: int = 50, categories: Categories | None = None) -> Study:
+def of_maps(
+    name: str,
+    attribution: Attribution,
+    *,
+    k: int = 50,
+    categories: Categories | None = None,
+    rolled: bool = False,
+) -> Study:
     """Makes every analysis that maps which were kept allow.
 
     k: how many pairs of each layer are the most amplified ones. categories: of pairs; None: those read off tokens.
-    Raises ValueError where they allow none.
+    rolled: adds `rollout`, which has a row for each pair of tokens. Rows say what their text is. Raises ValueError
+    where the maps allow none.
 
     >>> study = ffattr.study.of_maps("tiny", attr, k=5)
     >>> list(study.frames)
-    ['contextualization_change', 'amplified_pairs', 'amplified_categories', 'token_summary', 'rollout']
+    ['contextualization_change', 'amplified_pairs', 'amplified_categories', 'token_summary', 'alignment']
     """
     if isinstance(attribution, StackedAttribution):
         raise ValueError(
@@ -86,11 +103,14 @@ def of_maps(name: str, attribution: Attribution, *, k: int = 50, categories: Cat
         raise ValueError(f"{name} has the layers {list(attribution.layers)}, expected each once")
     categories = Categories() if categories is None else categories
     study = Study(name, example=attribution)
+    origins = [Origin(text) for text in _read_texts(attribution)]
     study.add("contextualization_change", lambda: contextualization_change(attribution))
-    study.add("amplified_pairs", lambda: amplified_pairs(attribution, k, categories=categories))
+    study.add("amplified_pairs", lambda: amplified_pairs(attribution, k, categories=categories), origins)
     _add_categories(study, attribution, categories)
-    study.add("token_summary", lambda: token_summary(attribution))
-    _add_rollout(study, attribution)
+    study.add("token_summary", lambda: token_summary(attribution), origins)
+    study.add("alignment", lambda: alignment(attribution))
+    if rolled:
+        _add_rollout(study, attribution, origins)
     if not study.frames:
         raise ValueError(f"nothing can be said of {name}: {next(iter(study.left_out.values()))}")
     return study
@@ -105,15 +125,19 @@ def of_model(
     k: int = 50,
     categories: Categories | None = None,
     detailed: int = 8,
+    rolled: bool = False,
+    on_error: OnError = "raise",
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Study:
     """Analyses a model on a corpus in one pass that keeps no maps; then, on the first ``detailed`` texts, adds what
     takes vectors (mixing ratio, cancellation, balance of norms).
 
-    Rollout and the maps to draw are of one of the first texts, of about 100 characters. ``options`` are arguments of
-    `ffattr.attribute`. Raises ValueError for a model with an encoder and a decoder and for a text that is longer than
-    the model's positions, and what `ffattr.attribute` raises.
+    Maps to draw, and with ``rolled`` the rollout, are of one of the first texts, of about 100 characters. Rows say
+    which text they are of, by its number from 1, ``line``, and itself. ``on_error="skip"`` leaves out empty texts and
+    those longer than the model's positions; the frame ``errors`` has them. ``options`` are arguments of
+    `ffattr.attribute`. Raises ValueError for a model with an encoder and a decoder, for such texts unless they are
+    skipped, and what `ffattr.attribute` raises.
 
     >>> study = ffattr.study.of_model("tiny", model, ["The cat sat.", "Dogs barking."], tokenizer, k=5, detailed=1)
     >>> study.frames["cancellation"]["order"].unique().tolist()
@@ -124,42 +148,60 @@ def of_model(
         raise ValueError(
             f"{name} has an encoder and a decoder: map them with `attribute`, and analyse each of its stacks"
         )
-    if not texts:
-        raise ValueError("the corpus has no text")
-    _check_lengths(name, texts, tokenizer, description.max_positions)
+    origins, refused = pick_texts(name, texts, tokenizer, description.max_positions, on_error)
+    texts = [origin.text for origin in origins]
     categories = Categories() if categories is None else categories
     scopes = [scope for scope in description.layers[0].own_scopes if scope.axis is None]
-    changes, pairs, tokens = ChangeSample(), AmplifiedPairs(k), TokenSummary()
-    collected = Reduce(Several(changes, pairs, tokens))
+    changes, pairs, tokens, angles = ChangeSample(), AmplifiedPairs(k), TokenSummary(), Alignment()
+    collected = Reduce(Several(changes, pairs, tokens, *([angles] if _can_align(scopes) else [])))
     options = {"tokenizer": tokenizer, "scopes": [scope.name for scope in scopes], **options}
     attribution = attribute(model, list(texts), keep=collected, progress=progress, **options)
     study = Study(name)
     study.add("contextualization_change", changes.contextualization_change)
-    study.add("amplified_pairs", lambda: pairs.frame(attribution, categories))
+    study.add("amplified_pairs", lambda: pairs.frame(attribution, categories), origins)
     _add_categories(study, attribution, categories)
-    study.add("token_summary", lambda: tokens.frame(attribution))
-    add_examples(study, model, texts, detailed=detailed, **options)
+    study.add("token_summary", lambda: tokens.frame(attribution), origins)
+    study.add("alignment", angles.frame)
+    if refused:
+        study.frames["errors"] = _list_refused(refused)
+    add_examples(study, model, texts, detailed=detailed, rolled=rolled, origins=origins, **options)
     return study
 
 
-def add_examples(study: Study, model: nn.Module, texts: Sequence[str], *, detailed: int = 8, **options: Any) -> None:
+def add_examples(
+    study: Study,
+    model: nn.Module,
+    texts: Sequence[str],
+    *,
+    detailed: int = 8,
+    rolled: bool = False,
+    origins: Sequence[Origin] | None = None,
+    **options: Any,
+) -> None:
     """Adds to what was found of a corpus, whose first texts these are, what it takes whole maps or vectors to see.
 
-    Rollout and the maps to draw are of one of the first 20, of about 100 characters; mixing ratio, cancellation and
-    balance of norms of the first ``detailed``. ``options`` are arguments of `ffattr.attribute`, the tokenizer among
-    them. Raises what `ffattr.attribute` raises.
+    Maps to draw, and the rollout if ``rolled``, are of one of the first 20, of about 100 characters; mixing ratio,
+    cancellation, balances of norms and gains of the first ``detailed``, and the angles of the network if there are none
+    yet. ``origins`` say where texts come from (None: they are the lines of a file). ``options`` are arguments of
+    `ffattr.attribute`, the tokenizer among them. Raises what `ffattr.attribute` raises.
 
     >>> study = ffattr.study.Study("tiny")
     >>> ffattr.study.add_examples(study, model, ["The cat sat."], tokenizer=tokenizer, detailed=1)
     >>> list(study.frames)
-    ['rollout', 'mixing_ratio', 'cancellation', 'norm_balance']
+    ['alignment', 'mixing_ratio', 'cancellation', 'norm_balance', 'gain_balance']
     """
     description = resolve(model)
     scopes = [scope for scope in description.layers[0].own_scopes if scope.axis is None]
     options = {"scopes": [scope.name for scope in scopes], **options}
     shown = min(range(min(len(texts), 20)), key=lambda number: abs(len(texts[number]) - 100))
     study.example = attribute(model, [texts[shown]], **options)
-    _add_rollout(study, study.example, shown)
+    origins = [Origin(text, line + 1) for line, text in enumerate(texts)] if origins is None else origins
+    if rolled:
+        _add_rollout(study, study.example, origins, shown)
+    if detailed and "alignment" not in study.frames and _can_align(scopes):
+        angles = Alignment()
+        attribute(model, list(texts[:detailed]), keep=Reduce(angles), **options)
+        study.add("alignment", angles.frame)
     if detailed:
         behind_attention = [scope.name for scope in scopes if scope.point not in ("attn", "attn_res")]
         given = {option: options[option] for option in ("tokenizer", *_OF_VECTORS) if option in options}
@@ -167,18 +209,27 @@ def add_examples(study: Study, model: nn.Module, texts: Sequence[str], *, detail
         def read_layer(layer: int) -> dict[str, Vectors]:
             return vectors(model, list(texts[:detailed]), scope=behind_attention, layers=layer, **given)
 
-        _add_detailed(study, description, study.example.layers, read_layer)
+        _add_detailed(study, description, study.example.layers, read_layer, origins)
 
 
-def _check_lengths(name: str, texts: Sequence[str], tokenizer: Any, most: int | None) -> None:
-    """Raises ValueError for a text of more tokens than the model has positions: of many, it says which one."""
-    for number, text in enumerate(texts if most is not None else ()):
-        tokens = len(tokenizer(text)["input_ids"])
-        if most is not None and tokens > most:
-            raise ValueError(
-                f"text {number} ({text[:40]!r}...) has {tokens} tokens, but {name} has {most} learned positions: cut "
-                "it into shorter ones"
-            )
+def _can_align(scopes: Sequence[Scope]) -> bool:
+    """Tells whether the network's own vectors and what bypasses it are among the scopes."""
+    return {"atb", "ff", "ff_res"} <= {scope.point for scope in scopes}
+
+
+def _read_texts(attribution: Attribution) -> list[str]:
+    """Returns the text of each sequence, as far as its tokens tell."""
+    texts = []
+    for real, tokens in zip(attribution.mask.cpu().tolist(), attribution.tokens, strict=False):
+        texts.append(join_tokens([token for token, there in zip(tokens, real, strict=True) if there]))
+    return texts
+
+
+def _list_refused(refused: Sequence[Refused]) -> pandas.DataFrame:
+    import pandas as pd
+
+    rows = [(one.origin.line, one.kind, one.message, shorten_text(one.origin.text)) for one in refused]
+    return pd.DataFrame(rows, columns=["line", "error_type", "error", "text"])
 
 
 def _add_categories(study: Study, attribution: Attribution, categories: Categories) -> None:
@@ -187,7 +238,7 @@ def _add_categories(study: Study, attribution: Attribution, categories: Categori
         study.add("amplified_categories", lambda: category_rates(pairs, attribution, categories))
 
 
-def _add_rollout(study: Study, attribution: Attribution, first: int = 0) -> None:
+def _add_rollout(study: Study, attribution: Attribution, origins: Sequence[Origin], first: int = 0) -> None:
     """Adds rollout up to the last layer, without and with feed-forward blocks. ``first`` numbers the first sequence."""
     if attribution.mask.shape[1] > _MOST_ROLLED:
         study.left_out["rollout"] = f"{attribution.mask.shape[1]} tokens are too many for a table of pairs"
@@ -198,16 +249,21 @@ def _add_rollout(study: Study, attribution: Attribution, first: int = 0) -> None
         found = rollout(attribution, list(scopes))
         return found[found["layer"] == attribution.layers[-1]].assign(batch=lambda rows: rows["batch"] + first)
 
-    study.add("rollout", roll_to_last)
+    study.add("rollout", roll_to_last, origins)
 
 
 def _add_detailed(
-    study: Study, description: ModelDescription, layers: Sequence[int], read_layer: Callable[[int], dict[str, Vectors]]
+    study: Study,
+    description: ModelDescription,
+    layers: Sequence[int],
+    read_layer: Callable[[int], dict[str, Vectors]],
+    origins: Sequence[Origin],
 ) -> None:
     """Adds what takes the vectors themselves, layer by layer: they are wide."""
     import pandas as pd
 
-    frames: dict[str, list[pandas.DataFrame]] = {"mixing_ratio": [], "cancellation": [], "norm_balance": []}
+    names = ("mixing_ratio", "cancellation", "norm_balance", "gain_balance")
+    frames: dict[str, list[pandas.DataFrame]] = {name: [] for name in names}
     for layer in layers:
         try:
             found = read_layer(layer)
@@ -221,11 +277,13 @@ def _add_detailed(
             frames["norm_balance"].append(norm_balance(found))
             for order, scores in _list_orders(None if norm is None else norm.weight):
                 frames["cancellation"].append(cancellation(found, order=order, scores=scores))
+            if norm is not None:
+                frames["gain_balance"].append(gain_balance(found, norm.weight))
         except ValueError as error:  # a parallel block, or one without a residual connection
             study.left_out["cancellation"] = str(error)
     for name, of_layers in frames.items():
         if of_layers:
-            study.frames[name] = pd.concat(of_layers, ignore_index=True)
+            study.frames[name] = tell_origins(pd.concat(of_layers, ignore_index=True), origins)
 
 
 def _list_orders(gain: Tensor | None) -> Iterator[tuple[str, Tensor | None]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..plot.charts import name_category
 from .frames import Study
 
 if TYPE_CHECKING:
@@ -38,8 +40,27 @@ def write_tables(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study
 
 def _pivot_changes(frame: pandas.DataFrame) -> pandas.DataFrame:
     # What is not defined anywhere, as of a text of one token, has its place too.
-    wide = frame.pivot_table(index="layer", columns="component", values="value", sort=False, dropna=False)
-    return wide.sort_index().reset_index()
+    told = frame.assign(said=[_format_bounds(*row) for row in _read_bounds(frame)])
+    wide = told.pivot(index="layer", columns="component", values="said")
+    return wide[list(dict.fromkeys(frame["component"]))].fillna("nan").reset_index()
+
+
+def _read_bounds(frame: pandas.DataFrame) -> Iterator[tuple[float, float, float]]:
+    """Yields the values with their bounds; NaN where a frame has none."""
+    nothing = [math.nan] * len(frame)
+    yield from zip(frame["value"], frame.get("low", nothing), frame.get("high", nothing), strict=True)
+
+
+def _format_bounds(value: float, low: float, high: float) -> str:
+    return f"{value:.3f}" if math.isnan(low) else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _list_angles(frame: pandas.DataFrame) -> pandas.DataFrame:
+    return frame[["layer", "pairs_of", "median", "negative", "ratio", "removed"]]
+
+
+def _list_gains(frame: pandas.DataFrame) -> pandas.DataFrame:
+    return frame.groupby("layer")["rho"].first().reset_index()
 
 
 def _list_strongest_pairs(frame: pandas.DataFrame) -> pandas.DataFrame:
@@ -68,6 +89,7 @@ def _average_columns(*values: str) -> Callable[[Any], Any]:
 def _average_categories(frame: pandas.DataFrame) -> pandas.DataFrame:
     found = frame.groupby("category", sort=False)[["share", "base_rate"]].mean()
     found["lift"] = found["share"] / found["base_rate"]
+    found.index = found.index.map(name_category)
     return found.reset_index()
 
 
@@ -77,12 +99,20 @@ def _pivot_removed(frame: pandas.DataFrame) -> pandas.DataFrame:
 
 
 _TABLES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
-    "contextualization_change": ("Contextualization change, 1 - Spearman's rho", _pivot_changes),
+    "contextualization_change": (
+        "Contextualization change, 1 - Spearman's rho [95 % of draws of sentences]",
+        _pivot_changes,
+    ),
     "amplified_pairs": ("Pairs that the feed-forward network amplifies most", _list_strongest_pairs),
     "amplified_categories": (
         "Categories of amplified pairs, and of all pairs (means over layers)",
         _average_categories,
     ),
+    "alignment": (
+        "Cosine of the network's vector and of what bypasses it, its share below zero, and their lengths' ratio",
+        _list_angles,
+    ),
+    "gain_balance": ("Rank correlation of the norm's gain and what the network writes, over dimensions", _list_gains),
     "mixing_ratio": ("Context-mixing ratio after the attention block", _average_columns("ratio")),
     "norm_balance": (
         "Norms of the network's output and of what bypasses it",

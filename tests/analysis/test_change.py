@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from keeping import kept, some
@@ -5,6 +7,7 @@ from synthetic import POST_LN, PRE_LN, attribution
 
 from ffattr import Pool, Reduce, TopK
 from ffattr.analysis import contextualization_change, spearman
+from ffattr.analysis.change import bound_mean
 
 
 @pytest.mark.parametrize(
@@ -34,7 +37,7 @@ from ffattr.analysis import contextualization_change, spearman
 )
 def test_components_are_pairs_of_neighbouring_scopes(scopes, expected):
     frame = contextualization_change(attribution(scopes))
-    assert list(frame) == ["layer", "component", "before", "after", "value"]
+    assert list(frame) == ["layer", "component", "before", "after", "value", "low", "high"]
     for _, rows in frame.groupby("layer"):
         assert list(rows[["component", "before", "after"]].itertuples(index=False, name=None)) == expected
     assert list(frame["layer"].unique()) == [0, 2, 5]
@@ -49,6 +52,64 @@ def test_value_is_one_minus_rho_over_real_pairs_averaged_over_sequences():
         a, b = (attr.maps[s][1, batch][rows, :keys].flatten() for s in ("atb_ff_res", "atb_ff_res_ln"))
         expected.append(1 - spearman(a, b))
     assert value == pytest.approx(sum(expected) / 2, abs=1e-6)
+
+
+def test_the_mean_over_sequences_has_bounds():
+    changes = torch.rand(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64).tolist()
+    low, high = bound_mean([*changes, math.nan])
+    mean, error = float(torch.tensor(changes).mean()), float(torch.tensor(changes).std()) / 40**0.5
+    assert low == pytest.approx(mean - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(mean + 1.96 * error, abs=0.15 * error)
+    assert bound_mean(changes) == bound_mean(changes)
+    many = changes * 60
+    low, high = bound_mean(many)
+    assert (low + high) / 2 == pytest.approx(mean)
+    assert high - low == pytest.approx(2 * 1.96 * error / 60**0.5, rel=0.02)
+    assert all(math.isnan(end) for end in bound_mean([0.3, math.nan]))
+
+
+def test_the_mean_over_sequences_has_true_bounds():
+    """Of ten sequences of a known mean, the bounds hold it about as often as they say."""
+    generator = torch.Generator().manual_seed(1)
+    held = []
+    for _ in range(100):
+        low, high = bound_mean(torch.randn(10, generator=generator, dtype=torch.float64).tolist())
+        held.append(low < 0 < high)
+    assert 82 <= sum(held) <= 98  # percentiles of ten draws are a little narrow
+
+
+def test_bounds_are_in_the_frame():
+    frame = contextualization_change(attribution(real=(6, 4, 5, 6)))
+    assert ((frame["low"] < frame["value"]) & (frame["value"] < frame["high"])).all()
+    assert contextualization_change(attribution(real=(6,)))[["low", "high"]].isna().all(axis=None)
+
+
+def test_choices_of_which_pairs_count():
+    attr = attribution(("atb", "atb_ff"), layers=(0,), real=(6,))
+    attr.tokens[0][0] = "[CLS]"
+    before, after = (attr.maps[scope][0, 0] for scope in ("atb", "atb_ff"))
+    others = ~torch.eye(6, dtype=torch.bool)
+    for options, a, b in (
+        ({"own": False}, before[others], after[others]),
+        ({"special": False}, before[1:, 1:], after[1:, 1:]),
+        ({"shares": True}, before / before.sum(-1, keepdim=True), after / after.sum(-1, keepdim=True)),
+    ):
+        value = contextualization_change(attr, **options)["value"][0]
+        assert value == pytest.approx(1 - spearman(a.flatten(), b.flatten()), abs=1e-9), options
+
+
+def test_structural_zeros_may_be_counted():
+    attr = attribution(("atb", "atb_ff"), layers=(0,), real=(6,), causal=True)
+    counted = contextualization_change(attr, zeros=True)["value"][0]
+    a, b = (attr.maps[scope][0, 0].flatten() for scope in ("atb", "atb_ff"))
+    assert counted == pytest.approx(1 - spearman(a, b), abs=1e-9)
+    assert counted < contextualization_change(attr)["value"][0]
+
+
+def test_maps_that_differ_in_nothing_change_by_zero_and_not_by_less():
+    attr = attribution(("atb", "atb_ff"))
+    attr.maps["atb_ff"] = attr.maps["atb"] * 3
+    assert set(contextualization_change(attr)["value"]) == {0.0}
 
 
 def test_a_causal_model_counts_no_key_after_the_query():

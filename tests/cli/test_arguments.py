@@ -75,7 +75,7 @@ def test_dtypes_by_name():
     assert parse_dtype("bfloat16") is torch.bfloat16
     assert parse_dtype("float8_e4m3fn") is torch.float8_e4m3fn
     for given in ("float31", "nn", "tensor", "torch.float32", ""):
-        with pytest.raises(ValueError, match=f"--dtype '{given}' is no torch dtype; try float32, bfloat16 or float64"):
+        with pytest.raises(ValueError, match=f"--dtype '{given}': expected one of float64, float32, bfloat16"):
             parse_dtype(given)
 
 

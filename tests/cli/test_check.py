@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -169,7 +170,7 @@ def test_no_description_is_a_named_error_with_what_to_complete(
 def test_wrong_usage(saved: Callable[..., Path], tmp_path: Path) -> None:
     fails(2, "no model at './nowhere'", "check", "./nowhere")
     fails(2, "could not load a model from", "check", tmp_path)
-    fails(2, "--dtype int8: expected one of float64, float32", "check", saved("bert"), "--dtype", "int8")
+    fails(2, "--dtype 'int8': expected one of float64, float32", "check", saved("bert"), "--dtype", "int8")
     fails(2, "takes pixel_values, not text: leave out 'a cat'", "check", saved("siglip-vision"), "a cat")
     fails(2, "makes no tokens of ' '", "check", saved("bert"), " ")
     build("gpt2", dtype=torch.float32).save_pretrained(tmp_path / "gpt2")
@@ -186,11 +187,25 @@ def test_models_prints_every_family(monkeypatch: pytest.MonkeyPatch) -> None:
     result = run("models")
     assert result.exit_code == 0, result.output
     record = verified.read()
-    types = {word for row in table(result.stdout) for word in re.findall(r"[\w-]+", re.sub(r"\(.*?\)", "", row[0]))}
+    head, *rows = [line.split("\t") for line in result.stdout.splitlines()]
+    assert head == ["model types", "layers", "scopes", "error", "of maps", "trained"]
+    types = {re.sub(r" \(.*?\)", "", row[0]) for row in rows}
     assert types == {variant.model_type for variant in record.variants}
+    assert not any("…" in cell for row in rows for cell in row)
     for model in record.trained:
         assert f"{model.name} {model.error:.0e}" in result.stdout
-    assert f"transformers {record.versions['transformers']}" in result.stdout
+    said = json.loads(run("models", "--json").stdout)
+    assert [row["model_type"] for row in said] == [row[0] for row in rows]
+    assert [" ".join(row["scopes"]) for row in said] == [row[2] for row in rows]
+
+
+def test_check_in_json(saved: Callable[..., Path]) -> None:
+    result = run("check", saved("bert"), "--json")
+    said = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert said["adapter"] == "bert"
+    assert all(layer["reproduced"] and layer["error"] <= layer["tolerance"] for layer in said["layers"])
+    assert said["error"] == max(layer["error"] for layer in said["layers"])
 
 
 @pytest.mark.parametrize("arguments", [["models"], ["check", "--help"], ["models", "--help"]])

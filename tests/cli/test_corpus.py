@@ -75,7 +75,7 @@ def test_a_target_gives_scores(tmp_path):
         (["--layers", "a"], "--layers 'a': expected numbers"),
         (["--max-errors", "few"], "max_errors is 'few'"),
         (["--text", "title"], "has no column 'title': it has body, key"),
-        (["--engine", "spark"], "unknown engine 'spark'"),
+        (["--engine", "spark"], "--engine 'spark': expected one of local, ray, here"),
     ],
 )
 def test_wrong_usage(model, texts, tmp_path, options, message):
@@ -99,8 +99,8 @@ def test_how_far_it_is(monkeypatch):
             now[0] = float(second)
             tell(Count(100, documents=second // 2, tokens=second * 20, errors=1))
     assert console.file.getvalue().splitlines() == [
-        "30 of 100 documents, 0.5 documents/s, 20 tokens/s, 0:02:20 left, 1 errors",
-        "60 of 100 documents, 0.5 documents/s, 20 tokens/s, 0:01:20 left, 1 errors",
+        "30 of 100 documents, 0:02:20 left, 0.5 documents/s, 20 tokens/s, 1 errors",
+        "60 of 100 documents, 0:01:20 left, 0.5 documents/s, 20 tokens/s, 1 errors",
     ]
 
 

@@ -1,15 +1,18 @@
 """``ffattr map``: the files that it writes, the table of the strongest pairs, the plan."""
 
+import json
+
 import pytest
 import tiny_models
 import torch
 from commands import fails, run
 from made_tokenizers import wordpiece
+from matplotlib.figure import Figure
 
 from ffattr import Pool, attribute, load
 from ffattr.cli import map as map_command
 from ffattr.models import pretrained
-from ffattr.results import files
+from ffattr.results import Attribution, files
 
 
 def test_map_writes_files(calls, tmp_path):
@@ -34,9 +37,46 @@ def test_map_writes_a_page_of_all_scopes(calls, tmp_path):
 
 def test_map_without_files_prints_the_strongest_pairs(calls):
     result = run("map", "m", "text")
-    assert "atb_ff_res_ln, layer 5" in result.stdout
+    assert "attention block + FF + residual + norm" in result.stdout
+    assert "(atb_ff_res_ln), layer 5" in " ".join(result.stdout.split())
     assert "tok0." in result.stdout
-    assert "a plan" in result.stdout
+    assert "a plan" not in result.stdout
+    assert "a plan" in run("map", "m", "text", "--verbose").stdout
+
+
+def test_another_layer_is_listed(calls):
+    assert "layer 2" in run("map", "m", "text", "--layer", 2).stdout
+    fails(2, "layer 3 was not computed; computed: 0, 2, 5", "map", "m", "text", "--layer", 3)
+
+
+def test_json_lists_the_strongest_pairs_of_the_first_sequence(calls, tmp_path):
+    result = run("map", "m", "text", "--json", "-o", tmp_path / "maps")
+    said = json.loads(result.stdout)
+    assert (said["scope"], said["layer"], said["measure"], len(said["pairs"])) == ("atb_ff_res_ln", 5, "norm", 10)
+    assert list(said["pairs"][0]) == ["rank", "query", "key", "query_token", "key_token", "norm", "share"]
+    assert "maps: " in result.stderr
+    norms = [pair["norm"] for pair in said["pairs"]]
+    assert norms == sorted(norms, reverse=True)
+
+
+def test_tokens_are_listed_without_their_marks():
+    assert [map_command._spell(token) for token in ("Ġcat", "▁cat", "##s", "Ġ", "[CLS]")] == [
+        *("cat", "cat", "s", "Ġ", "[CLS]")
+    ]
+
+
+@pytest.mark.parametrize(("name", "begins"), [("a.png", b"\x89PNG"), ("a.svg", b"<?xml"), ("a.PDF", b"%PDF")])
+def test_a_picture_has_the_format_of_its_name(calls, tmp_path, name, begins):
+    assert run("map", "m", "text", "--picture", tmp_path / name).exit_code == 0
+    assert (tmp_path / name).read_bytes().startswith(begins)
+
+
+def test_pictures_of_heads(calls, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(Attribution, "plot", lambda attr, **options: drawn.append(options) or Figure())
+    options = ["--scope", "attn_heads", "--head", 1, "--layer", 2, "--scale", "linear"]
+    assert run("map", "m", "text", "--picture", tmp_path / "a.png", *options).exit_code == 0
+    assert drawn == [{"layer": 2, "head": 1, "scale": "linear"}]
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +124,13 @@ def test_what_vectors_are_reduced_to(bert, tokenizer, monkeypatch, tmp_path):
     result = run("map", "m", TEXT, "--reduce", "alti")
     assert result.exit_code == 0, result.output
     assert "ALTI" in result.stdout
-    assert "reduce='alti'" in result.stdout
     output = tmp_path / "maps.safetensors"
     assert run("map", "m", TEXT, "--reduce", "l1", "-o", output).exit_code == 0
     expected = attribute(bert, TEXT, tokenizer=tokenizer, reduce="l1")
     assert load(output).reduce == "l1"
     assert torch.equal(load(output)["layer"], expected["layer"])
     assert "reduce='l1'" in run("map", "m", TEXT, "--reduce", "l1", "--plan").stdout
-    fails(2, "unknown reduce 'l3', expected one of 'l2', 'l1', 'alti'", "map", "m", TEXT, "--reduce", "l3")
+    fails(2, "--reduce 'l3': expected one of l2, l1, alti", "map", "m", TEXT, "--reduce", "l3")
 
 
 def test_plan_computes_nothing(calls):

@@ -15,15 +15,16 @@ def test_corpus_passes_what_was_asked_for(monkeypatch, tmp_path):
     options += ["--scope", "layer", "--pairs", 3, "--target", "predicted", "--long", "cut", "--max-errors", 5]
     result = run("corpus", "m", "a.txt", "b", "-o", tmp_path, *options)
     assert result.exit_code == 0, result.output
-    (model, inputs, folder, engine, workers, rank, most, asked) = seen[0]
+    (model, inputs, folder, engine, workers, rank, most, asked, as_json) = seen[0]
+    assert not as_json
     assert (model, inputs, folder) == ("m", ["a.txt", "b"], Path(tmp_path))
     assert (engine, workers, rank, most) == ("local", 2, "0/3", "5")
     assert asked["keep"] == ("documents", "top:4", "scores")
     assert (asked["layers"], asked["scopes"], asked["pairs"]) == ("0,-1", ("atb", "layer"), 3)
     assert (asked["target"], asked["long"], asked["threads"]) == ("predicted", "cut", 1)
     assert run("corpus", "m", "a.txt", "-o", tmp_path).exit_code == 3  # some documents have errors
-    assert seen[1][-1]["keep"] == ("documents", "pairs", "tokens")
-    assert seen[1][-1]["scopes"] == ("layer",)
+    assert seen[1][-2]["keep"] == ("documents", "pairs", "tokens")
+    assert seen[1][-2]["scopes"] == ("layer",)
 
 
 def test_a_plan_computes_nothing(monkeypatch, tmp_path):

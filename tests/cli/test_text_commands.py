@@ -22,7 +22,7 @@ def test_map_passes_what_was_asked_for(calls, tokenizer, tmp_path):
         "float64",
     ]
     options += ["--value-bias", "separate", "--baseline", "bias", "--backend", "torch", "--method", "direct"]
-    options += ["--reduce", "l1", "--words", "--top", 3, "-o", tmp_path / "maps"]
+    options += ["--queries", "1:", "--reduce", "l1", "--words", "--top", 3, "-o", tmp_path / "maps"]
     result = run("map", "somewhere", "--file", text, *options)
     assert result.exit_code == 0, result.output
     assert calls == [
@@ -32,6 +32,7 @@ def test_map_passes_what_was_asked_for(calls, tokenizer, tmp_path):
             {
                 "scopes": ["atb", "layer"],
                 "layers": [0, -1],
+                "queries": slice(1, None),
                 "ig": Riemann(50, "midpoint"),
                 "value_bias": "separate",
                 "baseline": "bias",

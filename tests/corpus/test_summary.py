@@ -9,6 +9,7 @@ from ffattr import study
 from ffattr.corpus import add_first_texts, merge_parts, run_corpus, summarize
 from ffattr.corpus import summary as summary_module
 from ffattr.corpus.tables import list_parts
+from ffattr.study.origins import shorten_text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,6 +41,8 @@ def test_pairs_and_their_categories(found, expected):
     assert mine["amplification"].to_numpy() == pytest.approx(whole["amplification"].to_numpy(), abs=1e-6)
     texts = [row for row, text in enumerate(TEXTS) if text]
     assert mine["row"].tolist() == [texts[batch] for batch in whole["batch"]]
+    assert mine["line"].tolist() == [row + 1 for row in mine["row"]]
+    assert mine["text"].tolist() == [shorten_text(TEXTS[row]) for row in mine["row"]]
     pd.testing.assert_frame_equal(
         found.frames["amplified_categories"], expected.frames["amplified_categories"], check_dtype=False
     )
@@ -52,14 +55,22 @@ def test_tokens_and_errors(found, expected):
     mine = found.frames["token_summary"].set_index(["layer", "token"])
     pd.testing.assert_frame_equal(mine[columns], whole, rtol=1e-4, check_dtype=False, check_index_type=False)
     assert mine["count"].sum() == len(expected.frames["token_summary"])
-    assert found.frames["errors"].values.tolist() == [["EmptyText", 1]]
+    kind, count, source, line, message = found.frames["errors"].iloc[0]
+    assert (kind, count) == ("EmptyText", 1)
+    assert source.endswith(".txt")
+    assert not TEXTS[line - 1].strip()
+    assert message
 
 
 def test_what_takes_maps_and_vectors_is_of_the_first_texts(undisturbed, expected, loaded, tmp_path):
     found = summarize(undisturbed, k=9)
     add_first_texts(found, undisturbed, *loaded, detailed=2)
-    for name in ("rollout", "mixing_ratio", "cancellation", "norm_balance"):
-        pd.testing.assert_frame_equal(found.frames[name], expected.frames[name])
+    places = ["source", "line", "id", "text"]
+    for name in ("mixing_ratio", "cancellation", "norm_balance", "gain_balance"):
+        mine, whole = (frames[name].drop(columns=places, errors="ignore") for frames in (found.frames, expected.frames))
+        pd.testing.assert_frame_equal(mine, whole)
+    first = found.frames["mixing_ratio"].iloc[0]
+    assert first["text"] == shorten_text(TEXTS[first["line"] - 1])
     names = {path.name for path in study.write([found], tmp_path)}
     assert {"tables.md", "errors.csv", "contextualization_change.png", "scopes.png"} <= names
 

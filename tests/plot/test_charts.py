@@ -92,7 +92,11 @@ def test_bars_are_means_over_layers_beside_the_base_rate():
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["z", "y", "x"]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([0.16, 0.26, 0.36, 0.05, 0.05, 0.05])
-    assert [text.get_text() for text in axes.texts] == ["3.2 times", "5.2 times", "7.2 times"]
+    assert [text.get_text() for text in axes.texts] == [
+        "3.2 times as often as among all pairs",
+        "5.2 times",
+        "7.2 times",
+    ]
     assert _legend(figure) == ["among amplified pairs", "among all pairs"]
     assert axes.yaxis_inverted()
     _nothing_overlaps(figure)

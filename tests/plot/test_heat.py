@@ -27,8 +27,32 @@ def test_a_map_shows_every_token_and_names_its_axes():
     assert axes.get_ylabel() == "query token $i$"
     assert axes.get_title() == "a title"
     assert "norm" in bar.get_ylabel()
-    assert axes.images[0].get_cmap().name == "viridis"
-    assert torch.equal(torch.as_tensor(axes.images[0].get_array()), values)
+    assert axes.images[0].get_cmap().name == "sizes"
+    assert torch.equal(torch.as_tensor(axes.images[0].get_array().data), values)
+
+
+def _ends(figure):
+    """Which ends of the colour bar have arrows."""
+    return figure.axes[0].images[0].colorbar.extend
+
+
+def test_by_default_a_strong_diagonal_leaves_colours_to_the_rest_and_the_bar_says_where_it_ends():
+    values = torch.linspace(1e-3, 1e-2, 400).view(20, 20) + 100 * torch.eye(20)
+    values[0, 1], values[5, 2] = 1e-9, 0.0
+    figure = map_figure(values, ["q"] * 20, ["k"] * 20)
+    image = figure.axes[0].images[0]
+    assert 1e-4 < float(image.norm.vmin) < 2e-2
+    places = image.norm(image.get_array()).filled(0)
+    assert places[~torch.eye(20, dtype=torch.bool).numpy()].max() < 0.5 < places.diagonal().min()
+    assert _ends(figure) == "min"
+    assert image.get_array().mask.nonzero() == ([5], [2])  # zero is grey, what is small is not
+    assert figure.axes[1].get_ylabel().endswith("; grey: none")
+
+
+def test_small_maps_of_heads_are_called_so():
+    figure = layer_grid(torch.rand(3, 4, 4), range(3), kind="head", measure="L1 norm")
+    assert [axes.get_title() for axes in figure.axes if axes.images] == ["head 0", "head 1", "head 2"]
+    assert figure.get_suptitle() == "colour: L1 norm"
 
 
 def test_labels_of_twenty_tokens_do_not_overlap():
@@ -112,7 +136,10 @@ def test_one_huge_entry_leaves_colours_to_the_others():
     figure = map_figure(values, ["q"] * 64, ["k"] * 64, scale="log")
     norm = figure.axes[0].images[0].norm
     assert values[1:].max() * 0.99 < norm.vmax <= values[1:].max() * 1.01
-    assert map_figure(values, ["q"] * 64, ["k"] * 64).axes[0].images[0].norm.vmax == 1e6
+    assert _ends(figure) == "max"
+    linear = map_figure(values, ["q"] * 64, ["k"] * 64, scale="linear")
+    assert linear.axes[0].images[0].norm.vmax == 1e6
+    assert _ends(linear) == "neither"
 
 
 def test_differences_are_centred_at_zero():

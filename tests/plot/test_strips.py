@@ -37,8 +37,13 @@ def _arrows(figure):
 )
 def test_arrows_name_the_component_between_two_scopes(scopes, passed):
     figure = scope_strip(_maps(scopes), TOKENS, TOKENS)
-    assert [axes.get_title() for axes in _heat(figure)] == scopes
+    assert [axes.get_title().split("\n")[0] for axes in _heat(figure)] == scopes
     assert _arrows(figure) == passed
+
+
+def test_scopes_are_there_in_words():
+    titles = [axes.get_title() for axes in _heat(scope_strip(_maps(["atb", "atb_ff_res", "mine"]), TOKENS, TOKENS))]
+    assert titles == ["atb\nattention block", "atb_ff_res\nattention block + FF +\nresidual", "mine"]
 
 
 def test_rows_are_shares_on_one_scale():
@@ -53,7 +58,7 @@ def test_rows_are_shares_on_one_scale():
     assert torch.as_tensor(images[2].get_array().data)[2].tolist() == [0.0] * 6
     assert len({(image.norm.vmin, image.norm.vmax) for image in images}) == 1
     bars = [axes for axes in figure.axes if not axes.images and axes.get_ylabel()]
-    assert [bar.get_ylabel() for bar in bars] == ["share of the row (each sums to one)"]
+    assert [bar.get_ylabel() for bar in bars] == ["share of the row"]
     assert figure.get_suptitle() == "a title"
 
 
@@ -144,6 +149,22 @@ def test_layers_share_a_scale_around_zero_that_an_outlier_does_not_take():
         assert image.norm(0.0) == 0.5
         assert usual * 0.99 <= image.norm.vmax < usual * 2
         assert image.norm is images[0].norm
+
+
+def test_few_tokens_are_named_at_the_edges_of_what_is_amplified():
+    axes = _heat(amp_strip(_amp(), [0, 1, 2], TOKENS, TOKENS, columns=2))
+    named = [(bool(one.get_xticklabels()), bool(one.get_yticklabels())) for one in axes]
+    assert named == [(False, True), (True, False), (True, True)]
+    assert [label.get_text() for label in axes[0].get_yticklabels()] == TOKENS
+    names = [str(t) for t in range(60)]
+    assert not _heat(amp_strip(_amp(60), [0, 1, 2], names, names))[0].get_yticklabels()
+
+
+def test_cells_that_no_query_sees_are_grey():
+    values = _amp()
+    values[:, 0, 1:] = torch.nan
+    images = [axes.images[0] for axes in _heat(amp_strip(values, [0, 1, 2], TOKENS, TOKENS))]
+    assert all(image.get_array().mask[0].tolist() == [False] + [True] * 5 for image in images)
 
 
 def test_names_below_maps_do_not_overlap():

@@ -8,9 +8,12 @@ import torch
 
 from ffattr.plot.style import (
     GREY,
+    LINES,
+    ROWS,
     check_frame,
     check_map,
     find_colormap,
+    find_ends,
     label_axis,
     label_step,
     largest_but,
@@ -18,6 +21,8 @@ from ffattr.plot.style import (
     scale_colours,
     short_text,
     to_array,
+    to_cells,
+    wrap_words,
 )
 
 
@@ -85,7 +90,7 @@ def test_the_largest_but_some():
     assert largest_but(torch.tensor([300.0], dtype=torch.bfloat16), 0) == 300.0
 
 
-@pytest.mark.parametrize(("scale", "ends"), [("linear", (0, 4)), ("diverging", (-4, 4)), ("log", (0.004, 4))])
+@pytest.mark.parametrize(("scale", "ends"), [("linear", (0, 4)), ("diverging", (-4, 4)), ("log", (1, 4))])
 def test_colours_end_at_the_largest_value(scale, ends):
     found = scale_colours(torch.tensor([1.0, -4.0, 0.0]), scale)
     assert (found.vmin, found.vmax) == pytest.approx(ends)
@@ -94,10 +99,14 @@ def test_colours_end_at_the_largest_value(scale, ends):
     assert scale_colours(torch.zeros(0), scale).vmax == 1.0
 
 
-def test_a_logarithmic_scale_has_the_lowest_colour_for_zeros():
-    found = scale_colours(torch.tensor([2.0]), "log")
-    assert [float(found(value)) for value in (0.0, 1e-9, 2.0, 5.0)] == [0.0, 0.0, 1.0, 1.0]
-    assert float(found(2 / 1000**0.5)) == pytest.approx(0.5)
+def test_a_logarithmic_scale_ends_where_few_entries_are_smaller_and_ten_thousand_times_below_the_largest():
+    values = torch.logspace(-9, 0, 901, dtype=torch.float64)
+    found = scale_colours(values, "log")
+    assert (found.vmin, found.vmax) == pytest.approx((1e-4, 1.0))
+    assert float(found(0.01)) == pytest.approx(0.5)
+    near = scale_colours(torch.cat([values[-200:], torch.tensor([1e-3, 0.0])]), "log")
+    assert float(near.vmin) == pytest.approx(float(values[-198]), rel=0.03)  # the second of two hundred
+    assert scale_colours(torch.tensor([2.0]), "log").vmin == 1.0
     with pytest.raises(ValueError, match="scale='cubic', expected 'linear', 'log', 'diverging' or 'signed'"):
         scale_colours(torch.ones(1), "cubic")
 
@@ -106,12 +115,51 @@ def test_colour_maps_suit_the_scale_and_numbers_that_are_none_are_grey():
     from matplotlib.colors import to_rgba
 
     names = [find_colormap(None, scale).name for scale in ("linear", "log", "diverging")]
-    assert names == ["viridis", "viridis", "RdBu_r"]
+    assert names == ["sizes", "sizes", "signed"]
+    less, more = (find_colormap(None, "diverging")(place) for place in (0.2, 0.8))
+    assert less[0] > less[2]  # orange
+    assert more[2] > more[0]  # blue
     found = find_colormap("PuOr", "linear")
     assert found.name == "PuOr"
     assert tuple(found.get_bad()) == to_rgba(GREY)
     with pytest.raises(ValueError, match="cmap='nope' is no colour map of matplotlib: try 'viridis'"):
         find_colormap("nope", "log")
+
+
+def test_cells_without_a_number_are_masked_and_zeros_on_a_logarithmic_scale():
+    values = torch.tensor([0.0, -1.0, 2.0, math.nan, math.inf])
+    assert to_cells(values, "linear").mask.tolist() == [False, False, False, True, True]
+    assert to_cells(values, "log").mask.tolist() == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "top", "ends"),
+    [
+        ([1.0, 2.0, 0.0], "linear", 2.0, "neither"),
+        ([1.0, 3.0], "linear", 2.0, "max"),
+        ([-3.0, 1.0], "diverging", 2.0, "min"),
+        ([-3.0, 3.0], "diverging", 2.0, "both"),
+        ([0.0, 1.0, 2.0], "log", 2.0, "neither"),
+    ],
+)
+def test_arrows_say_that_values_lie_beyond_the_scale(values, scale, top, ends):
+    given = torch.tensor(values)
+    assert find_ends(given, scale_colours(given, scale, top)) == ends
+
+
+def test_lines_and_rows_have_no_colour_that_says_more_or_less():
+    from colorsys import rgb_to_hsv
+
+    from matplotlib.colors import to_rgb
+
+    for colour in (*LINES, *ROWS):
+        hue, strength, value = rgb_to_hsv(*to_rgb(colour))
+        blue, orange = 0.53 < hue < 0.7, 0.03 < hue < 0.13
+        assert strength < 0.2 or value < 0.1 or not (blue or orange), colour
+
+
+def test_words_are_broken_into_lines():
+    assert wrap_words("attention block + FF + residual", 15) == "attention block\n+ FF + residual"
 
 
 def test_values_for_matplotlib_have_single_precision_at_least():

@@ -1,8 +1,10 @@
 """The page in a browser: what it says must be what the tensors hold."""
 
+import csv
 import io
 import re
 import time
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -33,6 +35,8 @@ CHANGES = [
     (layer, name, 0.1 * (layer + place + 1)) for layer in range(3) for place, name in enumerate(["FF", "RES", "LN"])
 ]
 ACCURACY = 0.0002
+PLAIN = "layer=7&scope=atb_ff"
+"""One map, no comparison and no selection."""
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +131,111 @@ def test_a_page_opens_from_disk_offline(browser, page):
     with opened(browser, page) as tab:
         assert tab.title() == f"Title {HOSTILE}"
         assert tab.locator("h1").inner_text() == f"Title {HOSTILE}"
-        assert tab.locator("#map-title").inner_text() == "atb_ff, layer 7"
         assert "±0.02 %" in tab.locator("#exactness").inner_text()
+
+
+def test_it_opens_on_what_the_feed_forward_block_added_and_its_strongest_change(browser, page):
+    with opened(browser, page) as tab:
+        assert tab.locator("#map-title").inner_text() == "atb_ff, layer 7, minus atb"
+        assert tab.locator("#map-what").inner_text() == (
+            "What the feed-forward block added to shares of rows (blue) and took (orange): attention block + FF, minus "
+            "attention block"
+        )
+        change = (_share("atb_ff", 2) - _share("atb", 2)).fill_diagonal_(0)
+        row, column = divmod(int(change.abs().argmax()), T)
+        assert _said(tab) == (row, column, pytest.approx(float(change[row, column]), abs=2 * ACCURACY))
+        assert _shades(tab, "reads") != _shades(tab, "feeds")
+        _press(tab, "Escape")
+        assert _said(tab) is None
+        tab.wait_for_timeout(400)  # the address follows a moment later
+        address = tab.url.split("#")[1]
+    with opened(browser, page, address) as tab:  # as it was left
+        assert tab.locator("#map-title").inner_text() == "atb_ff, layer 7, minus atb"
+        assert _said(tab) is None
+
+
+def test_one_scope_opens_on_its_strongest_pair(browser, tmp_path):
+    values = torch.rand(9, 9) + 10 * torch.eye(9)
+    values[3, 6] = 2.0
+    with opened(browser, _write(tmp_path / "one.html", [_square(values)])) as tab:
+        assert tab.locator("#map-title").inner_text() == "atb, layer 0"
+        assert tab.locator("#map-what").inner_text() == "attention block"
+        assert _said(tab)[:2] == (3, 6)
+
+
+def test_a_selection_moves_nothing(browser, page):
+    with opened(browser, page, PLAIN) as tab:
+        before = tab.locator("#reads .words").bounding_box()
+        tab.locator("#reads .word").nth(6).click()
+        drawn(tab)
+        assert tab.locator("#reads .words").bounding_box() == before
+        _press(tab, "Escape")
+        assert tab.locator("#reads .words").bounding_box() == before
+
+
+def test_hints_fit_the_device(browser, page):
+    with opened(browser, page, PLAIN) as tab:
+        assert "Point at a cell" in tab.locator("#readout").inner_text()
+        _press(tab, "?")
+        assert tab.locator(".keys").is_visible()
+        assert tab.locator(".touch").is_hidden()
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    with opened(browser, page, PLAIN, **phone) as tab:
+        assert tab.locator("#readout").inner_text() == "Tap a cell, or a word of the text."
+        tab.locator("#help-open").tap()
+        assert tab.locator(".keys").is_hidden()
+        assert tab.locator(".touch").is_visible()
+        tab.get_by_role("button", name="Close").tap()
+
+
+def test_what_is_in_sight_can_be_saved(browser, page):
+    from PIL import Image
+
+    def save(tab, kind):
+        with tab.expect_download() as found:
+            tab.locator(f"#save-{kind}").click()
+        assert found.value.suggested_filename.endswith(f"atb_ff-layer-7-minus-atb.{kind}")
+        return found.value.path().read_bytes()
+
+    with opened(browser, page) as tab:
+        rows = list(csv.DictReader(io.StringIO(save(tab, "csv").decode())))
+        change = _share("atb_ff", 2) - _share("atb", 2)
+        assert len(rows) == T * T
+        for row in rows[:: T + 2]:
+            query, key = int(row["query"]), int(row["key"])
+            assert (row["query_token"], row["key_token"]) == (WORDS[query], WORDS[key])
+            assert float(row["value"]) == pytest.approx(float(change[query, key]), abs=2 * ACCURACY)
+        svg = ElementTree.fromstring(save(tab, "svg"))
+        texts = [one.text for one in svg.iter("{http://www.w3.org/2000/svg}text")]
+        assert {"atb_ff, layer 7, minus atb", "cat", HOSTILE[:40]} <= set(texts)
+        assert len(list(svg.iter("{http://www.w3.org/2000/svg}rect"))) > T * T
+        picture = Image.open(io.BytesIO(save(tab, "png")))
+        assert picture.width >= 400
+        assert len(picture.convert("RGB").getcolors(2**20)) > 50
+
+
+def test_cells_where_nothing_passes_have_a_colour_of_their_own(browser, tmp_path):
+    values = torch.rand(20, 20).tril() + 0.5 * torch.eye(20)
+    page = _write(tmp_path / "causal.html", [_square(values)])
+    with opened(browser, page, "scope=atb") as tab:
+        nothing = (_pixels(tab) == torch.tensor([0xD3, 0xD6, 0xD0])).all(2).float().mean()
+        assert 0.2 < float(nothing) < 0.5
+        assert tab.locator("#none").is_visible()
+    with opened(browser, _write(tmp_path / "full.html", [_square(values + 1)]), "scope=atb") as tab:
+        assert tab.locator("#none").is_hidden()
+
+
+def test_a_change_of_nothing_draws_no_axis_below_zero(browser, tmp_path):
+    tokens, places = ["a", "b"], [0, 1]
+    changes = [(0, "FF", 0.2), (1, "FF", -2e-16)]
+    panel = Panel(
+        *("1", tokens, places, tokens, places, True, [0, 1], ["atb"], lambda scope, place: torch.eye(2)),
+        changes=changes,
+    )
+    with opened(browser, _write(tmp_path / "one.html", [panel])) as tab:
+        ticks = tab.eval_on_selector_all("#chart .tick[text-anchor=end]", "all => all.map(one => one.textContent)")
+        assert ticks[0] == "0"
+        assert all(float(tick) >= 0 for tick in ticks)
 
 
 def test_the_pointer_finds_the_brightest_cell(browser, tmp_path):
@@ -152,7 +259,7 @@ def test_the_pointer_finds_the_brightest_cell(browser, tmp_path):
 
 
 def test_pointing_says_tokens_and_values(browser, page):
-    with opened(browser, page) as tab:
+    with opened(browser, page, PLAIN) as tab:
         seen = set()
         for place in range(8):
             _point(tab, 0.25 + 0.07 * place, 0.3 + 0.06 * place)
@@ -171,7 +278,7 @@ def _plain(place):
 
 
 def test_a_click_on_a_token_shades_what_it_reads_and_who_reads_it(browser, page):
-    with opened(browser, page) as tab:
+    with opened(browser, page, PLAIN) as tab:
         tab.locator("#reads .word").nth(6).click()
         drawn(tab)
         values = MAPS["atb_ff"][2]
@@ -187,7 +294,7 @@ def test_a_click_on_a_token_shades_what_it_reads_and_who_reads_it(browser, page)
 
 
 def test_a_click_on_a_cell_keeps_it(browser, page):
-    with opened(browser, page) as tab:
+    with opened(browser, page, PLAIN) as tab:
         _point(tab, 0.7, 0.35)
         row, column, _ = _said(tab)
         tab.mouse.down()
@@ -199,7 +306,7 @@ def test_a_click_on_a_cell_keeps_it(browser, page):
 
 
 def test_the_running_text_is_text_and_the_exact_tokens_are_at_hand(browser, page):
-    with opened(browser, page) as tab:
+    with opened(browser, page, PLAIN) as tab:
         assert tab.locator("#reads .words").text_content().strip() == (
             f"[CLS] the cat unbelievably sat, {HOSTILE} </script> mat [SEP]"
         )
@@ -221,7 +328,7 @@ def test_tokens_are_inert(browser, page):
 def test_pickers_change_the_map(browser, page):
     with opened(browser, page, "row=3&column=5") as tab:
         assert tab.locator("#part-field").is_hidden()
-        tab.select_option("#scope", label="attn_heads")
+        tab.select_option("#scope", str(SCOPES.index("attn_heads")))
         drawn(tab)
         for layer, place in (("2", 0), ("4", 1)):
             tab.select_option("#layer", label=layer)
@@ -253,7 +360,7 @@ def test_maps_between_two_texts(browser, page):
 
 def test_comparing_shows_the_difference_of_shares(browser, page):
     with opened(browser, page, "row=3&column=5") as tab:
-        tab.select_option("#versus", label="atb")
+        tab.select_option("#versus", str(SCOPES.index("atb")))
         drawn(tab)
         shares = _share("atb_ff", 2) - _share("atb", 2)
         assert tab.locator("#map-title").inner_text() == "atb_ff, layer 7, minus atb"
@@ -270,7 +377,7 @@ def test_comparing_shows_the_difference_of_shares(browser, page):
 
 
 def test_keys(browser, page):
-    with opened(browser, page) as tab:
+    with opened(browser, page, PLAIN) as tab:
         tab.locator("#over").focus()
         _press(tab, "ArrowDown ArrowDown ArrowRight")
         assert _said(tab)[:2] == (1, 1)
@@ -279,7 +386,7 @@ def test_keys(browser, page):
         _press(tab, "S h")
         assert tab.locator("#map-title").inner_text() == "attn_heads, head 1, layer 4"
         _press(tab, "] ] ] s c")
-        assert tab.locator("#map-title").inner_text() == "atb, layer 7, minus attn_heads"
+        assert tab.locator("#map-title").inner_text() == "atb_ff, layer 7, minus atb"
         _press(tab, "c d")
         assert tab.locator("html").get_attribute("data-theme") == "dark"
         _press(tab, "?")
@@ -295,7 +402,7 @@ def test_keys(browser, page):
 
 
 def test_the_address_reopens_the_view(browser, page):
-    with opened(browser, page) as tab:
+    with opened(browser, page, PLAIN) as tab:
         tab.locator("#reads .word").nth(6).click()
         _press(tab, "[ s h d")
         tab.get_by_text("Linear", exact=True).click()
@@ -311,7 +418,7 @@ def test_the_address_reopens_the_view(browser, page):
 
 
 def test_the_chart_and_its_table(browser, page):
-    with opened(browser, page) as tab:
+    with opened(browser, page, PLAIN) as tab:
         tab.locator("summary").click()
         tab.wait_for_selector("#table tbody tr")
         rows = tab.eval_on_selector_all(
@@ -375,7 +482,7 @@ def test_dark_follows_the_system_and_paper_is_light(browser, page):
     def theme(tab):
         return tab.locator("html").get_attribute("data-theme")
 
-    with opened(browser, page, color_scheme="dark") as tab:
+    with opened(browser, page, PLAIN, color_scheme="dark") as tab:
         assert theme(tab) == "dark"
         assert _pixels(tab).float().mean() < 110
         picture = """event => {

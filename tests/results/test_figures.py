@@ -11,12 +11,38 @@ from ffattr import Pool, TopK
 def test_plot_leaves_padding_out_and_names_what_it_shows():
     attr = attribution(queries=(1, 3, 5))
     axes = attr.plot("atb", layer=2, batch=1).axes[0]
-    assert axes.get_title() == "atb, layer 2"
+    assert axes.get_title() == "attention block (atb), layer 2"
     assert [label.get_text() for label in axes.get_xticklabels()] == attr.tokens[1][:4]
     assert [label.get_text() for label in axes.get_yticklabels()] == [attr.tokens[1][1], attr.tokens[1][3]]
-    shown = torch.as_tensor(axes.images[0].get_array())
+    shown = torch.as_tensor(axes.images[0].get_array().data)
     assert torch.equal(shown, attr.maps["atb"][1, 1][:2, :4])
-    assert attr.plot("attn_heads", head=1).axes[0].get_title() == "attn_heads, layer 5, head 1"
+    assert attr.plot("attn_heads", head=1).axes[0].get_title() == "attention, by head (attn_heads), layer 5, head 1"
+
+
+def test_without_a_head_all_of_them_are_drawn():
+    figure = attribution().plot("attn_heads")
+    assert [axes.get_title() for axes in figure.axes if axes.images] == ["head 0", "head 1"]
+    assert figure.get_suptitle() == "attention, by head (attn_heads), layer 5 (colour: norm)"
+
+
+def test_what_a_causal_model_cannot_see_is_grey():
+    attr = attribution(queries=(1, 3, 5))
+    attr.arguments["causal"] = True
+    hidden = [[key > query for key in range(6)] for query in (1, 3, 5)]
+    for scale in ("log", "linear"):
+        assert attr.plot("atb", scale=scale).axes[0].images[0].get_array().mask.tolist() == hidden
+
+
+def test_arcs_of_a_word():
+    attr = attribution()
+    token = attr.tokens[0][3]
+    title = attr.plot_arcs(3, "atb").axes[0].get_title()
+    assert attr.plot_arcs(token, "atb").axes[0].get_title() == title
+    with pytest.raises(ValueError, match="query='nowhere', expected the position of a token or a word of the text"):
+        attr.plot_arcs("nowhere")
+    attr.tokens[0][4] = token
+    with pytest.raises(ValueError, match=r"several, at \[3, 4\]: name a position"):
+        attr.plot_arcs(token)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +51,6 @@ def test_plot_leaves_padding_out_and_names_what_it_shows():
         ({"layer": 1}, IndexError, "layer 1 was not computed; computed: 0, 2, 5"),
         ({"layer": -4}, IndexError, "layer -4"),
         ({"batch": 2}, IndexError, "there are 2 sequences"),
-        ({"scope": "attn_heads"}, ValueError, "has 2 heads; got head=None"),
         ({"scope": "attn_heads", "head": 2}, ValueError, "got head=2"),
         ({"head": 0}, ValueError, "summed over heads"),
         ({"scope": "nope"}, KeyError, "no scope 'nope'"),

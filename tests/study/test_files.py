@@ -57,7 +57,7 @@ def test_what_is_not_written(tmp_path, corpus):
     ],
 )
 def test_maps_of_some_scopes_are_written(tmp_path, scopes, pictures):
-    found = study.of_maps("some", attribution(scopes, layers=(0, 1)))
+    found = study.of_maps("some", attribution(scopes, layers=(0, 1)), rolled=True)
     study.write([found], tmp_path)
     assert {path.name for path in tmp_path.glob("*.png")} == pictures
     assert not found.frames["rollout"].duplicated(["scope", "layer", "batch", "query", "key"]).any()

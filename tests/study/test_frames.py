@@ -11,17 +11,19 @@ from tiny_models import build
 import ffattr
 from ffattr import Reduce, StackedAttribution, TopK, study
 from ffattr.analysis import (
+    alignment,
     amplified_pairs,
     cancellation,
     category_rates,
     contextualization_change,
     ff_energy,
+    gain_balance,
     mixing_ratio,
     token_summary,
 )
 
-OF_MAPS = ["contextualization_change", "amplified_pairs", "amplified_categories", "token_summary", "rollout"]
-OF_VECTORS = ["mixing_ratio", "cancellation", "norm_balance"]
+OF_MAPS = ["contextualization_change", "amplified_pairs", "amplified_categories", "token_summary", "alignment"]
+OF_VECTORS = ["mixing_ratio", "cancellation", "norm_balance", "gain_balance"]
 
 
 def test_a_corpus_in_one_pass_gives_what_its_maps_give(tiny, corpus, texts):
@@ -39,7 +41,11 @@ def test_a_corpus_in_one_pass_gives_what_its_maps_give(tiny, corpus, texts):
     pd.testing.assert_frame_equal(corpus.frames["amplified_pairs"][columns], pairs[columns])
     rates = category_rates(pairs, maps)
     pd.testing.assert_frame_equal(corpus.frames["amplified_categories"], rates, atol=1e-9)
-    pd.testing.assert_frame_equal(corpus.frames["token_summary"], token_summary(maps), atol=1e-9)
+    summary = corpus.frames["token_summary"]
+    assert summary["text"].tolist() == [texts[batch] for batch in summary["batch"]]
+    assert summary["line"].tolist() == [batch + 1 for batch in summary["batch"]]
+    pd.testing.assert_frame_equal(summary.drop(columns=["line", "text"]), token_summary(maps), atol=1e-9)
+    pd.testing.assert_frame_equal(corpus.frames["alignment"], alignment(maps), atol=1e-9)
     saved = study.of_maps("maps", maps, k=7)
     assert list(saved.frames) == OF_MAPS
     pd.testing.assert_frame_equal(saved.frames["amplified_categories"], rates)
@@ -50,7 +56,7 @@ def test_what_takes_vectors_is_of_the_first_texts(tiny, corpus, texts):
     scopes = [scope for scope in POST_LN if scope.startswith("atb")]
     vectors = ffattr.vectors(model, texts[:2], tokenizer=tokenizer, scope=scopes)
     mixing = mixing_ratio(vectors["atb"])
-    pd.testing.assert_frame_equal(corpus.frames["mixing_ratio"], mixing, atol=1e-9)
+    pd.testing.assert_frame_equal(corpus.frames["mixing_ratio"].drop(columns=["line", "text"]), mixing, atol=1e-9)
     found = corpus.frames["cancellation"]
     together = list(vectors.values())
     by_energy = cancellation(together, order="ff", scores=ff_energy(together))
@@ -59,11 +65,13 @@ def test_what_takes_vectors_is_of_the_first_texts(tiny, corpus, texts):
     for expected in (by_energy, by_gain):
         one = found[found["order"] == expected["order"][0]].reset_index(drop=True)
         pd.testing.assert_frame_equal(one, expected, atol=1e-9)
+    balance = gain_balance(together, gains)
+    pd.testing.assert_frame_equal(corpus.frames["gain_balance"], balance, atol=1e-9)
 
 
 def test_a_causal_model_with_its_norms_before(texts):
     """No norm after the feed-forward block: the gain is that of the one before it."""
-    found = study.of_model("tiny", build("gpt2"), texts[:1], documented.tokenizer(), detailed=1)
+    found = study.of_model("tiny", build("gpt2"), texts[:1], documented.tokenizer(), detailed=1, rolled=True)
     assert found.left_out == {}
     assert set(found.frames["contextualization_change"]["component"]) == {"FF", "RES", "LN", "FF block"}
     assert set(found.frames["cancellation"]["order"]) == {"ff", "gain", "random"}
@@ -72,12 +80,12 @@ def test_a_causal_model_with_its_norms_before(texts):
 
 
 def test_what_cannot_be_said_is_left_out_with_the_reason(tmp_path):
-    found = study.of_maps("last", attribution(("attn", "atb_ff_res_ln"), layers=(0, 1, 2)))
+    found = study.of_maps("last", attribution(("attn", "atb_ff_res_ln"), layers=(0, 1, 2)), rolled=True)
     assert list(found.frames) == ["token_summary", "rollout"]
     assert "no two neighbouring scopes" in found.left_out["contextualization_change"]
     study.write([found], tmp_path)
     assert "## Left out\n\n- last, contextualization change: no two" in (tmp_path / "tables.md").read_text()
-    gap = study.of_maps("gap", attribution(POST_LN, layers=(0, 2)))
+    gap = study.of_maps("gap", attribution(POST_LN, layers=(0, 2)), rolled=True)
     assert "rollout" not in gap.frames
     with pytest.raises(ValueError, match="nothing can be said of top: "):
         study.of_maps("top", kept(TopK(2), some(("atb", "atb_ff"))))
@@ -97,7 +105,7 @@ def test_maps_and_models_of_two_stacks_are_refused(tiny, texts):
 
 def test_long_maps_are_not_drawn_or_rolled_out(tmp_path):
     attr = attribution(("atb", "atb_ff"), tokens=600, real=(600,), layers=(0,))
-    found = study.of_maps("long", attr)
+    found = study.of_maps("long", attr, rolled=True)
     assert "600 tokens are too many" in found.left_out["rollout"]
     assert not any(path.name.startswith("scopes") for path in study.write([found], tmp_path))
 
@@ -159,18 +167,45 @@ def test_vectors_that_do_not_fit_leave_the_rest(tiny, monkeypatch, texts):
 
 def test_the_text_that_was_rolled_out_and_the_one_that_is_too_long(tiny, texts):
     model, tokenizer = tiny
-    found = study.of_model("tiny", model, texts, tokenizer, detailed=0)  # the last is nearest to 100 characters
+    found = study.of_model(
+        "tiny", model, texts, tokenizer, detailed=0, rolled=True
+    )  # the last is nearest to 100 characters
     frame = found.frames["rollout"]
     assert set(frame["batch"]) == {2}
     assert frame.query("query == 2")["query_token"].iloc[0] == "bird"
-    with pytest.raises(ValueError, match=r"text 1 \('the the .* has 102 tokens, but tiny has \d+ learned positions"):
+    assert set(frame["line"]) == {3}
+    assert set(frame["text"]) == {texts[2]}
+    with pytest.raises(ValueError, match=r"text 2 \('the the .* has 102 tokens, but tiny has \d+ learned positions"):
         study.of_model("tiny", model, [texts[0], "the " * 100], tokenizer)
+
+
+def test_bad_texts_can_be_skipped_with_a_record(tiny, texts):
+    model, tokenizer = tiny
+    given = ["", texts[0], "the " * 100, texts[1]]
+    found = study.of_model("tiny", model, given, tokenizer, k=3, detailed=1, on_error="skip")
+    assert found.frames["errors"][["line", "error_type"]].values.tolist() == [[1, "EmptyText"], [3, "TooLong"]]
+    assert "has 102 tokens" in found.frames["errors"]["error"][1]
+    assert set(found.frames["token_summary"]["line"]) == {2, 4}  # as they were given
+    good = study.of_model("tiny", model, [texts[0], texts[1]], tokenizer, k=3, detailed=1)
+    for name, frame in good.frames.items():
+        other = found.frames[name]
+        pd.testing.assert_frame_equal(
+            other.drop(columns="line", errors="ignore"), frame.drop(columns="line", errors="ignore")
+        )
+    with pytest.raises(ValueError, match="text 1 is empty: leave it out, or say on_error='skip'"):
+        study.of_model("tiny", model, given, tokenizer)
+    with pytest.raises(ValueError, match="none of 2 texts can be read, the first of them: text 1 is empty"):
+        study.of_model("tiny", model, ["", " "], tokenizer, on_error="skip")
+    with pytest.raises(ValueError, match="on_error='ignore'"):
+        study.of_model("tiny", model, given, tokenizer, on_error="ignore")
 
 
 def test_examples_are_added_to_what_was_found_elsewhere(tiny, corpus, texts):
     found = study.Study("tiny")
     study.add_examples(found, tiny[0], texts, tokenizer=tiny[1], detailed=2)
-    assert list(found.frames) == ["rollout", *OF_VECTORS]
+    assert list(found.frames) == ["alignment", *OF_VECTORS]
+    of_two = study.of_model("tiny", tiny[0], texts[:2], tiny[1], detailed=0).frames["alignment"]
+    pd.testing.assert_frame_equal(found.frames.pop("alignment"), of_two)
     for name, frame in found.frames.items():
         pd.testing.assert_frame_equal(frame, corpus.frames[name])
     assert found.example.tokens == corpus.example.tokens

@@ -14,14 +14,15 @@ def test_the_tables_say_what_the_frames_say(tmp_path, corpus):
     study.write([corpus], tmp_path, [])
     text = (tmp_path / "tables.md").read_text()
     change = corpus.frames["contextualization_change"].query("layer == 1")
-    row = " | ".join(f"{change[change.component == name]['value'].item():.3f}" for name in ("FF", "RES", "LN"))
+    rows = [change[change.component == name].iloc[0] for name in ("FF", "RES", "LN")]
+    row = " | ".join(f"{one['value']:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in rows)
     assert f"| 1 | {row} |" in text
     rates = corpus.frames["amplified_categories"].query("category == 'adjacent'")[["share", "base_rate"]].mean()
     lift = rates.share / rates.base_rate
-    assert f"| adjacent | {rates.share:.3f} | {rates.base_rate:.3f} | {lift:.3f} |" in text
+    assert f"| neighbouring words | {rates.share:.3f} | {rates.base_rate:.3f} | {lift:.3f} |" in text
     first = corpus.frames["amplified_pairs"].iloc[0]
     assert f"| 0 | {first.query_token} ← {first.key_token}" in text
-    assert text.count("\n## ") == 6
+    assert text.count("\n## ") == 8
 
 
 def test_tokens_cannot_break_a_table(tmp_path):
@@ -51,7 +52,7 @@ def test_changes_have_a_column_for_each_component():
     )
     assert lines({"contextualization_change": frame}, Study("tiny")) == [
         "# tiny",
-        "## Contextualization change, 1 - Spearman's rho",
+        "## Contextualization change, 1 - Spearman's rho [95 % of draws of sentences]",
         "| layer | RES | FF |",
         "| --- | --- | --- |",
         "| 0 | 1.000 | nan |",
@@ -94,7 +95,7 @@ def test_means_over_layers_and_the_lift_of_their_means():
         }
     )
     assert lines({"amplified_categories": frame}, Study("tiny"))[-2:] == [
-        "| subwords | 0.375 | 0.250 | 1.500 |",
+        "| pieces of one word | 0.375 | 0.250 | 1.500 |",
         "| other | 0.250 | 0.000 | inf |",
     ]
 

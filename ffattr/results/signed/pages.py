@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...analysis.words import spell_tokens
 from ...report import Panel, Scores, render
-from ..contents import Ticks
+from ..contents import Ticks, describe_model
 from ..kept.policy import Kept
 from ..pages import join_tokens
 from .contents import FLOW, SignedContents, label_tokens, list_texts, name_boundaries, name_own
@@ -31,7 +31,7 @@ def render_page(contents: SignedContents, title: str | None, limit: int) -> Iter
     asked = contents.arguments
     shown = make_panels(contents)
     facts = {
-        "model": str(asked.get("model", "")),
+        "model": describe_model(asked),
         "Integrated Gradients": f"{asked.get('ig', '')}, baseline {asked.get('baseline', '')}",
         "flow": "" if contents.kept is None else str(contents.scope),
         "kept": ""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .rows import Decomposed, read_summed_values
+from ..rows import Decomposed, read_summed_values
 
 if TYPE_CHECKING:
     import pandas

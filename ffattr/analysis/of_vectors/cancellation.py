@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .change import average_defined
-from .ranks import spearman
-from .rows import Decomposed, find_components, find_ff_output, join_residual, mark_real_pairs, read_summed_values
+from ..change import BOUNDS, average_defined, bound_mean, measure_change
+from ..rows import Decomposed, find_components, find_ff_output, join_residual, mark_real_pairs, read_summed_values
 
 if TYPE_CHECKING:
     import pandas
@@ -43,7 +42,8 @@ def cancellation(
     changes shrink when these are removed, and not when as many others are.
 
     One row per layer, component and number: ``layer``, ``component`` (``FF``, ``RES``, ``LN``, ``FF block``),
-    ``before``, ``after`` (scopes), ``order``, ``removed`` and ``value``, the mean over the sequences.
+    ``before``, ``after`` (scopes), ``order``, ``removed``, ``value``, the mean over the sequences, and its bounds
+    ``low`` and ``high``, as of `contextualization_change`.
 
     vectors: of scopes that follow each other, of the same inputs, layers and queries, as `ffattr.vectors` returns them
         for a list of scopes; of a large model, one layer after the other (``layers=3``), with ``pandas.concat`` for
@@ -86,11 +86,11 @@ def cancellation(
             for step in found:
                 before, after = maps[step[1]], maps[step[2]]
                 at = some.to(before.device)
-                changes[step].append([1 - spearman(before[k][at], after[k][at]) for k in wanted])
+                changes[step].append([measure_change(before[k][at], after[k][at]) for k in wanted])
         for step, values in changes.items():
             for number, of_sequences in zip(removed, zip(*values, strict=True), strict=True):
-                rows.append((layer, *step, order, number, average_defined(of_sequences)))
-    return pd.DataFrame(rows, columns=["layer", "component", "before", "after", "order", "removed", "value"])
+                rows.append((layer, *step, order, number, average_defined(of_sequences), *bound_mean(of_sequences)))
+    return pd.DataFrame(rows, columns=["layer", "component", "before", "after", "order", "removed", "value", *BOUNDS])
 
 
 def ff_energy(vectors: _Scopes) -> Tensor:
@@ -113,9 +113,10 @@ def norm_balance(vectors: _Scopes) -> pandas.DataFrame:
     """Measures how long the feed-forward network's output is beside what the residual connection adds to it.
 
     A long bypass swamps the network's effect on the map, and ``RES`` undoes ``FF``. For every layer the means over
-    real query tokens of ``ff = ||FF(x_i)||``, of ``bypass = ||y_i - FF(x_i)||``, where ``y_i`` is the sum with the
+    real query tokens of ``ff = ||FF(x_i)||`` and of ``bypass = ||y_i - FF(x_i)||``, where ``y_i`` is the sum with the
     residual (of a post-LN layer the output of the attention block, of a pre-LN layer the stream before the norm), and
-    of ``ratio = ff / bypass``. One row per layer: ``layer``, ``ff``, ``bypass``, ``ratio``.
+    ``ratio``, the first mean over the second (no mean of ratios). One row per layer: ``layer``,
+    ``ff``, ``bypass``, ``ratio``.
 
     ``vectors`` as for `cancellation`, with the scopes that end in ``_ff`` and ``_ff_res`` among them; only ``total`` is
     looked at. Raises ValueError where one is missing.
@@ -135,8 +136,8 @@ def norm_balance(vectors: _Scopes) -> pandas.DataFrame:
     real = _mark_real_queries(ff)
     of_ff = ff.total.double().norm(dim=-1)[:, real]  # [L, real tokens]
     bypass = (by_scope[behind].total.double() - ff.total.double()).norm(dim=-1)[:, real]
-    columns = {"ff": of_ff, "bypass": bypass, "ratio": of_ff / bypass}
-    frame = pd.DataFrame({name: values.mean(1).cpu().numpy() for name, values in columns.items()})
+    frame = pd.DataFrame({name: of.mean(1).cpu().numpy() for name, of in (("ff", of_ff), ("bypass", bypass))})
+    frame["ratio"] = frame["ff"] / frame["bypass"]
     frame.insert(0, "layer", list(ff.layers))
     return frame
 
