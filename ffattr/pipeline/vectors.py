@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from ..decomposition.attention import LayerRecord
 from ..decomposition.layer import edit_weights
 from ..decomposition.scopes import Scope
 from ..decomposition.walk import Stream
+from ..results.kept.policy import require_room
 from ..selection import Indices
 from .assemble import CapturedSequence, find_errors, layer_tolerance, require_reproduced
 from .broken_weights import name_broken_weights
@@ -217,9 +217,5 @@ def _shape_vectors(request: Request, stack: Stack, scope: Scope) -> tuple[int, .
 def _check_room(request: Request) -> None:
     """Raises ValueError where there is not enough for the vectors ``[..., T, d]`` of all scopes."""
     numbers = sum(math.prod(_shape_vectors(request, stack, name)) for stack in request.stacks for name in stack.scopes)
-    needed = numbers * request.dtype.itemsize
-    if needed > psutil.virtual_memory().available:
-        raise ValueError(
-            f"the vectors would take {needed / 2**30:.1f} GiB, more than is free; ask for fewer layers or queries, or "
-            "for norms with ffattr.attribute"
-        )
+    remedy = "ask for fewer layers or queries, or for norms with ffattr.attribute"
+    require_room("the vectors", numbers, request.dtype.itemsize, remedy)
