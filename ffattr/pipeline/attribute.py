@@ -65,7 +65,8 @@ def attribute(
     ig: ``"exact"``, `ffattr.Riemann` or `ffattr.GaussLegendre`: Integrated Gradients through the FF activation.
     baseline: start of its path: ``"zero"``, ``"bias"``, or pre-activations ``[F]`` (gated: ``[F]`` or ``[2, F]``), in a
         mixture those of every expert.
-    value_bias: ``"token"`` (b_V stays with its token, as in the papers) or ``"separate"`` (goes to the bias).
+    value_bias: ``"token"`` (b_V stays with its token, as in the papers of 2020 and 2021) or ``"separate"`` (goes to
+        the bias).
     dtype: precision of the products with the feed-forward matrices: ``torch.float64``, ``float32``,
         ``bfloat16``, ``float16`` or ``float8_e4m3fn``; None: float64 for a float64 model, a half model's own on a GPU,
         else float32. Everything else, the maps included, is float64 with float64 and float32 otherwise.
@@ -97,7 +98,8 @@ def attribute(
     Returns an `Attribution`; ``maps[scope]`` is ``[layers, B, queries, T]`` (``attn_heads``: heads before queries). Of
     a model with an encoder and a decoder a `StackedAttribution`: ``maps["cross.atb"]`` and so on; ``layers`` and
     ``queries`` are then counted in each stack, and ``scopes`` may name one ("cross.layer", "encoder.all").
-    Method: Kobayashi et al. 2024 (arXiv 2302.00456). Raises ValueError, TypeError, IndexError or an `FfattrError`.
+    Method: after Kobayashi et al. 2024 (arXiv 2302.00456); `ffattr.decomposition` has the formulas. Raises ValueError,
+    TypeError, IndexError or an `FfattrError`.
 
     >>> attr = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, scopes=["atb", "layer"])
     >>> attr
