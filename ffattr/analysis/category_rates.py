@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..errors import names_missing_extra
 from .amplification import BY_MARKS, AmplifiedPairs
 from .categories import Categories, categorize_pairs, read_kinds
 from .rows import AT_ONCE, NamedMaps, check_one_stack, check_same_run
@@ -62,6 +63,7 @@ def category_rates(
     return tabulate_rates(drawn, total, counts)
 
 
+@names_missing_extra
 def tabulate_rates(
     drawn: Mapping[int, tuple[int, Mapping[str, int]]], total: int, counts: Mapping[str, int]
 ) -> pandas.DataFrame:

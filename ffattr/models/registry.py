@@ -116,7 +116,7 @@ def resolve(model: nn.Module, given: Given | None = None) -> ModelDescription:
     try:
         return _describe_by_structure(model, model_type, base, given)
     except UnsupportedModel as reason:
-        raise (reason if refused is None else UnsupportedModel(f"{refused}\n\nBeyond its family: {reason}")) from None
+        raise (reason if refused is None else UnsupportedModel(f"{refused} Beyond its family: {reason}")) from None
 
 
 def _find_base(model: Any) -> nn.Module:

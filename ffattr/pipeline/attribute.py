@@ -16,13 +16,14 @@ from ..results import Attribution, StackedAttribution
 from ..results.keep import Keep, parse_keep
 from ..selection import Indices
 from .assemble import ResultBuilder
-from .broken_weights import name_broken_weights
+from .entrance import accept_containers, name_broken_weights
 from .options import IG, Options, Progress, check_progress
 from .request import Request
 
 __all__ = ["attribute"]
 
 
+@accept_containers
 @name_broken_weights
 def attribute(
     model: nn.Module,
@@ -53,7 +54,8 @@ def attribute(
     runs it twice, to see that recording changes nothing. Any number of threads may do so at once, on one model as well,
     and ``progress`` and functions of ``keep`` may wait for them: no lock is held while these run.
 
-    model: a loaded transformers model, one of PyTorch's own (``nn.Transformer``, its encoder and decoder, and
+    model: a loaded transformers model (or a pipeline, or a SentenceTransformer), one of PyTorch's own
+        (``nn.Transformer``, its encoder and decoder, and
         their layers) or a module of one's own, in eval mode.
     inputs: what the model takes (a mapping of tensors, ids ``[B, T]``, a float tensor; numpy arrays as well), lists of
         ids, or with ``tokenizer`` a text, texts (a list, a pandas Series) or conversations: lists of messages with
@@ -65,7 +67,8 @@ def attribute(
     ig: ``"exact"``, `ffattr.Riemann` or `ffattr.GaussLegendre`: Integrated Gradients through the FF activation.
     baseline: start of its path: ``"zero"``, ``"bias"``, or pre-activations ``[F]`` (gated: ``[F]`` or ``[2, F]``), in a
         mixture those of every expert.
-    value_bias: ``"token"`` (b_V stays with its token, as in the papers) or ``"separate"`` (goes to the bias).
+    value_bias: ``"token"`` (b_V stays with its token, as in the papers of 2020 and 2021) or ``"separate"`` (goes to
+        the bias).
     dtype: precision of the products with the feed-forward matrices: ``torch.float64``, ``float32``,
         ``bfloat16``, ``float16`` or ``float8_e4m3fn``; None: float64 for a float64 model, a half model's own on a GPU,
         else float32. Everything else, the maps included, is float64 with float64 and float32 otherwise.
@@ -97,7 +100,8 @@ def attribute(
     Returns an `Attribution`; ``maps[scope]`` is ``[layers, B, queries, T]`` (``attn_heads``: heads before queries). Of
     a model with an encoder and a decoder a `StackedAttribution`: ``maps["cross.atb"]`` and so on; ``layers`` and
     ``queries`` are then counted in each stack, and ``scopes`` may name one ("cross.layer", "encoder.all").
-    Method: Kobayashi et al. 2024 (arXiv 2302.00456). Raises ValueError, TypeError, IndexError or an `FfattrError`.
+    Method: after Kobayashi et al. 2024 (arXiv 2302.00456); `ffattr.decomposition` has the formulas. Raises ValueError,
+    TypeError, IndexError or an `FfattrError`.
 
     >>> attr = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, scopes=["atb", "layer"])
     >>> attr

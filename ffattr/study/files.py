@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from .. import plot
 from ..analysis.rows import has_ff_component
+from ..errors import names_missing_extra
 from ..machine import replacing
 from ..results.files import write_text
 from .frames import Study
@@ -47,6 +48,7 @@ def check(folder: str | os.PathLike[str], formats: Sequence[str]) -> None:
         raise PermissionError(f"cannot write into {str(target)!r}: no permission to write in {str(there)!r}")
 
 
+@names_missing_extra
 def write(studies: Sequence[Study], folder: str | os.PathLike[str], formats: Sequence[str] = ("png",)) -> list[Path]:
     """Writes everything that was found into ``folder``, which is made where there is none; returns the files.
 

@@ -281,7 +281,7 @@ def _add_detailed(
             frames["norm_balance"].append(norm_balance(found))
             for order, scores in _list_orders(None if norm is None else norm.weight):
                 frames["cancellation"].append(cancellation(found, order=order, scores=scores))
-            if norm is not None:
+            if norm is not None and norm.weight is not None:
                 frames["gain_balance"].append(gain_balance(found, norm.weight))
         except ValueError as error:  # a parallel block, or one without a residual connection
             study.left_out["cancellation"] = str(error)

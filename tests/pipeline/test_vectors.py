@@ -53,7 +53,7 @@ def test_vectors_of_several_scopes() -> None:
         assert several.scope == alone.scope == name
         for part in ("values", "bias", "total"):
             assert torch.equal(getattr(several, part), getattr(alone, part))
-    with pytest.raises(ValueError, match=r"scope='all' names 7 scopes, expected one of them, or a list of names"):
+    with pytest.raises(ValueError, match=r"scopes='all' names 7 scopes, expected one of them, or a list of names"):
         ffattr.vectors(model, given, scope="all")
 
 
@@ -90,3 +90,10 @@ def test_results_that_nobody_checked_say_so() -> None:
     assert repr(ffattr.contributions(model, given, target=3, check=False)).endswith("; unchecked)")
     for found in (ffattr.attribute(model, given), ffattr.contributions(model, given, target=3)):
         assert "unchecked" not in repr(found)
+
+
+def test_scopes_are_asked_for_by_the_name_that_attribute_has() -> None:
+    model, given = build("bert"), tiny_models.inputs("bert")
+    one, same = ffattr.vectors(model, given, scopes="atb"), ffattr.vectors(model, given, scope="atb")
+    assert torch.equal(one.values, same.values)
+    assert list(ffattr.vectors(model, given, scopes=["atb", "layer"])) == ["atb", "atb_ff_res_ln"]

@@ -97,7 +97,7 @@ def test_means_over_layers_and_the_lift_of_their_means():
     )
     assert lines({"amplified_categories": frame}, Study("tiny"))[-2:] == [
         "| pieces of one word | 0.375 | 0.250 | 1.500 |",
-        "| other | 0.250 | 0.000 | inf |",
+        "| none of these | 0.250 | 0.000 | inf |",
     ]
 
 

@@ -1,5 +1,6 @@
-"""Why the parts of the feed-forward block undo each other's effects on the maps (Kobayashi et al. 2024, arXiv
-2302.00456): which dimensions the effects lie in, and what the residual connection bypasses.
+"""Why the parts of the feed-forward block undo each other's effects on the maps (a question of Kobayashi et al. 2024,
+arXiv 2302.00456; the measures are ours): which dimensions the effects lie in, and what the residual connection
+bypasses.
 
 Shapes: ``L`` layers, ``B`` sequences, ``N`` query tokens, ``T`` tokens, ``d`` model width, ``K`` numbers of dimensions.
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...errors import names_missing_extra
 from ..change import BOUNDS, average_defined, bound_mean, measure_change
 from ..rows import Decomposed, find_components, find_ff_output, join_residual, mark_real_pairs, read_summed_values
 
@@ -25,6 +27,7 @@ _Scopes = Mapping[str, Decomposed] | Sequence[Decomposed]
 _AT_ONCE = 2**22  # numbers of a block of vectors in their new order
 
 
+@names_missing_extra
 def cancellation(
     vectors: _Scopes,
     removed: Sequence[int] = REMOVED,
@@ -109,6 +112,7 @@ def ff_energy(vectors: _Scopes) -> Tensor:
     return energy
 
 
+@names_missing_extra
 def norm_balance(vectors: _Scopes) -> pandas.DataFrame:
     """Measures how long the feed-forward network's output is beside what the residual connection adds to it.
 

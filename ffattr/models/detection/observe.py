@@ -175,6 +175,8 @@ def _observe_stack(
         )
     for number, run in enumerate(runs):
         called = [repr(names[id(module)]) for module, _ in run.attention]
+        if len(called) > attentions:
+            _refuse_stages(watch, path, [names[id(module)] for module, _ in run.attention])
         if called and len(called) != attentions:
             expected = "once" if attentions == 1 else "to its own tokens and once more to the encoder's"
             raise Undetected(
@@ -182,14 +184,31 @@ def _observe_stack(
                 path,
             )
         if called and (run.input.dim() != 3 or run.output is None or run.input.shape != run.output.shape):
+            streams = run.input.dim() == 4 and run.output is not None and run.input.shape == run.output.shape
             raise Undetected(
-                f"layer {number} of {path!r} takes {list(run.input.shape)}, expected [B, T, d] in and out", path
+                f"layer {number} of {path!r} takes {list(run.input.shape)}, expected [B, T, d] in and out"
+                + " (are these tokens in rows and columns, or several streams that a layer mixes?)" * streams,
+                path,
             )
     numbers = tuple(number for number, run in enumerate(runs) if run.attention)
     others = {number: run.layer for number, run in enumerate(runs) if not run.attention}
     attending = [runs[number] for number in numbers]
     tokens = attending[0].attention[0][1].shape[2]
     return Observed(path, attending, numbers, others, watch.count_positions(tokens), kwargs)
+
+
+def _refuse_stages(watch: Watch, path: str, called: Sequence[str]) -> None:
+    """Raises `Undetected` where a layer holds a list of blocks that attend: it is a stage, with tokens of its own."""
+    stage, inside = len(path.split(".")) + 1, [name.split(".") for name in called]
+    for place in range(stage + 1, min(map(len, inside))):
+        numbers, lists = {parts[place] for parts in inside}, {tuple(parts[:place]) for parts in inside}
+        if len(lists) == 1 and len(numbers) > 1 and all(number.isdecimal() for number in numbers):
+            refused = Undetected(
+                f"the modules of {path!r} are stages, each with blocks that attend ({'.'.join(lists.pop())!r}): every "
+                "stage has tokens of its own, between which others are made of them, so that none is a layer of a list"
+            )
+            refused.owners = tuple(f"{path}.{number}" for number in range(len(watch.stacks[path])))
+            raise refused
 
 
 def _choose_stacks(watch: Watch, names: Mapping[int, str], kwargs: Mapping[str, Any]) -> tuple[str, str | None]:

@@ -58,6 +58,12 @@ class LayerRows:
             if times[call.path] == 1 and call.input.dim() and call.output.dim()
         ]
         of_tokens = [call for call in calls if len(call.input) == len(call.output) == len(self.x)]
+        # What acts on the heads of every token, one by one.
+        self.by_head = [
+            call
+            for call in calls
+            if len(call.output) > len(self.x) and len(call.output) % len(self.x) == 0 and call.input.dim() == 2
+        ]
         order = {path: place for place, (path, _) in enumerate(run.layer.named_modules())}
         self.calls = sorted(of_tokens, key=lambda call: order[call.path])  # a wrapper before what it wraps
         self.linears = [call for call in self.calls if is_linear(call.module)]
@@ -117,6 +123,29 @@ class LayerRows:
         keys = torch.arange(attention.shape[3], device=self.device)
         sequences = (attention.sequence(batch, tokens, self.wide, keys) for batch in range(self.batch))
         return torch.stack([sequence.attention_weights(tokens) for sequence in sequences]).cpu()
+
+    def find_value_starts(self, alpha: Tensor, values: Tensor, mixed: Tensor) -> list[int] | None:
+        """Returns the first of the columns of ``values`` that each head mixes; None where one's are not there."""
+        heads = alpha.shape[1]
+        if mixed.shape[1] % heads:
+            return None
+        targets = self.split_sequences(mixed).unflatten(-1, (heads, -1))  # [B, T, H, dh]
+        width, starts = targets.shape[-1], []
+        for head in range(heads):
+            found, target = alpha[:, head] @ self.split_sequences(values), targets[:, :, head]
+            limit = MIXED[self.dtype] * target[self.whole][..., 0].norm()
+            found, target = found[self.whole], target[self.whole]
+            near = (found - target[..., :1]).norm(dim=0) <= limit
+            runs = (
+                start
+                for start in near.nonzero()[:, 0].tolist()
+                if self.measure_error(found[..., start : start + width], target) <= MIXED[self.dtype]
+            )
+            start = next(runs, None)
+            if start is None:
+                return None
+            starts.append(start)
+        return starts
 
     def apply_activations(self, z: Tensor) -> Iterator[tuple[int, Part, Tensor]]:
         """Yields what may have been made of ``z``, surest first: by a module that read it, an attribute, a function."""
