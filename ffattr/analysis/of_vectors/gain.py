@@ -40,6 +40,8 @@ def gain_balance(vectors: Mapping[str, Decomposed] | Sequence[Decomposed], gains
     """
     import pandas as pd
 
+    if not isinstance(gains, Tensor):
+        raise TypeError(f"gains is a {type(gains).__name__}, expected those of norms, a tensor [L, d] or [d]")
     written = ff_energy(vectors).sqrt().cpu()
     one = next(iter(vectors.values() if isinstance(vectors, Mapping) else vectors))
     if gains.shape not in (written.shape, written.shape[1:]):

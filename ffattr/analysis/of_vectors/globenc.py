@@ -24,8 +24,8 @@ def globenc_maps(vectors: Mapping[str, Decomposed], gains: Tensor, epsilon: floa
     multiplies such maps through the layers, as GlobEnc does.
 
     vectors: those of the scopes ``atb`` and ``atb_ff_res``. gains: of the layers' last norms, ``[L, d]``; ``epsilon``:
-    what they add to the variance. Raises ValueError for vectors of other layers than post-LN ones, and for gains of
-    another shape.
+    what they add to the variance. Raises TypeError for other kinds of things, ValueError for vectors of other layers
+    than post-LN ones, and for gains of another shape.
 
     >>> vectors = ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, scope=["atb", "atb_ff_res"])
     >>> gains = torch.stack([layer.output.LayerNorm.weight for layer in model.encoder.layer])
@@ -34,6 +34,11 @@ def globenc_maps(vectors: Mapping[str, Decomposed], gains: Tensor, epsilon: floa
     torch.Size([3, 1, 6, 6])
     """
     last = join_residual("atb_ff")
+    if not isinstance(vectors, Mapping) or not isinstance(gains, Tensor):
+        raise TypeError(
+            f"globenc_maps(a {type(vectors).__name__}, a {type(gains).__name__}), expected vectors by scope and the "
+            "gains of norms, a tensor [L, d]"
+        )
     if not {"atb", last} <= set(vectors):
         raise ValueError(f"vectors of {', '.join(vectors) or 'nothing'}: expected those of atb and {last}, of a BERT")
     values, total = read_summed_values(vectors["atb"]), vectors[last].total

@@ -38,3 +38,6 @@ def test_what_does_not_fit():
         globenc_maps({"atb": vectors["atb"]}, torch.ones(3, 4))
     with pytest.raises(ValueError, match=r"gains have shape \[1, 4\]"):
         globenc_maps(vectors, torch.ones(1, 4))
+    for wrong in ((vectors, [1.0]), ("atb", torch.ones(1, 4))):
+        with pytest.raises(TypeError, match=r"expected vectors by scope and the gains of norms"):
+            globenc_maps(*wrong)
