@@ -1,4 +1,5 @@
-"""The README's picture of a page of maps: MiniLM-L6 on a sentence, what the feed-forward block added to the last layer.
+"""The README's pictures: a page of maps by MiniLM-L6, what the feed-forward block added to the last layer, and the map
+that its ten lines draw.
 
     python benchmarks/screenshot.py [PNG]
 
@@ -21,6 +22,7 @@ import ffattr
 
 TEXT = "The Netherlands, a country below sea level, has many windmills; they pumped the water out of the land."
 PICTURE = Path(__file__).parent / "results" / "page.png"
+SMALL = PICTURE.with_name("layer3.png")
 
 
 def main() -> None:
@@ -28,6 +30,8 @@ def main() -> None:
     if program is None:
         raise SystemExit("needs chromium in PATH")
     model, tokenizer = minilm()
+    small = ffattr.attribute(model, "The cat sat on the mat.", tokenizer=tokenizer, scopes=["atb", "atb_ff", "layer"])
+    small.plot("atb_ff", layer=3).savefig(SMALL)
     attribution = ffattr.attribute(model, TEXT, tokenizer=tokenizer, scopes="all")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page = Path(folder) / "page.html"

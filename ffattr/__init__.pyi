@@ -15,6 +15,9 @@ from .errors import ArchitectureMismatch as ArchitectureMismatch
 from .errors import BackendUnavailable as BackendUnavailable
 from .errors import CaptureError as CaptureError
 from .errors import FfattrError as FfattrError
+from .errors import FileFormatError as FileFormatError
+from .errors import ForwardError as ForwardError
+from .errors import MissingExtra as MissingExtra
 from .errors import NonFiniteError as NonFiniteError
 from .errors import OutOfMemory as OutOfMemory
 from .errors import UnsupportedModel as UnsupportedModel

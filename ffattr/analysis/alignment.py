@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from ..errors import names_missing_extra
 from .rows import Block, NamedMaps, check_one_stack, find_bypass, iterate_rows, split_rows
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ class Alignment:
             for sums, some in zip(both, (own & counted, ~own & counted), strict=True):
                 sums.add_pairs(bypass[some], ff[some], total[some])
 
+    @names_missing_extra
     def frame(self, per: Literal["layer", "sequence"] = "layer") -> pandas.DataFrame:
         """Returns the frame of `alignment`. Raises ValueError where nothing came yet.
 

@@ -1,7 +1,7 @@
-"""FF-amp: how much the feed-forward network amplifies what one token brings to another (Kobayashi et al. 2024).
+"""FF-amp: how much the feed-forward network amplifies what one token brings to another (after Kobayashi et al. 2024).
 
-The map after the network minus the map before it, each with rows that sum to one. Shapes: ``L`` layers, ``B``
-sequences, ``N`` query tokens, ``T`` tokens, ``n`` and ``t`` of them in a block of rows, ``p`` pairs.
+As we define it: the map after the network minus the map before it, each with rows that sum to one. Shapes: ``L``
+layers, ``B`` sequences, ``N`` query tokens, ``T`` tokens, ``n`` and ``t`` of them in a block of rows, ``p`` pairs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from ..errors import names_missing_extra
 from ..selection import layer_place, sequence
 from .categories import Categories, categorize_pairs
 from .rows import (
@@ -59,6 +60,7 @@ def ff_amp_maps(attribution: NamedMaps) -> Tensor:
     return found
 
 
+@names_missing_extra
 def ff_amp(attribution: NamedMaps, layer: int | None = None, batch: int | None = None) -> pandas.DataFrame:
     """Returns one row for each pair of real tokens: what `ff_amp_maps` says of it, and of what.
 

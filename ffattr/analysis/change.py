@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..errors import names_missing_extra
 from .ranks import spearman
 from .rows import NamedMaps, check_one_stack, find_components, key_mask, mark_real_pairs, row_shares
 from .words import Words
@@ -20,7 +21,15 @@ from .words import Words
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["BOUNDS", "COLUMNS", "average_defined", "bound_mean", "contextualization_change", "measure_change"]
+__all__ = [
+    "BOUNDS",
+    "COLUMNS",
+    "average_defined",
+    "bound_mean",
+    "contextualization_change",
+    "list_changes",
+    "measure_change",
+]
 
 COLUMNS = ["layer", "component", "before", "after", "value"]
 BOUNDS = ["low", "high"]
@@ -30,6 +39,7 @@ _MANY = 2000  # sequences, whose mean is as good as normal
 _SURE = 0.95
 
 
+@names_missing_extra
 def contextualization_change(
     attribution: NamedMaps, *, zeros: bool = False, special: bool = True, own: bool = True, shares: bool = False
 ) -> pandas.DataFrame:
@@ -54,6 +64,13 @@ def contextualization_change(
     """
     import pandas as pd
 
+    return pd.DataFrame(list_changes(attribution, zeros, special, own, shares), columns=[*COLUMNS, *BOUNDS])
+
+
+def list_changes(
+    attribution: NamedMaps, zeros: bool = False, special: bool = True, own: bool = True, shares: bool = False
+) -> list[tuple[int, str, str, str, float, float, float]]:
+    """Returns the rows of `contextualization_change`, which takes the same arguments."""
     check_one_stack(attribution)
     found = find_components(attribution.scopes)
     pairs = _mark_chosen_pairs(attribution, zeros, special, own)
@@ -71,8 +88,9 @@ def contextualization_change(
             if shares:
                 first, second = row_shares(first), row_shares(second)
             changes = [measure_change(a[p], b[p]) for a, b, p in zip(first, second, pairs, strict=True)]
-            rows.append((layer, component, before, after, average_defined(changes), *bound_mean(changes)))
-    return pd.DataFrame(rows, columns=[*COLUMNS, *BOUNDS])
+            low, high = bound_mean(changes)
+            rows.append((layer, component, before, after, average_defined(changes), low, high))
+    return rows
 
 
 def _mark_chosen_pairs(attribution: NamedMaps, zeros: bool, special: bool, own: bool) -> list[Tensor]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ..errors import names_missing_extra
 from .change import BOUNDS, COLUMNS, average_defined, bound_mean
 from .ranks import center_ranks, correlate, standard_error
 from .rows import Block, find_components, split_rows
@@ -80,6 +81,7 @@ class ChangeSample:
                         "call of attribute and for every stack of layers, and name each layer once"
                     )
 
+    @names_missing_extra
     def contextualization_change(self, per: Literal["layer", "sequence"] = "layer") -> pandas.DataFrame:
         """Returns the frame of `contextualization_change` with two more columns.
 

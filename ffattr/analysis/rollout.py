@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..errors import names_missing_extra
 from ..selection import scope_named
 from .rows import Maps, NamedMaps, check_one_stack
 
@@ -22,6 +23,7 @@ __all__ = ["rollout", "rollout_maps"]
 _HALF = 0.5  # of Abnar and Zuidema: attention and the residual count the same
 
 
+@names_missing_extra
 def rollout(
     maps: NamedMaps | Tensor | list[Tensor] | tuple[Tensor, ...],
     scope: str | Sequence[str] = "layer",
@@ -36,8 +38,8 @@ def rollout(
     ``batch``, ``query``, ``key`` (positions), ``query_token``, ``key_token`` (attention weights come without tokens:
     positions again) and ``share``; the shares of a query sum to 1.
 
-    Several scopes, one below the other, are the comparison of Kobayashi et al. 2024: ``["atb", "layer"]`` is rollout
-    without and with the feed-forward blocks. Arguments and errors as for `rollout_maps`.
+    Several scopes come one below the other: ``["atb", "layer"]`` is rollout without and with the feed-forward blocks.
+    Arguments and errors as for `rollout_maps`.
 
     >>> frame = ffattr.analysis.rollout(attr, ["atb", "layer"])
     >>> list(frame)
@@ -77,19 +79,22 @@ def rollout_maps(
     residual: float | None = None,
     start: int | None = None,
     mask: Tensor | None = None,
+    normalise: bool = True,
 ) -> Tensor:
     """Multiplies the row-normalised maps of layers ``start`` to each layer: ``[L, B, T, T]``, zero at padding.
 
-    With ``M`` the map of a layer, every row divided by its sum over the real tokens, ``A = (1 - r) M + r I`` and
+    With ``M`` the map of a layer, every row divided by its sum over the real tokens (``normalise=False``: as it is, so
+    that products are of norms), ``A = (1 - r) M + r I`` and
     ``R_l = A_l R_(l-1)``, where ``R`` before the first layer is ``I`` (``r``: ``residual``). Row ``i`` of ``R_l`` says
     in which shares the input tokens of layer ``start`` are in token ``i`` after layer ``l``.
 
     maps: an `ffattr.Attribution` of all queries and of layers without a gap. Its maps hold the residual connection
-        already (from ``attn_res``, in a pre-LN layer ``atb``, on) and the norms, so ``residual`` is 0 if None: the
-        GlobEnc method (Modarressi et al. 2022, arXiv 2205.03286) with the scope ``"layer"``, its feed-forward block
-        included. Or a model's own ``attentions`` (``output_attentions=True``, a tensor ``[L, B, T, T]`` or with heads
+        already (from ``attn_res``, in a pre-LN layer ``atb``, on) and the norms, so ``residual`` is 0 if None. Or a
+        model's own ``attentions`` (``output_attentions=True``, a tensor ``[L, B, T, T]`` or with heads
         ``[L, B, H, T, T]``, or a tuple of one for each layer): heads are averaged, and ``residual`` is 0.5 if None:
-        the method of Abnar and Zuidema 2020 (arXiv 2005.00928).
+        the method of Abnar and Zuidema 2020 (arXiv 2005.00928). Or maps of your own ``[L, B, T, T]`` with
+        ``residual=0``: those of `globenc_maps` with ``normalise=False`` are GlobEnc (Modarressi et al. 2022, arXiv
+        2205.03286), which row-normalised maps of ``"layer"`` are not.
     start: the model's number of the first layer of the product; None: the first one that there is.
     mask: of attention weights, ``[B, T]``, True (or 1) at real tokens; None: all of them are.
 
@@ -103,6 +108,8 @@ def rollout_maps(
     >>> ffattr.analysis.rollout_maps(attentions)[-1, 0, 0].tolist()
     [0.625, 0.375]
     """
+    if not isinstance(maps, (Tensor, list, tuple)):
+        check_one_stack(maps)
     if isinstance(maps, (Tensor, list, tuple)):
         if scope != "layer":
             raise ValueError(f"scope={scope!r} is for an Attribution; attention weights have none")
@@ -126,7 +133,8 @@ def rollout_maps(
     reached, found = identity * pairs, []
     for layer in layers:
         rows = layer.to(dtype).masked_fill(~pairs, 0)
-        rows = rows / rows.sum(-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)  # a row of zeros stays one
+        if normalise:
+            rows = rows / rows.sum(-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)  # a row of zeros stays one
         mixed = (1 - share) * rows + share * identity * pairs
         reached = mixed @ reached
         found.append(reached)
@@ -140,6 +148,10 @@ def _stack_weights(weights: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tenso
             raise ValueError(
                 "no attention weights: load the model with attn_implementation='eager' and call it with "
                 "output_attentions=True"
+            )
+        if not all(isinstance(layer, Tensor) and layer.shape == weights[0].shape for layer in weights):
+            raise TypeError(
+                f"attention weights are {str(weights)[:80]}, expected a tensor for each layer, all of one shape"
             )
         weights = torch.stack(tuple(weights))
     if weights.dim() not in (4, 5) or weights.shape[-1] != weights.shape[-2]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..errors import names_missing_extra
 from ..selection import scope_named
 from .rows import Block, NamedMaps, check_one_stack, check_same_run, iterate_rows, row_shares, split_rows
 
@@ -101,6 +102,7 @@ class TokenSummary:
             sums[:3, rows_at] = of_rows
             sums[3].index_add_(0, keys_at, others.sum(0).cpu())
 
+    @names_missing_extra
     def frame(self, attribution: NamedMaps) -> pandas.DataFrame:
         """Returns the frame of `token_summary`; ``attribution`` is what `ffattr.attribute` returned of this run.
 

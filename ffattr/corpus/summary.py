@@ -97,8 +97,8 @@ def add_first_texts(
     texts = [origin.text for origin in origins]
     layers = None if run.options.layers is None else parse_indices(run.options.layers)
     if texts:
-        options = {"detailed": detailed, "rolled": rolled, "origins": origins}
-        add_examples(study, model, texts, **options, tokenizer=tokenizer, layers=layers)
+        given = {"tokenizer": tokenizer, "layers": layers}
+        add_examples(study, model, texts, detailed=detailed, rolled=rolled, origins=origins, **given)
 
 
 def _read_first_texts(run: Run, count: int) -> list[Origin]:
@@ -258,7 +258,9 @@ def _tell_documents(run: Run, pairs: pandas.DataFrame) -> pandas.DataFrame:
     found = [told.get(place) for place in zip(pairs["shard"], pairs["row"], strict=True)]
     texts = [shorten_text(one.text) if one is not None and isinstance(one.text, str) else None for one in found]
     ids = [None if one is None else one.id for one in found]
-    return pairs.assign(line=pairs["row"] + 1, id=ids, text=texts)
+    told_pairs = pairs.assign(line=pairs["row"] + 1)
+    told_pairs["id"], told_pairs["text"] = ids, texts
+    return told_pairs
 
 
 def _average_tokens(run: Run) -> pandas.DataFrame:

@@ -99,7 +99,11 @@ class QueryKey:
     def attention_weights(self, rows: Tensor) -> Tensor:
         logits = self.logits(rows)
         if self.sinks is None:
-            return logits.softmax(-1)
+            alpha = logits.softmax(-1)
+            if self.mask is not None and bool(alpha[..., 0].isnan().any()):
+                # A query that may attend to nothing: scaled_dot_product_attention gives it nothing.
+                alpha.masked_fill_((logits == -torch.inf).all(-1, keepdim=True), 0)
+            return alpha
         sinks = self.sinks[:, None, None].expand(-1, len(rows), 1)
         return torch.cat([logits, sinks], -1).softmax(-1)[..., :-1]
 

@@ -1,8 +1,8 @@
 """Integrated Gradients (Sundararajan et al. 2017) through a feed-forward activation, as one factor per neuron.
 
 Along the straight path to the pre-activation, every input of neuron ``k`` gets its own share times the same number,
-the mean of ``g'`` on the path (Kobayashi et al. 2024, appendix): exactly ``(g(z) - g(0)) / z``, or a quadrature
-of it. `slope` computes that number for a dense block, `gated_slopes` the two numbers of a gated block
+the mean of ``g'`` on the path (after Kobayashi et al. 2024; the formulas are ours): exactly ``(g(z) - g(0)) / z``,
+or a quadrature of it. `slope` computes that number for a dense block, `gated_slopes` the two numbers of a gated block
 ``phi(u) * v``. Neither differentiates its result.
 """
 
@@ -47,14 +47,14 @@ _NEAR = 1.0  # a path in z no longer than this is integrated numerically: a quot
 
 @dataclass(frozen=True)
 class Riemann:
-    """A Riemann sum with ``steps`` evaluations of the gradient, the paper's way to compute Integrated Gradients.
+    """A Riemann sum with ``steps`` evaluations of the gradient, as Integrated Gradients are often computed.
 
     ``rule``: "right", "left", "midpoint" (equal weights on ``steps`` intervals) or "trapezoid" (``steps`` points on
     ``steps - 1`` intervals, half weight at both ends). Weights sum to one for each of them.
 
     >>> exact = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer)["layer"]
-    >>> paper = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, ig=ffattr.Riemann(50))["layer"]
-    >>> bool((paper - exact).norm() / exact.norm() < 0.005), torch.allclose(paper, exact)  # close, not equal
+    >>> summed = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, ig=ffattr.Riemann(50))["layer"]
+    >>> bool((summed - exact).norm() / exact.norm() < 0.005), torch.allclose(summed, exact)  # close, not equal
     (True, False)
     """
 

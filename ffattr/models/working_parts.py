@@ -17,6 +17,7 @@ from ..decomposition.attention import LayerRecord
 from ..decomposition.layer import edit_weights
 from ..decomposition.precision import output_tolerance
 from ..errors import FfattrError
+from .capture.passes import attach_hook
 from .capture.recorder import record_layers
 from .capture.run import find_switches, run_undisturbed
 from .spec.described import ModelDescription
@@ -74,14 +75,13 @@ def _record_calls(
     for given in inputs:
         found.clear()
         try:
-            with run_undisturbed(base), ExitStack() as stack:
+            with run_undisturbed(base), ExitStack() as stack, stack:
                 for path in paths:
 
                     def keep(module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
                         keep_arguments(path, module, args, kwargs)
 
-                    hook = base.get_submodule(path).register_forward_pre_hook(keep, with_kwargs=True)
-                    stack.callback(hook.remove)
+                    attach_hook(stack, base.get_submodule(path).register_forward_pre_hook, keep, with_kwargs=True)
                 base(**{**given, **find_switches(base, given)})
         except _ERRORS:
             continue

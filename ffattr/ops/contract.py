@@ -63,9 +63,10 @@ tensor([[[0.0228, 0.5000, 0.9987]]])
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -209,8 +210,23 @@ _FAKES = {
     "operator_norms": _fake_wide("operator_norms"),
 }
 
+
+def _require_plain(operator: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Makes plain PyTorch, where tensors of all kinds arrive that no kernel is for, refuse what it cannot compute."""
+
+    @functools.wraps(kernel)
+    def compute(*arguments: Any, **named: Any) -> Tensor:
+        for argument in (*arguments, *named.values()):
+            if isinstance(argument, Tensor) and (argument.layout != torch.strided or argument.is_quantized):
+                kind = "quantized" if argument.is_quantized else str(argument.layout).removeprefix("torch.")
+                raise ValueError(f"{operator}: a tensor {list(argument.shape)} is {kind}, expected dense ones")
+        return kernel(*arguments, **named)
+
+    return compute
+
+
 for _library in _libraries:
     for _name, _schema in SCHEMAS.items():
         _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(_name, getattr(torch_kernels, _name), "CompositeExplicitAutograd")
+        _library.impl(_name, _require_plain(_name, getattr(torch_kernels, _name)), "CompositeExplicitAutograd")
         torch.library.register_fake(f"{_library.ns}::{_name}", _FAKES[_name], lib=_library)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ..results.keep import Keep, parse_keep
 from ..selection import Indices
 from .assemble import ResultBuilder
 from .broken_weights import name_broken_weights
-from .options import IG, Options
+from .options import IG, Options, Progress, check_progress
 from .request import Request
 
 __all__ = ["attribute"]
@@ -40,7 +40,7 @@ def attribute(
     method: str | Sketch = "auto",
     memory_budget: int | None = None,
     check: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     keep: str | Keep = "dense",
     keys: Indices = None,
     groups: Any = None,
@@ -50,7 +50,8 @@ def attribute(
     """How much each token contributes to each token, in every layer: the norms of the decomposed vectors.
 
     Runs the model's own forward pass once and leaves the model as it was. With ``check`` the first call of a kind
-    runs it twice, to see that recording changes nothing.
+    runs it twice, to see that recording changes nothing. Any number of threads may do so at once, on one model as well,
+    and ``progress`` and functions of ``keep`` may wait for them: no lock is held while these run.
 
     model: a loaded transformers model, one of PyTorch's own (``nn.Transformer``, its encoder and decoder, and
         their layers) or a module of one's own, in eval mode.
@@ -64,7 +65,8 @@ def attribute(
     ig: ``"exact"``, `ffattr.Riemann` or `ffattr.GaussLegendre`: Integrated Gradients through the FF activation.
     baseline: start of its path: ``"zero"``, ``"bias"``, or pre-activations ``[F]`` (gated: ``[F]`` or ``[2, F]``), in a
         mixture those of every expert.
-    value_bias: ``"token"`` (b_V stays with its token, as in the papers) or ``"separate"`` (goes to the bias).
+    value_bias: ``"token"`` (b_V stays with its token, as in the papers of 2020 and 2021) or ``"separate"`` (goes to
+        the bias).
     dtype: precision of the products with the feed-forward matrices: ``torch.float64``, ``float32``,
         ``bfloat16``, ``float16`` or ``float8_e4m3fn``; None: float64 for a float64 model, a half model's own on a GPU,
         else float32. Everything else, the maps included, is float64 with float64 and float32 otherwise.
@@ -96,7 +98,8 @@ def attribute(
     Returns an `Attribution`; ``maps[scope]`` is ``[layers, B, queries, T]`` (``attn_heads``: heads before queries). Of
     a model with an encoder and a decoder a `StackedAttribution`: ``maps["cross.atb"]`` and so on; ``layers`` and
     ``queries`` are then counted in each stack, and ``scopes`` may name one ("cross.layer", "encoder.all").
-    Method: Kobayashi et al. 2024 (arXiv 2302.00456). Raises ValueError, TypeError, IndexError or an `FfattrError`.
+    Method: after Kobayashi et al. 2024 (arXiv 2302.00456); `ffattr.decomposition` has the formulas. Raises ValueError,
+    TypeError, IndexError or an `FfattrError`.
 
     >>> attr = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, scopes=["atb", "layer"])
     >>> attr
@@ -113,8 +116,9 @@ def attribute(
         *(scopes, layers, queries, keys, groups, ig, baseline, value_bias, dtype, backend, method, memory_budget),
         *(reduce, toward),
     )
-    request = Request.from_options(model, inputs, tokenizer, options)
+    check_progress(progress)
     policy = parse_keep(keep)
+    request = Request.from_options(model, inputs, tokenizer, options)
     if request.description.stacks:
         policy.check_stacks()
     arguments = {

@@ -63,6 +63,8 @@ class Request:
     @classmethod
     def from_options(cls, model: nn.Module, inputs: Any, tokenizer: Any, options: Options) -> Request:
         """Raises ValueError, TypeError or an `FfattrError` that names the offending value."""
+        if tokenizer is not None and not callable(tokenizer):
+            raise TypeError(f"tokenizer is {tokenizer!r}, expected a transformers tokenizer or None")
         description = resolve(model, lambda base: read_given(base, model, inputs, tokenizer))
         prepared = prepare_inputs(description, model, inputs, tokenizer)
         options.check()

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-import psutil
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +15,7 @@ from ..decomposition.attention import LayerRecord
 from ..decomposition.layer import edit_weights
 from ..decomposition.scopes import Scope
 from ..decomposition.walk import Stream
+from ..results.kept.policy import require_room
 from ..selection import Indices
 from .assemble import CapturedSequence, find_errors, layer_tolerance, require_reproduced
 from .broken_weights import name_broken_weights
@@ -65,7 +65,43 @@ def vectors(
     model: nn.Module,
     inputs: Any,
     *,
-    scope: str = ...,
+    scopes: str = ...,
+    tokenizer: Any = ...,
+    layers: Indices = ...,
+    queries: Indices = ...,
+    ig: IG = ...,
+    baseline: str | Tensor = ...,
+    value_bias: str = ...,
+    dtype: torch.dtype | None = ...,
+    check: bool = ...,
+    scope: None = ...,
+) -> Vectors: ...
+
+
+@overload
+def vectors(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    scopes: list[str] | tuple[str, ...],
+    tokenizer: Any = ...,
+    layers: Indices = ...,
+    queries: Indices = ...,
+    ig: IG = ...,
+    baseline: str | Tensor = ...,
+    value_bias: str = ...,
+    dtype: torch.dtype | None = ...,
+    check: bool = ...,
+    scope: None = ...,
+) -> dict[str, Vectors]: ...
+
+
+@overload
+def vectors(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    scope: str,
     tokenizer: Any = ...,
     layers: Indices = ...,
     queries: Indices = ...,
@@ -99,7 +135,7 @@ def vectors(
     model: nn.Module,
     inputs: Any,
     *,
-    scope: str | list[str] | tuple[str, ...] = "layer",
+    scopes: str | list[str] | tuple[str, ...] = "layer",
     tokenizer: Any = None,
     layers: Indices = None,
     queries: Indices = None,
@@ -108,24 +144,27 @@ def vectors(
     value_bias: str = "token",
     dtype: torch.dtype | None = None,
     check: bool = True,
+    scope: str | list[str] | tuple[str, ...] | None = None,
 ) -> Vectors | dict[str, Vectors]:
     """The vectors themselves, materialised: what each token contributes to each query token, before any norm.
 
-    Arguments as for `attribute`; ``scope`` is one name, or several: then one `Vectors` for each, by name, of one pass.
+    Arguments as for `attribute`; ``scopes`` is one name, or several: then one `Vectors` for each, by name, of one pass.
+    ``scope`` is another name of it, as one is mostly asked for.
     With ``check`` every layer's recomputed output at the queries is compared with the model's, as `attribute` does.
     Meant for a few queries and layers: raises ValueError where the result would not fit the free memory.
 
     >>> found = ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, layers=[2], queries=[-1])
     >>> found.values.shape  # layers, sequences, queries, tokens, width
     torch.Size([1, 1, 1, 6, 40])
-    >>> list(ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, scope=["atb", "layer"]))
+    >>> list(ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, scopes=["atb", "layer"]))
     ['atb', 'atb_ff_res_ln']
     """
-    options = Options(scope, layers, queries, None, None, ig, baseline, value_bias, dtype, "reference")
+    asked = scopes if scope is None else scope
+    options = Options(asked, layers, queries, None, None, ig, baseline, value_bias, dtype, "reference")
     request = Request.from_options(model, inputs, tokenizer, options)
     names = [str(name) for stack in request.stacks for name in stack.scopes]
-    if isinstance(scope, str) and len(names) != 1:
-        raise ValueError(f"scope={scope!r} names {len(names)} scopes, expected one of them, or a list of names")
+    if isinstance(asked, str) and len(names) != 1:
+        raise ValueError(f"scopes={asked!r} names {len(names)} scopes, expected one of them, or a list of names")
     _check_room(request)
     filled = {
         (stack.name, name): _VectorSink.for_scope(request, stack, name)
@@ -156,7 +195,7 @@ def vectors(
 
     request.run_model(request.inputs, on_layer, check)
     found = {str(name): filled[stack.name, name].vectors(check) for stack in request.stacks for name in stack.scopes}
-    return found[names[0]] if isinstance(scope, str) else found
+    return found[names[0]] if isinstance(asked, str) else found
 
 
 @dataclass(frozen=True)
@@ -217,9 +256,5 @@ def _shape_vectors(request: Request, stack: Stack, scope: Scope) -> tuple[int, .
 def _check_room(request: Request) -> None:
     """Raises ValueError where there is not enough for the vectors ``[..., T, d]`` of all scopes."""
     numbers = sum(math.prod(_shape_vectors(request, stack, name)) for stack in request.stacks for name in stack.scopes)
-    needed = numbers * request.dtype.itemsize
-    if needed > psutil.virtual_memory().available:
-        raise ValueError(
-            f"the vectors would take {needed / 2**30:.1f} GiB, more than is free; ask for fewer layers or queries, or "
-            "for norms with ffattr.attribute"
-        )
+    remedy = "ask for fewer layers or queries, or for norms with ffattr.attribute"
+    require_room("the vectors", numbers, request.dtype.itemsize, remedy)

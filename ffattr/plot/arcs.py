@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..errors import names_missing_extra
 from .style import GREY, ROWS, plain_text, short_text
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _DISC = 18.0**2
 _QUERY = "#bd1e75"
 
 
+@names_missing_extra
 def arcs(
     values: Tensor,
     tokens: Sequence[str],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..errors import names_missing_extra
 from .charts import choose_line_style, finish_figure, make_panels
 from .style import GREY, LINES, check_frame, plain_text
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["alignment_chart", "gain_chart"]
 
 
+@names_missing_extra
 def alignment_chart(frame: pandas.DataFrame, title: str | None = None) -> Figure:
     """Draws what the feed-forward network does to what bypasses it, layer by layer, of pairs of different tokens.
 
@@ -70,5 +72,5 @@ def gain_chart(frame: pandas.DataFrame, title: str | None = None, *, columns: in
         axes.tick_params(labelsize=6)
     finish_figure(figure, panels, "written by FF", "gain of the norm", title or "gain and what the network writes")
     for axes in panels:
-        axes.xaxis.label.set_size(8)
+        axes.xaxis.label.set_fontsize(8)
     return figure

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..errors import names_missing_extra
 from .style import GREY, LINES, MARKERS, check_frame, plain_text
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ _CATEGORIES = {
 _CHANGE = r"contextualization change, $1 - \rho$ (Spearman)"
 
 
+@names_missing_extra
 def change_chart(frame: pandas.DataFrame, title: str | None = None, *, columns: int | None = None) -> Figure:
     """Draws what each component changes, layer by layer: a line per ``component`` over ``layer``, at ``value``.
 
@@ -84,6 +86,7 @@ def change_chart(frame: pandas.DataFrame, title: str | None = None, *, columns: 
     return figure
 
 
+@names_missing_extra
 def category_bars(
     frame: pandas.DataFrame, title: str | None = None, *, by_layer: bool = False, columns: int | None = None
 ) -> Figure:
@@ -145,6 +148,7 @@ def name_category(name: str) -> str:
     return plain_text(_CATEGORIES.get(name, name.replace("_", " ")))
 
 
+@names_missing_extra
 def cancellation_chart(frame: pandas.DataFrame, title: str | None = None, *, columns: int | None = None) -> Figure:
     """Draws what a component still changes (``value``) without the ``removed`` dimensions, a panel per ``component``.
 
@@ -195,6 +199,7 @@ def cancellation_chart(frame: pandas.DataFrame, title: str | None = None, *, col
     return figure
 
 
+@names_missing_extra
 def make_panels(
     count: int, columns: int | None, width: float, height: float, one_x: bool = True, one_y: bool = True
 ) -> tuple[Figure, list[Axes]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..errors import names_missing_extra
 from .style import (
     Scale,
     check_map,
@@ -28,6 +29,7 @@ __all__ = ["layer_grid", "map_figure"]
 _NORM = r"norm $\Vert F_i(x_j)\Vert_2$"
 
 
+@names_missing_extra
 def map_figure(
     values: Tensor,
     query_tokens: Sequence[str],
@@ -83,6 +85,7 @@ def map_figure(
     return figure
 
 
+@names_missing_extra
 def layer_grid(
     values: Tensor,
     layers: Sequence[int],

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from ..errors import names_missing_extra
 from .style import plain_text
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def _measure(text: str) -> float:
     return float(TextPath((0, 0), text, size=FONT).get_extents().width) / 72 + 0.05 if text.strip() else 0.06
 
 
+@names_missing_extra
 def write_text(axes: Axes, laid: Laid, colours: Sequence[tuple[float, float, float]], mark: int | None) -> None:
     """Writes a text into axes in inches, from 0 down, on boxes of ``colours``.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..errors import names_missing_extra
 from .running_text import LINE, Laid, lay_out, write_text
 from .style import (
     SIGNED,
@@ -78,6 +79,7 @@ class ScoredText:
             )
 
 
+@names_missing_extra
 def score_figure(
     texts: Sequence[ScoredText],
     rest: Mapping[str, float],

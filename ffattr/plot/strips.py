@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..errors import names_missing_extra
 from ..selection import describe_scope
 from .style import (
     Scale,
@@ -42,6 +43,7 @@ _RINGS = (("o", "○"), ("s", "□"), ("D", "◇"), ("^", "△"), ("v", "▽"))
 """Marker in the map and the same sign before the name of the pair, strongest first."""
 
 
+@names_missing_extra
 def scope_strip(
     maps: Mapping[str, Tensor],
     query_tokens: Sequence[str],
@@ -121,6 +123,7 @@ def scope_strip(
     return figure
 
 
+@names_missing_extra
 def amp_strip(
     values: Tensor,
     layers: Sequence[int],

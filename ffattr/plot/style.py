@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from ..errors import names_missing_extra
+
 if TYPE_CHECKING:
     import numpy
     import pandas
@@ -172,6 +174,7 @@ def to_cells(values: Tensor, scale: str) -> numpy.ma.MaskedArray[Any, Any]:
     return np.ma.masked_array(array, hidden)
 
 
+@names_missing_extra
 def find_colormap(cmap: str | None, scale: str) -> Colormap:
     """Returns the colour map ``cmap``, or one that suits the scale; grey where there is no number. Raises ValueError,
     naming it, for an unknown one."""
@@ -189,6 +192,7 @@ def find_colormap(cmap: str | None, scale: str) -> Colormap:
     return matplotlib.colormaps[cmap].with_extremes(bad=GREY)
 
 
+@names_missing_extra
 def scale_colours(values: Tensor, scale: str, top: float | None = None) -> Normalize:
     """Returns what takes numbers to places on a colour map: from 0 (``"diverging"``, ``"signed"``: from ``-top``) to
     ``top``, their largest one. ``"signed"`` is logarithmic on both sides of zero, ``"log"`` from small entries on to

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..analysis.ranks import spearman
 from ..analysis.rows import key_mask
+from ..errors import names_missing_extra
 from .contents import Contents, drop_padding, key_tokens, label_axes, mark_own_tokens
 from .scope_names import extra_axis
 
@@ -22,6 +23,7 @@ _STRONGEST = 10
 _COLUMNS = ["scope", "other_scope", "layer", "other_layer", "batch", "rho", "difference", "largest", "overlap"]
 
 
+@names_missing_extra
 def compare_maps(first: Contents, second: Contents, scopes: Sequence[tuple[str, str]]) -> pandas.DataFrame:
     """Does `Attribution.compare`; ``scopes`` are pairs of names, of the first and of the second."""
     import pandas as pd

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..analysis import contextualization_change
+from ..analysis.change import list_changes
 from ..analysis.words import Words, mark_of
 from ..report import Panel, render
 from .contents import Contents, describe_model, drop_padding, label_axes, read_map
@@ -97,11 +97,10 @@ def _list_changes(contents: Contents, batch: int) -> list[tuple[int, str, float]
     """Lists layer, component and contextualization change of one sequence; none where its maps do not tell."""
     try:
         one_sequence = _OneSequence(contents, batch)
-        frame = contextualization_change(one_sequence)
+        rows = list_changes(one_sequence)
     except ValueError:  # scopes without neighbours, or maps that were not kept whole
         return []
-    columns = zip(frame["layer"], frame["component"], frame["value"], strict=True)
-    return [(int(layer), str(component), float(value)) for layer, component, value in columns if value == value]
+    return [(layer, component, value) for layer, component, _, _, value, *_ in rows if value == value]
 
 
 class _OneSequence:

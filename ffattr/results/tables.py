@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..analysis.rows import key_mask
+from ..errors import names_missing_extra
 from .contents import Contents, Ticks, drop_padding, key_tokens, label_axes, mark_own_tokens, read_map
 from .scope_names import extra_axis
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["make_dataset", "make_frame", "rank_pairs"]
 
 
+@names_missing_extra
 def make_frame(contents: Contents, scopes: Sequence[str]) -> pandas.DataFrame:
     """Does `Attribution.to_pandas`."""
     import pandas as pd
@@ -35,6 +37,7 @@ def make_frame(contents: Contents, scopes: Sequence[str]) -> pandas.DataFrame:
     return found
 
 
+@names_missing_extra
 def rank_pairs(contents: Contents, k: int, scope: str, own_too: bool) -> pandas.DataFrame:
     """Does `Attribution.top`."""
     import pandas as pd
@@ -72,6 +75,7 @@ def rank_pairs(contents: Contents, k: int, scope: str, own_too: bool) -> pandas.
     return pd.concat(frames, ignore_index=True)
 
 
+@names_missing_extra
 def make_dataset(contents: Contents, scopes: Sequence[str]) -> Any:
     """Does `Attribution.to_xarray`."""
     import xarray

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
+from ..errors import names_missing_extra
+
 if TYPE_CHECKING:
     import pandas
 
@@ -54,6 +56,7 @@ class Evaluation:
             "total": comprehensiveness - sufficiency,
         }
 
+    @names_missing_extra
     def to_pandas(self) -> pandas.DataFrame:
         """Returns one row for each sequence and share.
 

@@ -94,6 +94,10 @@ def of_maps(
     >>> list(study.frames)
     ['contextualization_change', 'amplified_pairs', 'amplified_categories', 'token_summary', 'alignment']
     """
+    if not isinstance(name, str) or not isinstance(attribution, Attribution):
+        raise TypeError(
+            f"of_maps({name!r}, a {type(attribution).__name__}), expected a name and what ffattr.attribute returned"
+        )
     if isinstance(attribution, StackedAttribution):
         raise ValueError(
             f"{name} has maps of an encoder and a decoder: analyse one of them, attr.stacks[name], for "
@@ -277,7 +281,7 @@ def _add_detailed(
             frames["norm_balance"].append(norm_balance(found))
             for order, scores in _list_orders(None if norm is None else norm.weight):
                 frames["cancellation"].append(cancellation(found, order=order, scores=scores))
-            if norm is not None:
+            if norm is not None and norm.weight is not None:
                 frames["gain_balance"].append(gain_balance(found, norm.weight))
         except ValueError as error:  # a parallel block, or one without a residual connection
             study.left_out["cancellation"] = str(error)

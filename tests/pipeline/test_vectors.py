@@ -11,7 +11,7 @@ import torch
 from tiny_models import build
 
 import ffattr
-from ffattr.pipeline import vectors
+from ffattr.results.kept import policy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -53,18 +53,18 @@ def test_vectors_of_several_scopes() -> None:
         assert several.scope == alone.scope == name
         for part in ("values", "bias", "total"):
             assert torch.equal(getattr(several, part), getattr(alone, part))
-    with pytest.raises(ValueError, match=r"scope='all' names 7 scopes, expected one of them, or a list of names"):
+    with pytest.raises(ValueError, match=r"scopes='all' names 7 scopes, expected one of them, or a list of names"):
         ffattr.vectors(model, given, scope="all")
 
 
 def test_vectors_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     size = 2 * 2 * 7 * 7 * 40 * 8
-    monkeypatch.setattr(vectors.psutil, "virtual_memory", lambda: SimpleNamespace(available=size - 1))
+    monkeypatch.setattr(policy.psutil, "virtual_memory", lambda: SimpleNamespace(available=size - 1))
     model, given = build("bert"), tiny_models.inputs("bert")
-    with pytest.raises(ValueError, match=r"would take 0\.0 GiB, more than is free; ask for fewer layers or queries"):
+    with pytest.raises(ValueError, match=r"would take 0\.0 GiB, more than the 0\.0 GiB that are free; ask"):
         ffattr.vectors(model, given)
     assert ffattr.vectors(model, given, queries=[0, 1]).values.shape == (2, 2, 2, 7, 40)
-    monkeypatch.setattr(vectors.psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
+    monkeypatch.setattr(policy.psutil, "virtual_memory", lambda: SimpleNamespace(available=size))
     assert ffattr.vectors(model, given).values.shape == (2, 2, 7, 7, 40)
 
 
@@ -90,3 +90,10 @@ def test_results_that_nobody_checked_say_so() -> None:
     assert repr(ffattr.contributions(model, given, target=3, check=False)).endswith("; unchecked)")
     for found in (ffattr.attribute(model, given), ffattr.contributions(model, given, target=3)):
         assert "unchecked" not in repr(found)
+
+
+def test_scopes_are_asked_for_by_the_name_that_attribute_has() -> None:
+    model, given = build("bert"), tiny_models.inputs("bert")
+    one, same = ffattr.vectors(model, given, scopes="atb"), ffattr.vectors(model, given, scope="atb")
+    assert torch.equal(one.values, same.values)
+    assert list(ffattr.vectors(model, given, scopes=["atb", "layer"])) == ["atb", "atb_ff_res_ln"]

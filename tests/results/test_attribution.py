@@ -88,3 +88,14 @@ def test_a_map_that_was_taken_out_is_said_to_be_missing(tmp_path):
         attr["layer"]
     with pytest.raises(ValueError, match="nothing to save of atb_ff"):
         attr.save(tmp_path / "a.safetensors")
+
+
+def test_columns_that_are_no_tokens_of_the_rows_are_said():
+    from dataclasses import replace
+
+    attr = attribution()
+    assert "6 queries, scopes:" in repr(attr)
+    maps = {scope: values[..., :2] for scope, values in attr.maps.items()}
+    grouped = replace(attr, key_mask=attr.mask[:, :2])
+    grouped.maps = maps
+    assert "6 queries, 2 columns, scopes:" in repr(grouped)

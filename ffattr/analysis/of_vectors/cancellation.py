@@ -1,5 +1,6 @@
-"""Why the parts of the feed-forward block undo each other's effects on the maps (Kobayashi et al. 2024, arXiv
-2302.00456): which dimensions the effects lie in, and what the residual connection bypasses.
+"""Why the parts of the feed-forward block undo each other's effects on the maps (a question of Kobayashi et al. 2024,
+arXiv 2302.00456; the measures are ours): which dimensions the effects lie in, and what the residual connection
+bypasses.
 
 Shapes: ``L`` layers, ``B`` sequences, ``N`` query tokens, ``T`` tokens, ``d`` model width, ``K`` numbers of dimensions.
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ...errors import names_missing_extra
 from ..change import BOUNDS, average_defined, bound_mean, measure_change
 from ..rows import Decomposed, find_components, find_ff_output, join_residual, mark_real_pairs, read_summed_values
 
@@ -25,6 +27,7 @@ _Scopes = Mapping[str, Decomposed] | Sequence[Decomposed]
 _AT_ONCE = 2**22  # numbers of a block of vectors in their new order
 
 
+@names_missing_extra
 def cancellation(
     vectors: _Scopes,
     removed: Sequence[int] = REMOVED,
@@ -109,6 +112,7 @@ def ff_energy(vectors: _Scopes) -> Tensor:
     return energy
 
 
+@names_missing_extra
 def norm_balance(vectors: _Scopes) -> pandas.DataFrame:
     """Measures how long the feed-forward network's output is beside what the residual connection adds to it.
 
@@ -145,6 +149,9 @@ def norm_balance(vectors: _Scopes) -> pandas.DataFrame:
 def _group_by_scope(vectors: _Scopes) -> dict[str, Decomposed]:
     """Returns the vectors by scope. Raises ValueError where they are not of the same inputs, layers and queries."""
     vectors = list(vectors.values()) if isinstance(vectors, Mapping) else vectors
+    if vectors is not None and not isinstance(vectors, Sequence):
+        read_summed_values(vectors)  # what is no vectors at all is said to be none
+        raise TypeError("vectors of one scope, expected a list of those of scopes that follow each other")
     if not vectors:
         raise ValueError("no vectors: expected those of scopes that follow each other, for instance of atb and atb_ff")
     first = vectors[0]

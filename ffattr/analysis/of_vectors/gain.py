@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ...errors import names_missing_extra
 from ..ranks import spearman
 from ..rows import Decomposed
 from .cancellation import ff_energy
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["gain_balance"]
 
 
+@names_missing_extra
 def gain_balance(vectors: Mapping[str, Decomposed] | Sequence[Decomposed], gains: Tensor) -> pandas.DataFrame:
     """Sets the gain of each dimension beside how much the feed-forward network writes to it.
 

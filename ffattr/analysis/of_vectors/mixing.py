@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...errors import names_missing_extra
 from ..rows import Decomposed, read_summed_values
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["mixing_ratio"]
 
 
+@names_missing_extra
 def mixing_ratio(vectors: Decomposed) -> pandas.DataFrame:
     """Returns the context-mixing ratio of every token: ``context / (context + own)``, the bias left out.
 

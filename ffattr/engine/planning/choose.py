@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 
 from ...decomposition.sketch import Sketch
+from ...ops.availability import describe_product
 from ...ops.backends import Backend
 from ..machine_rates import Rates, calibrated, measured
 from .costs import BY_QUERY, Blocks, LayerShape, Method
@@ -167,7 +168,9 @@ def _choose_method(shape: LayerShape, ff_scopes: int, method: str, options: Engi
         return "direct", "the only method in float8"
     known = calibrated(backend.name, dtype, device, torch.get_num_threads())
     emulated = backend.is_emulated(device)  # whose rates would say nothing, and take minutes
-    by_query = _choose_by_query(shape, known, allow_mixed=device.type == "cpu" and not emulated)
+    # The mixed method's largest product is the library's, the operator method's one of the kernel.
+    alike = device.type == "cpu" and not emulated and not describe_product(backend.name, dtype)
+    by_query = _choose_by_query(shape, known, allow_mixed=alike)
     direct, other, pairs = (shape.flops(kind) for kind in ("direct", by_query, "pairs"))
     if pairs < min(direct, other) and not shape.by_expert and not shape.sketched:
         return "pairs", f"{shape.pairs} pairs are too few to prepare anything for"
@@ -186,7 +189,8 @@ def _choose_method(shape: LayerShape, ff_scopes: int, method: str, options: Engi
 
 def _choose_by_query(shape: LayerShape, known: Rates | None, allow_mixed: bool) -> Method:
     """The faster of the methods that make a matrix for each query; without ``known`` rates by counts, and "mixed" only
-    where ``allow_mixed`` says that these tell anything: on a GPU a query at a time is a handful of short kernels."""
+    where ``allow_mixed`` says that these tell anything: on a GPU a query at a time is a handful of short kernels, and a
+    matrix unit makes up for more operations than there are to save (`bench_exact.py`: 0.5 to 0.9 times as fast)."""
     if known is not None:
         return min(BY_QUERY, key=lambda method: known.seconds(shape.work(method)))
     fewer = shape.flops("operator") / shape.flops("mixed")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ...decomposition.routing import Routing
 from ...errors import CaptureError
+from .passes import attach_hook
 
 __all__ = [
     "find_first",
@@ -112,23 +113,23 @@ def find_first(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, An
 
 @contextmanager
 def _hook_behind(modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Module, Any], None]) -> Iterator[None]:
-    with ExitStack() as stack:
+    with ExitStack() as stack, stack:
         for index, module in modules.items():
 
             def hand_on_output(module: nn.Module, args: Any, output: Any, index: int = index) -> None:
                 seen(index, module, output)
 
-            stack.callback(module.register_forward_hook(hand_on_output).remove)
+            attach_hook(stack, module.register_forward_hook, hand_on_output)
         yield
 
 
 @contextmanager
 def _hook_before(modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Module, Any, Any], None]) -> Iterator[None]:
-    with ExitStack() as stack:
+    with ExitStack() as stack, stack:
         for index, module in modules.items():
 
             def hand_on_input(module: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
                 seen(index, module, args, kwargs)
 
-            stack.callback(module.register_forward_pre_hook(hand_on_input, with_kwargs=True).remove)
+            attach_hook(stack, module.register_forward_pre_hook, hand_on_input, with_kwargs=True)
         yield

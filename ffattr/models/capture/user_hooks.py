@@ -7,7 +7,6 @@ What they do to a layer's own input and output is none of its business: it is re
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from torch import Tensor, nn
 from ...decomposition.layer import Edit
 from ..spec.layer import LayerSpec
 from ..spec.weights import Scaled, select_outputs
+from .passes import Hook, attach_hook
 
-__all__ = ["Change", "find_edits", "name_hook", "record_changes", "set_hooks_aside"]
+__all__ = ["Change", "find_edits", "list_user_hooks", "name_hook", "record_changes", "set_hooks_aside"]
 
 # The parts of a layer in the order in which they run: what a module returns is what the last one of those in it does.
 _PARTS = (
@@ -62,13 +62,13 @@ class Change:
 
 @contextmanager
 def record_changes(specs: Mapping[int, LayerSpec], sink: Callable[[int, Change], None]) -> Iterator[None]:
-    """Hand every change to ``sink(layer, change)``. To be entered before there are hooks of ffattr's own."""
-    with ExitStack() as stack:
+    """Hand every change to ``sink(layer, change)``. To be entered before there are other hooks of the pass."""
+    with ExitStack() as stack, stack:
         for number, spec in specs.items():
             for path, module in spec.module.named_modules():
-                if path and module._forward_hooks:
+                if path and list_user_hooks(module._forward_hooks):
                     _watch_output(stack, spec, path, module, functools.partial(sink, number))
-                if path and module._forward_pre_hooks:
+                if path and list_user_hooks(module._forward_pre_hooks):
                     _watch_input(stack, spec, path, module, functools.partial(sink, number))
         yield
 
@@ -76,15 +76,21 @@ def record_changes(specs: Mapping[int, LayerSpec], sink: Callable[[int, Change],
 @contextmanager
 def set_hooks_aside(base: nn.Module) -> Iterator[bool]:
     """Has the modules inside a model run without the user's hooks; yields whether there are any."""
-    found = [(one, name) for one in base.modules() for name in ("_forward_hooks", "_forward_pre_hooks")]
-    kept = [(one, name, getattr(one, name)) for one, name in found if one is not base and getattr(one, name)]
-    try:
-        for module, name, _ in kept:
-            setattr(module, name, OrderedDict())
+    every = [one._forward_hooks for one in base.modules() if one is not base]
+    every += [one._forward_pre_hooks for one in base.modules() if one is not base]
+    kept = [(hooks, own) for hooks in every if (own := list_user_hooks(hooks))]
+
+    def put_back() -> None:
+        for hooks, own in kept:
+            hooks.update(own)
+
+    with ExitStack() as stack, stack:
+        for _ in range(2):  # should the first be interrupted
+            stack.callback(put_back)
+        for hooks, own in kept:
+            for number in own:
+                hooks.pop(number, None)
         yield bool(kept)
-    finally:
-        for module, name, hooks in kept:
-            setattr(module, name, hooks)
 
 
 def find_edits(spec: LayerSpec, changes: Sequence[Change], mask: Tensor | None) -> tuple[Edit, ...]:
@@ -112,7 +118,7 @@ def find_edits(spec: LayerSpec, changes: Sequence[Change], mask: Tensor | None) 
 def _watch_output(
     stack: ExitStack, spec: LayerSpec, path: str, module: nn.Module, note: Callable[[Change], None]
 ) -> None:
-    names = ", ".join(map(name_hook, module._forward_hooks.values()))
+    names = ", ".join(map(name_hook, list_user_hooks(module._forward_hooks).values()))
     what = f"what {path!r} ({type(module).__name__}) returns is changed by a hook ({names})"
     parts, running = _find_parts(spec, module), list[Tensor | None]()
 
@@ -127,14 +133,14 @@ def _watch_output(
         elif not torch.equal(before, after):
             note(Change(what, parts, before, after.clone()))
 
-    stack.callback(module.register_forward_hook(keep_output, prepend=True).remove)
-    stack.callback(module.register_forward_hook(compare_output).remove)
+    attach_hook(stack, module.register_forward_hook, keep_output, prepend=True)
+    attach_hook(stack, module.register_forward_hook, compare_output)
 
 
 def _watch_input(
     stack: ExitStack, spec: LayerSpec, path: str, module: nn.Module, note: Callable[[Change], None]
 ) -> None:
-    names = ", ".join(map(name_hook, module._forward_pre_hooks.values()))
+    names = ", ".join(map(name_hook, list_user_hooks(module._forward_pre_hooks).values()))
     what = f"what {path!r} ({type(module).__name__}) reads is changed by a hook ({names})"
     running: list[list[Tensor]] = []
     parts = tuple(name for name in _find_parts(spec, module, inside=False) if name in _PROJECTIONS)
@@ -153,8 +159,13 @@ def _watch_input(
             same = before[0].shape == after[0].shape
             note(Change(what, parts, before[0], after[0].clone(), True) if same else Change(what))
 
-    stack.callback(module.register_forward_pre_hook(keep_input, prepend=True, with_kwargs=True).remove)
-    stack.callback(module.register_forward_pre_hook(compare_input, with_kwargs=True).remove)
+    attach_hook(stack, module.register_forward_pre_hook, keep_input, prepend=True, with_kwargs=True)
+    attach_hook(stack, module.register_forward_pre_hook, compare_input, with_kwargs=True)
+
+
+def list_user_hooks(hooks: Mapping[int, Callable[..., Any]]) -> dict[int, Callable[..., Any]]:
+    """Returns the hooks of a module that are the user's, by their numbers, and none of a pass, this or another one."""
+    return {number: hook for number, hook in list(hooks.items()) if not isinstance(hook, Hook)}
 
 
 def name_hook(hook: Callable[..., Any]) -> str:

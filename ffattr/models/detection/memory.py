@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..capture.module_hooks import find_first, record_values_read
+from ..capture.passes import attach_hook
 from ..capture.run import find_switches
 from .rows import is_linear
 from .watch import Run
@@ -43,9 +44,9 @@ def reads_memory(base: nn.Module, runs: Sequence[Run], kwargs: Mapping[str, Any]
         return tuple(other if value is hidden else value for value in args), given
 
     for kept, changes in ((before, False), (after, True)):
-        with ExitStack() as stack:
+        with ExitStack() as stack, stack:
             if changes:
-                stack.callback(layer.register_forward_pre_hook(disturb, with_kwargs=True).remove)
+                attach_hook(stack, layer.register_forward_pre_hook, disturb, with_kwargs=True)
             stack.enter_context(record_values_read(modules, kept.__setitem__))
             base(**{**kwargs, **find_switches(base, kwargs)})
     return any(number in after and torch.equal(read, after[number]) for number, read in before.items())

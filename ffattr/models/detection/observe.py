@@ -6,7 +6,7 @@ Shapes: ``B`` sequences of ``T`` tokens; tensors of a `Call` are ``[rows, width]
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...decomposition.attention import Attention, GatedAttention
 from ...decomposition.routing import Routing
 from ..capture.module_hooks import find_first, record_outputs, record_values_read
+from ..capture.passes import attach_hook
 from ..capture.run import find_switches, run_undisturbed
 from ..spec.layer import LayerSpec
 from .memory import find_memory_names, reads_memory
@@ -125,14 +126,18 @@ def _restore_modules(base: nn.Module) -> Iterator[None]:
         (module, dict(module._modules), {k: v for k, v in vars(module).items() if isinstance(v, (str, int, float))})
         for module in base.modules()
     ]
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for module, children, settings in before:
             if module._modules != children:
                 module._modules.clear()
                 module._modules.update(children)
             vars(module).update(settings)
+
+    with ExitStack() as stack, stack:
+        for _ in range(2):  # should the first be interrupted
+            stack.callback(restore)
+        yield
 
 
 def _is_small(given: Mapping[str, Any]) -> bool:
@@ -304,15 +309,10 @@ def _feeds(watch: Watch, earlier: str, later: str, kwargs: Mapping[str, Any]) ->
     def note_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         read.append(find_first(layer, args, kwargs))
 
-    hooks = [
-        source.register_forward_hook(disturb),
-        target.layer.register_forward_pre_hook(note_input, with_kwargs=True),
-    ]
-    try:
+    with ExitStack() as stack, stack:
+        attach_hook(stack, source.register_forward_hook, disturb)
+        attach_hook(stack, target.layer.register_forward_pre_hook, note_input, with_kwargs=True)
         watch.base(**{**kwargs, **find_switches(watch.base, kwargs)})
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not read or read[0].shape != target.input.shape:
         return False
     changed = (read[0] != target.input).any(-1)

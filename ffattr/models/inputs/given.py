@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, AttentionWeights, QueryKey, allows_attention
-from ...errors import FfattrError
 from ..capture.recorder import record_first_attention
-from ..capture.run import find_device
+from ..capture.run import find_device, list_given_tensors
 from ..detection.memory import MEMORY
 from ..spec.described import ModelDescription
 from .text import Tokens, name_ids
 
-__all__ = ["IGNORED", "find_valid", "learn_tokens", "look_ahead", "read_given"]
+__all__ = ["IGNORED", "find_valid", "learn_tokens", "read_given"]
 
 # Left out silently: targets, what a tokenizer returns besides the model's inputs, and switches that capturing sets.
 _TARGETS = ("labels", "next_sentence_label", "start_positions", "end_positions")
@@ -103,13 +102,13 @@ def learn_tokens(description: ModelDescription, given: Mapping[str, Any], tokeni
     """Learns from the first attention, of a ``stack`` where there are two, which tokens ``[B, T]`` a model makes of its
     inputs, and names them; of a decoder without an encoder's layers, those that it attends to besides.
 
-    Raises ValueError with the model's own words where it does not run on them.
+    Raises `ForwardError` with the model's own words where it does not run on them.
     """
     outside = stack == "encoder" and stack not in description.stacks
     numbers = description.stacks["decoder" if outside else stack] if stack else range(1)
-    attention = look_ahead(description, given, numbers.start, outside)
+    attention = record_first_attention(description, given, numbers.start, outside)
     batch, _, _, length = attention.shape
-    tensors = _list_tensors(given)
+    tensors = list_given_tensors(given)
     read = "encoder" in description.stacks or any(name.startswith(_WRITTEN) for name, _ in tensors)
     mask = find_valid(attention)
     ids: Tensor | None = None
@@ -138,29 +137,6 @@ def _find_side(name: str, read: bool) -> str:
 def _require(ids: Tensor | None) -> Tensor:
     assert ids is not None
     return ids
-
-
-def _list_tensors(given: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
-    """Lists the tensors among arguments and in mappings among them, ids first."""
-    flat: list[tuple[str, Any]] = []
-    for name, value in given.items():
-        flat += list(value.items()) if isinstance(value, Mapping) else [(name, value)]
-    found = [(name, value) for name, value in flat if isinstance(value, Tensor)]
-    return sorted(found, key=lambda one: one[0] != "input_ids")
-
-
-def look_ahead(
-    description: ModelDescription, given: Mapping[str, Any], layer: int = 0, cross: bool = False
-) -> Attention:
-    """Returns the attention of the first layer, or of another stack's first ``layer``, or its cross-attention. Raises
-    ValueError with the model's own words where it does not run."""
-    try:
-        return record_first_attention(description, given, layer, cross)
-    except (FfattrError, torch.OutOfMemoryError):
-        raise
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in _list_tensors(given))
-        raise ValueError(f"{type(description.base).__name__} does not run on {shapes}: {error}") from error
 
 
 def find_valid(attention: Attention) -> Tensor:

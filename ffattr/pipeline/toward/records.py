@@ -13,7 +13,7 @@ from ...decomposition.attention import Attention, LayerRecord, QueryKey
 from ...decomposition.layer import Edit
 from ...engine.pack import OneSequence
 from ...errors import UnsupportedModel
-from ...models.capture.user_hooks import name_hook
+from ...models.capture.user_hooks import list_user_hooks, name_hook
 from ...models.inputs.prepare import Inputs
 from ..assemble import CapturedSequence, layer_tolerance
 from ..request import Request
@@ -106,7 +106,7 @@ class Records:
     def _name_hooks(self, layer: int) -> str:
         """Names the hooks on a layer and on the next one that may have done so."""
         before, after = (self.request.description.layers[number].module for number in (layer, layer + 1))
-        hooks = [*before._forward_hooks.values(), *after._forward_pre_hooks.values()]
+        hooks = [*list_user_hooks(before._forward_hooks).values(), *list_user_hooks(after._forward_pre_hooks).values()]
         return f" (a hook: {', '.join(name_hook(hook) for hook in hooks)})" if hooks else ""
 
     def _count_bytes(self, stack: Stack) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...errors import names_missing_extra
 from .contents import SignedContents, label_tokens, list_texts, name_own
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ BIAS = "(bias)"
 """What stands for the token where a score comes from none."""
 
 
+@names_missing_extra
 def make_frame(contents: SignedContents) -> pandas.DataFrame:
     """Does `Contributions.to_pandas`."""
     import pandas as pd
@@ -96,6 +98,7 @@ def _widen(values: Tensor) -> Tensor:
     return values.detach().cpu().to(torch.promote_types(values.dtype, torch.float32))
 
 
+@names_missing_extra
 def rank_tokens(contents: SignedContents, k: int, place: int) -> pandas.DataFrame:
     """Does `Contributions.top`; ``place`` is that of the boundary."""
     import pandas as pd
