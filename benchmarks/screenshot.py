@@ -1,4 +1,5 @@
-"""The README's picture of a page of maps: MiniLM-L6 on a sentence, what the feed-forward block added to the last layer.
+"""The README's picture of a page of maps: MiniLM-L6 on a sentence, what the feed-forward block added to the last layer;
+and the drawing of layers with the names of scopes.
 
     python benchmarks/screenshot.py [PNG]
 
@@ -18,24 +19,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "paper"))
 from models import minilm
 
 import ffattr
+from ffattr.report.drawing import draw_layers
 
 TEXT = "The Netherlands, a country below sea level, has many windmills; they pumped the water out of the land."
 PICTURE = Path(__file__).parent / "results" / "page.png"
+DRAWING = Path(__file__).parent / "results" / "layers.svg"
 
 
 def main() -> None:
     program = shutil.which("chromium") or shutil.which("chrome")
     if program is None:
         raise SystemExit("needs chromium in PATH")
+    looks = ' xmlns="http://www.w3.org/2000/svg" color="#1b2025" style="background: #fff" '
+    DRAWING.write_text(draw_layers().replace(" ", looks, 1) + "\n")
     model, tokenizer = minilm()
     attribution = ffattr.attribute(model, TEXT, tokenizer=tokenizer, scopes="all")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page = Path(folder) / "page.html"
         attribution.to_html(page, title="MiniLM-L6")
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 885}, device_scale_factor=1.25)
+        tab = browser.new_page(viewport={"width": 1280, "height": 1010}, device_scale_factor=1.25)
         tab.goto(page.as_uri())
-        tab.select_option("#versus", label="atb")
         tab.click("#reads .words >> text=windmill")
         tab.wait_for_timeout(1000)
         tab.screenshot(path=sys.argv[1] if len(sys.argv) > 1 else PICTURE)
