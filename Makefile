@@ -1,9 +1,9 @@
-# make demo | test | test-ray | test-sanitized | test-oldest | test-models | lint | format | clean. The first run creates
+# make demo | test | docs | test-ray | test-sanitized | test-oldest | test-models | lint | format | clean. The first run creates
 # .venv and builds the package; later runs reuse both.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: all demo test test-ray test-sanitized test-oldest test-models lint format install clean distclean always
+.PHONY: all demo test docs test-ray test-sanitized test-oldest test-models lint format install clean distclean always
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,6 +37,11 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
+
+# The site, in build/docs; a warning is an error.
+docs: install
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "docs: build/docs/index.html"
 
 # Ray takes the cores for itself, and its processes for dead where others keep them busy: one process, after the others.
 # Skipped, and said so, where it is not installed or does not start.

@@ -12,7 +12,10 @@ from __future__ import annotations
 import os
 import pprint
 import shutil
+import subprocess
 import sys
+import sysconfig
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ COMPILE_FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-fvisibility=hidden",
+    "-g0",  # Python's own flags ask for debug information, nine tenths of the binary
     "-Wall",
     "-Wno-psabi",  # vectors wider than the baseline's registers are never passed between files
     # The stable ABI of torch 2.11: one binary for this and every later release.
@@ -64,6 +68,24 @@ def sanitize_flags() -> list[str]:
     return [f"-fsanitize={asked}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g1", "-O1"]
 
 
+def try_compiler(command: list[str]) -> str | None:
+    """What is wrong with a C++ compiler: it is run on lines that need C++20 and Python's headers. None: nothing."""
+    lines = "#include <Python.h>\n#include <concepts>\nstd::integral auto one() { return 1; }\n"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "try.cpp"
+        source.write_text(lines)
+        include = [f"-I{path}" for path in {sysconfig.get_path("include"), sysconfig.get_path("platinclude")}]
+        tried = [*command, "-std=c++20", *include, "-c", str(source), "-o", str(source.with_suffix(".o"))]
+        try:
+            done = subprocess.run(tried, capture_output=True, text=True, timeout=120, check=False)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+    if done.returncode == 0:
+        return None
+    said = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines() or ["no message"]
+    return f"exit code {done.returncode}: {said[0].strip()}"
+
+
 def decide() -> tuple[bool, str]:
     """Whether to build the extension, and why (not)."""
     wanted = setting("FFATTR_CPU")
@@ -75,6 +97,11 @@ def decide() -> tuple[bool, str]:
         if wanted == "1":
             raise SystemExit(f"FFATTR_CPU=1, but there is no C++ compiler (looked for {', '.join(candidates)})")
         return False, f"no C++ compiler (looked for {', '.join(candidates)})"
+    command = [compiler, *(os.environ["CXX"].split()[1:] if os.environ.get("CXX") else [])]
+    if wrong := try_compiler(command):
+        if wanted == "1":
+            raise SystemExit(f"FFATTR_CPU=1, but {compiler} compiles no C++20 with Python's headers ({wrong})")
+        return False, f"{compiler} compiles no C++20 with Python's headers ({wrong})"
     return True, f"C++ compiler {compiler}"
 
 
@@ -142,7 +169,7 @@ def extension() -> dict[str, Any]:
         depends=[str(path.relative_to(ROOT)) for path in depends],
         extra_compile_args=[*COMPILE_FLAGS, *sanitizing],
         extra_link_args=list(sanitizing),
-        include_dirs=[pybind_include()],
+        py_limited_api=True,
     )
     if toolkit:
         module.extra_link_args += [f"-L{toolkit.libraries}", *build_cuda.LINK_FLAGS]
@@ -170,6 +197,9 @@ def extension() -> dict[str, Any]:
                 super().run()
             package = ROOT / "ffattr" if self.inplace else Path(self.build_lib) / "ffattr"
             package.mkdir(parents=True, exist_ok=True)
+            for old in package.glob("_C.*"):  # one for a single Python would be found first
+                if not build or ".abi3." not in old.name:
+                    old.unlink()
             text = pprint.pformat(record, width=118, sort_dicts=False)
             (package / "_build_info.py").write_text(
                 f'"""Written by setup.py: what was built, and why."""\n\nBUILD = {text}\n'
@@ -182,13 +212,9 @@ def extension() -> dict[str, Any]:
             if build:
                 super().copy_extensions_to_source()
 
-    return {"ext_modules": [module], "cmdclass": {"build_ext": Build}}
-
-
-def pybind_include() -> str:
-    import pybind11
-
-    return str(pybind11.get_include())
+    # One wheel for every Python from 3.10 on.
+    options = {"bdist_wheel": {"py_limited_api": "cp310"}} if build else {}
+    return {"ext_modules": [module], "cmdclass": {"build_ext": Build}, "options": options}
 
 
 if __name__ == "__main__":  # pip says so too

@@ -1,5 +1,5 @@
-"""The README's picture of a page of maps: MiniLM-L6 on a sentence, what the feed-forward block added to the last layer;
-and the drawing of layers with the names of scopes.
+"""The README's pictures: a page of maps by MiniLM-L6, what the feed-forward block added to the last layer, and the map
+that its ten lines draw; and the drawing of layers with the names of scopes.
 
     python benchmarks/screenshot.py [PNG]
 
@@ -24,6 +24,7 @@ from ffattr.report.drawing import draw_layers
 TEXT = "The Netherlands, a country below sea level, has many windmills; they pumped the water out of the land."
 PICTURE = Path(__file__).parent / "results" / "page.png"
 DRAWING = Path(__file__).parent / "results" / "layers.svg"
+SMALL = PICTURE.with_name("layer3.png")
 
 
 def main() -> None:
@@ -33,6 +34,8 @@ def main() -> None:
     looks = ' xmlns="http://www.w3.org/2000/svg" color="#1b2025" style="background: #fff" '
     DRAWING.write_text(draw_layers().replace(" ", looks, 1) + "\n")
     model, tokenizer = minilm()
+    small = ffattr.attribute(model, "The cat sat on the mat.", tokenizer=tokenizer, scopes=["atb", "atb_ff", "layer"])
+    small.plot("atb_ff", layer=3).savefig(SMALL)
     attribution = ffattr.attribute(model, TEXT, tokenizer=tokenizer, scopes="all")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page = Path(folder) / "page.html"

@@ -10,11 +10,13 @@ from ._version import __version__ as __version__
 from .decomposition.integrated_gradients import GaussLegendre as GaussLegendre
 from .decomposition.integrated_gradients import Riemann as Riemann
 from .decomposition.sketch import Sketch as Sketch
-from .engine.plan import Plan as Plan
+from .engine.planning.plan import Plan as Plan
 from .errors import ArchitectureMismatch as ArchitectureMismatch
 from .errors import BackendUnavailable as BackendUnavailable
 from .errors import CaptureError as CaptureError
 from .errors import FfattrError as FfattrError
+from .errors import FileFormatError as FileFormatError
+from .errors import ForwardError as ForwardError
 from .errors import MissingExtra as MissingExtra
 from .errors import NonFiniteError as NonFiniteError
 from .errors import OutOfMemory as OutOfMemory

@@ -14,6 +14,8 @@ __all__ = [
     "BackendUnavailable",
     "CaptureError",
     "FfattrError",
+    "FileFormatError",
+    "ForwardError",
     "MissingExtra",
     "NonFiniteError",
     "OutOfMemory",
@@ -39,6 +41,14 @@ class ArchitectureMismatch(FfattrError):
 
 class CaptureError(FfattrError):
     """The forward pass did not hand over what the decomposition needs, or changed while being recorded."""
+
+
+class FileFormatError(FfattrError, ValueError):
+    """A file is not one that ffattr wrote, is damaged, or is of a newer format."""
+
+
+class ForwardError(FfattrError, ValueError):
+    """The model's own forward pass raised on the inputs that it was given; what it raised is the cause."""
 
 
 class NonFiniteError(FfattrError, ValueError):

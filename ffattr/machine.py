@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -9,10 +10,14 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if sys.platform != "win32":
     import fcntl
@@ -20,7 +25,11 @@ if sys.platform != "win32":
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Replacement", "cache_file", "name_processor", "replacing", "sync", "write_cache"]
+__all__ = ["Cache", "Replacement", "cache_file", "name_processor", "replacing", "sync"]
+
+V = TypeVar("V")
+_LARGEST_CACHE = 2**24  # bytes
+_PATIENCE = 30.0  # seconds for what takes thousandths of one
 
 _TEMPORARY = re.compile(r"\..*\.(\d+)\.[0-9a-f]{8}\.partial(\..*)?", re.DOTALL)
 """What temporary files are called, with the process that writes them."""
@@ -47,11 +56,101 @@ def cache_file(name: str) -> Path:
     return Path(folder).expanduser() / name
 
 
-def write_cache(file: Path, content: dict[str, Any]) -> None:
-    """Writes JSON whole or not at all, and makes its folder. Raises OSError where it cannot be written."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+@dataclass(frozen=True)
+class Cache(Generic[V]):
+    """A file of JSON with values by name, which any number of processes read and add to: none loses what another adds.
+
+    ``name`` is that of the file, ``written_by`` the command that measures anew. ``parse`` makes a value of what is in
+    the file, and raises ValueError, TypeError or AttributeError for anything else; ``describe`` undoes it. What cannot
+    be read, the whole file or single values, counts as not there, with a warning.
+    """
+
+    name: str
+    written_by: str
+    parse: Callable[[Any], V]
+    describe: Callable[[V], Any]
+
+    def read(self) -> Mapping[str, V]:
+        """Returns all values, by what other processes have written until now."""
+        file = cache_file(self.name)
+        try:
+            found = file.stat()
+        except OSError:
+            return {}
+        return _read_values(self, file, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+    def update(self, change: Callable[[Mapping[str, V]], Mapping[str, V]]) -> Path:
+        """Puts ``change`` of all values in their place, while no other process does; returns the file.
+
+        Raises OSError where it cannot be written, TimeoutError where another process keeps its folder.
+        """
+        file = cache_file(self.name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _lock_folder(file.parent):
+            described = {name: self.describe(value) for name, value in change(self.read()).items()}
+            with replacing(file) as temporary:
+                text = json.dumps(described, indent=1, sort_keys=True) + "\n"
+                temporary.write_text(text, encoding="utf-8")
+        return file
+
+
+@functools.lru_cache(maxsize=8)
+def _read_values(cache: Cache[V], file: Path, version: tuple[int, ...]) -> dict[str, V]:
+    del version  # part of the key: what another process has written since counts
+    found = {}
+    try:
+        for name, value in _load_object(file).items():
+            try:
+                found[name] = cache.parse(value)
+            except (ValueError, TypeError, AttributeError) as error:
+                _warn_of_cache(cache, file, f"{name}: {error}")
+    except (OSError, ValueError, RecursionError) as error:
+        _warn_of_cache(cache, file, str(error))
+    return found
+
+
+def _load_object(file: Path) -> dict[str, Any]:
+    """Raises OSError or ValueError where a file holds no JSON object, or is none."""
+    handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe that nobody writes to would block
+    with open(handle, encoding="utf-8") as stream:
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode):
+            raise ValueError("it is a folder, a device or a pipe")
+        if about.st_size > _LARGEST_CACHE:
+            raise ValueError(f"it has {about.st_size} bytes, expected {_LARGEST_CACHE} at most")
+        found = json.load(stream)
+    if not isinstance(found, dict):
+        raise ValueError("it holds no object")
+    return found
+
+
+def _warn_of_cache(cache: Cache[V], file: Path, why: str) -> None:
+    warnings.warn(f"{file} is not what `{cache.written_by}` writes ({why[:200]}): ignored; delete it", stacklevel=4)
+
+
+@contextmanager
+def _lock_folder(folder: Path) -> Iterator[None]:
+    """Waits until no other process or thread is in here, where the system has locks of files."""
+    if sys.platform == "win32":
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        until = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise TimeoutError(f"another process has kept {str(folder)!r} for {_PATIENCE:.0f} s") from None
+                time.sleep(0.01)
+                continue
+            except OSError:  # a file system without locks
+                pass
+            break
+        yield
+    finally:
+        os.close(handle)
 
 
 def sync(path: str | os.PathLike[str]) -> None:
@@ -89,6 +188,8 @@ class Replacement:
     """
 
     def __init__(self, path: str | os.PathLike[str], durable: bool = False) -> None:
+        if not isinstance(path, (str, os.PathLike)) or "\0" in os.fspath(path):
+            raise TypeError(f"path is {path!r}, expected the name of a file to write")
         target = Path(path).resolve()  # through a link to the file it names
         if target.is_dir():
             raise IsADirectoryError(f"{str(target)!r} is a folder, expected the name of a file to write")
@@ -98,9 +199,12 @@ class Replacement:
             raise FileNotFoundError(f"cannot write {str(target)!r}: there is no folder {str(target.parent)!r}")
         _remove_left_files(target.parent)
         self._path, self._target, self._durable = path, target, durable
-        self._handle = -1
+        self._locked: list[int] = []  # handles of files
         name = f".{target.stem}.{os.getpid()}.{secrets.token_hex(4)}.partial{target.suffix}"
         self.temporary = target.with_name(name)
+        _being_written[name] = self
+        # Before there is anything to remove: an interrupt may come between any two lines, and in `discard` as well.
+        self._remove = weakref.finalize(self, _remove_temporary, self.temporary, self._locked, os.getpid())
         try:
             with _name_path(path, self.temporary):
                 self.temporary.touch(exist_ok=False)
@@ -117,25 +221,37 @@ class Replacement:
             if self._durable:
                 sync(self.temporary)
             os.replace(self.temporary, self._target)
-            self._release_lock()
+            self._remove.detach()
+            _close_all(self._locked)
             if self._durable:
                 sync(self._target.parent)
 
     def discard(self) -> None:
-        self.temporary.unlink(missing_ok=True)
-        self._release_lock()
+        self._remove()
 
     def _hold_lock(self) -> None:
         """Locks the temporary file until it is closed, or until this process ends in any way."""
-        self._release_lock()
+        _close_all(self._locked)
         if sys.platform != "win32":
-            self._handle = os.open(self.temporary, os.O_RDWR)
-            _lock_file(self._handle)
+            self._locked.append(os.open(self.temporary, os.O_RDWR))
+            _lock_file(self._locked[0])
 
-    def _release_lock(self) -> None:
-        handle, self._handle = self._handle, -1
-        if handle >= 0:
-            os.close(handle)
+
+_being_written: weakref.WeakValueDictionary[str, Replacement] = weakref.WeakValueDictionary()
+"""Temporary files of this process by their names, those left out that an interrupt kept from being removed."""
+
+
+def _remove_temporary(file: Path, locked: list[int], process: int) -> None:
+    """Removes the temporary file of ``process``, unless this is a fork of it."""
+    if os.getpid() == process:
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+    _close_all(locked)
+
+
+def _close_all(handles: list[int]) -> None:
+    while handles:
+        os.close(handles.pop())
 
 
 @contextmanager
@@ -159,13 +275,17 @@ def _lock_file(handle: int) -> bool:
 
 
 def _remove_left_files(folder: Path) -> None:
-    """Removes the temporary files of processes that are gone: neither alive here nor, elsewhere, holding the lock."""
+    """Removes temporary files that nobody writes any more: those of processes that are neither alive here nor, on
+    another machine, holding the lock, and of this one what an interrupt has left."""
     if sys.platform == "win32":
         return
     with suppress(OSError):
         for name in os.listdir(folder):
             found = _TEMPORARY.fullmatch(name)
-            if found is not None and not _is_alive(int(found[1])):
+            if found is None:
+                continue
+            process = int(found[1])
+            if name not in _being_written if process == os.getpid() else not _is_alive(process):
                 _remove_unlocked(folder / name)
 
 

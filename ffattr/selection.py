@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from typing import Any
 
-__all__ = ["Indices", "describe_scope", "indices", "layer_place", "parse_indices", "scope_named", "sequence"]
+__all__ = [
+    "Indices",
+    "describe_scope",
+    "indices",
+    "integer",
+    "layer_place",
+    "list_names",
+    "parse_indices",
+    "scope_named",
+    "sequence",
+]
 
 Indices = int | slice | Sequence[int] | None
 
@@ -41,11 +53,29 @@ def parse_indices(given: str) -> list[int] | slice:
         raise ValueError(f'{given!r}: expected numbers "0,3,-1" or a slice "0:4"') from None
 
 
+def integer(name: str, value: Any) -> int:
+    """Returns ``value``, of Python or of numpy, as an integer. Raises TypeError that calls it ``name``."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, expected an integer") from None
+
+
+def list_names(name: str, asked: Any) -> list[Any]:
+    """Returns a name, or several, as a list. Raises TypeError that calls them ``name`` for anything else."""
+    if isinstance(asked, str):
+        return [asked]
+    if not isinstance(asked, Sequence) or isinstance(asked, bytes):
+        raise TypeError(f"{name} is {asked!r}, expected a name or a sequence of names")
+    return list(asked)
+
+
 def layer_place(layer: int, layers: Sequence[int]) -> int:
     """The place among the computed ``layers`` of the model's layer ``layer``, or, negative, counted from the end.
 
-    Raises IndexError listing the computed ones.
+    Raises TypeError, or IndexError listing the computed ones.
     """
+    layer = integer("layer", layer)
     if -len(layers) <= layer < 0:
         return layer + len(layers)
     if layer not in layers:
@@ -56,8 +86,9 @@ def layer_place(layer: int, layers: Sequence[int]) -> int:
 def sequence(batch: int, count: int) -> int:
     """The number, from 0, of one of ``count`` sequences; a negative one counts from the end.
 
-    Raises IndexError for one that is not there.
+    Raises TypeError, or IndexError for one that is not there.
     """
+    batch = integer("batch", batch)
     if not -count <= batch < count:
         raise IndexError(f"batch {batch} is out of range: there are {count} sequences")
     return batch % count

@@ -103,6 +103,34 @@ def test_settings(name, monkeypatch):
         setup.setting(name)
 
 
+def test_a_compiler_that_works_is_used():
+    if shutil.which("c++") is None:
+        pytest.skip("no C++ compiler")
+    assert setup.decide() == (True, f"C++ compiler {shutil.which('c++')}")
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exit 1", "exit code 1: no message"),
+        ("echo 'x.cpp:1: error: concepts: No such file' >&2; exit 2", "exit code 2: x"),
+    ],
+    ids=["broken", "too old"],
+)
+def test_a_compiler_that_does_not_work_is_none(script, said, monkeypatch, tmp_path):
+    """Plain PyTorch then, as without one, in one line that says what is wrong with it."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{compiler} -O1")
+    build, reason = setup.decide()
+    assert not build
+    assert reason.startswith(f"{compiler} compiles no C++20 with Python's headers ({said}")
+    monkeypatch.setenv("FFATTR_CPU", "1")
+    with pytest.raises(SystemExit, match=r"FFATTR_CPU=1, but .* compiles no C"):
+        setup.decide()
+
+
 def test_sanitizers(monkeypatch):
     assert setup.sanitize_flags() == []
     monkeypatch.setenv("FFATTR_SANITIZE", "address,undefined")

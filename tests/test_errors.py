@@ -11,6 +11,8 @@ from ffattr import errors
 
 BUILT_IN = {
     "UnsupportedModel": TypeError,
+    "FileFormatError": ValueError,
+    "ForwardError": ValueError,
     "NonFiniteError": ValueError,
     "BackendUnavailable": RuntimeError,
     "OutOfMemory": MemoryError,

@@ -100,7 +100,7 @@ def test_tests_are_where_the_code_is() -> None:
     """``tests/<room>/test_<module>[_<aspect>].py``."""
     for path in every_test():
         folder = path.relative_to(ROOT / "tests").parent
-        if folder.parts[:1] in ((), ("csrc",), ("benchmarks",)):
+        if folder.parts[:1] in ((), ("csrc",), ("benchmarks",), ("robust",)):
             continue
         modules = {module.stem for module in (PACKAGE / folder).glob("*.py")}
         name = path.stem.removeprefix("test_")

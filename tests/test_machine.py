@@ -8,12 +8,14 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
-from ffattr.machine import Replacement, cache_file, name_processor, replacing, sync, write_cache
+from ffattr import machine
+from ffattr.machine import Cache, Replacement, cache_file, name_processor, replacing, sync
 
 fcntl = pytest.importorskip("fcntl") if os.name == "posix" else None
 
@@ -47,17 +49,94 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert cache_file("rates.json") == tmp_path / ".cache" / "ffattr" / "rates.json"
 
 
-def test_a_cache_is_written_with_its_folders(tmp_path):
-    file = tmp_path / "new" / "folder" / "rates.json"
-    write_cache(file, {"é": {"b": 2.5, "a": None}})
-    assert json.loads(file.read_text(encoding="utf-8")) == {"é": {"b": 2.5, "a": None}}
-    write_cache(file, {})
-    assert json.loads(file.read_text()) == {}
-    assert list(file.parent.iterdir()) == [file]
-    with pytest.raises(TypeError):
-        write_cache(file, {"a": CPU})
-    assert json.loads(file.read_text()) == {}
-    assert list(file.parent.iterdir()) == [file]
+def parse_number(value):
+    if not isinstance(value, int):
+        raise TypeError(f"no number: {value!r}")
+    return value
+
+
+CACHE = Cache("numbers.json", "ffattr count", parse_number, int)
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """The file of numbers, in a folder that is not there yet."""
+    monkeypatch.setenv("FFATTR_CACHE", str(tmp_path / "new" / "folder"))
+    return tmp_path / "new" / "folder" / "numbers.json"
+
+
+def test_a_cache_is_written_with_its_folders(cache):
+    assert CACHE.read() == {}
+    assert CACHE.update(lambda known: {**known, "é": 2}) == cache
+    assert json.loads(cache.read_text(encoding="utf-8")) == {"é": 2}
+    assert CACHE.update(lambda known: {**known, "a": 1}) == cache
+    assert CACHE.read() == {"a": 1, "é": 2}
+    with pytest.raises(ValueError, match="invalid literal"):
+        CACHE.update(lambda known: {"a": "no number"})
+    assert CACHE.read() == {"a": 1, "é": 2}
+    assert list(cache.parent.iterdir()) == [cache]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"{", b"[1]", b"\xff\xfe", b"", b"[" * 10**5, b'{"a": ' + b"[" * 10**5 + b"]" * 10**5 + b"}", b" " * (2**24 + 1)],
+    ids=lambda content: str(content[:8]),
+)
+def test_a_cache_that_cannot_be_read_is_not_there_and_is_written_anew(cache, content):
+    cache.parent.mkdir(parents=True)
+    cache.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"numbers\.json is not what `ffattr count` writes \(.*\): ignored; delete it"):
+        assert CACHE.read() == {}
+    CACHE.update(lambda known: {**known, "a": 1})
+    assert CACHE.read() == {"a": 1}
+
+
+def test_of_a_cache_only_what_cannot_be_read_is_ignored(cache):
+    cache.parent.mkdir(parents=True)
+    cache.write_text('{"a": 1, "b": "two", "c": 3}')
+    with pytest.warns(UserWarning, match="b: no number: 'two'"):
+        assert CACHE.read() == {"a": 1, "c": 3}
+    CACHE.update(lambda known: {**known, "d": 4})
+    assert json.loads(cache.read_text()) == {"a": 1, "c": 3, "d": 4}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX pipes")
+def test_a_pipe_in_place_of_a_cache_makes_nobody_wait(cache):
+    cache.parent.mkdir(parents=True)
+    os.mkfifo(cache)
+    with pytest.warns(UserWarning, match="it is a folder, a device or a pipe"):
+        assert CACHE.read() == {}
+    with pytest.raises(OSError, match="is a device or a pipe"):
+        CACHE.update(lambda known: {"a": 1})
+    assert cache.is_fifo()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX locks")
+def test_writers_at_once_lose_nothing(cache):
+    def add(number):
+        for step in range(5):
+            CACHE.update(lambda known, step=step: {**known, f"{number}.{step}": step})
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert CACHE.read() == {f"{number}.{step}": step for number in range(8) for step in range(5)}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX locks")
+def test_a_folder_that_another_process_keeps_is_not_waited_for_without_end(cache, monkeypatch):
+    CACHE.update(lambda known: {"a": 1})
+    monkeypatch.setattr(machine, "_PATIENCE", 0.05)
+    handle = os.open(cache.parent, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(TimeoutError, match="another process has kept"):
+            CACHE.update(lambda known: {"a": 2})
+    finally:
+        os.close(handle)
+    assert CACHE.read() == {"a": 1}
 
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path):

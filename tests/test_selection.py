@@ -1,8 +1,9 @@
 """Which layers, tokens, scopes and sequences a user asks for."""
 
+import numpy as np
 import pytest
 
-from ffattr.selection import describe_scope, indices, layer_place, scope_named, sequence
+from ffattr.selection import describe_scope, indices, integer, layer_place, list_names, scope_named, sequence
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,22 @@ def test_layer_names_the_last_scope():
         scope_named("at", ("attn", "atb"))
     with pytest.raises(KeyError, match="no scope 'layer' here"):
         scope_named("layer", ())
+
+
+@pytest.mark.parametrize("value", ["x", None, 1.0, [1]])
+def test_what_is_no_number_is_refused_by_its_name(value):
+    for place in (lambda: layer_place(value, (0, 1)), lambda: sequence(value, 2), lambda: integer("query", value)):
+        with pytest.raises(TypeError, match=r"(layer|batch|query) is .*, expected an integer"):
+            place()
+    assert layer_place(np.int64(1), (0, 1)) == 1
+
+
+def test_names_are_one_or_several():
+    assert list_names("scopes", "atb") == ["atb"]
+    assert list_names("scopes", ("atb", "layer")) == ["atb", "layer"]
+    for value in (5, None, b"atb", {"atb"}):
+        with pytest.raises(TypeError, match=r"scopes is .*, expected a name or a sequence of names"):
+            list_names("scopes", value)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
-"""How much faster a layer's exact maps are with the heads of a pair mixed first, in one run.
+"""How much faster a layer's exact maps are by fewer operations, in one run: with the heads of a pair mixed first, and
+with the width rotated.
 
     python benchmarks/cpu/bench_exact.py [--rounds 3] [--only TEXT] [--write]
 
-One layer of a model's shape (float32, random weights), the last queries of a sequence, the last scope: by the
-*operator* method and by the *mixed* one, in turns, each first compared with the float64 definition. Times are those of
-one thread on a processor: whoever shares the machine counts little. The counts are those of the plan, and "planned" is
-the method that it chooses among all. ``--write`` keeps the figures in benchmarks/results/.
+One layer of a model's shape (float32, random weights), the last queries of a sequence, the last scope: "mixed" is the
+*mixed* method after the *operator* one; "rotated" is the *direct* method on a down matrix that is zero right of its
+diagonal (`ffattr.engine.rotation`) after the same on the matrix as it is. Both run in turns, each first compared with
+the float64 definition; what depends on the weights alone is made before. Times are those of one thread on a processor:
+whoever shares the machine counts little. The counts are those of the plan, and "planned" is the method that it chooses
+among all. ``--write`` keeps the figures in benchmarks/results/.
 """
 
 from __future__ import annotations
@@ -31,15 +34,16 @@ GEMMA3 = Size(640, 4, 2048, "gelu_tanh", pre=True, rms=True, gated=True, causal=
 
 @dataclass(frozen=True)
 class Setup:
-    """The last ``queries`` of ``tokens`` at a layer of a size."""
+    """The last ``queries`` of ``tokens`` at a layer of a size, and what saves operations: "mixed" or "rotated"."""
 
     name: str
     size: Size
     tokens: int
     queries: int
+    saving: str = "mixed"
 
     def __str__(self) -> str:
-        return f"{self.name}, T = {self.tokens}, {self.queries} queries"
+        return f"{self.saving}: {self.name}, T = {self.tokens}, {self.queries} queries"
 
 
 SETUPS = (
@@ -50,6 +54,10 @@ SETUPS = (
     Setup("BERT-base", SHAPES["bert-base"], 512, 64),
     Setup("BERT-base", SHAPES["bert-base"], 512, 1),
     Setup("Qwen3-0.6B", QWEN3, 512, 1),
+    Setup("BERT-base", SHAPES["bert-base"], 256, 256, "rotated"),
+    Setup("MiniLM-L6", SHAPES["minilm"], 256, 256, "rotated"),
+    Setup("GPT-2", SHAPES["gpt2"], 512, 512, "rotated"),
+    Setup("Qwen3-0.6B", QWEN3, 512, 512, "rotated"),
 )
 
 
@@ -61,19 +69,21 @@ def bench(setup: Setup, backend: str, rounds: int) -> dict[str, object]:
     asked = [place for place, row in enumerate(truth.rows.tolist()) if row >= int(rows[0])]
     truth = Truth(truth.rows[asked] - int(rows[0]), {name: found[asked] for name, found in truth.maps.items()})
     runs, counts, errors = {}, {}, []
-    for method in ("operator", "mixed"):
-        runs[method], plan = prepare_run(case, backend, method, scopes, rows)
-        errors.append(truth.verify_maps(f"{setup}, {method}", runs[method](), TOLERANCE[torch.float32]))
-        counts[method] = plan.flops
+    rotated = setup.saving == "rotated"
+    for after in (False, True):
+        method = "direct" if rotated else "mixed" if after else "operator"
+        runs[after], plan = prepare_run(case, backend, method, scopes, rows, rotate=rotated and after)
+        errors.append(truth.verify_maps(f"{setup}, {method}", runs[after](), TOLERANCE[torch.float32]))
+        counts[after] = plan.flops
     times = [[processor_seconds(run) for run in runs.values()] for _ in range(rounds)]
     slow, fast = (statistics.median(found) for found in zip(*times, strict=True))
     chosen = prepare_run(case, backend, "auto", scopes, rows)[1].method
     return {
         "setup": str(setup),
-        "operator s": round(slow, 3),
-        "mixed s": round(fast, 3),
+        "before s": round(slow, 3),
+        "after s": round(fast, 3),
         "times as fast": round(statistics.median(before / after for before, after in times), 2),
-        "times fewer operations": round(counts["operator"] / counts["mixed"], 2),
+        "times fewer operations": round(counts[False] / counts[True], 2),
         "planned": chosen,
         "error": max(errors),
     }

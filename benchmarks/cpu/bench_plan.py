@@ -37,7 +37,9 @@ from ffattr.decomposition.reference import Rule
 from ffattr.decomposition.scopes import Scope
 from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence, Pack
-from ffattr.engine.plan import EngineOptions, LayerPlan, LayerShape, plan_layer
+from ffattr.engine.planning.choose import plan_layer
+from ffattr.engine.planning.costs import LayerShape
+from ffattr.engine.planning.plan import EngineOptions, LayerPlan
 from ffattr.engine.run import run_layer
 from ffattr.machine import name_processor
 from ffattr.ops import backends

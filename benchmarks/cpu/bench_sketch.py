@@ -42,7 +42,9 @@ from ffattr.decomposition.reference import Rule
 from ffattr.decomposition.sketch import Sketch
 from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence
-from ffattr.engine.plan import EngineOptions, LayerShape, plan_layer
+from ffattr.engine.planning.choose import plan_layer
+from ffattr.engine.planning.costs import LayerShape
+from ffattr.engine.planning.plan import EngineOptions
 from ffattr.machine import name_processor
 from ffattr.ops import backends
 

@@ -32,6 +32,8 @@ _RULES: tuple[tuple[str, Any], ...] = (
     (r"^(.*intermediate_size|.*ffn_dim|n_inner|d_ff|ffn_hidden_size|mlp_dim|d_inner|encoder_ff_dim|.*mlp_size)$", 64),
     (r"^(moe_intermediate_size.*|shared_expert_intermediate_size|expert_ffn_hidden_size)$", 20),
     (r"^(head_dim|d_kv|d_head|attention_head_dim|global_head_dim|attention_head_size)$", WIDTH // HEADS),
+    (r"^(hidden_size_per_layer_input|laurel_rank)$", 8),
+    (r"^num_global_key_value_heads$", 2),
     (r"^(q_lora_rank)$", 16),
     (r"^(kv_lora_rank)$", 12),
     (r"^(qk_nope_head_dim)$", 8),
@@ -47,6 +49,7 @@ _RULES: tuple[tuple[str, Any], ...] = (
     (r"^(patch_size)$", 8),
     (r"^(num_mel_bins|feature_size|num_mels|input_feat_per_channel)$", 16),
     (r"^(num_frames|tubelet_size)$", 2),
+    (r"^num_kv_shared_layers$", 0),
     (r"^.*_token_(id|index)$", 1),
 )
 _IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
@@ -88,7 +91,10 @@ def _shrink(config: Any) -> dict[str, Any]:
     """Returns the arguments of a configuration whose sizes are small, those inside it too."""
     found: dict[str, Any] = {}
     for name, value in config.to_dict().items():
-        inner: Any = getattr(config, name, None)
+        try:
+            inner: Any = getattr(config, name, None)
+        except Exception:  # of settings that layers have each for itself
+            inner = value
         if hasattr(inner, "to_dict") and hasattr(inner, "model_type"):
             found[name] = {**_shrink(inner), "model_type": inner.model_type}
             continue

@@ -1,11 +1,11 @@
-"""How closely every family of models is reproduced: writes ffattr/models/verified.json and README's table of it.
+"""How closely every family of models is reproduced: writes ffattr/models/verified.json and the table in docs/models.md.
 
     python benchmarks/paper/verify.py [--variants | --markdown | --sweep [model_type ...]]
 
 The small random models of the tests, every variant, in float64: layers recomputed from their descriptions against the
 model's own, maps of all scopes against the definition. Then trained models in float32, those that are installed
 (``make test-models`` does that). A model that is not within its tolerance ends the script, and nothing is written.
-``--variants`` leaves the record of trained models as it is. ``--markdown`` measures nothing: it writes README's table
+``--variants`` leaves the record of trained models as it is. ``--markdown`` measures nothing: it writes the table
 from the record that there is. ``--sweep`` tries every model type of transformers instead, see `sweep`.
 """
 
@@ -31,7 +31,7 @@ from ffattr.ops import backends
 from ffattr.pipeline.reproduce import Reproduction, reproduce
 
 ROOT = Path(__file__).resolve().parents[2]
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "models.md"
 BEGIN, END = "<!-- by benchmarks/paper/verify.py -->\n", "<!-- end -->\n"
 MAPS = 1e-10  # of float64
 TITLES = {
@@ -152,7 +152,7 @@ def measure(kept: tuple[Trained, ...] | None) -> Record:
 
 
 def markdown(record: Record) -> str:
-    """README's table: a row for all models whose layers are alike."""
+    """The table: a row for all models whose layers are alike."""
     lines = [
         "| model types | layers | scopes | layer error | map error | trained weights, layer error |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -168,15 +168,15 @@ def markdown(record: Record) -> str:
     return "\n".join([*lines, "", f"Measured by `benchmarks/paper/verify.py` with {measured}.", ""])
 
 
-def write_readme(record: Record) -> None:
-    text = README.read_text(encoding="utf-8")
+def write_page(record: Record) -> None:
+    text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
-    README.write_text(before + BEGIN + markdown(record) + END + rest.split(END)[1], encoding="utf-8")
+    PAGE.write_text(before + BEGIN + markdown(record) + END + rest.split(END)[1], encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--markdown", action="store_true", help="write README's table from the record that there is")
+    parser.add_argument("--markdown", action="store_true", help="write the table from the record that there is")
     parser.add_argument("--variants", action="store_true", help="leave the record of trained models as it is")
     parser.add_argument("--sweep", nargs="*", metavar="TYPE", help="try every model type of transformers, or these")
     asked = parser.parse_args()
@@ -188,7 +188,7 @@ def main() -> None:
         return
     if not asked.markdown:
         measure(read().trained if asked.variants else None).write()
-    write_readme(read())
+    write_page(read())
 
 
 if __name__ == "__main__":

@@ -72,8 +72,8 @@ struct Bf16Product {
   }
 
   template <class Produce>
-  static void multiply(Strip* strips, int64_t, int64_t depth, int64_t columns, const float* packed, float* a_, float* c,
-                       const Produce& produce) {
+  static void multiply(Strip* strips, int64_t, int64_t depth, int64_t columns, const float* packed, bool triangular,
+                       float* a_, float* c, const Produce& produce) {
     const Bf16* b = reinterpret_cast<const Bf16*>(packed);
     const Bf16* a = reinterpret_cast<const Bf16*>(a_);
     const int64_t across = Bf16Product::across(columns), stride = width(columns), rows = strips->rows;
@@ -82,16 +82,20 @@ struct Bf16Product {
       strips->depth = std::min(kDepth, depth - k0), strips->list = nullptr;
       produce(k0, strips->depth);
       const int64_t deep = padded(strips->depth, kUnitDepth);
-      // The next panel comes from L3 or memory: a share of it in each step of depth that passes before it is read.
-      const int64_t steps = std::max<int64_t>((rows + 2 * kUnitRows - 1) / (2 * kUnitRows) * (deep / kUnitDepth), 1);
-      const int64_t lines = (deep * parts + steps - 1) / steps;  // a row of a panel is a line in each part
       for (int64_t panel = 0; panel < across; panel += kUnitColumns) {
+        const int64_t start = first_row(triangular, panel, depth, kUnitDepth),
+                      skipped = std::max<int64_t>(start - k0, 0);
+        const int64_t left = deep - skipped;
+        if (skipped > 0 && left <= 0) continue;
         const Bf16* of_panel = b + (k0 * across + panel * deep) * parts;
+        // The next panel comes from L3 or memory: a share of it in each step of depth that passes before it is read.
+        const int64_t steps = std::max<int64_t>((rows + 2 * kUnitRows - 1) / (2 * kUnitRows) * (left / kUnitDepth), 1);
+        const int64_t lines = (deep * parts + steps - 1) / steps;  // a row of a panel is a line in each part
         Ahead ahead{reinterpret_cast<const char*>(of_panel + deep * kUnitColumns * parts), lines};
-        for (int64_t row = 0; row < rows; row += 2 * kUnitRows, ahead.from += 64 * lines * (deep / kUnitDepth)) {
+        for (int64_t row = 0; row < rows; row += 2 * kUnitRows, ahead.from += 64 * lines * (left / kUnitDepth)) {
           const auto block = rows - row > kUnitRows ? unit_block<true, parts> : unit_block<false, parts>;
-          block(deep, a + row * kStride, kStride, kPart, of_panel, deep * kUnitColumns, c + row * stride + panel,
-                stride, k0 > 0, ahead);
+          block(left, a + row * kStride + skipped, kStride, kPart, of_panel + skipped * kUnitColumns,
+                deep * kUnitColumns, c + row * stride + panel, stride, start < k0, ahead);
         }
       }
     }

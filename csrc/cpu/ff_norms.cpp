@@ -42,7 +42,8 @@ std::vector<Cut> sparse_cuts(const WideMap<T>& map, const std::vector<Sequence>&
 }
 
 template <class T>
-Tensor direct(const CpuArguments& arguments, const Tensor& features, const Tensor& slope, const Tensor& down) {
+Tensor direct(const CpuArguments& arguments, const Tensor& features, const Tensor& slope, const Tensor& down,
+              bool triangular) {
   const int64_t streams = features.size(0), neurons = features.size(3);
   const Tensor out = arguments.zeros();
   WideMap<T> map = arguments.map<T>(out);
@@ -58,7 +59,8 @@ Tensor direct(const CpuArguments& arguments, const Tensor& features, const Tenso
   parallel_tasks(tasks, [&](int64_t task, int64_t worker) {
     const Cut& cut = cuts[task];
     kernels<T>(product).direct({&map, streams, neurons, data<T>(features), data<T>(slope), down_packed.get(),
-                                pairs.data() + cut.first, cut.rows, cut.strip, cut.first_query, scratch.of(worker)});
+                                triangular, pairs.data() + cut.first, cut.rows, cut.strip, cut.first_query,
+                                scratch.of(worker)});
   });
   return out;
 }
@@ -67,7 +69,7 @@ Tensor ff_norms(const Tensor& alpha, const Tensor& position, const Tensor& featu
                 const Tensor& down_, const std::optional<Tensor>& down_scale, const Tensor& residual,
                 const std::optional<Tensor>& residual_scale, const std::optional<Tensor>& gamma,
                 const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences,
-                std::string reduction, const std::optional<Tensor>& totals) {
+                std::string reduction, const std::optional<Tensor>& totals, bool triangular) {
   constexpr const char* op = "ff_norms";
   FFATTR_CHECK(!down_scale.has_value(), op, ": down_scale belongs to float8, which the CPU kernels do not have");
   CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences, reduction,
@@ -79,7 +81,8 @@ Tensor ff_norms(const Tensor& alpha, const Tensor& position, const Tensor& featu
   check_tensor(op, "slope", slope, {streams, arguments.queries, neurons}, arguments.wide);
   const Tensor down = arguments.take_down(op, down_, neurons);
   features = in_float32(features), slope = in_float32(slope);
-  return FFATTR_DISPATCH_FLOATING(alpha, [&] { return direct<scalar_t>(arguments, features, slope, down); });
+  return FFATTR_DISPATCH_FLOATING(alpha,
+                                  [&] { return direct<scalar_t>(arguments, features, slope, down, triangular); });
 }
 
 }  // namespace

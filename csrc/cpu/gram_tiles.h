@@ -75,10 +75,11 @@ void gram_product(const GramMap<T>& map, const GramBlock& block, double* scratch
       gram_weights(map, g, block.first_query + i, block.first_column, 1, weights + i * map.size + g);
   std::fill_n(a, kTileRows * kRowStride<double>, 0.0);
   Strip strip{0, block.queries, 0, nullptr};
-  NativeProduct<double>::multiply(&strip, 1, map.size, map.size, packed, a, rows, [&](int64_t k0, int64_t depth) {
-    for (int64_t i = 0; i < block.queries; ++i)
-      std::copy_n(weights + i * map.size + k0, depth, a + i * kRowStride<double>);
-  });
+  NativeProduct<double>::multiply(&strip, 1, map.size, map.size, packed, false, a, rows,
+                                  [&](int64_t k0, int64_t depth) {
+                                    for (int64_t i = 0; i < block.queries; ++i)
+                                      std::copy_n(weights + i * map.size + k0, depth, a + i * kRowStride<double>);
+                                  });
   for (int64_t i = 0; i < block.queries; ++i) {
     double square = 0;
     for (int64_t g = 0; g < map.size; ++g) square += rows[i * width + g] * weights[i * map.size + g];

@@ -77,6 +77,12 @@ struct WideMap {
   bool is_itself(Pair pair) const { return position[pair.query] == column(pair); }
 };
 
+// The first row of B, a multiple of `step`, from which on columns `column` and beyond have numbers where B is zero
+// right of its diagonal; at least one step is left.
+constexpr int64_t first_row(bool triangular, int64_t column, int64_t depth, int64_t step) {
+  return triangular && depth > 0 ? std::min(column, depth - 1) / step * step : 0;
+}
+
 // Scratch of one worker. `a` starts as zeros: rows beyond a tile's last are multiplied too.
 template <class T>
 struct Scratch {
@@ -93,6 +99,7 @@ struct DirectTile {
   const T* features;  // [S, K, H + 1, F]
   const T* slope;     // [S, N, F]
   const T* packed;    // down [F, d], packed
+  bool triangular;    // down is zero right of its diagonal
   const Pair* pairs;
   int64_t rows;
   // Where zeros of the slopes are skipped, which are those of a query: rows for each of its queries, from the first
@@ -111,6 +118,7 @@ struct OperatorTile {
   const T* slope;         // [F] of this query
   const T* own;           // [F] of this query
   const T* packed;        // down [F, d], packed
+  bool triangular;        // down is zero right of its diagonal
   int64_t first, rows;
   T* operator_packed;  // [inner, d], packed
   T* own_row;          // [d]

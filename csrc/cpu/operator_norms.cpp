@@ -9,7 +9,7 @@ constexpr int64_t kOperatorsPerWorker = 2;
 
 template <class T>
 Tensor through_operator(const CpuArguments& arguments, const Tensor& values, const Tensor& maps, const Tensor& own,
-                        const Tensor& slope, const Tensor& down) {
+                        const Tensor& slope, const Tensor& down, bool triangular) {
   const int64_t streams = maps.size(0), inner = maps.size(1), neurons = maps.size(2);
   const Tensor out = arguments.zeros();
   const WideMap<T> map = arguments.map<T>(out);
@@ -36,7 +36,7 @@ Tensor through_operator(const CpuArguments& arguments, const Tensor& values, con
       if (start[query] == start[query + 1]) return;
       kernels<T>(product).build_operator(
           {streams, neurons, inner, map.width, data<T>(maps), map.queries * neurons, data<T>(slope) + query * neurons,
-           data<T>(own) + query * neurons, down_packed.get(), row, std::min(kTileRows, inner + 1 - row),
+           data<T>(own) + query * neurons, down_packed.get(), triangular, row, std::min(kTileRows, inner + 1 - row),
            operators.get() + slot * operator_size, own_rows.get() + slot * map.width, scratch.of(worker)});
     });
     parallel_tasks(count * apply_tiles, [&](int64_t task, int64_t worker) {
@@ -56,7 +56,7 @@ Tensor operator_norms(const Tensor& alpha, const Tensor& position, const Tensor&
                       const Tensor& own_, const Tensor& slope_, const Tensor& down_, const Tensor& residual,
                       const std::optional<Tensor>& residual_scale, const std::optional<Tensor>& gamma,
                       const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences,
-                      std::string reduction, const std::optional<Tensor>& totals) {
+                      std::string reduction, const std::optional<Tensor>& totals, bool triangular) {
   using torch::stable::contiguous;
   constexpr const char* op = "operator_norms";
   CpuArguments arguments(op, alpha, position, residual, residual_scale, gamma, norm_scale, centre, sequences, reduction,
@@ -73,7 +73,7 @@ Tensor operator_norms(const Tensor& alpha, const Tensor& position, const Tensor&
   const Tensor down = arguments.take_down(op, down_, neurons);
   for (Tensor* tensor : {&values, &maps, &own, &slope}) *tensor = in_float32(*tensor);
   return FFATTR_DISPATCH_FLOATING(
-      alpha, [&] { return through_operator<scalar_t>(arguments, values, maps, own, slope, down); });
+      alpha, [&] { return through_operator<scalar_t>(arguments, values, maps, own, slope, down, triangular); });
 }
 
 }  // namespace

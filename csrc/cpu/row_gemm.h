@@ -101,27 +101,35 @@ struct NativeProduct {
 
   // c[rows, panels_width] = A @ B. `produce(k0, depth)` writes A[:, k0 : k0 + depth] of the tile's rows into `a`, rows
   // kRowStride apart, or for a strip the depths alone of which it leaves a list there; the rows up to the next multiple
-  // of kPanelRows are multiplied too.
+  // of kPanelRows are multiplied too. With `triangular` terms beyond the diagonal of B are left out.
   template <class Produce>
-  static void multiply(Strip* strips, int64_t count, int64_t depth, int64_t columns, const T* packed, const T* a, T* c,
-                       const Produce& produce) {
+  static void multiply(Strip* strips, int64_t count, int64_t depth, int64_t columns, const T* packed, bool triangular,
+                       const T* a, T* c, const Produce& produce) {
     const int64_t width = panels_width<T>(columns);
     for (int64_t k0 = 0; k0 == 0 || k0 < depth; k0 += kDepthBlock<T>) {  // a product of no terms is zero
       const int64_t block_depth = std::min(kDepthBlock<T>, depth - k0);
       for (int64_t i = 0; i < count; ++i) strips[i].depth = block_depth, strips[i].list = nullptr;
       produce(k0, block_depth);
       for (int64_t panel = 0; panel < width; panel += kPanelColumns<T>) {
+        const int64_t start = first_row(triangular, panel, depth, 1), skipped = std::max<int64_t>(start - k0, 0);
+        if (skipped > 0 && skipped >= block_depth) continue;
         const T* b = packed + k0 * width + panel * block_depth;
         const T* next = b + block_depth * kPanelColumns<T>;
+        const bool accumulate = start < k0;
         for (int64_t i = 0; i < count; ++i) {
           const Strip& strip = strips[i];
           for (int64_t row = strip.first; row < strip.first + strip.rows; row += kPanelRows) {
             const T* a_rows = a + row * kRowStride<T>;
             T* to = c + row * width + panel;
-            if (strip.list == nullptr)
-              micro_kernel<false>(strip.depth, nullptr, a_rows, b, next, to, width, k0 > 0);
-            else
-              micro_kernel<true>(strip.depth, strip.list, a_rows, b, next, to, width, k0 > 0);
+            if (strip.list == nullptr) {
+              micro_kernel<false>(strip.depth - skipped, nullptr, a_rows + skipped, b + skipped * kPanelColumns<T>,
+                                  next, to, width, accumulate);
+            } else {
+              const int64_t passed =
+                  skipped == 0 ? 0 : std::lower_bound(strip.list, strip.list + strip.depth, skipped) - strip.list;
+              micro_kernel<true>(strip.depth - passed, strip.list + passed, a_rows + passed, b, next, to, width,
+                                 accumulate);
+            }
           }
         }
       }

@@ -35,12 +35,13 @@ bool unit_works() {
   const Scratch<float> scratch{memory.data(), c.data(), nullptr};
   auto made = std::make_unique<Product::Rows>();
   Strip strip{0, rows, 0, nullptr};
-  Product::multiply(&strip, 1, depth, columns, packed.data(), scratch.a, scratch.c, [&](int64_t k0, int64_t some) {
-    for (int64_t row = 0; row < rows; ++row) {
-      std::copy_n(a.data() + row * depth + k0, some, Product::row(scratch, *made, row, 0));
-      Product::put(scratch, *made, row, 0, some);
-    }
-  });
+  Product::multiply(&strip, 1, depth, columns, packed.data(), false, scratch.a, scratch.c,
+                    [&](int64_t k0, int64_t some) {
+                      for (int64_t row = 0; row < rows; ++row) {
+                        std::copy_n(a.data() + row * depth + k0, some, Product::row(scratch, *made, row, 0));
+                        Product::put(scratch, *made, row, 0, some);
+                      }
+                    });
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t column = 0; column < columns; ++column) {
       double sum = 0, size = 0;

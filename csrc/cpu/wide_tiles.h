@@ -213,7 +213,7 @@ void direct_tile(const DirectTile<T>& tile) {
     });
   };
   if (neurons == 0) std::fill_n(scratch.c, tile.rows * Product::width(map.width), T{0});
-  Product::multiply(strips, count, neurons, map.width, tile.packed, scratch.a, scratch.c, produce);
+  Product::multiply(strips, count, neurons, map.width, tile.packed, tile.triangular, scratch.a, scratch.c, produce);
   reduce(map, tile.pairs, tile.rows, scratch, Product::width(map.width), Product::kScalesRows ? sizes : nullptr,
          [&](int64_t i) { return place[i]; });
 }
@@ -259,7 +259,8 @@ void operator_tile(const OperatorTile<T>& tile) {
       Product::put(tile.scratch, made, row, 0, depth);
     }
   };
-  Product::multiply(&strip, 1, tile.neurons, tile.width, tile.packed, tile.scratch.a, tile.scratch.c, produce);
+  Product::multiply(&strip, 1, tile.neurons, tile.width, tile.packed, tile.triangular, tile.scratch.a, tile.scratch.c,
+                    produce);
   const int64_t width = Product::width(tile.width), packed_rows = std::min(tile.rows, tile.inner - tile.first);
   Product::pack_rows(tile.scratch.c, width, tile.first, packed_rows, tile.inner, tile.width, tile.operator_packed);
   if (packed_rows < tile.rows) std::copy_n(tile.scratch.c + packed_rows * width, tile.width, tile.own_row);
@@ -287,7 +288,7 @@ void apply_tile(const ApplyTile<T>& tile) {
     }
   };
   Strip strip{0, tile.rows, 0, nullptr};
-  Product::multiply(&strip, 1, inner, map.width, tile.operator_packed, scratch.a, scratch.c, produce);
+  Product::multiply(&strip, 1, inner, map.width, tile.operator_packed, false, scratch.a, scratch.c, produce);
   for (int64_t row = 0; row < tile.rows; ++row) {
     if (!map.is_itself(tile.pairs[row])) continue;
     T* wide = scratch.c + row * Product::width(map.width);

@@ -94,7 +94,7 @@ Tensor ff_norms(const Tensor& alpha_, const Tensor& position, const Tensor& feat
                 const Tensor& down_, const std::optional<Tensor>& down_scale_, const Tensor& residual_,
                 const std::optional<Tensor>& residual_scale, const std::optional<Tensor>& gamma,
                 const std::optional<Tensor>& norm_scale, bool centre, const std::optional<Tensor>& sequences,
-                std::string reduction, const std::optional<Tensor>& totals) {
+                std::string reduction, const std::optional<Tensor>& totals, bool triangular) {
   FFATTR_CHECK(alpha_.scalar_type() == ScalarType::Float, kOp, ": alpha has dtype ", dtype_text(alpha_.scalar_type()),
                ", the CUDA kernels take float32; use backend=\"torch\"");
   const WideArguments given(kOp, alpha_, position, residual_, residual_scale, gamma, norm_scale, centre, sequences,
@@ -150,7 +150,7 @@ Tensor ff_norms(const Tensor& alpha_, const Tensor& position, const Tensor& feat
   pairs.out = mutable_data<float>(out);
   pairs.queries = given.queries, pairs.columns = given.columns, pairs.keys = given.keys;
   pairs.neurons = static_cast<int>(neurons), pairs.width = static_cast<int>(given.width);
-  pairs.heads = static_cast<int>(given.heads), pairs.centre = centre;
+  pairs.heads = static_cast<int>(given.heads), pairs.centre = centre, pairs.triangular = triangular;
   const WideOperands operands{features.const_data_ptr(), slope.const_data_ptr(),
                               down.const_data_ptr(),     residual.const_data_ptr(),
                               features.size(3),          down.size(1),

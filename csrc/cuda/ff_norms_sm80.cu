@@ -83,6 +83,7 @@ __global__ void __launch_bounds__(kThreads)
 
   const int steps = (p.neurons + S::neurons - 1) / S::neurons, turns = (p.width + S::columns - 1) / S::columns;
   const int all_steps = steps + (heads + S::residual_heads(heads) - 1) / S::residual_heads(heads);
+  const auto first_of = [&](int turn) { return p.first_step(turn * S::columns, S::neurons, steps); };
   const auto load = [&](uint32_t to, int turn, int step) {
     const int f = step * S::neurons, column = turn * S::columns;
     if (step < steps) {
@@ -197,12 +198,12 @@ __global__ void __launch_bounds__(kThreads)
   for (int turn = 0; turn < turns; ++turn) {
 #pragma unroll
     for (int i = 0; i < S::columns; ++i) o[i / (S::columns / 2)][i / 4 % (S::columns / 8)][i % 4] = 0;
-    for (int step = 0; step < all_steps; ++step) {
+    for (int step = first_of(turn); step < all_steps; ++step) {
       if (!ahead) {
         load(ring, turn, step);
         copy_wait<0>();
       } else {
-        if (++next_step == all_steps) next_step = 0, ++next_turn;
+        if (++next_step == all_steps) next_step = first_of(++next_turn);
         if (next_turn < turns)
           load(ring + (stage ^ 1) * S::bytes(heads), next_turn, next_step);
         else

@@ -120,7 +120,7 @@ __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale,
     multiply_commit();
     multiply_wait();
     for (int s = 0; s < Streams; ++s) finished(z[s]);
-    for (int step = 0; step < steps; ++step) {
+    for (int step = p.first_step(column, S::neurons, steps); step < steps; ++step) {
       const Place here = place;
       const uint32_t at = tiles + here.stage * S::bytes(heads);
       place.advance(stages);

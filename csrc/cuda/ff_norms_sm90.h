@@ -80,7 +80,7 @@ __device__ __forceinline__ void produce(const Pairs& p, const Maps& maps, const 
 #pragma unroll 1
   for (int column = 0; column < p.width; column += S::columns)
 #pragma unroll 1
-    for (int step = 0; step <= steps; ++step, place.advance(stages)) {
+    for (int step = p.first_step(column, S::neurons, steps); step <= steps; ++step, place.advance(stages)) {
       const uint32_t to = tiles + place.stage * S::bytes(heads), barrier = full + 8 * place.stage;
       barrier_wait(empty + 8 * place.stage, place.parity ^ 1);
       if (step == steps) {

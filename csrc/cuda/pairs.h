@@ -28,13 +28,19 @@ struct Pairs {
   float* out;                   // [2 or 3, N, M], zeros
   int64_t queries, columns, keys;
   int neurons, width, heads;
-  bool centre;
+  bool centre, triangular;
   Own own;
   Sequences sequences;
 
   // Heads that a product takes, and their number as loaded: in steps of 16.
   FFATTR_HD int rows() const { return heads + (own != Own::without); }
   FFATTR_HD int padded_rows() const { return round_up(rows(), 16); }
+
+  // The first of `steps`, of `size` neurons each, in which `down` is not zero from `column` on, where it is zero right
+  // of its diagonal; at least the last one is left.
+  FFATTR_HD int first_step(int column, int size, int steps) const {
+    return !triangular ? 0 : column / size < steps ? column / size : steps - 1;
+  }
 };
 
 // What float8 rows are scaled to: their bound is met to bfloat16's rounding, and the type ends at 448.

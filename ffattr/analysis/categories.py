@@ -54,6 +54,10 @@ def pair_categories(
     >>> found["subwords"].nonzero().tolist(), found["other"].nonzero().tolist()
     ([[1, 2], [2, 1]], [])
     """
+    if not isinstance(tokens, Sequence) or not all(isinstance(token, str) for token in tokens):
+        raise TypeError(f"tokens is {str(tokens)[:80]}, expected a list of texts")
+    if words is not None and (not isinstance(words, Sequence) or isinstance(words, str)):
+        raise TypeError(f"words is {str(words)[:80]}, expected a number for each token, or None")
     if words is not None and len(words) != len(tokens):
         raise ValueError(f"words has {len(words)} entries, expected one for each of {len(tokens)} tokens")
     chosen = Categories(nlp, special)

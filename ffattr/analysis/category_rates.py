@@ -11,7 +11,7 @@ import torch
 from ..errors import names_missing_extra
 from .amplification import BY_MARKS, AmplifiedPairs
 from .categories import Categories, categorize_pairs, read_kinds
-from .rows import AT_ONCE, NamedMaps, check_same_run
+from .rows import AT_ONCE, NamedMaps, check_one_stack, check_same_run
 
 if TYPE_CHECKING:
     import pandas
@@ -40,7 +40,13 @@ def category_rates(
     >>> found.query("layer == 0 and category == 'subwords'")[["pairs", "all_count"]].values.tolist()
     [[10, 4]]
     """
+    check_one_stack(attribution)
     frame = pairs.frame(attribution, None) if isinstance(pairs, AmplifiedPairs) else pairs
+    if not {"layer", "batch", "query", "key"} <= set(getattr(frame, "columns", ())):
+        raise TypeError(
+            f"pairs is a {type(pairs).__name__}, expected a frame with layer, batch, query and key, as amplified_pairs "
+            "gives it, or an AmplifiedPairs"
+        )
     frame = frame[frame["query"] != frame["key"]]
     if len(frame):
         tokens = int(frame[["query", "key"]].max().max()) + 1

@@ -22,6 +22,9 @@ def spearman(a: Tensor, b: Tensor) -> float:
     >>> round(ffattr.analysis.spearman(a, torch.tensor([1.0, 3.0, 2.0, 4.0])), 6)
     0.8
     """
+    for side in (a, b):
+        if not isinstance(side, Tensor):
+            raise TypeError(f"rank correlation is of two tensors, got a {type(side).__name__}")
     if a.shape != b.shape:
         raise ValueError(f"rank correlation needs equal shapes, got {list(a.shape)} and {list(b.shape)}")
     return correlate(center_ranks(a.flatten()), center_ranks(b.flatten()))

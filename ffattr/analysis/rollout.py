@@ -108,6 +108,8 @@ def rollout_maps(
     >>> ffattr.analysis.rollout_maps(attentions)[-1, 0, 0].tolist()
     [0.625, 0.375]
     """
+    if not isinstance(maps, (Tensor, list, tuple)):
+        check_one_stack(maps)
     if isinstance(maps, (Tensor, list, tuple)):
         if scope != "layer":
             raise ValueError(f"scope={scope!r} is for an Attribution; attention weights have none")
@@ -146,6 +148,10 @@ def _stack_weights(weights: Tensor | list[Tensor] | tuple[Tensor, ...]) -> Tenso
             raise ValueError(
                 "no attention weights: load the model with attn_implementation='eager' and call it with "
                 "output_attentions=True"
+            )
+        if not all(isinstance(layer, Tensor) and layer.shape == weights[0].shape for layer in weights):
+            raise TypeError(
+                f"attention weights are {str(weights)[:80]}, expected a tensor for each layer, all of one shape"
             )
         weights = torch.stack(tuple(weights))
     if weights.dim() not in (4, 5) or weights.shape[-1] != weights.shape[-2]:

@@ -130,8 +130,16 @@ def mark_real_pairs(mask: Tensor, keys: Tensor, queries: Sequence[int], causal: 
     return [row[rows][:, None] & key[None, :] & allowed for row, key in zip(mask, keys, strict=True)]
 
 
+def _name_value(value: object) -> str:
+    """Returns what a message calls a value that may be large."""
+    return f"a {type(value).__name__} ({str(value)[:40]!r})"
+
+
 def read_summed_values(vectors: Decomposed) -> Tensor:
-    """Returns ``values`` ``[L, B, N, T, d]``. Raises ValueError where they are told apart by head or by expert."""
+    """Returns ``values`` ``[L, B, N, T, d]``. Raises ValueError where they are told apart by head or by expert, and
+    TypeError for what is no `ffattr.Vectors`."""
+    if not isinstance(getattr(vectors, "values", None), Tensor) or not hasattr(vectors, "scope"):
+        raise TypeError(f"{_name_value(vectors)} is no vectors of a scope: expected what ffattr.vectors returned")
     if vectors.values.dim() != 5:
         raise ValueError(
             f"the vectors of {vectors.scope} are told apart by head or by expert, expected those of a scope that sums "
@@ -188,8 +196,13 @@ def iterate_rows(
             yield KeptRows(attribution.layers[place], batch, queries[rows], keys, tiles, place, rows)
 
 
+_READ = ("maps", "layers", "queries", "scopes", "mask", "arguments")
+
+
 def check_one_stack(attribution: object) -> None:
-    """Raises TypeError for an `ffattr.StackedAttribution`."""
+    """Raises TypeError for what is no `ffattr.Attribution`, and for an `ffattr.StackedAttribution`."""
+    if not all(hasattr(attribution, name) for name in _READ):
+        raise TypeError(f"{_name_value(attribution)} is no attribution: expected what ffattr.attribute returned")
     stacks = getattr(attribution, "stacks", None)
     if stacks is not None:
         names = " or ".join(f"attr.stacks[{name!r}]" for name in stacks)

@@ -14,11 +14,11 @@ from torch import Tensor
 from ..decomposition.attention import QueryKey
 from ..decomposition.precision import operand_dtype, quantised, result_dtype
 from ..decomposition.reference import Rule, context
-from ..engine.costs import Blocks
 from ..engine.key_tokens import write_head_vectors
 from ..engine.layer_maps import LayerTask
 from ..engine.machine_rates import Rates
 from ..engine.pack import OneSequence
+from ..engine.planning.costs import Blocks
 from ..ops.backends import BACKENDS, Backend
 from ..ops.contract import Epilogue
 from .cases import Case, Size

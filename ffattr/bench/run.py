@@ -12,9 +12,12 @@ from torch import Tensor
 from ..decomposition import reference
 from ..decomposition.reference import Rule
 from ..decomposition.scopes import Scope
+from ..engine.key_tokens import Make
 from ..engine.layer_maps import LayerTask
 from ..engine.pack import OneSequence, Pack
-from ..engine.plan import EngineOptions, LayerPlan, LayerShape, plan_layer
+from ..engine.planning.choose import plan_layer
+from ..engine.planning.costs import LayerShape
+from ..engine.planning.plan import EngineOptions, LayerPlan
 from ..engine.run import LayerResult, run_layer
 from ..ops import backends, torch_kernels
 from ..ops.backends import Backend
@@ -36,11 +39,13 @@ def prepare_run(
     rows: Tensor | None = None,
     wide_dtype: torch.dtype | None = None,
     reduction: Reduction = "l2",
+    rotate: bool = False,
 ) -> tuple[Run, LayerPlan]:
     """Returns what computes the maps as `ffattr.attribute` does, one layer and sequence, and the plan it follows.
 
     ``rows`` ``[N]``: query tokens, None for all; ``wide_dtype``: of the wide products, None for that of ``case``;
-    ``reduction``: what vectors become.
+    ``reduction``: what vectors become; ``rotate``: whether the width may be rotated where that pays. Matrices that
+    depend on the weights alone are kept from one run to the next, as `ffattr.attribute` keeps them with a model.
     """
     chosen = backends.BACKENDS[backend] if isinstance(backend, str) else backend
     queries = torch.arange(len(case.x), device=case.device) if rows is None else rows.to(case.device)
@@ -52,12 +57,19 @@ def prepare_run(
         reduction=reduction,
         rounded=chosen.rounded,
     )
+    shape = replace(shape, rotatable=shape.rotatable and rotate)
     ff_scopes = len({*picked} & {*case.weights.pairwise_scopes})
     options = EngineOptions(chosen, method, wide_dtype or case.x.dtype, case.device)
     plan = plan_layer(0, shape, ff_scopes, options)
+    kept: dict[str, list[Tensor]] = {}
+
+    def recall(name: str, make: Make) -> list[Tensor]:
+        if name not in kept:
+            kept[name] = make()
+        return kept[name]
 
     def compute_once() -> dict[str, Tensor]:
-        task = LayerTask(case.weights, picked, Rule(), "token", chosen, plan.dtype, reduction=reduction)
+        task = LayerTask(case.weights, picked, Rule(), "token", chosen, plan.dtype, recall, reduction)
         found, _ = run_dense(task, OneSequence(case.x, case.attention, queries), plan)
         return found
 
@@ -123,10 +135,10 @@ class _Recorder:
 
 def record_operands(case: Case, method: str, wide_dtype: torch.dtype) -> tuple[Any, ...]:
     """The arguments of the layer's first call of ``ff_norms`` (method "direct") or ``operator_norms``, without those
-    that have defaults: the last three."""
+    that have defaults: the last four."""
     recording = replace(backends.BACKENDS["torch"], load=lambda: cast(Operators, _Recorder()))
     try:
         compute_maps(case, recording, method, case.wide_scopes, None, wide_dtype)
     except _Reached as reached:
-        return reached.arguments[:-3]
+        return reached.arguments[:-4]
     raise AssertionError("a layer without a wide operator")

@@ -17,6 +17,7 @@ from ..models import pretrained
 from ..results import Attribution, load
 from ..results.contributions import Contributions
 from .corpus import require_corpus, show_count
+from .output import print_line
 
 __all__ = ["analyze_corpus", "analyze_files"]
 
@@ -51,7 +52,7 @@ def analyze_files(
     if merge:
         for file in files:
             for path in require_corpus().merge_parts(file, folder) if Path(file).is_dir() else ():
-                Console().print(str(path), markup=False, highlight=False, soft_wrap=True)
+                print_line(str(path))
 
 
 def analyze_corpus(
@@ -101,13 +102,11 @@ def _read_tables(name: str, folder: str, top: int, detailed: int, rolled: bool) 
 
 
 def _write_studies(made: Sequence[study.Study], folder: Path, formats: Sequence[str]) -> None:
-    console = Console()
     for path in study.write(made, folder, formats):
-        console.print(str(path), markup=False, highlight=False, soft_wrap=True)
+        print_line(str(path))
     for one in made:
         for name, why in one.left_out.items():
-            line = f"left out: {one.name}, {name.replace('_', ' ')}: {why}"
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            print_line(f"left out: {one.name}, {name.replace('_', ' ')}: {why}")
 
 
 def _load_maps(file: str) -> Attribution:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..models import verified
-from .output import print_json, print_lines
+from .output import make_cell, print_json, print_line, print_lines, show_controls
 
 if TYPE_CHECKING:
     import torch
@@ -51,14 +51,14 @@ def check_model(
     except FfattrError as error:
         if debug:
             raise
-        message = f"[red]{type(error).__name__}:[/red] {escape(str(error))}"
+        message = f"[red]{type(error).__name__}:[/red] {escape(show_controls(str(error), keep=chr(10)))}"
         Console(stderr=True).print(message, soft_wrap=True, highlight=False)
         return False
     if as_json:
         print_json(_describe(found))
         return all(layer.passed for layer in found.layers)
     for line in _describe_inputs(example, found):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        print_line(line, console)
     console.print(_tabulate_layers(found))
     console.print(_format_verdict(found), highlight=False, soft_wrap=True)
     return all(layer.passed for layer in found.layers)
@@ -177,7 +177,7 @@ def _shorten_scopes(scopes: tuple[str, ...]) -> str:
 
 def _format_verdict(found: Reproduction) -> str:
     failed = [layer for layer in found.layers if not layer.passed]
-    adapter = f"adapter: {escape(found.family)}"
+    adapter = f"adapter: {make_cell(found.family)}"
     if not failed:
         return f"{len(found.layers)} layers reproduced to {_format_error(found.error)}; {adapter}"
     first = f"{failed[0].stack} layer {failed[0].layer}".strip()

@@ -96,7 +96,7 @@ def show_count(console: Console) -> Iterator[Any]:
                 bars.update(task, total=count.all_documents, completed=done, said=_format_count(count, now - began))
             elif now - said >= _QUIET:
                 said = now
-                console.print(_format_count(count, now - began), markup=False, highlight=False, soft_wrap=True)
+                print_line(_format_count(count, now - began), console)
 
         yield tell
 

@@ -9,7 +9,6 @@ one), ``bias`` and ``scores``, one for each of ``words``. With ``--sentences`` w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text as Line
 
@@ -29,6 +27,7 @@ from ..pipeline import contributions
 from ..plot.style import SIGNED, format_signed, largest_but
 from ..results.contributions import Contributions
 from ..results.signed.contents import Text, list_texts, name_boundaries
+from .output import make_cell, print_json, print_line, show_controls
 from .progress import show_progress
 
 __all__ = ["Asked", "decide"]
@@ -75,7 +74,7 @@ def decide(name: str, text: str, asked: Asked) -> None:
         found = contributions.contributions(model, inputs, progress=progress, **options)
     by_word = _merge_tokens(found, asked)
     if asked.as_json:
-        print(json.dumps(_describe(name, text, asked, by_word), ensure_ascii=False))  # noqa: T201 (as it is)
+        print_json(_describe(name, text, asked, by_word))
     else:
         _print_words(by_word)
         if asked.layers:
@@ -163,7 +162,7 @@ def _print_words(words: Contributions) -> None:
     listed = _list_scores(texts)
     name, at = words.targets[0][0], int(words.positions[0, 0])
     where = "" if at < 0 else f", read at {words.tokens[0][at]!r}"
-    console.print(f"what speaks for {name!r}{where}", markup=False, style="bold")
+    console.print(show_controls(f"what speaks for {name!r}{where}"), markup=False, style="bold")
     sizes = torch.tensor([score for *_, score in listed], dtype=torch.float64)
     most, others = largest_but(sizes, 0), largest_but(sizes, max(1, len(sizes) // 50))
     top = (most if most <= 4 * others or not others else 2 * others) or 1.0
@@ -171,6 +170,7 @@ def _print_words(words: Contributions) -> None:
         line = Line(f"{text.stack}: " if text.stack else "")
         pieces = spell_tokens(text.label_tokens(0).labels)
         for piece, score in zip(pieces, text.read_scores(0, 0).tolist(), strict=True):
+            piece = show_controls(piece, keep="\n")
             bare = piece.lstrip(" ")
             line.append(" " * (len(piece) - len(bare)))
             line.append(bare, _choose_style(score / top))
@@ -202,7 +202,7 @@ def _tabulate_words(words: Contributions, listed: list[tuple[str, str, float]], 
     for at in order:
         stack, word, score = listed[at]
         bar = Line("█" * max(round(abs(score) / most * _BAR), score != 0), SIGNED[6] if score > 0 else SIGNED[2])
-        table.add_row(f"{stack} {at}".strip(), escape(word), format_signed(score), bar)
+        table.add_row(f"{stack} {at}".strip(), make_cell(word), format_signed(score), bar)
     if len(order) < len(listed):
         rest = sum(score for *_, score in listed) - sum(listed[at][2] for at in order)
         table.add_row("", f"[dim]{len(listed) - len(order)} other words[/dim]", format_signed(rest), "")
@@ -221,7 +221,7 @@ def _tabulate_layers(words: Contributions) -> Table:
         texts = list_texts(words, place)
         listed = _list_scores(texts)
         strongest = sorted(listed, key=lambda one: -abs(one[2]))[:4]
-        said = ", ".join(f"{escape(word)} {format_signed(score, 2)}" for _, word, score in strongest if score)
+        said = ", ".join(f"{make_cell(word)} {format_signed(score, 2)}" for _, word, score in strongest if score)
         total, bias = sum(score for *_, score in listed), sum(float(one.bias[0, 0]) for one in texts)
         table.add_row(name.removeprefix("layer "), format_signed(total), format_signed(bias), said)
     return table
@@ -237,23 +237,20 @@ def _tabulate_flow(words: Contributions) -> Table:
     for at in between.flatten().abs().topk(min(_PAIRS, between.numel())).indices.tolist():
         layer, to, of = (int(one) for one in torch.unravel_index(torch.tensor(at), between.shape))
         if between[layer, to, of]:
-            names = [f"{place} {escape(words.tokens[0][place])}" for place in (of, to)]
+            names = [f"{place} {make_cell(words.tokens[0][place])}" for place in (of, to)]
             table.add_row(str(words.layers[layer]), *names, format_signed(float(between[layer, to, of])))
     return table
 
 
 def _write_files(found: Contributions, asked: Asked, console: Console) -> None:
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
     if asked.output is not None:
         found.save(asked.output)
-        say(f"contributions: {asked.output}")
+        print_line(f"contributions: {asked.output}", console)
     if asked.png is not None:
         figure = _merge_tokens(found, asked).plot()
         with replacing(asked.png) as temporary:
             figure.savefig(temporary, format=asked.png.suffix[1:].lower(), dpi=150)
-        say(f"picture: {asked.png}")
+        print_line(f"picture: {asked.png}", console)
     if asked.html is not None:
         found.to_html(asked.html)
-        say(f"page: {asked.html}")
+        print_line(f"page: {asked.html}", console)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..analysis.words import spell_tokens
@@ -18,7 +17,7 @@ from ..models import pretrained
 from ..pipeline import attribute, plan
 from ..results import Attribution
 from ..selection import describe_scope, layer_place
-from .output import print_json, print_line
+from .output import make_cell, print_json, print_line
 from .progress import show_progress
 
 __all__ = ["Shown", "print_plan", "write_maps"]
@@ -100,7 +99,7 @@ def _tabulate_strongest(attribution: Attribution, layer: int) -> Table:
     for pair in found.to_dict("records"):
         names = (f"{pair[of]} {_spell(pair[f'{of}_token'])}" for of in ("query", "key"))
         table.add_row(
-            *(str(pair[name]) for name in by), *map(escape, names), f"{pair['norm']:.3g}", f"{pair['share']:.1%}"
+            *(str(pair[name]) for name in by), *map(make_cell, names), f"{pair['norm']:.3g}", f"{pair['share']:.1%}"
         )
     return table
 

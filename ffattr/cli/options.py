@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+
+from .output import make_cell
 
 __all__ = [
     "Debug",
@@ -102,5 +103,5 @@ def one_line_errors(debug: bool) -> Iterator[None]:
         usage = isinstance(error, (OSError, ValueError, TypeError, LookupError))
         if not usage and not type(error).__module__.startswith("ffattr"):
             message = f"{type(error).__name__}: {message} (--debug shows where)"
-        Console(stderr=True).print(f"[red]error:[/red] {escape(message)}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {make_cell(message)}", soft_wrap=True, highlight=False)
         raise typer.Exit(2 if usage else 1) from None

@@ -223,7 +223,7 @@ def _join_windows(layout: Layout, pieces: Sequence[PieceNumbers]) -> dict[str, A
     row: dict[str, Any] = {
         "tokens": sum(piece.tokens for piece in pieces),
         "windows": len(pieces),
-        "model_error": max(piece.model_error for piece in pieces),
+        "model_error": float(np.max([piece.model_error for piece in pieces])),  # NaN counts as largest
         "all_pairs": sum(piece.all_pairs for piece in pieces),
     }
     for component, *_ in layout.components:

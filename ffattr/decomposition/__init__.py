@@ -8,7 +8,7 @@ Read
                                                      which experts a token goes to
     activations.py, closed_forms.py                  activation functions, and their path integrals
     integrated_gradients.py, clamp.py                the factor of each neuron; the same where gate and up are cut off
-    layer.py                                         one layer's parameters
+    layer.py                                         one layer's parameters, and what a user's hooks make of them
     walk.py                                          the one walk through a layer
     reference.py                                     the definition: one function for each formula
     precision.py, sketch.py                          dtypes and tolerances; narrower products and their error

@@ -36,17 +36,20 @@ class Norm:
 
     With the statistics of the whole input frozen, a norm is ``scale_i * linear(p) + bias``
     (Kobayashi et al. 2021, section 3.3): ``linear`` is the same for every token, ``scale`` is one number per token.
+    What keeps it from dividing by zero is added to the mean square (``eps``) or to its root (``offset``).
     """
 
     kind: Literal["layer", "rms"]
     weight: Tensor | None
     bias: Tensor | None
     eps: float
+    offset: float = 0.0
 
     def scale(self, p: Tensor) -> Tensor:
         """``1 / s_i`` of the whole input ``p`` ``[..., d]``: shape ``[...]``."""
         centred = p - p.mean(-1, keepdim=True) if self.kind == "layer" else p
-        return torch.rsqrt(centred.square().mean(-1) + self.eps)
+        square = centred.square().mean(-1) + self.eps
+        return torch.rsqrt(square) if self.offset == 0.0 else 1 / (square.sqrt() + self.offset)
 
     def linear(self, p: Tensor) -> Tensor:
         """The part linear in ``p`` ``[..., d]`` without ``1 / s_i``: centring (LayerNorm only), then gamma."""

@@ -8,13 +8,13 @@ Shapes: ``B`` sequences of ``T`` tokens, ``H`` query heads, ``Hkv`` key/value he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .layer import Edit
 from .routing import Routing
 
 __all__ = ["Attention", "AttentionWeights", "GatedAttention", "LayerRecord", "QueryKey", "allows_attention"]
@@ -99,7 +99,11 @@ class QueryKey:
     def attention_weights(self, rows: Tensor) -> Tensor:
         logits = self.logits(rows)
         if self.sinks is None:
-            return logits.softmax(-1)
+            alpha = logits.softmax(-1)
+            if self.mask is not None and bool(alpha[..., 0].isnan().any()):
+                # A query that may attend to nothing: scaled_dot_product_attention gives it nothing.
+                alpha.masked_fill_((logits == -torch.inf).all(-1, keepdim=True), 0)
+            return alpha
         sinks = self.sinks[:, None, None].expand(-1, len(rows), 1)
         return torch.cat([logits, sinks], -1).softmax(-1)[..., :-1]
 
@@ -245,9 +249,9 @@ class LayerRecord:
 
     Where it is a mixture of experts, the ``routing`` of all sequences one after the other, ``[B * T, k]``. Where it
     has cross-attention: what that reads of the encoder, ``states`` ``[B, T', d]``, and the attention to it.
-    ``autocast`` is the dtype in which autocast had products computed, None without it. ``added`` are vectors that hooks
-    of the user have added to what a part returns, the same for every token, by the part's name (`layer.add_constants`);
-    ``changed`` says in words what hooks have changed inside the layer, in whatever way.
+    ``computed`` is the narrowest dtype that autocast or a projection was seen to compute in. ``edits`` are what hooks
+    of the user have made of the layer's parts, the same for every token; ``changed`` says in words what hooks have
+    changed inside the layer, in whatever way.
     """
 
     index: int
@@ -257,6 +261,6 @@ class LayerRecord:
     routing: Routing | None = None
     states: Tensor | None = None
     cross: Attention | None = None
-    autocast: torch.dtype | None = None
-    added: Mapping[str, Tensor] = field(default_factory=dict)
+    computed: torch.dtype | None = None
+    edits: tuple[Edit, ...] = ()
     changed: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ Conventions: row vectors, ``y = x @ weight + bias``; ``T`` tokens, ``N`` selecte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from .clamp import Clamp
 from .routing import Routing
 from .scopes import CROSS, Point, Scoped, Source
 
-__all__ = ["Block", "Branch", "CrossWeights", "Latent", "LayerWeights", "add_constants"]
+__all__ = ["Block", "Branch", "CrossWeights", "Edit", "Latent", "LayerWeights", "edit_weights"]
 
 
 @dataclass(frozen=True)
@@ -236,31 +236,56 @@ def _named_tensors(owner: LayerWeights | CrossWeights | Latent | Branch, prefix:
                 yield from _named_tensors(branch, f"branch {place}: " if len(part) > 1 else prefix)
 
 
-def add_constants(weights: LayerWeights, added: Mapping[str, Tensor]) -> LayerWeights:
-    """Returns the weights of a layer to whose parts, by their names in it, vectors ``[out]`` are added for every token.
+@dataclass(frozen=True)
+class Edit:
+    """A ``part`` of a layer, by its name there, returns ``factor * y + constant``, both ``[features]``; where it
+    ``reads`` them, what it is given is changed so, and not what it returns.
 
     ``up``, ``gate``, ``down`` and ``activation`` are those of the first branch; ``cross.`` names parts of the attention
-    to an encoder. Raises ValueError where what an activation returns is multiplied, so that no constant stays one.
+    to an encoder. ``factor`` is None where nothing is multiplied.
     """
-    if not added:
-        return weights
-    branch, cross = weights.branches[0], weights.cross
-    for name, vector in added.items():
-        if name in ("up", "gate", "down"):
-            branch = replace(branch, **{name: _add_bias(getattr(branch, name), vector)})
-        elif name == "activation":
-            if branch.gate is not None or branch.routed:
+
+    part: str
+    constant: Tensor
+    factor: Tensor | None = None
+    reads: bool = False
+
+
+def edit_weights(weights: LayerWeights, edits: Sequence[Edit]) -> LayerWeights:
+    """Returns the weights of a layer with all ``edits``, one after the other.
+
+    Raises ValueError where what an activation returns is multiplied, so that no constant stays one.
+    """
+    like = weights.out.weight
+    for edit in edits:
+        branch, cross = weights.branches[0], weights.cross
+        if edit.part == "activation":
+            if (branch.gate is not None or branch.routed) and bool(edit.constant.any()):
                 raise ValueError("a constant is added to a gate, which multiplies it: it is none of the block's output")
-            branch = replace(branch, down=_add_bias(branch.down, vector.to(branch.down.weight) @ branch.down.weight))
-        elif cross is not None and name.startswith("cross."):
-            part = name.removeprefix("cross.")
-            cross = replace(cross, **{part: _add_bias(getattr(cross, part), vector)})
+            branch = replace(branch, down=_edit_input(branch.down, edit))
+        elif edit.part in ("up", "gate", "down"):
+            branch = replace(branch, **{edit.part: _edit_part(getattr(branch, edit.part), edit, like)})
+        elif cross is not None and edit.part.startswith("cross."):
+            name = edit.part.removeprefix("cross.")
+            cross = replace(cross, **{name: _edit_part(getattr(cross, name), edit, like)})
         else:
-            weights = replace(weights, **{name: _add_bias(getattr(weights, name), vector)})
-    return replace(weights, branches=(branch, *weights.branches[1:]), cross=cross)
+            weights = replace(weights, **{edit.part: _edit_part(getattr(weights, edit.part), edit, like)})
+        weights = replace(weights, branches=(branch, *weights.branches[1:]), cross=cross)
+    return weights
 
 
-def _add_bias(part: Linear | Norm, vector: Tensor) -> Any:
-    like = part.weight if part.bias is None else part.bias
-    own = vector if like is None else vector.to(like)
-    return replace(part, bias=own if part.bias is None else part.bias + own)
+def _edit_part(part: Any, edit: Edit, like: Tensor) -> Any:
+    if edit.reads:
+        return _edit_input(part, edit)
+    constant, weight, bias = edit.constant.to(like), part.weight, part.bias
+    if edit.factor is not None:
+        factor = edit.factor.to(like)
+        weight = factor if weight is None else weight * factor
+        bias = None if bias is None else bias * factor
+    return replace(part, weight=weight, bias=constant if bias is None else bias + constant)
+
+
+def _edit_input(part: Linear, edit: Edit) -> Linear:
+    added = edit.constant.to(part.weight) @ part.weight
+    weight = part.weight if edit.factor is None else edit.factor.to(part.weight)[:, None] * part.weight
+    return Linear(weight, added if part.bias is None else part.bias + added)

@@ -5,8 +5,7 @@ rows of maps, block after block, and the layer's recomputed output.
 
 Read
     pack.py             sequences side by side, blocks of their queries
-    costs.py            operations and bytes of a layer of a shape; machine_rates.py: how fast this machine is
-    plan.py             which method, in which blocks
+    planning/           what a layer costs, which method, in which blocks; machine_rates.py: how fast this machine is
     query_pass.py       the queries' own way through the layer
     key_tokens.py       what keys bring to each point of it; key_blocks.py: keys, or groups of them, as columns
     attention_maps.py   scopes before the feed-forward block, by quadratic forms or sums of vectors

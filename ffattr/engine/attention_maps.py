@@ -20,10 +20,10 @@ from ..ops import torch_kernels
 from ..ops.backends import Backend
 from ..ops.contract import MOST_HEADS, Epilogue
 from ..ops.reduction import Reduction, reduce_vectors
-from .costs import Blocks
 from .key_blocks import KeyBlock
 from .key_tokens import KeyTokens, StreamMap
 from .pack import QueryBlock
+from .planning.costs import Blocks
 from .query_pass import QueryPass
 
 __all__ = ["AttentionMaps", "add_up_heads", "own_column_vectors"]

@@ -19,12 +19,12 @@ from ..decomposition.scopes import Scope
 from ..ops import torch_kernels
 from ..ops.contract import MOST_HEADS, Epilogue
 from ..ops.mixed_operator import mixed_operator_norms
-from .costs import Method
 from .ff_operands import FFOperands
 from .key_blocks import KeyBlock, cut_keys
 from .key_tokens import KeyTokens
 from .pack import concatenate
-from .plan import LayerPlan
+from .planning.costs import Method
+from .planning.plan import LayerPlan
 from .query_pass import QueryPass
 
 __all__ = ["FFMaps", "QueryOperands"]
@@ -101,6 +101,7 @@ class KeyBlockOperands:
                 sequences=self.block.sequences,
                 reduction=ff.reduction,
                 totals=queries.totals,
+                triangular=target.down is not None,
             )
             out = self._call_operator(queries.token_in_pack, slope, (down[neurons], down_scale), neurons, epilogue)
             for place, scope in enumerate(target.scopes, target.first):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from ..ops.backends import Backend
 from ..ops.reduction import Reduction
 from .key_tokens import AttentionPath, Recall, make_anew
 from .pack import concatenate
+from .planning.rotation import choose_vectors, rotate_down
 
 __all__ = ["FFOperands", "NormTarget"]
 
@@ -25,12 +26,18 @@ class NormTarget:
     returns.
 
     ``linear`` ``[d, w]``: norms are those of what the vectors become by it (None: of the vectors themselves). The norm
-    after the block is then part of it, but for the norm's scale.
+    after the block is then part of it, but for the norm's scale. ``down`` ``[F, w]``: what the down matrix becomes,
+    where it is zero right of its diagonal (None: to be made).
     """
 
     scopes: tuple[Scope, ...]
     first: int
     linear: Tensor | None = None
+    down: Tensor | None = None
+
+    def is_same(self, other: NormTarget) -> bool:
+        """Tells whether both are the same scopes by the same matrices."""
+        return self.scopes == other.scopes and self.linear is other.linear and self.down is other.down
 
     def project(self, vectors: Tensor, dtype: torch.dtype) -> Tensor:
         """``vectors`` ``[m, d]`` as their norms are to be taken."""
@@ -56,6 +63,8 @@ class FFOperands:
         self.targets: tuple[NormTarget, ...] = (NormTarget(weights.pairwise_scopes, 0),)
         self._maps: list[Tensor] = []
         self._scratch: dict[str, Tensor] = {}
+        self._rotated: dict[tuple[Scope, ...], NormTarget] = {}
+        self._prepared: tuple[list[tuple[Tensor, Tensor | None]], list[list[Tensor]]] | None = None
         self._experts: tuple[int, ...] | None = None
         if not weights.mixture:
             self._load_branches(weights.branches)
@@ -69,11 +78,32 @@ class FFOperands:
         ]
         if not sketch or not {scope.seen_from("own") for scope in scopes} & {*known} <= sketch.keys():
             targets.insert(0, NormTarget(known, 0))
-        if len(targets) == len(self.targets) == 1 and targets[0].linear is self.targets[0].linear is None:
+        self._set_targets(targets)
+
+    def rotate(self, scopes: Collection[Scope]) -> None:
+        """Sets that norms of ``scopes`` are computed with the width rotated (`ffattr.engine.rotation`), if all of them
+        can be."""
+        together = choose_vectors(self.weights, {scope.seen_from("own") for scope in scopes})
+        if not together:
+            self.set_projections({}, scopes)
             return
-        self.targets = tuple(targets)
-        if self._experts is not None or not self.weights.mixture:
-            self._prepare_down()
+
+        def make() -> list[Tensor]:
+            norm, plain = self.weights.norm_after_ff, self._down
+            if norm is None or together[-1].point != "ff_res_ln":
+                return list(rotate_down(plain))
+            turn, down = rotate_down(norm.linear(plain))
+            return [self._with_norm(together[-1], turn), down]
+
+        if together not in self._rotated:
+            linear, down = self.recall(f"rotated {together[-1].point}", make)
+            first = min(self.weights.pairwise_scopes.index(together[0]), 1)
+            self._rotated[together] = NormTarget(together, first, linear, down)
+        self._set_targets([self._rotated[together]])
+
+    def _set_targets(self, targets: Sequence[NormTarget]) -> None:
+        if not all(map(NormTarget.is_same, targets, self.targets)) or len(targets) != len(self.targets):
+            self.targets, self._prepared = tuple(targets), None
 
     def load_experts(self, experts: tuple[int, ...]) -> None:
         """Use these experts, and the branches that all tokens go through, as one dense block."""
@@ -121,23 +151,35 @@ class FFOperands:
         self.projections = [concatenate([part.weight for part in parts], 1).to(self.dtype) for parts in projections]
         norm, down = self.weights.norm_of_ff, concatenate([branch.down.weight for branch in branches])
         self._down = down if norm is None else norm.linear(down)
-        self._maps = []
-        self._prepare_down()
+        self._maps, self._prepared = [], None
 
-    def _prepare_down(self) -> None:
-        """The down matrix and that of the residual by each source, as every target has them."""
-        self.down: list[tuple[Tensor, Tensor | None]] = []
-        for target in self.targets:
-            if self.asked == torch.float8_e4m3fn:
-                self.down.append(quantised(target.project(self._down, self._down.dtype).contiguous()))
-            elif target.linear is None:
-                (down,) = self.recall(f"down {self.asked}", lambda: [self._down.to(self.asked).contiguous()])
-                self.down.append((down, None))
-            else:
-                self.down.append((target.project(self._down, self.asked).contiguous(), None))
-        self.residual = [
-            [target.project(path.residual.matrix, self.dtype) for target in self.targets] for path in self.paths
-        ]
+    @property
+    def down(self) -> list[tuple[Tensor, Tensor | None]]:
+        """The down matrix as every target has it, and in float8 its scale."""
+        return self._prepare()[0]
+
+    @property
+    def residual(self) -> list[list[Tensor]]:
+        """The matrices of the residual by each source, as every target has them."""
+        return self._prepare()[1]
+
+    def _prepare(self) -> tuple[list[tuple[Tensor, Tensor | None]], list[list[Tensor]]]:
+        """What depends on the targets, made when it is asked for first."""
+        if self._prepared is None:
+            routes = [path.residual.matrix for path in self.paths]
+            residual = [[target.project(matrix, self.dtype) for target in self.targets] for matrix in routes]
+            self._prepared = [self._make_down(target) for target in self.targets], residual
+        return self._prepared
+
+    def _make_down(self, target: NormTarget) -> tuple[Tensor, Tensor | None]:
+        if target.down is None and target.linear is None and self.asked != torch.float8_e4m3fn:
+            return self.recall(f"down {self.asked}", lambda: [self._down.to(self.asked).contiguous()])[0], None
+        down = target.project(self._down, self._down.dtype) if target.down is None else target.down
+        return (
+            quantised(down.contiguous())
+            if self.asked == torch.float8_e4m3fn
+            else (down.to(self.asked).contiguous(), None)
+        )
 
     def _with_norm(self, scope: Scope, projection: Tensor) -> Tensor:
         """``projection`` ``[d, w]`` after what is linear of the norm after the block, if that is before ``scope``."""

@@ -33,7 +33,8 @@ from .key_blocks import count_columns, cut_keys
 from .key_tokens import Recall, attention_paths, make_anew
 from .pack import Pack, QueryBlock
 from .pair_vectors import fill_pairs, sample_pair_vectors
-from .plan import SAMPLED, LayerPlan
+from .planning.choose import SAMPLED
+from .planning.plan import LayerPlan
 from .query_pass import QueryPass, Slopes, pass_queries
 
 __all__ = ["LayerMaps", "LayerTask", "MapRows"]
@@ -129,7 +130,10 @@ class LayerMaps:
         self.attention_maps = AttentionMaps(self.weights, self.sources, scopes, task.backend, task.reduction)
         self.ff_maps: FFMaps | None = None
         if task.pairwise and plan.method != "pairs":
-            task.ff.set_projections({} if plan.sketch is None else self._fit_sketch(plan.sketch), task.scopes)
+            if plan.shape.rotated:
+                task.ff.rotate(task.scopes)
+            else:
+                task.ff.set_projections({} if plan.sketch is None else self._fit_sketch(plan.sketch), task.scopes)
             self.ff_maps = FFMaps(task.ff, self.sources, scopes)
 
     def compute_rows(self, queries: QueryBlock, plan: LayerPlan) -> MapRows:

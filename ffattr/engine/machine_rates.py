@@ -7,10 +7,8 @@ both methods tells how they compare.
 from __future__ import annotations
 
 import functools
-import json
 import math
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -18,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ..decomposition.precision import operand_dtype, result_dtype
-from ..machine import cache_file, name_processor, write_cache
+from ..machine import Cache, cache_file, name_processor
 from ..ops.availability import describe_product
 from ..ops.backends import BACKENDS
 from ..ops.contract import Epilogue
@@ -80,7 +78,7 @@ def key_of(name: str, dtype: torch.dtype, device: torch.device, threads: int) ->
 
 def rates_file() -> Path:
     """Returns the file that keeps rates."""
-    return cache_file("rates.json")
+    return cache_file(_CACHE.name)
 
 
 _pinned: list[Rates] = []
@@ -96,31 +94,12 @@ def calibrated(name: str, dtype: torch.dtype, device: torch.device, threads: int
     """What `pin` says, or what `keep` kept for this machine, or None."""
     if _pinned:
         return _pinned[0]
-    file = rates_file()
-    try:
-        changed = file.stat().st_mtime_ns
-    except OSError:
-        return None
-    return _read_rates(file, changed).get(key_of(name, dtype, device, threads))
+    return _CACHE.read().get(key_of(name, dtype, device, threads))
 
 
 def keep(key: str, rates: Rates) -> Path:
-    """Store ``rates`` beside those of other keys. Raises OSError where the file cannot be written."""
-    file = rates_file()
-    known = _read_rates(file, file.stat().st_mtime_ns) if file.exists() else {}
-    write_cache(file, {one: asdict(found) for one, found in {**known, key: rates}.items()})
-    return file
-
-
-@functools.lru_cache(maxsize=4)
-def _read_rates(file: Path, changed: int) -> dict[str, Rates]:
-    del changed  # part of the key: what another process has written since counts
-    try:
-        return {key: _parse_rates(values) for key, values in json.loads(file.read_text()).items()}
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        message = f"{file} is not what `ffattr bench --calibrate` writes ({error}): ignored; delete it"
-        warnings.warn(message, stacklevel=2)
-        return {}
+    """Stores ``rates`` beside those of other keys. Raises OSError where the file cannot be written."""
+    return _CACHE.update(lambda known: {**known, key: rates})
 
 
 def _parse_rates(values: Mapping[str, float]) -> Rates:
@@ -130,6 +109,9 @@ def _parse_rates(values: Mapping[str, float]) -> Rates:
         if not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ValueError(f"{one.name} is {value!r}")
     return rates
+
+
+_CACHE = Cache("rates.json", "ffattr bench --calibrate", _parse_rates, asdict)
 
 
 @functools.lru_cache(maxsize=16)

@@ -14,9 +14,9 @@ from ..decomposition.routing import Routing
 from ..decomposition.scopes import Scope
 from ..decomposition.walk import Stream
 from ..ops.reduction import Reduction, reduce_vectors
-from .costs import Blocks
 from .key_tokens import KeyTokens, StreamMap
 from .pack import Pack, QueryBlock
+from .planning.costs import Blocks
 from .query_pass import QueryPass, Slopes, pass_queries
 
 __all__ = ["fill_pairs", "pair_vectors", "sample_pair_vectors"]

@@ -22,7 +22,7 @@ from ..ops.out_of_memory import OutOfMemoryWatch
 from ..ops.reduction import reduce_vectors
 from .layer_maps import LayerMaps, LayerTask, MapRows
 from .pack import OneSequence, Pack, QueryBlock
-from .plan import LayerPlan, free_bytes
+from .planning.plan import LayerPlan, free_bytes
 from .query_pass import Slopes
 
 __all__ = ["LayerResult", "TakeRows", "group_vectors", "project_layer", "run_layer"]

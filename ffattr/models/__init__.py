@@ -10,7 +10,9 @@ Read
     detection/        layers of a model that nothing knows
     inputs/           text, images, sound and tensors, made ready
     capture/          one forward pass under hooks
-    huggingface.py, family_layer.py, torch_encoder.py   from that data, and from torch's own encoders, to layers
+    huggingface.py, family_layer.py, torch_encoder.py, torch_decoder.py   from that data, and from torch's own encoders
+                         and decoders, to layers
+    working_parts.py     which parts of a model that is refused are not
     pretrained.py, examples.py         models by name; a sentence, a picture or a tone for one
     verified.py       the record of how closely each family is reproduced
 """

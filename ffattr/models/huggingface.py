@@ -36,8 +36,8 @@ def _describe_family(base: nn.Module, model_type: str, config: Any) -> ModelDesc
     if isinstance(found, Family):
         if getattr(config, "add_cross_attention", False):
             raise UnsupportedModel(
-                f"{type(base).__name__} has cross-attention (config.add_cross_attention is True) without an encoder of "
-                "its own; the decomposition covers it in models that have both"
+                f"{type(base).__name__} has cross-attention (config.add_cross_attention is True), and its layers are "
+                "not those of its family"
             )
         layers, positions = _make_specs(base, found), _count_positions(base, found)
         return ModelDescription(base, layers, model_type, max_positions=positions, special_tokens=found.special_tokens)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from torch import nn
 
-from ..errors import UnsupportedModel
-from . import huggingface, torch_encoder
+from ..errors import CaptureError, UnsupportedModel
+from . import huggingface, torch_decoder, torch_encoder
 from .families.table import FAMILIES
 from .spec.described import ModelDescription
 from .spec.layer import LayerSpec
@@ -24,19 +24,21 @@ __all__ = ["ModelDescription", "known_models", "register_adapter", "resolve", "u
 
 Adapter = Callable[[nn.Module], Sequence[LayerSpec]]
 
-_registered: dict[str, Adapter] = {}
+_registered: dict[str, tuple[Adapter, bool]] = {}
+"""What users have registered, and whether it takes ``[batch, T, d]``."""
 _WRAPPERS = ("AveragedModel", "DataParallel", "DistributedDataParallel", "FullyShardedDataParallel", "OptimizedModule")
 _PEFT_KINDS = ("ADAPTION_PROMPT", "POLY", "SHADOW", "XLORA")  # beside those that add tokens
 
 
-def register_adapter(model_type: str, fn: Adapter) -> None:
+def register_adapter(model_type: str, fn: Adapter, batch_first: bool = True) -> None:
     """Describe a model family to ffattr: ``fn(base)`` returns one `LayerSpec` per layer.
 
     ``model_type`` is either a ``config.model_type`` or the class name of the model; it wins over a built-in family of
     the same name. ``base`` is ``model.base_model`` of a transformers model and the model itself otherwise. A layer
-    takes ``[batch, T, d]`` (or ``[T, d]``) and returns the same shape. Its attention is recorded when the module named
-    as ``attention`` calls transformers' attention interface, is an ``nn.MultiheadAttention``, or calls, once, either
-    ``torch.nn.functional.scaled_dot_product_attention`` or a softmax of ``[batch, heads, T, T]`` over the keys.
+    takes ``[batch, T, d]`` (or ``[T, d]``; not ``batch_first``: ``[T, batch, d]``) and returns the same shape. Its
+    attention is recorded when the module named as ``attention`` calls transformers' attention interface, is an
+    ``nn.MultiheadAttention``, or calls, once, either ``torch.nn.functional.scaled_dot_product_attention`` or a softmax
+    of ``[batch, heads, T, T]`` over the keys. A layer whose spec has a ``cross`` attends to tokens from elsewhere, too.
 
     >>> class Stack(torch.nn.Sequential):
     ...     pass
@@ -59,7 +61,7 @@ def register_adapter(model_type: str, fn: Adapter) -> None:
         raise TypeError(f"model_type is {model_type!r}, expected the config.model_type or the class name as a string")
     if not callable(fn):
         raise TypeError(f"the adapter of {model_type!r} is {fn!r}, expected a function from a module to LayerSpecs")
-    _registered[model_type] = fn
+    _registered[model_type] = fn, batch_first
 
 
 def known_models() -> tuple[str, ...]:
@@ -68,7 +70,7 @@ def known_models() -> tuple[str, ...]:
     >>> "bert" in ffattr.known_models(), "TransformerEncoderLayer" in ffattr.known_models()
     (True, True)
     """
-    return tuple(sorted({*_registered, *FAMILIES, *torch_encoder.NAMES}))
+    return tuple(sorted({*_registered, *FAMILIES, *torch_encoder.NAMES, *torch_decoder.NAMES}))
 
 
 Given = Callable[[nn.Module], Mapping[str, Any]]
@@ -84,8 +86,8 @@ def resolve(model: nn.Module, given: Given | None = None) -> ModelDescription:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"model is a {type(model).__name__}, expected a loaded transformers model, an nn.TransformerEncoder or "
-            "nn.TransformerEncoderLayer (a name or a path has to be loaded first)"
+            f"model is a {type(model).__name__}, expected a loaded transformers model, or an nn.TransformerEncoder, "
+            "nn.TransformerDecoder or other nn.Module (a name or a path has to be loaded first)"
         )
     model = unwrap_model(model)
     config = getattr(model, "config", None)
@@ -107,12 +109,14 @@ def resolve(model: nn.Module, given: Given | None = None) -> ModelDescription:
         return resolve(*parts.values())  # a head on one of CLIP's towers
     if not pretrained:
         inner = _find_known(base)
-        if len(inner) == 1:
-            return replace(next(iter(inner.values())), base=base, learned=True)
+        for path, known in inner.items() if len(inner) == 1 else ():
+            description = replace(known, base=base, learned=True)
+            if _attends(description, path, given):
+                return description
     try:
         return _describe_by_structure(model, model_type, base, given)
     except UnsupportedModel as reason:
-        raise refused or reason from None
+        raise (reason if refused is None else UnsupportedModel(f"{refused} Beyond its family: {reason}")) from None
 
 
 def _find_base(model: Any) -> nn.Module:
@@ -137,10 +141,12 @@ def _describe_known(model: nn.Module, base: nn.Module, model_type: str) -> Model
     """Describes a model that an adapter knows."""
     for name in (model_type, *(cls.__name__ for cls in type(model).__mro__)):
         if name in _registered:
-            return _adapt_registered(name, base, _registered[name])
+            return _adapt_registered(name, base, *_registered[name])
     if isinstance(model, (nn.TransformerEncoder, nn.TransformerEncoderLayer)):
         layers, batch_first = torch_encoder.describe_encoder(model)
         return ModelDescription(model, layers, type(model).__name__, batch_first)
+    if isinstance(model, torch_decoder.KINDS):
+        return torch_decoder.describe_with_memory(model)
     if not _is_pretrained(model) or model_type not in FAMILIES:
         return None
     return huggingface.describe_pretrained(base, model_type)
@@ -167,6 +173,24 @@ def _find_known(base: nn.Module) -> dict[str, ModelDescription]:
 
     search_children(base, "")
     return found
+
+
+def _attends(description: ModelDescription, path: str, given: Given | None) -> bool:
+    """Tells whether the one known model inside another one, at ``path``, is what runs: tried only where there are
+    other layers, too, and something to run it on."""
+    from .capture.recorder import record_first_attention
+    from .detection import probe
+
+    others = [stack for stack in probe.find_stacks(description.base) if not f"{stack}.".startswith(f"{path}.")]
+    if not others or given is None:
+        return True
+    try:
+        record_first_attention(description, given(description.base))
+    except CaptureError:
+        return False
+    except Exception:  # which whoever runs it is told
+        return True
+    return True
 
 
 def unwrap_model(model: nn.Module) -> nn.Module:
@@ -200,11 +224,19 @@ def _without_peft(model: nn.Module) -> nn.Module:
     return model
 
 
-def _adapt_registered(name: str, base: nn.Module, fn: Adapter) -> ModelDescription:
+def _adapt_registered(name: str, base: nn.Module, fn: Adapter, batch_first: bool) -> ModelDescription:
     layers = tuple(fn(base))
     if not layers or not all(isinstance(layer, LayerSpec) for layer in layers):
         raise TypeError(f"the adapter registered for {name!r} returned {layers!r}, expected one LayerSpec per layer")
-    return ModelDescription(base, layers, name, learned=True)
+    for number, layer in enumerate(layers):
+        missing = [field.name for field in fields(layer) if getattr(layer, field.name) is ...]
+        if missing:
+            raise UnsupportedModel(
+                f"the adapter registered for {name!r} leaves out what is {', '.join(missing)} in layer {number}: put "
+                "a module in place of '...', or leave a norm out that the layer does not have"
+            )
+    across = {"decoder": range(len(layers))} if all(layer.cross is not None for layer in layers) else {}
+    return ModelDescription(base, layers, name, batch_first, stacks=across, learned=True)
 
 
 def _describe_by_structure(model: nn.Module, model_type: str, base: nn.Module, given: Given | None) -> ModelDescription:
@@ -214,14 +246,30 @@ def _describe_by_structure(model: nn.Module, model_type: str, base: nn.Module, g
         return detect.describe_by_structure(base, given)
     except detect.Undetected as gave_up:
         what = type(model).__name__ + (f" (model_type {model_type!r})" if model_type else "")
-        inside = _find_known(base)
-        hint = ""
-        if inside:
-            paths = " or ".join(f"model.{path} ({known.family})" for path, known in inside.items())
-            hint = f" Inside are models that are known: pass {paths}, with inputs of its own."
+        hint = _suggest_parts(base, gave_up.owners, given)
         raise UnsupportedModel(
             f"no adapter knows {what}, and its structure was not found: {gave_up.reason}.{hint} Describe its "
             "layers with ffattr.register_adapter(model_type, fn); ffattr.known_models() lists what needs no "
             "description.\n\n"
-            f"{template.explain_failure(base, model_type or type(model).__name__, gave_up.layers, gave_up.parts)}"
+            f"{template.explain_failure(base, model_type or type(model).__name__, gave_up)}"
         ) from None
+
+
+def _suggest_parts(base: nn.Module, owners: Sequence[str], given: Given | None) -> str:
+    """Says which parts of a model are mapped, among ``owners`` of layers that attend and models that are known."""
+    from .detection import probe
+    from .working_parts import try_parts
+
+    inside = {path: f"model.{path} ({known.family})" for path, known in _find_known(base).items()}
+    paths = dict.fromkeys((*owners, *inside))
+    if not paths:
+        return ""
+    tried = try_parts(base, list(paths), probe.make_inputs(base) if given is None else [given(base)], resolve)
+    mapped = [f"model.{path} ({family})" for path, family in tried.mapped.items()]
+    untried = [inside[path] for path in tried.untried if path in inside]
+    hint = ""
+    if mapped:
+        hint = f" A part of it is mapped, as tried on what it gets here: pass {' or '.join(mapped)}, with such inputs."
+    if untried:
+        hint += f" Inside, but not tried, since it did not run here: {' or '.join(untried)}, with inputs of its own."
+    return hint

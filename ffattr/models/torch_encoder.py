@@ -8,7 +8,7 @@ from ..errors import UnsupportedModel
 from .spec.layer import LayerSpec
 from .spec.weights import Columns
 
-__all__ = ["NAMES", "describe_encoder"]
+__all__ = ["NAMES", "describe_encoder", "require_plain_attention"]
 
 NAMES = ("TransformerEncoder", "TransformerEncoderLayer")
 
@@ -30,9 +30,7 @@ def _make_spec(layer: nn.Module) -> LayerSpec:
             f"a layer of the nn.TransformerEncoder is a {type(layer).__name__}, expected nn.TransformerEncoderLayer. "
             "Describe its layers with ffattr.register_adapter."
         )
-    attention = layer.self_attn
-    if attention.bias_k is not None or attention.add_zero_attn or attention.in_proj_weight is None:
-        raise UnsupportedModel("the nn.MultiheadAttention has add_bias_kv, add_zero_attn or separate key/value widths")
+    attention = require_plain_attention(layer.self_attn)
     width = attention.embed_dim
     before, after = ((layer.norm1, layer.norm2), (None, None))[:: 1 if layer.norm_first else -1]
     return LayerSpec(
@@ -50,3 +48,10 @@ def _make_spec(layer: nn.Module) -> LayerSpec:
         norm_before_ff=before[1],
         norm_after_ff=after[1],
     )
+
+
+def require_plain_attention(attention: nn.MultiheadAttention) -> nn.MultiheadAttention:
+    """Returns it. Raises `UnsupportedModel` where it attends to more than its tokens, or reads them in three pieces."""
+    if attention.bias_k is not None or attention.add_zero_attn or attention.in_proj_weight is None:
+        raise UnsupportedModel("the nn.MultiheadAttention has add_bias_kv, add_zero_attn or separate key/value widths")
+    return attention

@@ -127,7 +127,7 @@ def select_backend(
 
     Raises `BackendUnavailable` with every reason, ValueError for an unknown name.
     """
-    if name != "auto" and name not in BACKENDS:
+    if not isinstance(name, str) or (name != "auto" and name not in BACKENDS):
         raise ValueError(f"unknown backend {name!r}, expected 'auto' or one of {', '.join(map(repr, BACKENDS))}")
     said = []
     for candidate in _AUTO if name == "auto" else (name,):

@@ -35,6 +35,8 @@ And all wide maps end alike. With ``o`` the feed-forward row of a pair and
 ``max(0, ||y||_1 - ||y - v||_1)`` of the vector ``v`` and of ``y = totals[scope, n]``, ``totals`` ``[2 or 3, N, d]``
 (`ffattr.ops.reduction`; a row is not divided by its sum). Where there are no neurons, ``F = 0``, ``o`` is
 zero: so vectors before the feed-forward block are reduced by ``ff_norms`` as well.
+``triangular`` says that ``down`` is zero right of its diagonal (``down[i, j] = 0`` where ``j > i``), so that kernels
+may leave out these products, a share ``d / 2F`` of all (`ffattr.engine.rotation`); those that do not give the same.
 Operators are functional and have no gradient. A neuron whose slopes are exactly zero counts as nothing, whatever its
 features or row of ``down``: kernels may skip it.
 
@@ -61,9 +63,10 @@ tensor([[[0.0228, 0.5000, 0.9987]]])
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -79,7 +82,7 @@ leave no registers for the product."""
 
 _TAIL = (
     "Tensor residual, Tensor? residual_scale, Tensor? gamma, Tensor? norm_scale, bool centre, Tensor? sequences=None, "
-    'str reduction="l2", Tensor? totals=None'
+    'str reduction="l2", Tensor? totals=None, bool triangular=False'
 )
 
 SCHEMAS = {
@@ -111,8 +114,8 @@ OPERATORS = tuple(SCHEMAS)
 
 
 class Epilogue(NamedTuple):
-    """The last operands of both wide operators: what is added to each vector, the norm that follows, and what a vector
-    is reduced to."""
+    """The last operands of both wide operators: what is added to each vector, the norm that follows, what a vector is
+    reduced to, and whether ``down`` is zero right of its diagonal."""
 
     residual: Tensor
     residual_scale: Tensor | None = None
@@ -122,6 +125,7 @@ class Epilogue(NamedTuple):
     sequences: Tensor | None = None
     reduction: Reduction = "l2"
     totals: Tensor | None = None
+    triangular: bool = False
 
 
 class Operators(Protocol):
@@ -153,6 +157,7 @@ class Operators(Protocol):
         sequences: Tensor | None = None,
         reduction: Reduction = "l2",
         totals: Tensor | None = None,
+        triangular: bool = False,
     ) -> Tensor: ...
 
     def operator_norms(
@@ -172,6 +177,7 @@ class Operators(Protocol):
         sequences: Tensor | None = None,
         reduction: Reduction = "l2",
         totals: Tensor | None = None,
+        triangular: bool = False,
     ) -> Tensor: ...
 
 
@@ -204,8 +210,23 @@ _FAKES = {
     "operator_norms": _fake_wide("operator_norms"),
 }
 
+
+def _require_plain(operator: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Makes plain PyTorch, where tensors of all kinds arrive that no kernel is for, refuse what it cannot compute."""
+
+    @functools.wraps(kernel)
+    def compute(*arguments: Any, **named: Any) -> Tensor:
+        for argument in (*arguments, *named.values()):
+            if isinstance(argument, Tensor) and (argument.layout != torch.strided or argument.is_quantized):
+                kind = "quantized" if argument.is_quantized else str(argument.layout).removeprefix("torch.")
+                raise ValueError(f"{operator}: a tensor {list(argument.shape)} is {kind}, expected dense ones")
+        return kernel(*arguments, **named)
+
+    return compute
+
+
 for _library in _libraries:
     for _name, _schema in SCHEMAS.items():
         _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(_name, getattr(torch_kernels, _name), "CompositeExplicitAutograd")
+        _library.impl(_name, _require_plain(_name, getattr(torch_kernels, _name)), "CompositeExplicitAutograd")
         torch.library.register_fake(f"{_library.ns}::{_name}", _FAKES[_name], lib=_library)

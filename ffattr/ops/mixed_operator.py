@@ -86,4 +86,5 @@ def _of_query(epilogue: Epilogue, row: slice, keys: slice) -> Epilogue:
         norm_scale=None if norm_scale is None else norm_scale[row],
         totals=None if totals is None else totals[:, row],
         sequences=None,
+        triangular=False,
     )

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from ..decomposition.attention import LayerRecord
-from ..decomposition.layer import add_constants
+from ..decomposition.layer import edit_weights
 from ..decomposition.precision import find_narrowest, output_tolerance
 from ..decomposition.reference import Encoder
 from ..decomposition.scopes import Scope, Source
 from ..decomposition.sketch import Sketch
-from ..engine.costs import LayerShape
 from ..engine.layer_maps import LayerTask
 from ..engine.pack import OneSequence, Pack, concatenate
-from ..engine.plan import Plan
+from ..engine.planning.costs import LayerShape
+from ..engine.planning.plan import Plan
 from ..engine.run import LayerResult, project_layer, run_layer
 from ..errors import ArchitectureMismatch, UnsupportedModel
 from ..results import Attribution
@@ -67,10 +67,10 @@ class ResultBuilder:
         """Compute and keep the maps of a layer that has just run on the sequences ``batch``."""
         request, stack, engine = self.request, self.stack, self.request.engine
         layer = captured.index - stack.first
-        weights = add_constants(request.weights_of_layer(stack, layer), captured.added)
+        weights = edit_weights(request.weights_of_layer(stack, layer), captured.edits)
         # A dense layer among mixtures has no scope per expert.
         scopes = [scope for scope in stack.scopes if weights.mixture or scope.axis != "expert"]
-        recall = request.recall_of_layer(stack, layer, as_read=not captured.added)
+        recall = request.recall_of_layer(stack, layer, as_read=not captured.edits)
         options = request.options
         given = (request.rule, options.value_bias, engine.backend, engine.matmul_dtype, recall, options.reduce)
         task = LayerTask(weights, scopes, *given)
@@ -253,9 +253,10 @@ def require_reproduced(
     `UnsupportedModel` where hooks of the user have ``changed`` something inside the layer."""
     if not error <= tolerance and changed:
         raise UnsupportedModel(
-            f"{stack.label_layer(layer)}, batch row {row}: {'; '.join(changed)}, by other than the same vector "
-            f"for every token. The recomputed output differs by {error:.1e} (relative) for it. Remove the hook for "
-            "this call, or let it change the output of the whole layer, which may change in any way."
+            f"{stack.label_layer(layer)}, batch row {row}: {'; '.join(changed)}, by other than scaling "
+            "and shifting each feature, every token's alike (a single token does not tell, two tell a shift). The "
+            f"recomputed output differs by {error:.1e} (relative) for it. Remove the hook for this call, or let it "
+            "change the output of the whole layer, which may change in any way."
         )
     if not error <= tolerance:
         raise ArchitectureMismatch(
@@ -270,5 +271,5 @@ def layer_tolerance(stack: Stack, captured: LayerRecord, dtype: torch.dtype) -> 
     attentions = [part for part in (captured.attention, captured.cross) if part is not None]
     spec = stack.specs[captured.index - stack.first]
     single = spec.rounds_to_float32 or any(part.rounds_to_float32 for part in attentions)
-    own = find_narrowest((captured.output.dtype, captured.autocast, spec.narrowest_dtype))
+    own = find_narrowest((captured.output.dtype, captured.computed, spec.narrowest_dtype))
     return output_tolerance(captured.output.dtype if own is None else own, dtype, single)

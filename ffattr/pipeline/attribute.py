@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from ..results.keep import Keep, parse_keep
 from ..selection import Indices
 from .assemble import ResultBuilder
 from .broken_weights import name_broken_weights
-from .options import IG, Options
+from .options import IG, Options, Progress, check_progress
 from .request import Request
 
 __all__ = ["attribute"]
@@ -40,7 +40,7 @@ def attribute(
     method: str | Sketch = "auto",
     memory_budget: int | None = None,
     check: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     keep: str | Keep = "dense",
     keys: Indices = None,
     groups: Any = None,
@@ -50,9 +50,11 @@ def attribute(
     """How much each token contributes to each token, in every layer: the norms of the decomposed vectors.
 
     Runs the model's own forward pass once and leaves the model as it was. With ``check`` the first call of a kind
-    runs it twice, to see that recording changes nothing.
+    runs it twice, to see that recording changes nothing. Any number of threads may do so at once, on one model as well,
+    and ``progress`` and functions of ``keep`` may wait for them: no lock is held while these run.
 
-    model: a loaded transformers model, ``nn.TransformerEncoder`` or ``nn.TransformerEncoderLayer``, in eval mode.
+    model: a loaded transformers model, one of PyTorch's own (``nn.Transformer``, its encoder and decoder, and
+        their layers) or a module of one's own, in eval mode.
     inputs: what the model takes (a mapping of tensors, ids ``[B, T]``, a float tensor; numpy arrays as well), lists of
         ids, or with ``tokenizer`` a text, texts (a list, a pandas Series) or conversations: lists of messages with
         ``role`` and ``content``, through its chat template.
@@ -114,8 +116,9 @@ def attribute(
         *(scopes, layers, queries, keys, groups, ig, baseline, value_bias, dtype, backend, method, memory_budget),
         *(reduce, toward),
     )
-    request = Request.from_options(model, inputs, tokenizer, options)
+    check_progress(progress)
     policy = parse_keep(keep)
+    request = Request.from_options(model, inputs, tokenizer, options)
     if request.description.stacks:
         policy.check_stacks()
     arguments = {

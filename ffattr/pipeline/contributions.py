@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,7 +12,7 @@ from ..results.contributions import Contributions
 from ..results.keep import Keep
 from ..selection import Indices
 from .broken_weights import name_broken_weights
-from .options import IG, Options
+from .options import IG, Options, Progress, check_progress
 from .toward.follow import Follower
 from .toward.gather import Gathered
 from .toward.question import Question
@@ -40,7 +40,7 @@ def contributions(
     dtype: torch.dtype | None = None,
     memory_budget: int | None = None,
     check: bool = True,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     keep: str | Keep = "dense",
 ) -> Contributions:
     """What each token gives to a number that the model computes: signed, through all layers, and it adds up.
@@ -81,6 +81,7 @@ def contributions(
     True
     """
     options = Options(scope, layers, None, None, None, ig, baseline, value_bias, dtype, memory_budget=memory_budget)
+    check_progress(progress)
     question = Question.from_arguments(model, inputs, tokenizer, options, target, position, prompt_length, flow, keep)
     request, count = question.request, question.count
     gathered: dict[str, Gathered] = {}
@@ -178,4 +179,4 @@ def _name_targets(question: Question, follower: Follower, tokenizer: Any) -> tup
 def _name_column(column: int, labels: Mapping[int, str] | None, tokenizer: Any) -> str:
     if labels is not None:
         return labels.get(column, str(column))
-    return str(column) if tokenizer is None else str(tokenizer.decode([column]))
+    return str(tokenizer.decode([column])) if hasattr(tokenizer, "decode") else str(column)

@@ -66,4 +66,6 @@ def recall_with(base: nn.Module, number: int, module: nn.Module, read: ReadWeigh
 
 
 def _count_bytes(layers: dict[int, _Layer]) -> int:
-    return sum(tensor.nbytes for layer in layers.values() for made in layer.matrices.values() for tensor in made)
+    # Of copies: another thread may add to them meanwhile.
+    made = [made for layer in list(layers.values()) for made in list(layer.matrices.values())]
+    return sum(tensor.nbytes for tensors in made for tensor in tensors)

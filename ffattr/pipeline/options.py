@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,13 +11,20 @@ from torch import Tensor
 
 from ..decomposition.integrated_gradients import GaussLegendre, Riemann
 from ..decomposition.sketch import Sketch
-from ..engine.costs import BY_QUERY
+from ..engine.planning.costs import BY_QUERY
 from ..ops.reduction import REDUCTIONS, Reduction
 from ..selection import Indices
 
-__all__ = ["IG", "Options"]
+__all__ = ["IG", "Options", "Progress", "check_progress"]
 
 IG = Literal["exact"] | Riemann | GaussLegendre
+Progress = Callable[[int, int], None]
+
+
+def check_progress(progress: object) -> None:
+    """Raises TypeError where ``progress`` cannot be called, before the first layer is computed."""
+    if progress is not None and not callable(progress):
+        raise TypeError(f"progress is {progress!r}, expected a function of (layers done, layers in all), or None")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from ..decomposition.layer import LayerWeights
 from ..decomposition.sketch import Sketch
-from ..engine.costs import LayerShape
-from ..engine.plan import LayerPlan, Plan
+from ..engine.planning.costs import LayerShape
+from ..engine.planning.plan import LayerPlan, Plan
 from ..ops.reduction import Reduction
 from ..selection import Indices
 from .broken_weights import name_broken_weights

@@ -17,9 +17,10 @@ from ..decomposition.attention import LayerRecord
 from ..decomposition.layer import LayerWeights
 from ..decomposition.precision import result_dtype
 from ..decomposition.reference import Rule
-from ..engine.costs import LayerShape
 from ..engine.key_tokens import Recall, make_anew
-from ..engine.plan import EngineOptions, LayerPlan, group_into_packs, plan_layer
+from ..engine.planning.choose import group_into_packs, plan_layer
+from ..engine.planning.costs import LayerShape
+from ..engine.planning.plan import EngineOptions, LayerPlan
 from ..errors import BackendUnavailable
 from ..models.capture.recorder import record_layers
 from ..models.inputs.given import read_given
@@ -62,6 +63,8 @@ class Request:
     @classmethod
     def from_options(cls, model: nn.Module, inputs: Any, tokenizer: Any, options: Options) -> Request:
         """Raises ValueError, TypeError or an `FfattrError` that names the offending value."""
+        if tokenizer is not None and not callable(tokenizer):
+            raise TypeError(f"tokenizer is {tokenizer!r}, expected a transformers tokenizer or None")
         description = resolve(model, lambda base: read_given(base, model, inputs, tokenizer))
         prepared = prepare_inputs(description, model, inputs, tokenizer)
         options.check()

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
-import psutil
 import torch
 from torch import Tensor, nn
 
 from ..decomposition import reference
 from ..decomposition.attention import LayerRecord
-from ..decomposition.layer import add_constants
+from ..decomposition.layer import edit_weights
 from ..decomposition.scopes import Scope
 from ..decomposition.walk import Stream
+from ..results.kept.policy import require_room
 from ..selection import Indices
 from .assemble import CapturedSequence, find_errors, layer_tolerance, require_reproduced
 from .broken_weights import name_broken_weights
@@ -175,7 +175,7 @@ def vectors(
     def on_layer(captured: LayerRecord) -> None:
         stack = request.stack_of_layer(captured.index)
         layer = captured.index - stack.first
-        weights = add_constants(stack.specs[layer].weights(request.dtype), captured.added)
+        weights = edit_weights(stack.specs[layer].weights(request.dtype), captured.edits)
         for row in range(len(stack.mask)):
             one = CapturedSequence.from_record(request, stack, captured, row, row)
             of_one, given = one.sequence, (request.rule, value_bias, one.sequence.routing, one.sequence.encoder)
@@ -256,9 +256,5 @@ def _shape_vectors(request: Request, stack: Stack, scope: Scope) -> tuple[int, .
 def _check_room(request: Request) -> None:
     """Raises ValueError where there is not enough for the vectors ``[..., T, d]`` of all scopes."""
     numbers = sum(math.prod(_shape_vectors(request, stack, name)) for stack in request.stacks for name in stack.scopes)
-    needed = numbers * request.dtype.itemsize
-    if needed > psutil.virtual_memory().available:
-        raise ValueError(
-            f"the vectors would take {needed / 2**30:.1f} GiB, more than is free; ask for fewer layers or queries, or "
-            "for norms with ffattr.attribute"
-        )
+    remedy = "ask for fewer layers or queries, or for norms with ffattr.attribute"
+    require_room("the vectors", numbers, request.dtype.itemsize, remedy)

@@ -71,6 +71,10 @@ def render(
         raise ValueError("a page needs at least one panel, got none")
     for panel in panels:
         panel.check()
+    if not isinstance(title, str):
+        raise TypeError(f"title is {title!r}, expected a text")
+    if not isinstance(limit, int):
+        raise TypeError(f"limit is {limit!r}, expected a number of bytes")
     frame = _split_page(title)
     described = [_describe_panel(panel) for panel in panels]
     listed = [[name, str(value)] for name, value in (facts or {}).items()]

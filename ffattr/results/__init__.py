@@ -13,7 +13,7 @@ Read
     stacked.py      `StackedAttribution` holds one for each stack of layers; `load` reads any file
     contributions.py  `Contributions`, which have signs; signed/ has its views
     serialise.py    a result as tensors and a description, and back
-    files.py        such a file on the disk: whole, or not there
+    files.py        such a file on the disk: whole, or not there; saved/ what it has to hold
     tables.py       pandas and xarray
     comparison.py   two results of the same tokens
     merge_words.py  maps of words made of maps of tokens

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..selection import list_names
 from . import serialise, tables
 from .contents import Contents, describe_check, number_expert
 from .files import write, write_text
@@ -163,8 +164,10 @@ class Attribution(Contents):
     ) -> list[tuple[str, str]]:
         if scopes is None:
             return [(name, name) for name in self.scopes if name in other.scopes]
-        asked = [scopes] if isinstance(scopes, str) else scopes
-        pairs = [(name, name) if isinstance(name, str) else name for name in asked]
+        pairs = [(name, name) if isinstance(name, str) else name for name in list_names("scopes", scopes)]
+        for pair in pairs:
+            if not isinstance(pair, Sequence) or len(pair) != 2:
+                raise TypeError(f"scopes has {pair!r}, expected a name, or a pair of a scope of each attribution")
         return [(self.scope(mine), other.scope(theirs)) for mine, theirs in pairs]
 
     def to_words(
@@ -221,7 +224,7 @@ class Attribution(Contents):
         return pages.render_summary(self, repr(self))
 
     def _resolve_scopes(self, scopes: str | Sequence[str] | None) -> tuple[str, ...]:
-        names = self.scopes if scopes is None else (scopes,) if isinstance(scopes, str) else scopes
+        names = self.scopes if scopes is None else list_names("scopes", scopes)
         return tuple(self.scope(name) for name in names)
 
     def of_expert(self, number: int | str, scope: str | None = None) -> Tensor:

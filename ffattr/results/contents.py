@@ -138,6 +138,7 @@ class Ticks:
 
 def label_axes(contents: Contents, batch: int) -> tuple[Ticks, Ticks]:
     """Names the rows and the columns of the maps of sequence ``batch`` that are not padding."""
+    batch = sequence(batch, len(contents.mask))
     real, keys = contents.mask[batch].cpu(), key_mask(contents)[batch].cpu()
     queries = torch.tensor(contents.queries, dtype=torch.int64)
     names = key_tokens(contents)

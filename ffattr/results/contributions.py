@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..errors import FileFormatError
 from . import files
 from .contents import describe_check
 from .keep import restore_kept
+from .kept.policy import Kept
+from .saved.schema import check_contributions, check_flow, read_texts
 from .signed.contents import FLOW as _FLOW
 from .signed.contents import SignedContents, find_boundary, find_target, split_targets
 
@@ -257,38 +260,30 @@ class Contributions(SignedContents):
     @classmethod
     def from_parts(cls, tensors: Mapping[str, Tensor], content: Any, name: str) -> Contributions:
         """Undoes `to_parts`; ``name`` is that of the file. Raises FileFormatError where they do not fit together."""
-        try:
-            encoder = None
-            if content.get("encoder") is not None:
-                prefix = "encoder."
-                inner = {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
-                encoder = cls.from_parts(inner, content["encoder"], name)
-            across = None
-            if content.get("cross_flow") is not None:
-                of_cross = {key.removeprefix("cross."): t for key, t in tensors.items() if key.startswith("cross.")}
-                across = restore_kept([_FLOW], of_cross, content["cross_flow"])
-            found = cls(
-                **{key: tensors[key] for key in _TENSORS},
-                **{key: tensors[key] for key in _OPTIONAL if key in tensors},
-                targets=[list(of_target) for of_target in content["targets"]],
-                tokens=[list(sequence) for sequence in content["tokens"]],
-                cross_tokens=content.get("cross_tokens"),
-                layers=tuple(content["layers"]),
-                scope=content["scope"],
-                kept=restore_kept([_FLOW], tensors, content) if content["flow"] else None,
-                cross_kept=across,
-                encoder=encoder,
-                arguments=dict(content["arguments"]),
-            )
-            targets, boundaries, sequences, tokens = found.scores.shape
-            expected = (len(found.targets), len(found.layers) + 1, *found.mask.shape)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise files.FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles {error}") from error
-        if (targets, boundaries, sequences, tokens) != expected:
-            raise files.FileFormatError(
-                f"{name!r}: scores have shape {list(found.scores.shape)}, expected {list(expected)} (targets, "
-                "boundaries, sequences, tokens)"
-            )
+        check_contributions(tensors, content, name)
+        encoder = None
+        if content.get("encoder") is not None:
+            prefix = "encoder."
+            inner = {key.removeprefix(prefix): one for key, one in tensors.items() if key.startswith(prefix)}
+            encoder = cls.from_parts(inner, content["encoder"], name)
+        cross_texts = content.get("cross_tokens")
+        numbers: dict[str, Any] = {key: tensors[key] for key in (*_TENSORS, *_OPTIONAL) if key in tensors}
+        found = cls(
+            **numbers,
+            targets=read_texts(content["targets"]),
+            tokens=read_texts(content["tokens"]),
+            cross_tokens=None if cross_texts is None else read_texts(cross_texts),
+            layers=tuple(content["layers"]),
+            scope=content["scope"],
+            encoder=encoder,
+            arguments=dict(content["arguments"]),
+        )
+        if content.get("flow"):
+            found.kept = _restore_flow(tensors, content, found, found.mask, name)
+        if content.get("cross_flow") is not None:
+            of_cross = {key.removeprefix("cross."): t for key, t in tensors.items() if key.startswith("cross.")}
+            assert found.cross_mask is not None
+            found.cross_kept = _restore_flow(of_cross, content["cross_flow"], found, found.cross_mask, name)
         return found
 
     def select(self, target: int) -> Contributions:
@@ -297,3 +292,14 @@ class Contributions(SignedContents):
 
         encoder = None if self.encoder is None else self.encoder.select(target)
         return replace(self, **select_target(self, target), encoder=encoder)
+
+
+def _restore_flow(tensors: Mapping[str, Tensor], content: Any, found: Contributions, keys: Tensor, name: str) -> Kept:
+    """Returns what was kept of flow from the tokens of ``keys`` ``[B, T]``. Raises FileFormatError."""
+    try:
+        kept = restore_kept([_FLOW], tensors, content)
+    except KeyError as error:
+        raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles {error}") from error
+    outer = [len(found.targets) * len(found.layers), len(found.mask)]
+    check_flow(kept, _FLOW, outer, (found.mask.shape[1], keys.shape[1]), name)
+    return kept

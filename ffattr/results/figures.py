@@ -15,7 +15,7 @@ from .. import plot
 from ..analysis import ff_amp_maps
 from ..analysis.rows import check_one_stack
 from ..analysis.words import Words, mark_of, spell_tokens
-from ..selection import describe_scope, layer_place
+from ..selection import describe_scope, integer, layer_place
 from .contents import Contents, Ticks, drop_padding, label_axes, mark_own_tokens, number_expert, read_map
 from .scope_names import extra_axis
 
@@ -52,7 +52,7 @@ def draw_map(
             shown = _hide_unseen(drop_padding(values, rows, keys), contents, rows, keys)
             given = {"title": title, "kind": "head", "measure": contents.measure, **options}
             return plot.layer_grid(shown, range(len(shown)), **given)
-        if not -values.shape[0] <= head < values.shape[0]:
+        if not -values.shape[0] <= integer("head", head) < values.shape[0]:
             raise ValueError(f"scope {scope} has {values.shape[0]} heads; got head={head}: name one of them")
         values, title = values[head], f"{title}, head {head % values.shape[0]}"
     elif head is not None:
@@ -112,9 +112,8 @@ def draw_arcs(
     check_one_stack(contents)  # with the tokens and layers of one of them, a picture of another would be false
     place = layer_place(layer, contents.layers)
     rows, keys = label_axes(contents, batch)
-    if isinstance(query, str):
-        query = _find_word(query, rows)
-    at = query + contents.mask.shape[1] if query < 0 else query
+    at = integer("query", _find_word(query, rows) if isinstance(query, str) else query)
+    at += contents.mask.shape[1] if at < 0 else 0
     if at not in rows.positions.tolist():
         raise IndexError(f"query {query} is padding or was not computed; computed: {rows.positions.tolist()}")
     row = rows.positions.tolist().index(at)

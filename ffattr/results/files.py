@@ -19,10 +19,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import FfattrError
+from ..errors import FileFormatError
 from ..machine import Replacement, replacing
+from .saved.checksum import compute_checksum, view_bytes
 
-__all__ = ["FORMAT_VERSION", "FileFormatError", "Reserved", "read", "write", "write_text"]
+__all__ = ["FORMAT_VERSION", "Reserved", "read", "write", "write_text"]
 
 FORMAT_VERSION = 2
 """Newest version of the file layout; raised when an older `read` could not make sense of the file.
@@ -32,6 +33,7 @@ header of a `Reserved` file comes first and must not grow.
 """
 
 _DESCRIPTION, _PADDING = "description", "padding"
+_CHECKSUM = "checksum"
 _ATTEMPTS = 100
 _OPEN_FILES = Path("/proc/self/fd")  # of Linux: names of what a process has open
 _HEADER = 2**16  # bytes; an entry takes up to 200 of them
@@ -47,19 +49,16 @@ _DTYPES = {
 }
 
 
-class FileFormatError(FfattrError, ValueError):
-    """A file is not one that ffattr wrote, is damaged, or is of a newer format."""
-
-
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
     """Writes a safetensors file that `read` (and any safetensors reader) reads; ``content`` is its JSON metadata.
 
     The file appears whole or not at all: it is written under another name beside ``path`` and then renamed.
     """
-    metadata = _make_metadata(1) | {"attribution": json.dumps(content, default=str)}
+    text, stored = json.dumps(content, default=str), _make_storable(tensors)
+    metadata = _make_metadata(1, compute_checksum(stored, text.encode())) | {"attribution": text}
     with replacing(path, durable=True) as temporary:
         try:
-            save_file(_make_storable(tensors), temporary, metadata=metadata)
+            save_file(stored, temporary, metadata=metadata)
         except safetensors.SafetensorError as error:  # what a full disk arrives as
             raise OSError(f"could not write {os.fspath(path)!r}: {error}") from error
 
@@ -70,23 +69,34 @@ def write_text(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
         file.writelines(pieces)
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Any]:
+def read(path: str | os.PathLike[str], verify: bool = True) -> tuple[dict[str, Tensor], Any]:
     """Reads tensors, on the CPU, and the description of a file that `write` or `Reserved` wrote.
 
+    With ``verify`` all of it is compared with the checksum that was saved with it; files of older versions have none.
     The tensors are mapped: what is not looked at is not read, and what is changed does not reach the file. Raises
     `FileNotFoundError`, or `FileFormatError` that says whether the file is damaged, foreign or too new.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path is {path!r}, expected the name of a file that save() wrote")
     name = os.fspath(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file {name!r}")
     with _hold_file(path) as held:
         tensors, metadata = _read_unchanged(held, name)
     _check_format(metadata, name)
+    packed = tensors.pop(_DESCRIPTION, None)
+    if packed is None and "attribution" not in metadata:
+        raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles its description")
+    text = metadata["attribution"].encode() if packed is None else bytes(view_bytes(packed))
+    expected = metadata.get(_CHECKSUM)
+    if verify and expected is not None and compute_checksum(tensors, text) != expected:
+        raise FileFormatError(
+            f"{name!r} is damaged: its checksum is not {expected}, which was saved with it. Make it again with save(), "
+            "or read what there is with ffattr.load(path, verify=False)"
+        )
     try:
-        if _DESCRIPTION in tensors:
-            return tensors, json.loads(bytes(tensors.pop(_DESCRIPTION).numpy()))
-        return tensors, json.loads(metadata["attribution"])
-    except (KeyError, ValueError) as error:
+        return tensors, json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles {error}") from error
 
 
@@ -112,7 +122,9 @@ def _read_unchanged(path: str | os.PathLike[str], name: str) -> tuple[dict[str, 
             with safetensors.safe_open(path, framework="pt") as file:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
                 metadata = file.metadata() or {}
-        except safetensors.SafetensorError as error:
+        except OSError:
+            raise
+        except Exception as error:  # the library has several kinds for what it cannot read
             if _identify_file(path) != before:
                 continue
             raise FileFormatError(
@@ -171,7 +183,9 @@ class Reserved:
             padding = -self._end % 8
             parts = [(_PADDING, torch.zeros(padding, dtype=torch.uint8))] if padding else []
             parts += sorted(added.items(), key=lambda part: -part[1].element_size())  # whatever follows is aligned
-            header = self._make_header(parts)
+            held = self.tensors | dict(parts)
+            del held[_DESCRIPTION]
+            header = self._make_header(parts, compute_checksum(held, text))
             with open(self._replacement.temporary, "r+b") as file:
                 file.seek(self._end)
                 file.writelines(tensor.flatten().view(torch.uint8).numpy().data for _, tensor in parts)
@@ -191,9 +205,9 @@ class Reserved:
         """Removes the temporary file, if there still is one."""
         self._replacement.discard()
 
-    def _make_header(self, parts: list[tuple[str, Tensor]]) -> bytes:
+    def _make_header(self, parts: list[tuple[str, Tensor]], checksum: str) -> bytes:
         """Returns the header of the tensors filled in place, then of ``parts``; ValueError where it is too long."""
-        entries: dict[str, Any] = {"__metadata__": _make_metadata(FORMAT_VERSION)}
+        entries: dict[str, Any] = {"__metadata__": _make_metadata(FORMAT_VERSION, checksum)}
         described = [(name, self._dtype, shape, self._sizes[name]) for name, shape in self._shapes.items()]
         described += [(name, part.dtype, tuple(part.shape), part.nbytes) for name, part in parts]
         at = 0
@@ -232,9 +246,10 @@ def _sync_file(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _make_metadata(version: int) -> dict[str, str]:
+def _make_metadata(version: int, checksum: str) -> dict[str, str]:
     """Returns the metadata by which `read` knows its files."""
-    return {"format": "ffattr", "format_version": str(version), "torch_version": str(torch.__version__)}
+    known = {"format": "ffattr", "format_version": str(version), "torch_version": str(torch.__version__)}
+    return {**known, _CHECKSUM: checksum}
 
 
 def _check_format(metadata: Mapping[str, str], name: str) -> None:

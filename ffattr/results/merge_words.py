@@ -78,6 +78,8 @@ class WordMerger:
         sentences: bool = False,
     ) -> WordMerger:
         """Reads words, or ``sentences``, off the marks of tokens, or where they are ``given``."""
+        if given is not None and (not isinstance(given, Sequence) or isinstance(given, str)):
+            raise TypeError(f"words is {given!r}, expected for every sequence a number for each token")
         if given is not None and len(given) != len(mask):
             raise ValueError(f"words has {len(given)} lists, expected one for each of the {len(mask)} sequences")
         places = [row.nonzero().flatten().cpu() for row in mask]
@@ -145,6 +147,8 @@ _MERGE: Mapping[str, Callable[[Tensor, Tensor, int, Tensor], None]] = {
 
 
 def _select_words(words: Sequence[int | None], places: Tensor, batch: int, tokens: int) -> list[int | None]:
+    if not isinstance(words, Sequence) or isinstance(words, str):
+        raise TypeError(f"words[{batch}] is {words!r}, expected a number for each token, None at special ones")
     if len(words) != tokens:
         raise ValueError(f"words[{batch}] has {len(words)} entries, expected one for each of {tokens} tokens")
     return [words[place] for place in places.tolist()]

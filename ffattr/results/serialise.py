@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from ..analysis.rows import key_mask
+from ..errors import FileFormatError
 from .contents import Contents
-from .files import FileFormatError
 from .keep import restore_kept
-from .scope_names import extra_axis
+from .saved.schema import check_attribution, check_maps, read_texts
 
 __all__ = ["check_saved", "from_parts", "to_parts"]
 
@@ -44,29 +44,33 @@ def to_parts(contents: Contents) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def from_parts(tensors: Mapping[str, Tensor], content: Any, name: str) -> Contents:
     """Undoes `to_parts`; ``name`` is that of the file. Raises FileFormatError where they do not fit together."""
+    check_attribution(tensors, content, name)
+    scopes = tuple(content["scopes"])
     try:
-        scopes = tuple(content["scopes"])
-        found = Contents(
-            kept=restore_kept(scopes, tensors, content),
-            bias={scope: tensors[f"bias.{scope}"] for scope in scopes},
-            sketch_error={s: tensors[f"sketch_error.{s}"] for s in scopes if f"sketch_error.{s}" in tensors},
-            tokens=[list(sequence) for sequence in content["tokens"]],
-            layers=tuple(content["layers"]),
-            queries=tuple(content["queries"]),
-            scopes=scopes,
-            mask=tensors["mask"],
-            error=tensors["error"],
-            plan=content["plan"],
-            arguments=dict(content["arguments"]),
-            key_tokens=content.get("key_tokens"),
-            key_mask=tensors.get("key_mask"),
-            groups=tensors.get("groups"),
-            experts=tensors.get("experts"),
-            shares=tensors.get("shares"),
-        )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        kept = restore_kept(scopes, tensors, content)
+    except KeyError as error:
         raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles {error}") from error
-    _check_shapes(found, name)
+    key_texts = content.get("key_tokens")
+    found = Contents(
+        kept=kept,
+        bias={scope: tensors[f"bias.{scope}"] for scope in scopes},
+        sketch_error={s: tensors[f"sketch_error.{s}"] for s in scopes if f"sketch_error.{s}" in tensors},
+        tokens=read_texts(content["tokens"]),
+        layers=tuple(content["layers"]),
+        queries=tuple(content["queries"]),
+        scopes=scopes,
+        mask=tensors["mask"],
+        error=tensors["error"],
+        plan=content.get("plan"),
+        arguments=dict(content["arguments"]),
+        key_tokens=None if key_texts is None else read_texts(key_texts),
+        key_mask=tensors.get("key_mask"),
+        groups=tensors.get("groups"),
+        experts=tensors.get("experts"),
+        shares=tensors.get("shares"),
+    )
+    outer = [len(found.layers), len(found.mask)]
+    check_maps(kept, scopes, outer, (len(found.queries), key_mask(found).shape[1]), name)
     return found
 
 
@@ -75,17 +79,3 @@ def check_saved(contents: Contents) -> None:
     for scope in contents.scopes:
         if not contents.kept.can_save(scope):
             raise ValueError(contents.kept.explain_unsaved(scope))
-
-
-def _check_shapes(contents: Contents, name: str) -> None:
-    keys = key_mask(contents)
-    sequences, tokens = keys.shape if keys.dim() == 2 else (-1, -1)
-    outer = (len(contents.layers), sequences)
-    for scope in contents.scopes:
-        for what, tensor, inner in contents.kept.list_sizes(scope, len(contents.queries), tokens):
-            shape = tuple(tensor.shape)
-            if shape[:2] + shape[-2:] != outer + inner or len(shape) != (5 if extra_axis(scope) else 4):
-                raise FileFormatError(
-                    f"{name!r}: {what} {scope} has shape {list(shape)}, expected {[*outer, *inner]} (layers, "
-                    "sequences, queries, tokens)"
-                )

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor
 
+from ..errors import FileFormatError
 from ..selection import layer_place
 from . import serialise
 from .attribution import Attribution
 from .contributions import Contributions
-from .files import FileFormatError, read, write
+from .files import read, write
 from .kept.policy import Kept
 from .scope_names import join_stack, split_stack
 
@@ -104,7 +105,7 @@ class StackedAttribution(Attribution):
 
     def scope(self, name: str) -> str:
         """Returns the full name of a computed scope, ``"decoder.atb"``; ``"cross.layer"`` is the last of its stack."""
-        stack, scope = split_stack(name)
+        stack, scope = split_stack(name) if isinstance(name, str) else ("", "")
         if stack not in self.stacks:
             raise KeyError(
                 f"no scope {name!r} here: begin it with one of {', '.join(f'{stack}.' for stack in self.stacks)} "
@@ -211,11 +212,12 @@ class StackedAttribution(Attribution):
         return self.stacks[stack].of_expert(number, of_stack)
 
 
-def load(path: str | os.PathLike[str]) -> Attribution | Contributions:
+def load(path: str | os.PathLike[str], *, verify: bool = True) -> Attribution | Contributions:
     """Reads a file that ``save`` or `ffattr.Dense` wrote; tensors come back on the CPU, ``plan`` as a string.
 
     What comes back is what was saved: an `Attribution`, a `StackedAttribution` or `Contributions`. The tensors are
-    mapped into memory: of a large file only what is looked at is read.
+    mapped into memory. ``verify`` compares all of them with the checksum that was saved with them; without it, of a
+    large file only what is looked at is read, and damage goes unnoticed.
 
     Raises `FileNotFoundError`, or `FileFormatError` that says whether the file is damaged, foreign or too new.
 
@@ -223,16 +225,17 @@ def load(path: str | os.PathLike[str]) -> Attribution | Contributions:
     >>> ffattr.load("maps.safetensors").tokens[1]
     ['[CLS]', 'dog', '##s', 'bark', '##ing', '.', '[SEP]', '[PAD]', '[PAD]']
     """
+    tensors, content = read(path, verify)
     name = os.fspath(path)
-    tensors, content = read(path)
     if isinstance(content, dict) and content.get("kind") == "contributions":
         return Contributions.from_parts(tensors, content, name)
     if not isinstance(content, dict) or "stacks" not in content:
         return _restore_attribution(tensors, content, name)
-    if not isinstance(content["stacks"], dict) or not content["stacks"].keys() & set(STACKS):
+    parts = content["stacks"]
+    if not isinstance(parts, dict) or not parts or not parts.keys() <= set(STACKS):
         raise FileFormatError(f"{name!r} says it is an ffattr file but lacks or garbles 'stacks'")
     stacks = {}
-    for stack, part in content["stacks"].items():
+    for stack, part in parts.items():
         prefix = f"{stack}."
         of_stack = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
         stacks[stack] = _restore_attribution(of_stack, part, name)

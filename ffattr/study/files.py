@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["check", "write"]
 
 _FORMATS = ("png", "svg", "pdf")
+_FORMULA = re.compile(r"[=+@\t\r].|-[^\d.]", re.DOTALL)
 _DRAWN = 200  # tokens of a map that still make a picture
 
 
@@ -52,7 +52,8 @@ def check(folder: str | os.PathLike[str], formats: Sequence[str]) -> None:
 def write(studies: Sequence[Study], folder: str | os.PathLike[str], formats: Sequence[str] = ("png",)) -> list[Path]:
     """Writes everything that was found into ``folder``, which is made where there is none; returns the files.
 
-    ``<analysis>.csv`` with a column ``model``; ``tables.md`` with what fits a page; pictures in ``formats`` (png, svg,
+    ``<analysis>.csv`` with a column ``model``, where texts that a spreadsheet would compute (``=1+1``) begin with an
+    apostrophe; ``tables.md`` with what fits a page; pictures in ``formats`` (png, svg,
     pdf). Each file appears whole or not at all. Raises ValueError for an unknown format or studies of one name, OSError
     where a file cannot be written.
 
@@ -72,20 +73,38 @@ def write(studies: Sequence[Study], folder: str | os.PathLike[str], formats: Seq
         together = pd.concat(of_analysis, ignore_index=True)
         frames[analysis] = together[["model", *(column for column in together if column != "model")]]
     target = Path(folder)
-    with _name_failed_file(target):
+    try:
         target.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make the folder {str(target)!r}: {error.strerror or error}") from error
     written = []
     for name, frame in frames.items():
         written.append(target / f"{name}.csv")
-        _write_text(written[-1], [frame.to_csv(index=False)])
+        _write_text(written[-1], [_disarm_formulas(frame).to_csv(index=False)])
     written.append(target / "tables.md")
     _write_text(written[-1], write_tables(frames, studies))
     for name, figure in _draw_pictures(frames, studies):
         for kind in formats:
             written.append(target / f"{name}.{kind}")
-            with _name_failed_file(written[-1]), replacing(written[-1]) as temporary:
+            with replacing(written[-1]) as temporary:
                 figure.savefig(temporary, format=kind, dpi=150)
     return written
+
+
+def _disarm_formulas(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """Returns a table of which a spreadsheet computes no text: what it would take for a formula begins with an
+    apostrophe."""
+
+    def disarm(value: object) -> object:
+        return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+    from pandas.api import types as pd_types
+
+    found = frame.copy()
+    for column in frame:
+        if not pd_types.is_numeric_dtype(frame[column]):
+            found[column] = frame[column].astype(object).map(disarm, na_action="ignore")
+    return found
 
 
 def _to_file_name(name: str) -> str:
@@ -95,17 +114,7 @@ def _to_file_name(name: str) -> str:
 
 def _write_text(path: Path, pieces: Iterable[str]) -> None:
     """Writes a text file; half a character, which a token may be, is written as its code."""
-    with _name_failed_file(path):
-        write_text(path, (piece.encode("utf-8", "backslashreplace").decode() for piece in pieces))
-
-
-@contextmanager
-def _name_failed_file(path: Path) -> Iterator[None]:
-    """Makes an OSError say what could not be written: that of a full disk does not."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(f"cannot write {str(path)!r}: {error.strerror or error}") from error
+    write_text(path, (piece.encode("utf-8", "backslashreplace").decode() for piece in pieces))
 
 
 def _draw_pictures(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) -> Iterator[tuple[str, Figure]]:

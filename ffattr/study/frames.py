@@ -94,6 +94,10 @@ def of_maps(
     >>> list(study.frames)
     ['contextualization_change', 'amplified_pairs', 'amplified_categories', 'token_summary', 'alignment']
     """
+    if not isinstance(name, str) or not isinstance(attribution, Attribution):
+        raise TypeError(
+            f"of_maps({name!r}, a {type(attribution).__name__}), expected a name and what ffattr.attribute returned"
+        )
     if isinstance(attribution, StackedAttribution):
         raise ValueError(
             f"{name} has maps of an encoder and a decoder: analyse one of them, attr.stacks[name], for "

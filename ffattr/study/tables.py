@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,22 +15,24 @@ if TYPE_CHECKING:
 
 __all__ = ["write_tables"]
 
+_MARKS = re.compile(r"([\\`*_|~&<$]|\](?=[(\[:])|:(?=//)|(?<=www)\.)", re.IGNORECASE)
+"""What Markdown would take for links, pictures, code or HTML: tokens are none of these."""
 _LINE_ENDS = {ord(end): "⏎" for end in "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"}  # those that any reader may see
 _NAMED = 10  # most amplified pairs of each layer
 
 
 def write_tables(frames: Mapping[str, pandas.DataFrame], studies: Sequence[Study]) -> Iterator[str]:
     """Yields the lines of one Markdown document: a heading and a table per analysis, then what was left out and why."""
-    yield "# " + ", ".join(study.name for study in studies) + "\n"
+    yield "# " + ", ".join(_escape_text(study.name) for study in studies) + "\n"
     for name, (heading, rule) in _TABLES.items():
         if name in frames:
             yield f"\n## {heading}\n\n"
             for model, of_model in frames[name].groupby("model", sort=False):
                 if len(studies) > 1:
-                    yield f"{model}\n\n"
+                    yield f"{_escape_text(str(model))}\n\n"
                 yield _to_markdown(rule(of_model)) + "\n"
     left_out = [
-        f"- {study.name}, {name.replace('_', ' ')}: {why}\n"
+        f"- {_escape_text(study.name)}, {name.replace('_', ' ')}: {_escape_text(why)}\n"
         for study in studies
         for name, why in study.left_out.items()
     ]
@@ -122,12 +125,16 @@ _TABLES: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
 }
 
 
+def _escape_text(text: str) -> str:
+    """Returns text that Markdown shows as it is; a line break in a token would end its cell."""
+    return _MARKS.sub(r"\\\1", text).translate(_LINE_ENDS)
+
+
 def _to_markdown(frame: pandas.DataFrame) -> str:
-    """Returns a table in GitHub's dialect; a bar or a line break in a token would end its cell."""
+    """Returns a table in GitHub's dialect."""
 
     def format_cell(value: Any) -> str:
-        text = f"{value:.3f}" if isinstance(value, float) else str(value)
-        return text.replace("\\", "\\\\").replace("|", "\\|").translate(_LINE_ENDS).replace("<", "&lt;")
+        return f"{value:.3f}" if isinstance(value, float) else _escape_text(str(value))
 
     head = [" | ".join(map(str, frame.columns)), " | ".join("---" for _ in frame.columns)]
     rows = [" | ".join(map(format_cell, row)) for row in frame.itertuples(index=False)]

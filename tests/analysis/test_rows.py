@@ -7,7 +7,7 @@ import torch
 from keeping import kept, some
 from synthetic import POST_LN, PRE_LN, attribution
 
-from ffattr import Reduce, StackedAttribution, TopK
+from ffattr import Reduce, StackedAttribution, TopK, analysis
 from ffattr.analysis import rows
 from ffattr.analysis.rows import (
     check_one_stack,
@@ -143,3 +143,37 @@ def test_vectors_told_apart_by_head_are_no_sums():
     assert read_summed_values(SimpleNamespace(scope="atb", values=values[:, :, 0])).shape == (1, 1, 3, 3, 4)
     with pytest.raises(ValueError, match="the vectors of attn_heads are told apart by head or by expert"):
         read_summed_values(SimpleNamespace(scope="attn_heads", values=values))
+
+
+ANALYSES = [
+    *(
+        "amplified_pairs",
+        "contextualization_change",
+        "ff_amp",
+        "ff_amp_maps",
+        "rollout",
+        "rollout_maps",
+        "token_summary",
+    ),
+    *("mixing_ratio", "cancellation", "ff_energy", "norm_balance"),
+]
+
+
+@pytest.mark.parametrize("value", [5, None, "text", {"a": 1}, [1, 2]], ids=str)
+@pytest.mark.parametrize("name", ANALYSES)
+def test_what_is_nothing_to_analyse_is_refused_by_name(name, value):
+    with pytest.raises((TypeError, ValueError), match=r"expected"):
+        getattr(analysis, name)(value)
+
+
+@pytest.mark.parametrize("value", [5, None, "text", [1]], ids=str)
+def test_pairs_and_tokens_are_what_they_should_be(value):
+    with pytest.raises(TypeError, match="is no attribution: expected what"):
+        analysis.category_rates(value, value)
+    with pytest.raises(TypeError, match=r"pairs is a .*, expected a frame"):
+        analysis.category_rates(value, attribution())
+    with pytest.raises(TypeError, match="rank correlation is of two tensors"):
+        analysis.spearman(value, value)
+    if value != "text":
+        with pytest.raises(TypeError, match=r"tokens is .*, expected a list of texts"):
+            analysis.pair_categories(value)

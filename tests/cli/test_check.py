@@ -143,7 +143,7 @@ def test_every_layer_is_listed_where_one_differs(monkeypatch: pytest.MonkeyPatch
         return [replace(first, activation=lambda z: F.gelu(z, approximate="tanh")), *others]
 
     folder = saved("bert")
-    monkeypatch.setattr(registry, "_registered", {"bert": wrong})
+    monkeypatch.setattr(registry, "_registered", {"bert": (wrong, True)})
     result = run("check", folder)
     assert result.exit_code == 1
     rows = [row for row in table(result.stdout) if row[0]]
@@ -159,7 +159,7 @@ def test_no_description_is_a_named_error_with_what_to_complete(
         raise UnsupportedModel("[bold]no[/bold] layers:\n\n    def adapter(base):")
 
     folder = saved("bert")
-    monkeypatch.setattr(registry, "_registered", {"bert": refuse})
+    monkeypatch.setattr(registry, "_registered", {"bert": (refuse, True)})
     result = run("check", folder)
     assert result.exit_code == 1
     assert result.stdout == ""

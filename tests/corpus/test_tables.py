@@ -1,5 +1,8 @@
 """Columns, their order and their encodings; parts in folders of a thousand."""
 
+import math
+from dataclasses import replace
+
 import pyarrow.parquet as pq
 import pytest
 
@@ -36,6 +39,14 @@ def test_windows_are_joined_and_failures_have_a_row(tmp_path):
     assert rows[1]["error"] == "half \\ud800"
     assert rows[1]["change_ff"] is rows[1]["tokens"] is None
     assert tables["pairs"].num_rows == tables["top"].num_rows == 0
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_error_that_is_no_number_is_not_lost_among_others(place):
+    pieces = [numbers(0, 0, 0.25), numbers(0, 1, 0.5)]
+    pieces[place] = replace(pieces[place], model_error=float("nan"))
+    (row,) = make_tables(LAYOUT, [Document(0, "a")], {}, Parts(pieces))["documents"].to_pylist()
+    assert math.isnan(row["model_error"])
 
 
 def test_the_schema_carries_what_it_is_of(tmp_path):

@@ -16,7 +16,7 @@ from ffattr.decomposition.clamp import Clamp
 from ffattr.decomposition.layer import Branch
 from ffattr.decomposition.reference import Rule
 from ffattr.decomposition.routing import Routing
-from ffattr.engine.plan import LayerShape
+from ffattr.engine.planning.costs import LayerShape
 
 ROWS = torch.arange(TOKENS)
 RULES = [Rule(), Rule(baseline="bias"), Rule("midpoint", 5), Rule("gauss-legendre", 7, "bias")]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ffattr.engine import plan as planning
+from ffattr.engine.planning import choose as planning
 
 
 @pytest.fixture

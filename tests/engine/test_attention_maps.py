@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ffattr.decomposition.scopes import Scope
 from ffattr.engine.attention_maps import AttentionMaps, PairForms, add_up_heads, own_column_vectors
-from ffattr.engine.costs import Blocks
 from ffattr.engine.key_blocks import cut_keys
 from ffattr.engine.pack import Pack
+from ffattr.engine.planning.costs import Blocks
 from ffattr.ops.backends import BACKENDS
 
 TORCH = BACKENDS["torch"]

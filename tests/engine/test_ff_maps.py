@@ -12,12 +12,12 @@ from random_layers import TOKENS, WIDTH, RandomLayer
 from torch import Tensor
 
 from ffattr.decomposition.scopes import Scope
-from ffattr.engine.costs import Blocks, LayerShape, Method
 from ffattr.engine.ff_maps import FFMaps
 from ffattr.engine.ff_operands import FFOperands
 from ffattr.engine.key_tokens import attention_paths
 from ffattr.engine.pack import Pack
-from ffattr.engine.plan import LayerPlan
+from ffattr.engine.planning.costs import Blocks, LayerShape, Method
+from ffattr.engine.planning.plan import LayerPlan
 from ffattr.ops.backends import BACKENDS
 
 TORCH = BACKENDS["torch"]

@@ -29,7 +29,8 @@ def test_operands_are_what_is_recalled() -> None:
         return FFOperands(layer.weights, paths, BACKENDS["torch"], dtype, recall)
 
     first = operands(torch.float64)
-    assert first.maps  # made when a method asks
+    assert first.maps
+    assert first.down
     names = set(kept)
     assert names == {"own 1", "maps torch.float64", "down torch.float64"}
     again = operands(torch.float64)
@@ -50,5 +51,7 @@ def test_experts_are_not_recalled() -> None:
     FFOperands(layer.weights, list(attention_paths(layer.weights)), BACKENDS["torch"], torch.float64, recall)
     operands = FFOperands(layer.weights, list(attention_paths(layer.weights)), BACKENDS["torch"], torch.float64, recall)
     operands.load_experts((0, 1))
+    assert operands.down
     operands.load_experts((2, 3))
+    assert operands.down
     assert names == []

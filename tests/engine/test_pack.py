@@ -14,7 +14,8 @@ from ffattr.decomposition.routing import Routing
 from ffattr.decomposition.scopes import Scope
 from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence, Pack
-from ffattr.engine.plan import Blocks, LayerPlan, LayerShape, Method
+from ffattr.engine.planning.costs import Blocks, LayerShape, Method
+from ffattr.engine.planning.plan import LayerPlan
 from ffattr.engine.run import LayerResult, run_layer
 from ffattr.ops.backends import BACKENDS
 

@@ -12,9 +12,9 @@ from made_packs import cut, define_vectors, pass_pack, sequences
 from random_layers import TOKENS, WIDTH
 
 from ffattr.decomposition.reference import Rule
-from ffattr.engine.costs import Blocks
 from ffattr.engine.pack import Pack
 from ffattr.engine.pair_vectors import _draw_pairs, fill_pairs, nonzero_pairs, pair_vectors, sample_pair_vectors
+from ffattr.engine.planning.costs import Blocks
 from ffattr.engine.query_pass import Slopes
 from ffattr.ops import torch_kernels
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import ffattr
 from ffattr import Attribution, NonFiniteError
-from ffattr.engine import plan as planning
+from ffattr.engine.planning import choose as planning
 from ffattr.ops import availability, backends, torch_kernels
 
 FLOAT8 = torch.float8_e4m3fn
@@ -122,7 +122,8 @@ def test_float8_has_only_the_direct_method(monkeypatch: pytest.MonkeyPatch) -> N
     model, given = build("bert", max_position_embeddings=128), tiny_models.inputs("bert", batch=1, length=120)
     assert ffattr.plan(model, given, backend="torch").layers[0].method == "operator"
     (first, _) = ffattr.plan(model, given, backend="torch", dtype=FLOAT8).layers
-    assert (first.method, first.reason) == ("direct", "the only method in float8")
+    assert first.method == "direct"
+    assert first.reason.startswith("the only method in float8")
     for call in (ffattr.attribute, ffattr.plan):
         with pytest.raises(ValueError, match=r"method='operator' does not run in torch.float8_e4m3fn; 'direct' is the"):
             call(model, given, backend="torch", dtype=FLOAT8, method="operator")

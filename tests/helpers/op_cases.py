@@ -81,6 +81,12 @@ def case(
     return given
 
 
+def make_triangular(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the arguments of a wide operator with ``down`` zero right of its diagonal, of which it is told."""
+    rest = {"sequences": None, "reduction": "l2", "totals": None}
+    return {**given, "down": given["down"].tril(), **{n: given.get(n, v) for n, v in rest.items()}, "triangular": True}
+
+
 def make_vectors(operator: str, given: dict[str, Any]) -> Tensor:
     """Returns the vectors of all pairs, ``[2 or 3, N, M, d]`` in float64, as `ffattr.ops.contract` defines them."""
     given = converted(given, torch.float64)
@@ -158,9 +164,11 @@ def varied_cases() -> Iterator[tuple[str, str, dict[str, Any]]]:
     for operator, name, streams in itertools.product(WIDE, sizes, (1, 2)):
         given = case(operator, *sizes[name], heads=5, streams=streams)
         yield f"{operator} {name} {streams}", operator, given
+        yield f"{operator} {name} {streams} triangular", operator, make_triangular(given)
         if availability.describe_product("cpu", torch.bfloat16):
             tiny = {**given, "alpha": given["alpha"] * 1e-30}
             yield f"{operator} bfloat16 {name} {streams}", operator, narrow(tiny)
+            yield f"{operator} bfloat16 {name} {streams} triangular", operator, make_triangular(narrow(tiny))
             yield f"{operator} bfloat16 down {name} {streams}", operator, narrow(tiny, ("down",))
     for operator, reduction, dtype, name in itertools.product(
         WIDE, REDUCTIONS[1:], (torch.float32, torch.float64), sizes

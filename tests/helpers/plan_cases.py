@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from ffattr.engine.plan import EngineOptions, LayerPlan, LayerShape, plan_layer
+from ffattr.engine.planning.choose import plan_layer
+from ffattr.engine.planning.costs import LayerShape
+from ffattr.engine.planning.plan import EngineOptions, LayerPlan
 from ffattr.ops.backends import BACKENDS
 
 CPU = torch.device("cpu")

@@ -17,10 +17,11 @@ from ffattr.decomposition.layer import Branch, CrossWeights, LayerWeights
 from ffattr.decomposition.reference import Encoder, Rule, decompose
 from ffattr.decomposition.routing import Routing
 from ffattr.decomposition.walk import Stream
-from ffattr.engine.costs import BY_QUERY
 from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence
-from ffattr.engine.plan import Blocks, EngineOptions, LayerPlan, LayerShape, plan_layer
+from ffattr.engine.planning.choose import plan_layer
+from ffattr.engine.planning.costs import BY_QUERY, Blocks, LayerShape
+from ffattr.engine.planning.plan import EngineOptions, LayerPlan
 from ffattr.ops.backends import BACKENDS
 
 WIDTH, HEADS, HEAD_DIM, NEURONS, TOKENS = 12, 3, 5, 7, 9
@@ -59,6 +60,7 @@ class RandomLayer:
         rule: Rule | None = None,
         small: bool = False,
         value_bias: str = "token",
+        rotated: bool = False,
     ) -> Computed:
         rows = torch.arange(len(self.x)) if rows is None else rows
         keys = len(self.x) + (0 if self.encoder is None else len(self.encoder.states))
@@ -68,6 +70,7 @@ class RandomLayer:
         chosen = BACKENDS[backend]
         options = EngineOptions(chosen, method, torch.float64, torch.device("cpu"))
         plan = plan_layer(0, shape, any(scope.needs_ff for scope in picked), options)
+        plan = replace(plan, shape=replace(plan.shape, rotated=rotated))
         if small:  # blocks of a few queries and keys
             plan = replace(plan, blocks=Blocks(2, 4, plan.blocks.ff_keys if method in BY_QUERY else 4))
         wanted = LayerTask(self.weights, picked, rule or Rule(), value_bias, chosen, torch.float64)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_cases import COLUMNS, KEY_AXIS, QUERY_AXIS, WRONG, batch, case, converted, table, wrong
+from op_cases import COLUMNS, KEY_AXIS, QUERY_AXIS, WRONG, batch, case, converted, make_triangular, table, wrong
 from torch import Tensor
 
 from ffattr.decomposition.precision import operand_dtype, quantised
@@ -124,6 +124,19 @@ class Promises:
             for name in axes.keys() & given.keys():
                 given[name] = given[name].narrow(axes[name], 0, size)
         self.check(given)
+
+    # ---- a matrix that is zero right of its diagonal
+
+    @pytest.mark.parametrize(("width", "neurons"), [(136, 200), (200, 40)])
+    @pytest.mark.parametrize("streams", [1, 2])
+    def test_triangular(self, streams: int, width: int, neurons: int) -> None:
+        """The same, and what lies far from the diagonal is not read."""
+        given = make_triangular(case(self.operator, 3, 4, width, neurons, heads=3, streams=streams))
+        self.check(given)
+        given["position"] = torch.full((3,), -1)  # what a token brings itself may be made by a library
+        found = self.run(given)
+        given["down"][0, 135] = 1e6
+        torch.testing.assert_close(self.run(given), found, rtol=0, atol=0)
 
     # ---- weights that are zero or not a number
 

@@ -55,8 +55,8 @@ def test_the_record_describes_the_layers_as_they_are() -> None:
     assert 0 < found.error < 1e-13
 
 
-def test_the_readme_has_the_record() -> None:
-    text = verify.README.read_text(encoding="utf-8")
+def test_the_page_has_the_record() -> None:
+    text = verify.PAGE.read_text(encoding="utf-8")
     written = text.split(verify.BEGIN)[1].split(verify.END)[0]
     assert written == verify.markdown(verified.read()), "run benchmarks/paper/verify.py --markdown"
 

@@ -10,7 +10,7 @@ import torch
 
 import ffattr
 from ffattr import Sketch
-from ffattr.pipeline.options import Options
+from ffattr.pipeline.options import Options, check_progress
 
 FLOAT8 = torch.float8_e4m3fn
 
@@ -65,3 +65,12 @@ def test_defaults_are_those_of_the_calls(call: Any) -> None:
     shared = [name for name in vars(own) if name in given]
     assert {"layers", "queries", "ig", "baseline", "value_bias", "dtype"} <= set(shared)
     assert {name: given[name] for name in shared} == {name: getattr(own, name) for name in shared}
+
+
+@pytest.mark.parametrize("compute", [ffattr.attribute, ffattr.contributions])
+def test_progress_is_something_to_call(compute: Any) -> None:
+    check_progress(print)
+    check_progress(None)
+    target = {"target": 3} if compute is ffattr.contributions else {}
+    with pytest.raises(TypeError, match=r"progress is 5, expected a function of \(layers done, layers in all\)"):
+        compute(None, None, progress=5, **target)

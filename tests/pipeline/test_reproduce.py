@@ -40,7 +40,7 @@ def test_what_does_not_pass_is_what_attribute_refuses(monkeypatch: pytest.Monkey
         layers = huggingface.describe_pretrained(base, "gpt2").layers
         return [layers[0], replace(layers[1], norm_before_ff=layers[0].norm_before_ff)]
 
-    monkeypatch.setattr(registry, "_registered", {"gpt2": wrong})
+    monkeypatch.setattr(registry, "_registered", {"gpt2": (wrong, True)})
     found = reproduce(build("gpt2"), inputs("gpt2"))
     assert [layer.passed for layer in found.layers] == [True, False]
     assert not replace(found.layers[0], error=float("nan")).passed

@@ -8,7 +8,8 @@ from made_tokenizers import make_tokenizer
 
 import ffattr
 from ffattr import Dense, Pool, Reduce, TopK
-from ffattr.results.files import FileFormatError, read, write
+from ffattr.errors import FileFormatError
+from ffattr.results.files import read, write
 
 TEXTS = ["the cat sat on a mat", "the dog ran"]
 
@@ -83,5 +84,5 @@ def test_a_file_that_is_garbled_says_so(tmp_path):
     with pytest.raises(FileFormatError, match="lacks or garbles 'bias'"):
         ffattr.load(tmp_path / "b.safetensors")
     write(tmp_path / "c.safetensors", tensors, {**content, "layers": [0]})
-    with pytest.raises(FileFormatError, match=r"scores have shape \[2, 4, 2, 6\], expected \[2, 2, 2, 6\]"):
+    with pytest.raises(FileFormatError, match=r"scores has shape \[2, 4, 2, 6\], expected \[2, 2, 2, 6\]"):
         ffattr.load(tmp_path / "c.safetensors")

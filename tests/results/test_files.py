@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from synthetic import attribution
 
 from ffattr import load
-from ffattr.errors import FfattrError
+from ffattr.errors import FfattrError, FileFormatError
 from ffattr.results import files
-from ffattr.results.files import FORMAT_VERSION, FileFormatError
+from ffattr.results.files import FORMAT_VERSION
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), safetensors.SafetensorError("No space")])

@@ -54,11 +54,13 @@ def _plain(value):
 
 
 def read_parts(path):
-    """Returns the header without the version of torch, and the rest. Its order is by chance."""
+    """Returns the header without what is new or not the same everywhere, the version of torch and the checksum, and the
+    rest. Its order is by chance."""
     content = path.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
     del header["__metadata__"]["torch_version"]
+    header["__metadata__"].pop("checksum", None)
     return header, content[start:]
 
 

@@ -1,6 +1,7 @@
 """Studies as files: tables, pictures, and what cannot be written."""
 
 import math
+import os
 
 import pandas as pd
 import pytest
@@ -75,8 +76,8 @@ def test_a_full_disk_is_said_with_the_file(tmp_path, corpus, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(study.files, "write_text", full)
-    with pytest.raises(OSError, match=r"cannot write '.*contextualization_change\.csv': No space left on device"):
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*contextualization_change\.csv'"):
         study.write([corpus], tmp_path)
 
 
@@ -106,3 +107,13 @@ def test_names_of_studies_are_fit_for_files(tmp_path):
     names = {path.name for path in study.write([other, some], tmp_path, ["svg"]) if path.suffix == ".svg"}
     assert {"scopes_org-model-7B-é.svg", "scopes_....svg"} <= names
     assert {path.name for path in tmp_path.glob("*.svg")} == names
+
+
+def test_a_spreadsheet_computes_no_token(tmp_path):
+    attr = attribution(("atb", "atb_ff"), tokens=7, real=(7, 7), layers=(0,))
+    attr.tokens = [["=1+1", "+cmd|' /C calc'!A0", "@SUM(A1)", "-2.5", "-", "=", "-a"]] * 2
+    study.write([study.of_maps("odd", attr)], tmp_path, [])
+    frame = pd.read_csv(tmp_path / "token_summary.csv")
+    expected = ["'=1+1", "'+cmd|' /C calc'!A0", "'@SUM(A1)", "-2.5", "-", "=", "'-a"]
+    assert frame["token"].astype(str).tolist()[:7] == expected
+    assert frame["layer"].tolist() == [0] * len(frame)

@@ -1,6 +1,7 @@
 """Frames as Markdown."""
 
 import math
+import re
 
 import pandas as pd
 from synthetic import attribution
@@ -30,7 +31,7 @@ def test_tokens_cannot_break_a_table(tmp_path):
     attr.tokens = [["a|b", "line\n\r\u2028break", "<script>", "\\"]] * 2
     study.write([study.of_maps("odd", attr)], tmp_path, [])
     text = (tmp_path / "tables.md").read_text()
-    assert "<script>" not in text
+    assert "<script>" not in text.replace("\\<", "")
     assert "a\\|b" in text
     (row,) = [line for line in text.splitlines() if "←" in line and line.startswith("| 0")]
     assert row.replace("\\|", "").count("|") == 3
@@ -121,3 +122,16 @@ def test_tables_of_several_models_are_named_in_their_order():
 
 def test_frames_without_a_rule_are_in_no_table():
     assert lines({"token_summary": pd.DataFrame({"model": ["tiny"], "norm": [1.0]})}, Study("tiny")) == ["# tiny"]
+
+
+def test_tokens_are_no_markdown(tmp_path):
+    attr = attribution(("atb", "atb_ff"), tokens=4, real=(4, 4), layers=(0,))
+    attr.tokens = [["![x](http://a.b/c.png)", "[y](https://a.b)", "**bold**", "www.a.b"]] * 2
+    study.write([study.of_maps("o*d*d_", attr)], tmp_path, [])
+    text = (tmp_path / "tables.md").read_text()
+    assert text.startswith("# o\\*d\\*d\\_\n")
+    assert re.search(r"(?<!\\)\]\(", text) is None
+    for link in ("http://", "https://", "**", "www."):
+        assert link not in text
+    assert r"![x\](http\://a.b/c.png)" in text
+    assert r"www\.a.b" in text

@@ -149,6 +149,9 @@ def norm_balance(vectors: _Scopes) -> pandas.DataFrame:
 def _group_by_scope(vectors: _Scopes) -> dict[str, Decomposed]:
     """Returns the vectors by scope. Raises ValueError where they are not of the same inputs, layers and queries."""
     vectors = list(vectors.values()) if isinstance(vectors, Mapping) else vectors
+    if vectors is not None and not isinstance(vectors, Sequence):
+        read_summed_values(vectors)  # what is no vectors at all is said to be none
+        raise TypeError("vectors of one scope, expected a list of those of scopes that follow each other")
     if not vectors:
         raise ValueError("no vectors: expected those of scopes that follow each other, for instance of atb and atb_ff")
     first = vectors[0]

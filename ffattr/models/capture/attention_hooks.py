@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import itertools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,11 +21,13 @@ from torch.overrides import TorchFunctionMode
 
 from ...decomposition.attention import Attention, AttentionWeights, QueryKey
 from ...errors import CaptureError, UnsupportedModel
+from .passes import attach_hook, find_pass, share_change
 from .run import list_configs
 
 __all__ = [
     "Sink",
     "calls_interface",
+    "read_implementation",
     "record_attention",
     "record_interface",
     "record_multihead",
@@ -31,9 +35,6 @@ __all__ = [
 ]
 
 Sink = Callable[[int, Attention], None]
-
-_numbers = itertools.count()
-_originals: dict[str, str] = {}  # the private names in use, with the implementation that each one stands for
 
 # Keyword arguments through which a transformers attention function can be told to compute something else.
 _CHANGING = ("sinks", "head_mask", "cache")
@@ -55,7 +56,7 @@ def record_attention(
     if not wrappers:
         known = {id(module) for module in (*torch_modules.values(), *callers.values())}
         others = {i: module for i, module in others.items() if known.isdisjoint(map(id, module.modules()))}
-    with ExitStack() as stack:
+    with ExitStack() as stack, stack:
         if torch_modules:
             stack.enter_context(record_multihead(torch_modules, sink))
         if callers:
@@ -76,40 +77,66 @@ def record_interface(configs: Sequence[Any], modules: Mapping[int, nn.Module], s
 
     ``sdpa`` and ``eager`` run as they are; others (flash, flex), which need masks of their own, run as ``sdpa``.
     """
-    utils: Any = importlib.import_module("transformers.modeling_utils")
-    masks: Any = importlib.import_module("transformers.masking_utils")
-    functions = utils.AttentionInterface
-    mask_functions = masks.AttentionMaskInterface
     index_of = {id(module): index for index, module in modules.items()}
-    names: dict[str, str] = {}
-    with ExitStack() as stack:
+    with ExitStack() as stack, stack:
+        stack.callback(_listening.reset, _listening.set(_Listener(find_pass(), index_of, sink)))
         for config in configs:
-            found = config._attn_implementation_internal
-            original = _originals.get(found, found)
-            original = original if original == "eager" else "sdpa"
-            if original not in names:
-                name = names[original] = f"ffattr_capture_{next(_numbers)}"
-                _originals[name] = original
-                stack.callback(_originals.pop, name, None)
-                stack.callback(functions._global_mapping.pop, name, None)
-                stack.callback(mask_functions._global_mapping.pop, name, None)
-                functions.register(name, _wrap_function(original, functions._global_mapping["sdpa"], index_of, sink))
-                mask_functions.register(name, mask_functions._global_mapping[original])
-            # Past the public setter, which would also change every nested configuration.
-            stack.callback(setattr, config, "_attn_implementation_internal", found)
-            config._attn_implementation_internal = names[original]
+            stack.enter_context(share_change(("attention of", id(config)), partial(_wrap_attention, config)))
         yield
 
 
-def _wrap_function(
-    original: str, sdpa: Callable[..., Any], index_of: Mapping[int, int], sink: Sink
-) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class _Listener:
+    """Who hears of the attention of modules, by their ids, in a pass."""
+
+    of_pass: object
+    index_of: Mapping[int, int]
+    sink: Sink
+
+
+_listening: ContextVar[_Listener | None] = ContextVar("ffattr_listener", default=None)
+_found: dict[int, str] = {}  # what configurations name themselves that name a wrapper now, by their ids
+
+
+def read_implementation(config: Any) -> str:
+    """Returns the attention implementation that a configuration names, while it is recorded as well."""
+    return str(_found.get(id(config), config._attn_implementation_internal))
+
+
+def _wrap_attention(config: Any, undo: ExitStack) -> None:
+    """Has a configuration name a wrapper, for all passes at once."""
+    found = config._attn_implementation_internal
+    original = "eager" if found == "eager" else "sdpa"
+    undo.enter_context(share_change(("attention function", original), partial(_register_function, original)))
+    undo.callback(_found.pop, id(config), None)
+    _found[id(config)] = found
+    # Past the public setter, which would also change every nested configuration.
+    undo.callback(setattr, config, "_attn_implementation_internal", found)
+    config._attn_implementation_internal = _name_wrapper(original)
+
+
+def _name_wrapper(original: str) -> str:
+    return f"ffattr_capture_{original}"
+
+
+def _register_function(original: str, undo: ExitStack) -> None:
+    utils: Any = importlib.import_module("transformers.modeling_utils")
+    masks: Any = importlib.import_module("transformers.masking_utils")
+    functions, mask_functions, name = utils.AttentionInterface, masks.AttentionMaskInterface, _name_wrapper(original)
+    undo.callback(functions._global_mapping.pop, name, None)
+    undo.callback(mask_functions._global_mapping.pop, name, None)
+    functions.register(name, _wrap_function(original, functions._global_mapping["sdpa"]))
+    mask_functions.register(name, mask_functions._global_mapping[original])
+
+
+def _wrap_function(original: str, sdpa: Callable[..., Any]) -> Callable[..., Any]:
     def attend_and_record(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> Any:
-        index = index_of.get(id(module))
-        if index is not None:
-            sink(index, _hand_on_attention(module, query, key, attention_mask, original == "sdpa", kwargs))
+        listener = _listening.get()
+        if listener is not None and listener.of_pass is find_pass() and id(module) in listener.index_of:
+            attention = _hand_on_attention(module, query, key, attention_mask, original == "sdpa", kwargs)
+            listener.sink(listener.index_of[id(module)], attention)
         function = sdpa
         if original == "eager":
             function = _find_global(module, "eager_attention_forward")
@@ -166,11 +193,11 @@ def _find_global(module: nn.Module, name: str, default: Any = _REQUIRED) -> Any:
 
 @contextmanager
 def record_multihead(modules: Mapping[int, nn.MultiheadAttention], sink: Sink) -> Iterator[None]:
-    """Record ``nn.MultiheadAttention`` used as self-attention, from its input. The fused fast path must be off."""
-    with ExitStack() as stack:
+    """Record ``nn.MultiheadAttention`` from what it reads. The fused fast path must be off."""
+    with ExitStack() as stack, stack:
         for index, module in modules.items():
-            hook = module.register_forward_pre_hook(_make_multihead_hook(index, sink), with_kwargs=True)
-            stack.callback(hook.remove)
+            hook = _make_multihead_hook(index, sink)
+            attach_hook(stack, module.register_forward_pre_hook, hook, with_kwargs=True)
         yield
 
 
@@ -179,26 +206,41 @@ def _make_multihead_hook(index: int, sink: Sink) -> Callable[..., None]:
 
     def record_call(module: nn.MultiheadAttention, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        x = given["query"]
-        x = x[None] if x.dim() == 2 else x if module.batch_first else x.transpose(0, 1)
-        batch, length, width = x.shape
-        weight, bias = module.in_proj_weight[: 2 * width], module.in_proj_bias
-        projected = nn.functional.linear(x, weight, None if bias is None else bias[: 2 * width])
-        query, key = projected.view(batch, length, 2, module.num_heads, -1).permute(2, 0, 3, 1, 4)
+        query, key = _project_to_heads(module, given["query"], given["key"])
+        batch, length, keys = len(query), query.shape[2], key.shape[2]
         mask, padding = (
-            _make_additive(given.get("attn_mask"), x.dtype),
-            _make_additive(given.get("key_padding_mask"), x.dtype),
+            _make_additive(given.get("attn_mask"), query.dtype),
+            _make_additive(given.get("key_padding_mask"), query.dtype),
         )
         # As in torch: the hint is believed, and the mask not read, where the two can be exchanged.
         causal = bool(given.get("is_causal")) and padding is None and not given.get("need_weights", True)
         if mask is not None:
-            mask = None if causal else mask[None, None] if mask.dim() == 2 else mask.view(batch, -1, length, length)
+            mask = None if causal else mask[None, None] if mask.dim() == 2 else mask.view(batch, -1, length, keys)
         if padding is not None:
-            padding = padding.view(batch, 1, 1, length)
+            padding = padding.view(batch, 1, 1, keys)
             mask = padding if mask is None else mask + padding
         sink(index, QueryKey(query, key, query.shape[-1] ** -0.5, mask, causal))
 
     return record_call
+
+
+def _project_to_heads(module: nn.MultiheadAttention, x: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the queries of ``x`` and the keys of ``read``, ``[B, H, T, dh]``; of one tensor by one product."""
+    width, weight, bias = module.embed_dim, module.in_proj_weight, module.in_proj_bias
+    projections = (weight[:width], weight[width : 2 * width]) if weight is not None else ()
+    projections = projections or (module.q_proj_weight, module.k_proj_weight)
+    shifts = (None, None) if bias is None else (bias[:width], bias[width : 2 * width])
+
+    def split_heads(given: Tensor, weight: Tensor, bias: Tensor | None, parts: int = 1) -> Tensor:
+        given = given[None] if given.dim() == 2 else given if module.batch_first else given.transpose(0, 1)
+        made = nn.functional.linear(given, weight, bias)
+        return made.view(*made.shape[:2], parts, module.num_heads, -1).permute(2, 0, 3, 1, 4)
+
+    if x is read and weight is not None:
+        query, key = split_heads(x, weight[: 2 * width], None if bias is None else bias[: 2 * width], 2)
+        return query, key
+    query, key = (split_heads(*one)[0] for one in zip((x, read), projections, shifts, strict=True))
+    return query, key
 
 
 def _make_additive(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -214,7 +256,7 @@ def record_own_attention(modules: Mapping[int, nn.Module], heads: Mapping[int, i
     ``multi_head_attention_forward`` by another call, or else a softmax over the keys by its result, with the number of
     query heads of each layer's module in ``heads``."""
     running: list[int] = []
-    with ExitStack() as stack:
+    with ExitStack() as stack, stack:
         for index, module in modules.items():
 
             def enter_module(module: nn.Module, args: Any, index: int = index) -> None:
@@ -223,8 +265,8 @@ def record_own_attention(modules: Mapping[int, nn.Module], heads: Mapping[int, i
             def leave_module(module: nn.Module, args: Any, output: Any) -> None:
                 running.pop()
 
-            stack.callback(module.register_forward_pre_hook(enter_module).remove)
-            stack.callback(module.register_forward_hook(leave_module, always_call=True, prepend=True).remove)
+            attach_hook(stack, module.register_forward_pre_hook, enter_module)
+            attach_hook(stack, module.register_forward_hook, leave_module, always_call=True, prepend=True)
         stack.enter_context(_AttentionWatch(running, heads, sink))
         yield
 

@@ -5,6 +5,7 @@ Each is a context manager that calls ``sink(layer, ...)`` and removes its hooks 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,8 +15,16 @@ from torch import Tensor, nn
 
 from ...decomposition.routing import Routing
 from ...errors import CaptureError
+from .passes import attach_hook
 
-__all__ = ["record_gains", "record_outputs", "record_router_scores", "record_routings", "record_values_read"]
+__all__ = [
+    "find_first",
+    "record_gains",
+    "record_outputs",
+    "record_router_scores",
+    "record_routings",
+    "record_values_read",
+]
 
 
 @contextmanager
@@ -25,7 +34,8 @@ def record_routings(modules: Mapping[int, nn.Module], sink: Callable[[int, Routi
     Both are ``[tokens, k]``, the tokens of all sequences in one row.
     """
 
-    def read_routing(index: int, module: nn.Module, given: list[Tensor]) -> None:
+    def read_routing(index: int, module: nn.Module, args: Any, kwargs: Any) -> None:
+        given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         numbers = [value for value in given if not value.is_floating_point()]
         floats = [value for value in given if value.is_floating_point()]
         weights = [value for value in floats if numbers and value.shape == numbers[0].shape]
@@ -78,32 +88,48 @@ def record_outputs(modules: Mapping[int, nn.Module], sink: Callable[[int, Tensor
 
 @contextmanager
 def record_values_read(modules: Mapping[int, nn.Module], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Record the input of value projections."""
-    with _hook_before(modules, lambda index, module, given: sink(index, given[0])):
+    """Record the input of value projections, of an ``nn.MultiheadAttention`` its values."""
+
+    def read_input(index: int, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if isinstance(module, nn.MultiheadAttention):
+            sink(index, kwargs["value"] if "value" in kwargs else args[2])
+        else:
+            sink(index, next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
+
+    with _hook_before(modules, read_input):
         yield
+
+
+def find_first(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Returns the hidden states that a layer is called with: its first argument, however it is passed; None where
+    there is none."""
+    if args:
+        return args[0]
+    if "hidden_states" in kwargs:
+        return kwargs["hidden_states"]
+    names = inspect.signature(module.forward).parameters
+    return next((kwargs[name] for name in names if name in kwargs), next(iter(kwargs.values()), None))
 
 
 @contextmanager
 def _hook_behind(modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Module, Any], None]) -> Iterator[None]:
-    with ExitStack() as stack:
+    with ExitStack() as stack, stack:
         for index, module in modules.items():
 
             def hand_on_output(module: nn.Module, args: Any, output: Any, index: int = index) -> None:
                 seen(index, module, output)
 
-            stack.callback(module.register_forward_hook(hand_on_output).remove)
+            attach_hook(stack, module.register_forward_hook, hand_on_output)
         yield
 
 
 @contextmanager
-def _hook_before(
-    modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Module, list[Tensor]], None]
-) -> Iterator[None]:
-    with ExitStack() as stack:
+def _hook_before(modules: Mapping[int, nn.Module], seen: Callable[[int, nn.Module, Any, Any], None]) -> Iterator[None]:
+    with ExitStack() as stack, stack:
         for index, module in modules.items():
 
-            def hand_on_tensors(module: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
-                seen(index, module, [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)])
+            def hand_on_input(module: nn.Module, args: Any, kwargs: Any, index: int = index) -> None:
+                seen(index, module, args, kwargs)
 
-            stack.callback(module.register_forward_pre_hook(hand_on_tensors, with_kwargs=True).remove)
+            attach_hook(stack, module.register_forward_pre_hook, hand_on_input, with_kwargs=True)
         yield

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from .attention_hooks import read_implementation
 from .run import list_configs
+from .user_hooks import list_user_hooks
 
 __all__ = ["Code", "read_code"]
 
@@ -85,15 +87,16 @@ def read_code(base: nn.Module, kwargs: Mapping[str, Any], layers: Sequence[int])
         forward = module.__dict__.get("forward")
         objects += (module, type(module).forward) if forward is None else (module, type(module).forward, forward)
         if module._forward_hooks or module._forward_pre_hooks:
-            hooks.append((len(objects), *module._forward_hooks, *module._forward_pre_hooks))
+            own = (list_user_hooks(module._forward_hooks), list_user_hooks(module._forward_pre_hooks))
+            hooks += [(len(objects), *own[0], *own[1])] * any(own)
         kinds.update((part.dtype, part.device) for part in module._parameters.values() if part is not None)
-    implementations = [config._attn_implementation_internal for config in list_configs(modules)]
+    implementations = [read_implementation(config) for config in list_configs(modules)]
     autocast = tuple(
         (kind, torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)
     )
     values = (tuple(hooks), tuple(implementations), frozenset(kinds), autocast)
     inputs = (tuple(layers), tuple(sorted((name, _kind_of(name, value)) for name, value in kwargs.items())))
-    return Code(base, objects, values, inputs, all(one in ("sdpa", "eager", None) for one in implementations))
+    return Code(base, objects, values, inputs, all(one in ("sdpa", "eager", "None") for one in implementations))
 
 
 def _kind_of(name: str, value: object) -> str:

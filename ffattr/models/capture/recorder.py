@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
@@ -15,16 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, GatedAttention, LayerRecord
-from ...decomposition.precision import are_finite, without_autocast
+from ...decomposition.precision import are_finite, find_narrowest, without_autocast
 from ...decomposition.routing import Routing
 from ...errors import CaptureError, NonFiniteError
-from ..registry import ModelDescription
+from ..spec.described import ModelDescription
 from ..spec.layer import LayerSpec
 from .attention_hooks import record_attention
-from .module_hooks import record_gains, record_outputs, record_router_scores, record_routings, record_values_read
+from .module_hooks import (
+    find_first,
+    record_gains,
+    record_outputs,
+    record_router_scores,
+    record_routings,
+    record_values_read,
+)
+from .passes import attach_hook, find_pass, leave_pass
 from .proven import read_code
-from .run import Reached, find_switches, read_hidden_states, require_same, run_undisturbed
-from .user_hooks import Change, find_added, record_changes
+from .run import Reached, call_model, find_switches, read_hidden_states, require_same, run_undisturbed
+from .user_hooks import Change, find_edits, record_changes
 
 __all__ = ["record_first_attention", "record_layers"]
 
@@ -40,8 +47,6 @@ _CALLED = {
     "gate": "gate of attention",
 }
 
-_active: ContextVar[_Recorder | None] = ContextVar("ffattr_active_capture", default=None)
-
 
 def record_layers(
     description: ModelDescription,
@@ -56,21 +61,23 @@ def record_layers(
     """Run ``description.base(**kwargs)`` once and hand each layer's `LayerRecord` to ``on_layer`` while the layer runs.
 
     The record is dropped afterwards, so memory holds one layer at a time. Records come in the order in which the layers
-    run; captures in other threads wait. ``verify`` runs the untouched model first and compares the final hidden states,
+    run. ``verify`` runs the untouched model first and compares the final hidden states,
     unless the same code was seen to give the same before (`proven`).
     ``mask`` ``[B, T]`` says which tokens are valid (None: all); what padding holds is not looked at. Of a model with an
     encoder and a decoder it is the decoder's, ``encoder_mask`` the encoder's.
     ``model``: what is run instead of the base that it is built on, its head included. Returns what was returned.
+
+    Raises `ForwardError` for what the model raises, and what ``on_layer`` raises as it is.
     """
     runs = description.base if model is None else model
     wanted = _number_wanted(description, layers)
     kwargs = {**kwargs, **find_switches(runs, kwargs)}
     with run_undisturbed(runs):
         code = read_code(runs, kwargs, wanted) if verify else None
-        plain = None if code is None or code.is_proven else read_hidden_states(runs(**kwargs))
+        plain = None if code is None or code.is_proven else read_hidden_states(call_model(runs, kwargs))
         recorder = _Recorder(description, wanted, mask, on_layer, encoder_mask)
         with recorder.install_hooks():
-            output = runs(**kwargs)
+            output = call_model(runs, kwargs, recorder.raised)
     recorder.check_all_ran()
     if code is not None and plain is not None:
         of_output = mask if description.batch_first or mask is None else mask.T
@@ -79,18 +86,22 @@ def record_layers(
     return output
 
 
-def record_first_attention(description: ModelDescription, kwargs: Mapping[str, Any], layer: int = 0) -> Attention:
+def record_first_attention(
+    description: ModelDescription, kwargs: Mapping[str, Any], layer: int = 0, cross: bool = False
+) -> Attention:
     """Run ``description.base(**kwargs)`` up to the attention of its first layer, which is what is returned; or of
-    another one, the first of its stack.
+    another one, the first of its stack; ``cross``: to the attention to an encoder's tokens.
 
-    It tells how many tokens an image or a recording makes, and which of them are padding.
+    It tells how many tokens an image or a recording makes, and which of them are padding. Raises `ForwardError` where
+    the model does not run on them.
     """
     base = description.base
     with run_undisturbed(base):
         recorder = _FirstAttention(description, [layer], None, lambda recorded: None)
+        recorder.cross = cross
         try:
             with recorder.install_hooks():
-                base(**{**kwargs, **find_switches(base, kwargs)})
+                call_model(base, {**kwargs, **find_switches(base, kwargs)})
         except Reached as reached:
             attention: Attention = reached.found
             return attention
@@ -118,6 +129,8 @@ class _Recorder:
         self.encoder_mask = encoder_mask
         self.on_layer = on_layer
         self.done: set[int] = set()
+        self.raised: list[BaseException] = []  # by ``on_layer``
+        self._pass = find_pass()
         self._layers_of = {
             layers[0]: layers for layers in _group_by_module(description) if not set(layers).isdisjoint(wanted)
         }
@@ -127,17 +140,16 @@ class _Recorder:
     @property
     def is_listening(self) -> bool:
         """Is False in another thread, inside ``on_layer``, and during a capture nested into this one."""
-        return _active.get() is self
+        return find_pass() is self._pass
 
     @contextmanager
     def install_hooks(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            stack.enter_context(_set_active(self))
+        with ExitStack() as stack, stack:
             specs = {first: self.description.layers[first] for first in self._layers_of}
             stack.enter_context(record_changes(specs, self._keep_change))
             for first, spec in specs.items():  # before what a hook of the user's does to the layer's output
-                hook = spec.module.register_forward_hook(self._layer_hook(first), with_kwargs=True, prepend=True)
-                stack.callback(hook.remove)
+                hook = self._layer_hook(first)
+                attach_hook(stack, spec.module.register_forward_hook, hook, with_kwargs=True, prepend=True)
             modules = {first: spec.attention for first, spec in specs.items()}
             heads = {first: spec.heads for first, spec in specs.items()}
             for first, spec in specs.items():
@@ -146,6 +158,10 @@ class _Recorder:
                     heads[first + self._layer_count] = -spec.cross.heads
             stack.enter_context(record_attention(self.description.base, modules, heads, self._take_attention))
             stack.enter_context(self._record_mixtures(specs))
+            for name in ("out", "down"):  # autocast may be on in a part of the layer alone
+                parts = {first: getattr(spec, name) for first, spec in specs.items()}
+                modules = {i: part if isinstance(part, nn.Module) else part.module for i, part in parts.items()}
+                stack.enter_context(record_outputs(modules, self._keep_dtype))
             gates = {i: spec.attention_gate.gate_module for i, spec in specs.items() if spec.attention_gate is not None}
             stack.enter_context(record_outputs(gates, lambda first, made: self._keep_tensor(first, "gate", made)))
             values = {first: spec.cross.value_module for first, spec in specs.items() if spec.cross is not None}
@@ -215,6 +231,10 @@ class _Recorder:
             )
         fields[name] = value
 
+    def _keep_dtype(self, first: int, output: Any) -> None:
+        if self.is_listening and isinstance(output, Tensor) and output.is_floating_point():
+            self._pending.setdefault(first, {}).setdefault("dtypes", set()).add(output.dtype)
+
     def _keep_change(self, first: int, change: Change) -> None:
         if self.is_listening:
             self._pending.setdefault(first, {}).setdefault("changes", []).append(change)
@@ -240,16 +260,12 @@ class _Recorder:
 
     def _layer_hook(self, first: int) -> Callable[..., None]:
         def hand_on_record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if not self.is_listening:
-                return
             index = self._next_layer(first)
             fields = self._pending.pop(first, {})
             if index not in self.wanted:
                 return
             self._check_whole(index, fields)
-            before = self._put_batch_first(
-                args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
-            )
+            before = self._put_batch_first(find_first(module, args, kwargs))
             after = self._put_batch_first(output if isinstance(output, Tensor) else output[0])
             for name, hidden in (("input", before), ("output", after)):
                 self._check_finite(f"the {name} of layer {index}", hidden, self._find_mask(index))
@@ -257,8 +273,13 @@ class _Recorder:
             self.done.add(index)
             kind = after.device.type
             autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-            with _set_active(None), without_autocast():
-                self.on_layer(LayerRecord(index, before, after, **fields, autocast=autocast))
+            computed = find_narrowest((autocast, *fields.pop("dtypes", ())))
+            with leave_pass(), without_autocast():
+                try:
+                    self.on_layer(LayerRecord(index, before, after, **fields, computed=computed))
+                except BaseException as error:
+                    self.raised.append(error)
+                    raise
 
         return hand_on_record
 
@@ -268,11 +289,13 @@ class _Recorder:
         if gate is not None and spec.attention_gate is not None:
             gain = spec.attention_gate.compute_gain(self._put_batch_first(gate))
             fields["attention"] = GatedAttention(fields["attention"], gain)
+        if "states" in fields:
+            fields["states"] = self._put_batch_first(fields["states"])
         changes = fields.pop("changes", [])
         if changes:
             mask = self._find_mask(index)
             mask = mask.T if mask is not None and not self.description.batch_first else mask
-            fields["added"] = find_added(spec, changes, mask)
+            fields["edits"] = find_edits(spec, changes, mask)
             fields["changed"] = tuple(dict.fromkeys(change.what for change in changes))
         gain = fields.pop("gain", None)
         if gain is not None:
@@ -326,10 +349,12 @@ class _Recorder:
 
 
 class _FirstAttention(_Recorder):
-    """Stops at the first attention instead of recording it."""
+    """Stops at the first attention, or with ``cross`` at the first cross-attention, instead of recording it."""
 
-    def _take_attention(self, first: int, attention: Attention) -> None:
-        if self.is_listening:
+    cross = False
+
+    def _take_attention(self, number: int, attention: Attention) -> None:
+        if self.is_listening and self.cross == (number >= self._layer_count):
             raise Reached(attention)
 
 
@@ -351,12 +376,3 @@ def _group_by_module(description: ModelDescription) -> list[list[int]]:
     for index, spec in enumerate(description.layers):
         found.setdefault(id(spec.module), []).append(index)
     return list(found.values())
-
-
-@contextmanager
-def _set_active(recorder: _Recorder | None) -> Iterator[None]:
-    token = _active.set(recorder)
-    try:
-        yield
-    finally:
-        _active.reset(token)

@@ -1,24 +1,26 @@
-"""How the user's own model is run: in eval mode, one run at a time, and leaving nothing behind."""
+"""How the user's own model is run: in eval mode, by any number of threads, and leaving nothing behind."""
 
 from __future__ import annotations
 
 import inspect
 import sys
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...errors import CaptureError
+from ...errors import CaptureError, FfattrError, ForwardError
+from .passes import begin_pass, share_change
 
 __all__ = [
     "Reached",
+    "call_model",
     "find_device",
     "find_switches",
     "list_configs",
+    "list_given_tensors",
     "read_hidden_states",
     "require_same",
     "run_undisturbed",
@@ -30,12 +32,10 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, tor
 _CHANCE = ("drop", "jitter", "noise")  # of what the attributes of chances are called
 _BY_MODE = (nn.modules.batchnorm._NormBase, nn.RReLU, nn.RNNBase)
 
-_lock = threading.RLock()  # captures in several threads would take each other's changes to a shared config for original
-
 
 @contextmanager
 def run_undisturbed(base: nn.Module) -> Iterator[None]:
-    """Runs in here see every hook, keep no gradients and wait for those of other threads.
+    """Runs in here see every hook and keep no gradients, whatever other threads do meanwhile.
 
     Raises `CaptureError` for a model in training mode.
     """
@@ -45,7 +45,11 @@ def run_undisturbed(base: nn.Module) -> Iterator[None]:
             f"{type(base).__name__} is in training mode at {training}, where dropout makes every run different. Call "
             "model.eval()."
         )
-    with _lock, torch.no_grad(), _switch_off_compilation(), _switch_off_fastpath():
+    with ExitStack() as stack, stack:
+        stack.enter_context(begin_pass())
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(share_change("compilation", _switch_off_compilation))
+        stack.enter_context(share_change("fast path", _switch_off_fastpath))
         yield
 
 
@@ -85,6 +89,32 @@ def _asks_for_mode(module: nn.Module) -> bool:
     return named.get("gradient_checkpointing") is not False
 
 
+def call_model(model: nn.Module, kwargs: Mapping[str, Any], raised: Sequence[BaseException] = ()) -> Any:
+    """Calls ``model(**kwargs)``. Raises `ForwardError` for what it raises, with that as the cause.
+
+    Errors of ffattr, and of callbacks that run meanwhile and note theirs in ``raised``, come as they are.
+    """
+    try:
+        return model(**kwargs)
+    except (FfattrError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if raised:
+            raise
+        shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in list_given_tensors(kwargs))
+        words = str(error) or type(error).__name__
+        raise ForwardError(f"{type(model).__name__} does not run on {shapes or 'these inputs'}: {words}") from error
+
+
+def list_given_tensors(given: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
+    """Lists the tensors among arguments and in mappings among them, ids first."""
+    flat: list[tuple[str, Any]] = []
+    for name, value in given.items():
+        flat += list(value.items()) if isinstance(value, Mapping) else [(name, value)]
+    found = [(name, value) for name, value in flat if isinstance(value, Tensor)]
+    return sorted(found, key=lambda one: one[0] != "input_ids")
+
+
 class Reached(BaseException):
     """Carries what was ``found`` out of a forward pass that need not go on, past any handler of errors on its way."""
 
@@ -113,22 +143,18 @@ def list_configs(modules: Iterable[nn.Module]) -> list[Any]:
     return list({id(config): config for config in found if hasattr(config, "_attn_implementation_internal")}.values())
 
 
-@contextmanager
-def _switch_off_fastpath() -> Iterator[None]:
+def _switch_off_fastpath(undo: ExitStack) -> None:
     """PyTorch's fused encoder layer calls no hooks, and takes any float mask for a boolean one (NaN in torch 2.13)."""
-    before = torch.backends.mha.get_fastpath_enabled()
+    undo.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
     torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _switch_off_compilation() -> Any:
+def _switch_off_compilation(undo: ExitStack) -> None:
     """What is compiled runs eagerly here: hooks added after torch.compile never fire in the compiled code, and where
     they are seen Dynamo compiles them, too. Nothing can be compiled, in a module or a function, before Dynamo is there.
     """
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    if "torch._dynamo" in sys.modules:
+        undo.enter_context(torch.compiler.set_stance("force_eager"))
 
 
 def find_device(base: nn.Module) -> torch.device:

@@ -6,6 +6,7 @@ What is found counts only if the output of every layer follows from it by the fo
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -17,15 +18,18 @@ from torch import Tensor, nn
 
 from ...decomposition import reference
 from ...decomposition.attention import GatedAttention
-from ...decomposition.precision import output_tolerance
+from ...decomposition.precision import find_narrowest, output_tolerance
 from ...errors import UnsupportedModel
 from ..capture.run import find_device
+from ..capture.user_hooks import set_hooks_aside
 from ..spec.described import ModelDescription
 from ..spec.layer import LayerSpec
 from .match import match_parts
+from .memory import find_memory_names
 from .observe import Observed, observe_again, observe_layers, read_run_routing
 from .parts import Part
 from .probe import Undetected, list_layers
+from .rows import is_batch_first
 from .specs import make_spec, resolve_path
 from .watch import Run
 
@@ -53,7 +57,8 @@ class Found:
     encoder: Found | None = None
 
 
-_known: WeakKeyDictionary[nn.Module, Found] = WeakKeyDictionary()
+_known: WeakKeyDictionary[nn.Module, dict[frozenset[str], Found]] = WeakKeyDictionary()
+"""What was found, by the arguments of a memory that the model ran on: it need not have any."""
 
 
 def describe_by_structure(
@@ -64,16 +69,20 @@ def describe_by_structure(
     Raises `Undetected`, and `CaptureError` for a model in training mode.
     """
     family = f"structure of {type(base).__name__}"
-    found = _known.get(base)
-    if found is None:
+    kept = _known.setdefault(base, {})
+    arguments = None if given is None or (kept and not _may_read_memory(base)) else given(base)
+    names = find_memory_names(arguments or ())
+    if names not in kept:
         # Values are compared in the model's own precision, on its device and on the CPU.
         with torch.autocast(find_device(base).type, enabled=False), torch.autocast("cpu", enabled=False):
-            found = _known[base] = detect_layers(base, None if given is None else given(base))
+            found = kept[names] = _detect_past_hooks(base, arguments)
         _log.info("%s: layers at %r, %s", family, found.layers, [dict(parts) for parts in found.parts])
+    found = kept[names]
     if found.encoder is not None:
         encoder, decoder = make_specs(base, found.encoder), make_specs(base, found)
         ranges = {"encoder": range(len(encoder)), "decoder": range(len(encoder), len(encoder) + len(decoder))}
         return ModelDescription(base, encoder + decoder, family, found.batch_first, stacks=ranges, learned=True)
+    across = any("cross_attention" in parts for parts in found.parts)
     return ModelDescription(
         base,
         make_specs(base, found),
@@ -82,8 +91,27 @@ def describe_by_structure(
         found.positions,
         numbers=found.numbers if found.others else None,
         left_out=found.others,
+        stacks={"decoder": range(len(found.numbers))} if across else {},
         learned=True,
     )
+
+
+def _detect_past_hooks(base: nn.Module, given: Mapping[str, Any] | None) -> Found:
+    """Finds the parts of each layer without what hooks of the user make of them, or else with it: a hook may be what
+    makes a weight."""
+    with set_hooks_aside(base) as any_there:
+        try:
+            return detect_layers(base, given)
+        except Undetected:
+            if not any_there:
+                raise
+    return detect_layers(base, given)
+
+
+def _may_read_memory(base: nn.Module) -> bool:
+    """Tells whether a model may be given tokens that it attends to besides its own."""
+    parameters = inspect.signature(base.forward).parameters
+    return bool(find_memory_names(parameters)) or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
 
 
 def detect_layers(base: nn.Module, given: Mapping[str, Any] | None = None) -> Found:
@@ -105,11 +133,11 @@ def _detect_stack(base: nn.Module, observed: Observed) -> Found:
     """Finds the parts of the layers of a list. Raises `Undetected`."""
     kinds: dict[Hashable, tuple[int, dict[str, Part]]] = {}
     parts: dict[str, Part] = {}
-    batch_first = True
+    batch_first, kind = True, None
     try:
         for run in reversed(observed.runs):
             if run.kind not in kinds:
-                parts = {}
+                parts, kind = {}, run.kind
                 batch_first = match_parts(run, parts)
                 kinds[run.kind] = (len(kinds), parts)
         of_runs = tuple(kinds[run.kind] for run in observed.runs)
@@ -128,6 +156,9 @@ def _detect_stack(base: nn.Module, observed: Observed) -> Found:
             _verify_layer(run, spec, f"layer {number} of {observed.path!r}", batch_first)
     except Undetected as gave_up:
         gave_up.layers, gave_up.parts = observed.path, parts
+        alike = tuple(number for number, run in zip(observed.numbers, observed.runs, strict=True) if run.kind == kind)
+        gave_up.numbers = alike if len(alike) < len(observed.numbers) + len(observed.others) else None
+        gave_up.batch_first = all(is_batch_first(run) for run in observed.runs)
         raise
     return found
 
@@ -169,9 +200,8 @@ def _verify_layer(run: Run, spec: LayerSpec, where: str, batch_first: bool) -> N
             # A row of padding may have no key to attend to.
             errors = ((output - expected).norm(dim=-1) / expected.norm(dim=-1))[output.isfinite().all(-1)]
             error = float(errors.max()) if len(errors) else 0.0
-            if not error <= output_tolerance(
-                run.input.dtype, dtype, attention.rounds_to_float32 or spec.rounds_to_float32
-            ):
+            own = find_narrowest((run.input.dtype, spec.narrowest_dtype)) or run.input.dtype
+            if not error <= output_tolerance(own, dtype, attention.rounds_to_float32 or spec.rounds_to_float32):
                 raise Undetected(
                     f"{where} is not reproduced by what was found: its output recomputed differs by {error:.1e} "
                     f"(relative), more than rounding in {run.input.dtype} explains"

@@ -6,7 +6,8 @@ tensors are ``[rows, width]``, one row per token, on the CPU in float32 or wider
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from .experts import match_experts
 from .parts import Cut, Gate, Part, Product, StackedPart
 from .probe import Undetected
-from .rows import EQUAL, MIXED, LayerRows
+from .refuse import refuse_changed_heads, refuse_experts, refuse_norms_of_neurons
+from .rows import EQUAL, LayerRows
 from .watch import Call, Run
 
 __all__ = ["match_parts"]
@@ -49,7 +51,8 @@ class _Reader(LayerRows):
             return
         blocks = sorted(self.find_ff_blocks(out), key=lambda block: block[0])
         if not blocks:
-            self.refuse_experts()
+            refuse_experts(self.layer)
+            refuse_norms_of_neurons(self, functools.partial(self.find_ff_blocks, out))
             raise Undetected(
                 "no feed-forward block down(act(up(t))) or down(act(gate(t)) * up(t)) was found: no projection but "
                 f"{out.path!r} reads an activation of another one's output"
@@ -60,28 +63,11 @@ class _Reader(LayerRows):
             for streams in self.match_streams(projections, out.output, up.input, down.output):
                 parts |= {**block, **streams}
                 return
-        self.refuse_experts()
+        refuse_experts(self.layer)
         raise Undetected(
             "the layer's output is not the sum of its input, attention and feed-forward block with norms before, on or "
             "after them (is a residual scaled, or is there one branch more?)"
         )
-
-    def refuse_experts(self) -> None:
-        """Raises `Undetected` for experts that run one by one, or by a product of their own."""
-        for path, module in self.layer.named_modules():
-            what = None
-            if isinstance(module, nn.ModuleList) and len(module) > 1 and "expert" in path:
-                what = f"{path!r} is a list of {len(module)} {type(module[0]).__name__}"
-            elif not type(module).__name__.startswith("Conv"):
-                stacked = [name for name, one in module.named_parameters(recurse=False) if one.dim() == 3]
-                if stacked:
-                    shape = list(getattr(module, stacked[0]).shape)
-                    what = f"{f'{path}.{stacked[0]}' if path else stacked[0]!r} is {shape}"
-            if what is not None:
-                raise Undetected(
-                    f"the layer looks like a mixture of experts ({what}), in which no one module is called with the "
-                    "tokens, their experts and their weights"
-                )
 
     def match_values_read(self, parts: dict[str, Part], value: Call) -> None:
         """Notes which norm lies before attention, and the projection and norm before values that are made of a latent
@@ -173,6 +159,7 @@ class _Reader(LayerRows):
                         width = out.input.shape[1] // self.heads
                         parts |= {"out": out.path, "attention_gate": gate, **self.describe_value(value, starts, width)}
                         return value, out
+        refuse_changed_heads(self)
         own = [name for name, one in self.caller.named_parameters(recurse=False) if one.dim() > 1]
         if own:
             raise Undetected(
@@ -192,6 +179,14 @@ class _Reader(LayerRows):
         caller, attention = self.cross
         heads, alpha = attention.shape[1], self.read_alpha(attention).nan_to_num()
         path = next((path for path, module in self.layer.named_modules() if module is caller), None)
+        if path is not None and isinstance(caller, nn.MultiheadAttention) and caller.in_proj_weight is not None:
+            whole = next((call for call in self.calls if call.path == path), None)
+            if whole is not None:
+                width, projection = caller.embed_dim, f"{path}.out_proj" if path else "out_proj"
+                read: dict[str, Part] = {"value": Cut(path, 2 * width, 3 * width), "out": projection}
+                parts |= {f"cross_{name}": part for name, part in read.items()}
+                parts |= {"cross_attention": path, "cross_heads": heads, "cross_kv_heads": heads}
+                return whole.output
         if path is not None:
             for out, value in product(self.linears, self.of_encoder):
                 starts = None if value is out or out is own else self.find_value_starts(alpha, value.output, out.input)
@@ -222,29 +217,6 @@ class _Reader(LayerRows):
                     gain = getattr(nn.functional, activation)(made)
                     yield Gate(part, activation), out.input / gain.repeat_interleave(width // gain.shape[1], 1)
 
-    def find_value_starts(self, alpha: Tensor, values: Tensor, mixed: Tensor) -> list[int] | None:
-        """Returns the first of the columns of ``values`` that each head mixes; None where one's are not there."""
-        heads = alpha.shape[1]
-        if mixed.shape[1] % heads:
-            return None
-        targets = self.split_sequences(mixed).unflatten(-1, (heads, -1))  # [B, T, H, dh]
-        width, starts = targets.shape[-1], []
-        for head in range(heads):
-            found, target = alpha[:, head] @ self.split_sequences(values), targets[:, :, head]
-            limit = MIXED[self.dtype] * target[self.whole][..., 0].norm()
-            found, target = found[self.whole], target[self.whole]
-            near = (found - target[..., :1]).norm(dim=0) <= limit
-            runs = (
-                start
-                for start in near.nonzero()[:, 0].tolist()
-                if self.measure_error(found[..., start : start + width], target) <= MIXED[self.dtype]
-            )
-            start = next(runs, None)
-            if start is None:
-                return None
-            starts.append(start)
-        return starts
-
     def describe_value(self, value: Call, starts: list[int], width: int) -> dict[str, Part]:
         """Returns the key/value heads, and the value projection as a module or columns of one."""
         first, heads = list(dict.fromkeys(starts)), len(starts)  # of each key/value head
@@ -260,9 +232,13 @@ class _Reader(LayerRows):
         whole = together * width == stride
         return {"kv_heads": len(first), "value": value.path if whole else cut}
 
-    def find_ff_blocks(self, out: Call) -> Iterator[tuple[tuple[int, float], Call, Call, dict[str, Part]]]:
-        """Yields pairs of projections with an activation between: how good (less is better), up, down, the parts."""
-        for down in self.linears:
+    def find_ff_blocks(
+        self, out: Call, downs: Sequence[Call] | None = None
+    ) -> Iterator[tuple[tuple[int, float], Call, Call, dict[str, Part]]]:
+        """Yields pairs of projections with an activation between: how good (less is better), up, down, the parts.
+
+        ``downs``: what may be the second of them, None: all."""
+        for down in self.linears if downs is None else downs:
             if down is out:
                 continue
             sources = [(call, *part) for call in self.linears if call is not down for part in _split_output(call, down)]

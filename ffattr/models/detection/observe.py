@@ -6,7 +6,7 @@ Shapes: ``B`` sequences of ``T`` tokens; tensors of a `Call` are ``[rows, width]
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, GatedAttention
 from ...decomposition.routing import Routing
-from ..capture.module_hooks import record_outputs, record_values_read
+from ..capture.module_hooks import find_first, record_outputs, record_values_read
+from ..capture.passes import attach_hook
 from ..capture.run import find_switches, run_undisturbed
 from ..spec.layer import LayerSpec
+from .memory import find_memory_names, reads_memory
 from .probe import Undetected, find_stacks, make_inputs
 from .watch import Run, Watch
 
@@ -33,7 +35,7 @@ class Observed:
     their numbers in the list; ``others`` are the rest.
 
     ``positions`` is the size of a learned position table, None where none was seen. ``given`` is what the model ran on.
-    ``encoder`` are the layers to whose output these attend besides.
+    ``encoder`` are the layers to whose output these attend besides; None as well where that comes from elsewhere.
     """
 
     path: str
@@ -105,11 +107,11 @@ def observe_again(base: nn.Module, observed: Observed, specs: Sequence[LayerSpec
 
 
 def _order_inputs(base: nn.Module, given: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """Yields what a user passed, and what is made up; first what is small."""
+    """Yields what a user passed, and what is made up; first what is small, or has what nobody makes up."""
     made = list(make_inputs(base))
     if given is None:
         yield from made
-    elif _is_small(given):
+    elif _is_small(given) or find_memory_names(given):
         yield given
         yield from made
     else:
@@ -124,14 +126,18 @@ def _restore_modules(base: nn.Module) -> Iterator[None]:
         (module, dict(module._modules), {k: v for k, v in vars(module).items() if isinstance(v, (str, int, float))})
         for module in base.modules()
     ]
-    try:
-        yield
-    finally:
+
+    def restore() -> None:
         for module, children, settings in before:
             if module._modules != children:
                 module._modules.clear()
                 module._modules.update(children)
             vars(module).update(settings)
+
+    with ExitStack() as stack, stack:
+        for _ in range(2):  # should the first be interrupted
+            stack.callback(restore)
+        yield
 
 
 def _is_small(given: Mapping[str, Any]) -> bool:
@@ -144,7 +150,8 @@ def _find_layers(stacks: Mapping[str, Sequence[nn.Module]], watch: Watch, kwargs
     """Finds the one list of layers that attend, each once at the most and in order. Raises `Undetected`."""
     names = {id(module): name for name, module in watch.base.named_modules()}
     path, of_encoder = _choose_stacks(watch, names, kwargs)
-    observed = _observe_stack(stacks[path], path, watch, names, kwargs, 1 if of_encoder is None else 2)
+    twice = of_encoder is not None or reads_memory(watch.base, watch.runs[path], kwargs)
+    observed = _observe_stack(stacks[path], path, watch, names, kwargs, 2 if twice else 1)
     if of_encoder is None:
         return observed
     return replace(observed, encoder=_observe_stack(stacks[of_encoder], of_encoder, watch, names, kwargs, 1))
@@ -168,23 +175,40 @@ def _observe_stack(
         )
     for number, run in enumerate(runs):
         called = [repr(names[id(module)]) for module, _ in run.attention]
+        if len(called) > attentions:
+            _refuse_stages(watch, path, [names[id(module)] for module, _ in run.attention])
         if called and len(called) != attentions:
             expected = "once" if attentions == 1 else "to its own tokens and once more to the encoder's"
-            if len({*called}) == 2 and any(name.startswith("encoder.") for name in watch.stacks):
-                expected += "; no attention was seen in an encoder that the second could read"
             raise Undetected(
                 f"layer {number} of {path!r} attends {len(called)} times ({', '.join(called)}), expected {expected}",
                 path,
             )
         if called and (run.input.dim() != 3 or run.output is None or run.input.shape != run.output.shape):
+            streams = run.input.dim() == 4 and run.output is not None and run.input.shape == run.output.shape
             raise Undetected(
-                f"layer {number} of {path!r} takes {list(run.input.shape)}, expected [B, T, d] in and out", path
+                f"layer {number} of {path!r} takes {list(run.input.shape)}, expected [B, T, d] in and out"
+                + " (are these tokens in rows and columns, or several streams that a layer mixes?)" * streams,
+                path,
             )
     numbers = tuple(number for number, run in enumerate(runs) if run.attention)
     others = {number: run.layer for number, run in enumerate(runs) if not run.attention}
     attending = [runs[number] for number in numbers]
     tokens = attending[0].attention[0][1].shape[2]
     return Observed(path, attending, numbers, others, watch.count_positions(tokens), kwargs)
+
+
+def _refuse_stages(watch: Watch, path: str, called: Sequence[str]) -> None:
+    """Raises `Undetected` where a layer holds a list of blocks that attend: it is a stage, with tokens of its own."""
+    stage, inside = len(path.split(".")) + 1, [name.split(".") for name in called]
+    for place in range(stage + 1, min(map(len, inside))):
+        numbers, lists = {parts[place] for parts in inside}, {tuple(parts[:place]) for parts in inside}
+        if len(lists) == 1 and len(numbers) > 1 and all(number.isdecimal() for number in numbers):
+            refused = Undetected(
+                f"the modules of {path!r} are stages, each with blocks that attend ({'.'.join(lists.pop())!r}): every "
+                "stage has tokens of its own, between which others are made of them, so that none is a layer of a list"
+            )
+            refused.owners = tuple(f"{path}.{number}" for number in range(len(watch.stacks[path])))
+            raise refused
 
 
 def _choose_stacks(watch: Watch, names: Mapping[int, str], kwargs: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -203,10 +227,9 @@ def _choose_stacks(watch: Watch, names: Mapping[int, str], kwargs: Mapping[str, 
             return last, None
         for path in attending:
             _require_whole_attention(watch.runs[path], path, names)
-        raise Undetected(
-            f"it attends in more than one list of layers: {', '.join(map(repr, attending))}. Pass the part of the "
-            f"model that holds one of them, with inputs of its own: {' or '.join(_name_owners(attending))}"
-        )
+        several = Undetected(f"it attends in more than one list of layers: {', '.join(map(repr, attending))}")
+        several.owners = tuple(_find_owners(attending))
+        raise several
     if not attending and watch.outside:
         module, attention = watch.outside[0]
         _require_single_keys(attention, f"{names[id(module)]!r} ({type(module).__name__})")
@@ -259,7 +282,7 @@ def _reads_encoder(watch: Watch, encoder: str, last: str) -> bool:
     return all(len(one) == 2 and one[0][0] is not one[1][0] and one[1][1].shape[3] == tokens for one in runs)
 
 
-def _name_owners(paths: Sequence[str]) -> list[str]:
+def _find_owners(paths: Sequence[str]) -> list[str]:
     """Returns for each of several paths the largest part of the model that holds none of the others."""
     found = []
     for path in paths:
@@ -268,7 +291,7 @@ def _name_owners(paths: Sequence[str]) -> list[str]:
         alone = (
             one for one in prefixes if not any(f"{other}.".startswith(f"{one}.") for other in paths if other != path)
         )
-        found.append(f"model.{next(alone, path)}")
+        found.append(next(alone, path))
     return found
 
 
@@ -284,17 +307,12 @@ def _feeds(watch: Watch, earlier: str, later: str, kwargs: Mapping[str, Any]) ->
         return (output[0] + output[0].roll(1, -1), *output[1:])
 
     def note_input(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        read.append(args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()))))
+        read.append(find_first(layer, args, kwargs))
 
-    hooks = [
-        source.register_forward_hook(disturb),
-        target.layer.register_forward_pre_hook(note_input, with_kwargs=True),
-    ]
-    try:
+    with ExitStack() as stack, stack:
+        attach_hook(stack, source.register_forward_hook, disturb)
+        attach_hook(stack, target.layer.register_forward_pre_hook, note_input, with_kwargs=True)
         watch.base(**{**kwargs, **find_switches(watch.base, kwargs)})
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not read or read[0].shape != target.input.shape:
         return False
     changed = (read[0] != target.input).any(-1)

@@ -17,13 +17,18 @@ BATCH, TOKENS = 2, 5  # unequal, so that a layout tells itself
 
 
 class Undetected(Exception):
-    """Why the structure of a model was not found, and what was: the path of its layers, parts of one layer."""
+    """Why the structure of a model was not found, and what was: the path of its layers, the parts of some of them, of
+    which ``numbers`` (None: of all) are like that, and whether they take ``[B, T, d]``. ``owners`` are parts of the
+    model, by their paths, that hold but one of several lists of layers."""
 
     def __init__(self, reason: str, layers: str | None = None) -> None:
         super().__init__(reason)
         self.reason = reason.rstrip(".")
         self.layers = layers
         self.parts: Mapping[str, Any] = {}
+        self.numbers: tuple[int, ...] | None = None
+        self.batch_first = True
+        self.owners: tuple[str, ...] = ()
 
 
 def find_stacks(base: nn.Module) -> dict[str, list[nn.Module]]:

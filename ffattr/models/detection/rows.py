@@ -19,7 +19,7 @@ from .parts import Part, Product
 from .probe import Undetected
 from .watch import Call, Run
 
-__all__ = ["EQUAL", "MIXED", "LayerRows"]
+__all__ = ["EQUAL", "MIXED", "LayerRows", "is_batch_first", "is_linear"]
 
 # Relative differences of two tensors that rounding explains: of a sum, an activation or a product, and of attention,
 # whose weights may have been made in float32 whatever the model's dtype.
@@ -44,7 +44,7 @@ class LayerRows:
                 f"attention has {self.length} queries and {keys} keys, hidden states are {self.dtype}; expected as "
                 "many keys as queries and a float type"
             )
-        self.batch_first = tuple(run.input.shape[:2]) == (self.batch, self.length)
+        self.batch_first = is_batch_first(run)
         self.alpha = self.read_alpha(self.attention)
         whole = self.alpha.isfinite().all(-1).all(1)  # [B, T]: a row of padding may have no key to attend to
         self.alpha = self.alpha.nan_to_num()
@@ -58,12 +58,18 @@ class LayerRows:
             if times[call.path] == 1 and call.input.dim() and call.output.dim()
         ]
         of_tokens = [call for call in calls if len(call.input) == len(call.output) == len(self.x)]
+        # What acts on the heads of every token, one by one.
+        self.by_head = [
+            call
+            for call in calls
+            if len(call.output) > len(self.x) and len(call.output) % len(self.x) == 0 and call.input.dim() == 2
+        ]
         order = {path: place for place, (path, _) in enumerate(run.layer.named_modules())}
         self.calls = sorted(of_tokens, key=lambda call: order[call.path])  # a wrapper before what it wraps
-        self.linears = [call for call in self.calls if _is_linear(call.module)]
+        self.linears = [call for call in self.calls if is_linear(call.module)]
         self.norms = [call for call in self.calls if self.is_norm(call)]
         rows = 0 if self.cross is None else self.batch * self.cross[1].shape[3]
-        self.of_encoder = [call for call in calls if _is_linear(call.module) and len(call.input) == rows]
+        self.of_encoder = [call for call in calls if is_linear(call.module) and len(call.input) == rows]
 
     def flatten_rows(self, tensor: Tensor) -> Tensor:
         return tensor.detach().reshape(-1, tensor.shape[-1]).to("cpu", self.wide)
@@ -118,6 +124,29 @@ class LayerRows:
         sequences = (attention.sequence(batch, tokens, self.wide, keys) for batch in range(self.batch))
         return torch.stack([sequence.attention_weights(tokens) for sequence in sequences]).cpu()
 
+    def find_value_starts(self, alpha: Tensor, values: Tensor, mixed: Tensor) -> list[int] | None:
+        """Returns the first of the columns of ``values`` that each head mixes; None where one's are not there."""
+        heads = alpha.shape[1]
+        if mixed.shape[1] % heads:
+            return None
+        targets = self.split_sequences(mixed).unflatten(-1, (heads, -1))  # [B, T, H, dh]
+        width, starts = targets.shape[-1], []
+        for head in range(heads):
+            found, target = alpha[:, head] @ self.split_sequences(values), targets[:, :, head]
+            limit = MIXED[self.dtype] * target[self.whole][..., 0].norm()
+            found, target = found[self.whole], target[self.whole]
+            near = (found - target[..., :1]).norm(dim=0) <= limit
+            runs = (
+                start
+                for start in near.nonzero()[:, 0].tolist()
+                if self.measure_error(found[..., start : start + width], target) <= MIXED[self.dtype]
+            )
+            start = next(runs, None)
+            if start is None:
+                return None
+            starts.append(start)
+        return starts
+
     def apply_activations(self, z: Tensor) -> Iterator[tuple[int, Part, Tensor]]:
         """Yields what may have been made of ``z``, surest first: by a module that read it, an attribute, a function."""
         for call in self.calls:
@@ -160,6 +189,12 @@ class LayerRows:
             yield Product(path, name, is_number=True), tensor * number
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_batch_first(run: Run) -> bool:
+    """Tells whether a layer takes ``[B, T, d]``, and not ``[T, B, d]``, by the attention weights in it."""
+    batch, _, length, _ = run.attention[0][1].shape
+    return tuple(run.input.shape[:2]) == (batch, length)
+
+
+def is_linear(module: nn.Module) -> bool:
     """Accepts subclasses too, so that it is said of them that they cannot be read."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D" or "Linear" in type(module).__name__

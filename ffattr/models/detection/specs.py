@@ -34,7 +34,7 @@ def make_spec(layer: nn.Module, parts: Mapping[str, Part], where: str) -> LayerS
 
     def find_part(name: str, part: Part) -> Any:
         if isinstance(part, Activation):
-            return part.value
+            return part
         if isinstance(part, Cut):
             return Columns(find_module(name, part.path), part.start, part.stop, part.groups)
         if isinstance(part, Gate):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from textwrap import indent
 
 from torch import nn
 
 from ...decomposition.activations import Activation
 from .parts import Cut, Gate, Part, Product, StackedPart
+from .probe import Undetected
 
 __all__ = ["draw_tree", "explain_failure", "write_template"]
 
@@ -28,20 +29,44 @@ _ROWS = (  # as they are written, one line each
 _LINES = 25
 
 
-def explain_failure(base: nn.Module, model_type: str, layers: str | None, parts: Mapping[str, Part]) -> str:
+def explain_failure(base: nn.Module, model_type: str, found: Undetected) -> str:
     """Shows the first layer of a model, or the whole where layers were not found, and a description to complete."""
-    where, module = "Its modules", base
-    if layers is not None:
-        where, module = f"The first layer of {layers!r}", next(iter(base.get_submodule(layers).children()))
+    where, module, each = "Its modules", base, None
+    if found.layers is not None:
+        layers = base.get_submodule(found.layers)
+        where, module = f"The first layer of {found.layers!r}", next(iter(layers.children()))
+        each = _write_layers(layers, _write_expression("base", found.layers), found.numbers)
+    code = write_template(model_type, found.layers, found.parts, found.batch_first, each)
+    what = "To complete, without the norms that it does not have"
+    if "..." not in code:
+        what = "What was found, which does not reproduce every layer; to correct"
     return (
         f"{where}:\n\n{indent(draw_tree(module), '    ')}\n\n"
-        "To complete, without the norms that it does not have, and to run before ffattr is called:\n\n"
-        f"{indent(write_template(model_type, layers, parts), '    ')}"
+        f"{what}, and to run before ffattr is called:\n\n{indent(code, '    ')}"
     )
 
 
-def write_template(model_type: str, layers: str | None, parts: Mapping[str, Part]) -> str:
-    """Writes Python that registers an adapter, from a description as far as it is known, with ``...`` for the rest."""
+def _write_layers(layers: nn.Module, path: str, numbers: Sequence[int] | None) -> str:
+    """Writes what to go through: a list, or those of its modules that are layers, ``numbers`` of them (None: all)."""
+    keys = [name if isinstance(layers, nn.ModuleDict) else int(name) for name, _ in layers.named_children()]
+    kept = [key for key, module in zip(keys, layers.children(), strict=True) if not isinstance(module, nn.Identity)]
+    wanted = kept if numbers is None else [kept[number] for number in numbers]
+    if not isinstance(layers, nn.ModuleDict) and wanted == list(range(len(layers._modules))):
+        return path
+    return f"({', '.join(f'{path}[{key!r}]' for key in wanted)},)"
+
+
+def write_template(
+    model_type: str,
+    layers: str | None,
+    parts: Mapping[str, Part],
+    batch_first: bool = True,
+    each: str | None = None,
+) -> str:
+    """Writes Python that registers an adapter, from a description as far as it is known, with ``...`` for the rest.
+
+    ``each`` is what its layers are, None: all of the list at ``layers``.
+    """
     rows = []
     for names in _ROWS:
         fields = [f"{name}={_write_part(name, parts)}" for name in names if _is_written(name, parts)]
@@ -58,18 +83,22 @@ def write_template(model_type: str, layers: str | None, parts: Mapping[str, Part
     if "latent" in parts:
         both = f"{_write_part('latent', parts)}, {_write_part('norm_of_latent', parts)}"
         rows.append(f"            latent=ffattr.LatentSpec({both}),")
+    each = ("..." if layers is None else _write_expression("base", layers)) if each is None else each
     return "\n".join(
         (
+            "import ffattr",
+            *["import torch"] * any("torch." in row for row in rows),
+            "",
             "def adapter(base):",
             "    return [",
             "        ffattr.LayerSpec(",
             "            module=layer,",
             *rows,
             "        )",
-            f"        for layer in {'...' if layers is None else _write_expression('base', layers)}",
+            f"        for layer in {each}",
             "    ]",
             "",
-            f'ffattr.register_adapter("{model_type}", adapter)',
+            f'ffattr.register_adapter("{model_type}", adapter{"" if batch_first else ", batch_first=False"})',
         )
     )
 
@@ -84,9 +113,9 @@ def _is_written(name: str, parts: Mapping[str, Part]) -> bool:
 def _write_part(name: str, parts: Mapping[str, Part]) -> str:
     part = parts.get(name, ...)
     if isinstance(part, Activation) and part.name.startswith("swish("):
-        return f"ffattr.decomposition.activations.make_{part.name}.value"
+        return f"ffattr.decomposition.activations.make_{part.name}"
     if isinstance(part, Activation):
-        return f"ffattr.decomposition.activations.ACTIVATIONS[{part.name!r}].value"
+        return f"ffattr.decomposition.activations.ACTIVATIONS[{part.name!r}]"
     if isinstance(part, Cut):
         groups = "" if part.groups == 1 else f", groups={part.groups}"
         return f"ffattr.Columns({_write_expression('layer', part.path)}, {part.start}, {part.stop}{groups})"
@@ -97,7 +126,7 @@ def _write_part(name: str, parts: Mapping[str, Part]) -> str:
         owner, _, attribute = part.factor.rpartition(".")
         factor = f"{_WEIGHTS}.ParameterRef({_write_expression('layer', owner)}, {attribute!r})"
         if part.is_number:
-            factor = f"torch.tensor({_write_expression('layer', part.factor)})"
+            factor = f"torch.tensor({_write_expression('layer', part.factor)}, dtype=torch.float64)"
         return f"{_WEIGHTS}.Scaled({_write_expression('layer', part.path)}, {factor})"
     if isinstance(part, StackedPart):
         given = (part.weight, part.bias, part.start, part.stop, part.step, part.out_last, part.factor)

@@ -5,8 +5,8 @@ Shapes: ``B`` sequences of ``T`` tokens; tensors of a `Call` are ``[rows, width]
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from ...decomposition.attention import Attention, AttentionWeights
 from ...decomposition.routing import Routing
 from ..capture.attention_hooks import record_attention
+from ..capture.module_hooks import find_first
+from ..capture.passes import attach_hook
 from .probe import Undetected
 
 __all__ = ["Call", "Run", "Watch"]
@@ -76,23 +78,23 @@ class Watch:
         self._tables: list[tuple[nn.Embedding, Tensor]] = []
         self.order: list[str] = []  # of the stacks, as they run first
 
-    def install_hooks(self) -> ExitStack:
-        with ExitStack() as stack:  # undone at once where a hook cannot be installed
+    @contextmanager
+    def install_hooks(self) -> Iterator[None]:
+        with ExitStack() as stack, stack:
             for path, layers in self.stacks.items():
                 for layer in {id(layer): layer for layer in layers}.values():
-                    stack.callback(
-                        layer.register_forward_pre_hook(self._make_begin_hook(path), with_kwargs=True).remove
-                    )
-                    stack.callback(layer.register_forward_hook(self._make_end_hook(path)).remove)
+                    begin, end = self._make_begin_hook(path), self._make_end_hook(path)
+                    attach_hook(stack, layer.register_forward_pre_hook, begin, with_kwargs=True)
+                    attach_hook(stack, layer.register_forward_hook, end)
                 for layer in {id(layer): layer for layer in layers}.values():
                     for name, module in layer.named_modules():
                         if name:
-                            enter = module.register_forward_pre_hook(self._enter_module, with_kwargs=True)
-                            stack.callback(enter.remove)
-                            stack.callback(module.register_forward_hook(self._make_leave_hook(name)).remove)
+                            enter, leave = self._enter_module, self._make_leave_hook(name)
+                            attach_hook(stack, module.register_forward_pre_hook, enter, with_kwargs=True)
+                            attach_hook(stack, module.register_forward_hook, leave)
             for module in self.base.modules():
                 if isinstance(module, nn.Embedding):
-                    stack.callback(module.register_forward_pre_hook(self._note_lookup).remove)
+                    attach_hook(stack, module.register_forward_pre_hook, self._note_lookup)
             modules = dict(enumerate(self.base.modules()))
             heads = {i: -self._count_heads(module) for i, module in modules.items()}  # a guess
 
@@ -100,7 +102,7 @@ class Watch:
                 self._note_attention(modules[index], attention)
 
             stack.enter_context(record_attention(self.base, modules, heads, record_call, wrappers=False))
-            return stack.pop_all()
+            yield
 
     def _count_heads(self, module: nn.Module) -> int:
         """Returns the number of heads by which a softmax over keys is told where heads and sequences share an axis;
@@ -111,7 +113,7 @@ class Watch:
 
     def _make_begin_hook(self, path: str) -> Callable[..., None]:
         def begin_run(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
+            hidden = find_first(layer, args, kwargs)
             if not isinstance(hidden, Tensor):
                 raise Undetected(f"a {type(layer).__name__} takes no tensor first but a {type(hidden).__name__}")
             run = Run(layer, hidden.clone())

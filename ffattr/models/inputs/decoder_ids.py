@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..capture.passes import attach_hook
 from ..capture.run import Reached, run_undisturbed
 
 __all__ = ["learn_decoder_ids"]
@@ -26,16 +28,14 @@ def learn_decoder_ids(base: nn.Module, model: nn.Module, inputs: Mapping[str, An
     def stop_with_ids(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         raise Reached(kwargs.get("input_ids", args[0] if args else None))
 
-    hook = decoder.register_forward_pre_hook(stop_with_ids, with_kwargs=True)
     try:
-        with run_undisturbed(model):
+        with run_undisturbed(model), ExitStack() as stack, stack:
+            attach_hook(stack, decoder.register_forward_pre_hook, stop_with_ids, with_kwargs=True)
             model(**given)
     except Reached as reached:
         return reached.found if isinstance(reached.found, Tensor) and reached.found.dim() == 2 else None
     except (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError):
         return None  # it says itself what it lacks, or nothing can be learnt
-    finally:
-        hook.remove()
     return None
 
 

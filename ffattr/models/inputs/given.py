@@ -12,19 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, AttentionWeights, QueryKey, allows_attention
-from ...errors import FfattrError
 from ..capture.recorder import record_first_attention
-from ..capture.run import find_device
+from ..capture.run import find_device, list_given_tensors
+from ..detection.memory import MEMORY
 from ..spec.described import ModelDescription
 from .text import Tokens, name_ids
 
-__all__ = ["IGNORED", "find_valid", "learn_tokens", "look_ahead", "read_given"]
+__all__ = ["IGNORED", "find_valid", "learn_tokens", "read_given"]
 
 # Left out silently: targets, what a tokenizer returns besides the model's inputs, and switches that capturing sets.
 _TARGETS = ("labels", "next_sentence_label", "start_positions", "end_positions")
 _EXTRAS = ("special_tokens_mask", "offset_mapping", "length", "overflowing_tokens", "overflow_to_sample_mapping")
 _SWITCHES = ("use_cache", "output_attentions", "output_hidden_states", "return_dict")
 IGNORED = frozenset((*_TARGETS, *_EXTRAS, *_SWITCHES, "num_truncated_tokens"))
+
+_WRITTEN = ("decoder_", "tgt", "trg", "target")  # what begins the arguments of a decoder beside an encoder
 
 _KEYWORD = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -98,18 +100,22 @@ def _select_arguments(
 
 def learn_tokens(description: ModelDescription, given: Mapping[str, Any], tokenizer: Any, stack: str = "") -> Tokens:
     """Learns from the first attention, of a ``stack`` where there are two, which tokens ``[B, T]`` a model makes of its
-    inputs, and names them.
+    inputs, and names them; of a decoder without an encoder's layers, those that it attends to besides.
 
-    Raises ValueError with the model's own words where it does not run on them.
+    Raises `ForwardError` with the model's own words where it does not run on them.
     """
-    attention = look_ahead(description, given, description.stacks[stack].start if stack else 0)
+    outside = stack == "encoder" and stack not in description.stacks
+    numbers = description.stacks["decoder" if outside else stack] if stack else range(1)
+    attention = record_first_attention(description, given, numbers.start, outside)
     batch, _, _, length = attention.shape
+    tensors = list_given_tensors(given)
+    read = "encoder" in description.stacks or any(name.startswith(_WRITTEN) for name, _ in tensors)
     mask = find_valid(attention)
     ids: Tensor | None = None
-    for name, value in _list_tensors(given):
-        if value.shape != (batch, length) or (stack and name.startswith("decoder_") != (stack == "decoder")):
+    for name, value in tensors:
+        if value.shape != (batch, length) or (stack and _find_side(name, read) != stack):
             continue
-        if name == "src_key_padding_mask":
+        if name.endswith("key_padding_mask"):
             mask &= ~value.cpu() if value.dtype == torch.bool else value.cpu() > -torch.inf
         elif "mask" in name:
             mask &= value.cpu() != 0
@@ -120,30 +126,17 @@ def learn_tokens(description: ModelDescription, given: Mapping[str, Any], tokeni
     return Tokens(mask.to(find_device(description.base)), [list(row) for row in tokens])
 
 
+def _find_side(name: str, read: bool) -> str:
+    """Returns whose argument it is, an "encoder"'s or a "decoder"'s; where its name does not say, an encoder's where
+    there is one to ``read`` it."""
+    if name.startswith(MEMORY):
+        return "encoder"
+    return "encoder" if read and not name.startswith(_WRITTEN) else "decoder"
+
+
 def _require(ids: Tensor | None) -> Tensor:
     assert ids is not None
     return ids
-
-
-def _list_tensors(given: Mapping[str, Any]) -> list[tuple[str, Tensor]]:
-    """Lists the tensors among arguments and in mappings among them, ids first."""
-    flat: list[tuple[str, Any]] = []
-    for name, value in given.items():
-        flat += list(value.items()) if isinstance(value, Mapping) else [(name, value)]
-    found = [(name, value) for name, value in flat if isinstance(value, Tensor)]
-    return sorted(found, key=lambda one: one[0] != "input_ids")
-
-
-def look_ahead(description: ModelDescription, given: Mapping[str, Any], layer: int = 0) -> Attention:
-    """Returns the attention of the first layer, or of another stack's first ``layer``. Raises ValueError with the
-    model's own words where it does not run."""
-    try:
-        return record_first_attention(description, given, layer)
-    except (FfattrError, torch.OutOfMemoryError):
-        raise
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in _list_tensors(given))
-        raise ValueError(f"{type(description.base).__name__} does not run on {shapes}: {error}") from error
 
 
 def find_valid(attention: Attention) -> Tensor:

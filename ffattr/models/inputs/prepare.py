@@ -140,10 +140,11 @@ def _prepare_learned(description: ModelDescription, model: nn.Module, inputs: An
 
 
 def _prepare_learned_sides(description: ModelDescription, model: nn.Module, inputs: Any, tokenizer: Any) -> Inputs:
-    """Does the same of a model with an encoder and a decoder."""
+    """Does the same of a model with an encoder and a decoder, or of a decoder that attends to what it is given."""
     given = read_given(description.base, model, inputs, tokenizer)
     _check_device(description.base, given)
-    _add_decoder(description.base, model, inputs, given)
+    if _takes_decoder_ids(description):
+        _add_decoder(description.base, model, inputs, given)
     encoder, decoder = (learn_tokens(description, given, tokenizer, stack) for stack in ("encoder", "decoder"))
     for found in (encoder, decoder):
         check_rows(found.mask)
@@ -181,6 +182,12 @@ def _encode_for(description: ModelDescription, inputs: Any, tokenizer: Any) -> l
     return None
 
 
+def _takes_decoder_ids(description: ModelDescription) -> bool:
+    parameters = inspect.signature(description.base.forward).parameters
+    open_ended = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    return any(name in parameters for name in _DECODER) or (open_ended and "encoder" in description.stacks)
+
+
 def _takes_ids(description: ModelDescription) -> bool:
     return "input_ids" in inspect.signature(description.base.forward).parameters
 
@@ -204,7 +211,10 @@ def _select_known(description: ModelDescription, model: nn.Module, inputs: Mappi
                 "inputs has 'encoder_outputs', which leave out the encoder's layers. Pass what the encoder reads."
             )
         if name.startswith("encoder_"):
-            raise UnsupportedModel(f"inputs has {name!r}: cross-attention is not covered, only self-attention layers")
+            raise UnsupportedModel(
+                f"inputs has {name!r}, but no layer of {type(description.base).__name__} attends to an encoder's "
+                "tokens (config.add_cross_attention is not set). Leave it out."
+            )
         if name not in parameters and name in head:
             continue
         if name not in parameters and (not open_ended or name in (*_CONTENT, "attention_mask")):

@@ -55,7 +55,10 @@ def encode_sequences(inputs: Any, tokenizer: Any, ignored: frozenset[str]) -> li
 
 
 def pad_rows(description: ModelDescription, rows: list[Row], tokenizer: Any) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Returns what the model takes, padded on the right, and how long each sequence is."""
+    """Returns what the model takes, padded on the right, and how long each sequence is.
+
+    Raises TypeError for a sequence of which the tokenizer did not say as much of every token.
+    """
     lengths = tuple(len(row["input_ids"]) for row in rows)
     longest = max(lengths)
     pad = next((i for name in ("pad_token_id", "eos_token_id") if (i := getattr(tokenizer, name, None)) is not None), 0)
@@ -66,6 +69,12 @@ def pad_rows(description: ModelDescription, rows: list[Row], tokenizer: Any) -> 
 
     def pad_column(name: str) -> Tensor:
         fill = padding.get(name, 0)
+        for number, row in enumerate(rows):
+            if len(row.get(name, ())) != lengths[number]:
+                raise TypeError(
+                    f"{type(tokenizer).__name__} returned {len(row.get(name, ()))} {name} for {lengths[number]} "
+                    f"input_ids of sequence {number}, expected as many"
+                )
         return torch.tensor([row[name] + [fill] * (longest - len(row[name])) for row in rows], device=device)
 
     parameters = inspect.signature(description.base.forward).parameters
@@ -80,7 +89,7 @@ def _require_tokenizer(tokenizer: Any, what: str) -> None:
 
 
 def _encode_text(row: int, text: str, tokenizer: Any) -> Mapping[str, Any]:
-    encoded: Mapping[str, Any] = tokenizer(text)
+    encoded = _require_ids(tokenizer(text), f"{type(tokenizer).__name__}({text[:40]!r})")
     # Special tokens alone ([CLS] [SEP]) are no tokens of the text.
     if not text.strip() or not len(encoded["input_ids"]):
         raise ValueError(f"text {row} ({text!r}) has no tokens; expected at least one. Remove it.")
@@ -123,8 +132,19 @@ def _encode_chat(row: int, messages: Sequence[Any], tokenizer: Any) -> Mapping[s
         raise ValueError(
             f"inputs is a conversation, but {type(tokenizer).__name__} has no chat_template: set one, or pass text"
         )
-    encoded: Mapping[str, Any] = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True)
-    return encoded
+    encoded = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True)
+    return _require_ids(encoded, f"{type(tokenizer).__name__}.apply_chat_template")
+
+
+def _require_ids(encoded: Any, what: str) -> Mapping[str, Any]:
+    """Returns what a tokenizer made of one sequence. Raises TypeError where this is no mapping with a list of ids."""
+    ids = encoded.get("input_ids") if isinstance(encoded, Mapping) else None
+    ids = ids.tolist() if isinstance(ids, (np.ndarray, Tensor)) else ids
+    if not isinstance(ids, Sequence) or not all(map(_is_id, ids)):
+        found = f"a {type(encoded).__name__}" if ids is None else f"input_ids {str(ids)[:80]}"
+        raise TypeError(f"{what} returned {found}, expected a mapping whose 'input_ids' are a list of integers")
+    others = {name: values for name, values in encoded.items() if hasattr(values, "__len__")}
+    return {**others, "input_ids": ids}
 
 
 def _is_id(value: Any) -> bool:

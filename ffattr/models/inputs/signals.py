@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..capture.recorder import record_first_attention
 from ..registry import ModelDescription
-from .given import find_valid, look_ahead
+from .given import find_valid
 
 __all__ = ["SIGNALS", "check_signal", "find_signal_tokens"]
 
@@ -51,10 +52,10 @@ def find_signal_tokens(
 ) -> tuple[Tensor, list[list[str]]]:
     """Finds which tokens are valid ``[B, T]``, and names them: ``row,column`` of a patch, a position in a recording.
 
-    Raises ValueError with the model's own words where it takes no such inputs.
+    Raises `ForwardError` with the model's own words where it takes no such inputs.
     """
     signal: Tensor = given[name]
-    attention = look_ahead(description, given)
+    attention = record_first_attention(description, given)
     batch, _, _, length = attention.shape
     mask = given.get("attention_mask") if name == "pixel_values" else None
     if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape != (batch, length):

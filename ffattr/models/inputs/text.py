@@ -53,12 +53,14 @@ def find_text_tokens(description: ModelDescription, given: Mapping[str, Any], na
 def _make_token_mask(kwargs: Mapping[str, Any], prefix: str, batch: int, length: int, device: torch.device) -> Tensor:
     """Finds the tokens that are not padding, ``[B, T]``, from the masks a forward is given. Without one, all of them.
 
-    A ready-made ``[B, 1, T, T]`` attention mask leaves out the tokens that may attend to nothing.
+    A ready-made ``[B, 1, T, T]`` attention mask leaves out the tokens that may attend to nothing, unless others attend
+    to them.
     """
     mask, padding = kwargs.get(f"{prefix}attention_mask"), kwargs.get("src_key_padding_mask")
     valid = torch.ones(batch, length, dtype=torch.bool, device=device)
     if isinstance(mask, Tensor) and mask.dim() == 4:
-        valid &= allows_attention(mask).any(-1).any(1)
+        allowed = allows_attention(mask).any(1)
+        valid &= allowed.any(-1) | allowed.any(-2)
     elif isinstance(mask, Tensor):
         valid &= mask.bool()
     if isinstance(padding, Tensor):
@@ -75,6 +77,8 @@ def _read_size(description: ModelDescription, name: str, content: Tensor) -> tup
         hint = f' For embeddings pass {{"{name.replace("input_ids", "inputs_embeds")}": ...}}.'
         hint = hint if content.is_floating_point() else ""
         raise TypeError(f"{name} has dtype {content.dtype}, expected integer token ids (torch.long).{hint}")
+    if plain == "input_ids" and content.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} has dtype {content.dtype}, expected token ids of torch.long or int. Use .long().")
     if plain != "input_ids" and not content.is_floating_point() and (plain in TEXT or not integer):
         raise TypeError(f"{name} has dtype {content.dtype}, expected a float tensor [batch, T, width]")
     if integer:
@@ -150,8 +154,17 @@ def _name_tokens(content: Tensor, batch: int, length: int, tokenizer: Any) -> li
 def name_ids(ids: Sequence[int], tokenizer: Any) -> list[str]:
     """Returns what the tokenizer calls token ids; their numbers where there is none that knows.
 
-    A lone surrogate becomes a question mark: no file, nor a table of pandas with pyarrow, takes one.
+    A lone surrogate becomes a question mark: no file, nor a table of pandas with pyarrow, takes one. Raises ValueError
+    where the tokenizer gives more or fewer names than there are ids.
     """
     convert = getattr(tokenizer, "convert_ids_to_tokens", None)
-    names = (str(token) for token in (ids if convert is None else convert(list(ids))))
-    return [name.encode("utf-8", "replace").decode() for name in names]
+    found = ids if convert is None else convert(list(ids))
+    if not isinstance(found, Sequence) or isinstance(found, str) or len(found) != len(ids):
+        count = (
+            len(found) if isinstance(found, Sequence) and not isinstance(found, str) else f"a {type(found).__name__}"
+        )
+        raise ValueError(
+            f"{type(tokenizer).__name__}.convert_ids_to_tokens gave {count} for {len(ids)} token ids, expected a list "
+            "with the text of each"
+        )
+    return [str(token).encode("utf-8", "replace").decode() for token in found]

@@ -24,7 +24,7 @@ class ModelDescription:
     taken as they are, and its tokens are those that reach its first attention.
 
     ``stacks`` tells the layers of an "encoder" and a "decoder" apart; ``max_positions`` is then the encoder's,
-    ``decoder_positions`` the decoder's.
+    ``decoder_positions`` the decoder's. A "decoder" alone attends to tokens that come from elsewhere, too.
     """
 
     base: nn.Module

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
+from ...decomposition.activations import Activation
 from ...decomposition.affine import Linear
 from ...decomposition.clamp import Clamp
 from ...decomposition.layer import Branch, CrossWeights, Latent, LayerWeights
@@ -41,7 +42,7 @@ class BranchSpec:
 
     up: nn.Module | Columns
     down: nn.Module | Scaled
-    activation: Callable[[Tensor], Tensor]
+    activation: Callable[[Tensor], Tensor] | Activation
     gate: nn.Module | Columns | None = None
     weigher: nn.Module | None = None
 
@@ -174,7 +175,7 @@ class LayerSpec(Scoped):
     out: nn.Module | Scaled
     up: nn.Module | Columns | Stacked
     down: nn.Module | Scaled | Stacked
-    activation: Callable[[Tensor], Tensor]
+    activation: Callable[[Tensor], Tensor] | Activation
     gate: nn.Module | Columns | Stacked | None = None
     norm_before_attn: nn.Module | None = None
     norm_of_attn: nn.Module | None = None
@@ -217,7 +218,9 @@ class LayerSpec(Scoped):
         """The narrowest dtype in which any projection computes, whatever that of the hidden states: that of its
         parameters, or one that it is told (bitsandbytes' 4-bit layers)."""
         found: list[torch.dtype | None] = []
-        for part in (self.value, self.out, self.up, self.down):
+        for part in (self.value, self.out, self.up, self.gate, self.down):
+            if part is None:
+                continue
             module = part if isinstance(part, nn.Module) else part.module
             told = find_compute_dtype(module)
             own = [one.dtype for one in module.parameters() if one.is_floating_point() and one.dtype.itemsize > 1]

@@ -1,11 +1,12 @@
 """Norms: what a module computes is told by its numbers, not by what its class is called.
 
 Conventions: ``d`` features; a norm is ``gain * (x - mean) / sqrt(variance + eps) + bias``, or that without the mean.
+Written by hand, it may divide by ``sqrt(variance) + offset``, the variance being the mean over ``d - 1``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-5, torch.float16: 1e-2, tor
 _LARGE, _SMALL = 16.0, 1 / 64  # powers of two, at which eps is nearly nothing, and is much of what there is
 
 _ROUNDS = 6
+_ROUNDINGS = 64
+"""Units of rounding within which a norm is the one that a module computes."""
 
 
 def read_norm(module: nn.Module | None, dtype: torch.dtype | None, width: int | None = None) -> Norm | None:
@@ -79,20 +82,19 @@ def _identify(module: nn.Module, weight: Tensor | None, bias: Tensor | None, wid
     """Finds what a module computes by what it makes of random rows: from the parameters that it has under their usual
     names, or else from its outputs alone."""
     ask = _Asked(module, weight, width)
-    for candidate in _list_candidates(module, weight, bias):
-        if ask.measure_error(candidate) <= ask.tolerance:
-            # One plus a weight is exact in a wider dtype; all else is as it was.
-            own = weight if _is_same(candidate.weight, weight) else candidate.weight
-            return replace(candidate, weight=own, bias=bias)
-    errors = []
-    for kind in _KINDS:
-        candidate = ask.measure_norm(kind)
-        errors.append(ask.measure_error(candidate))
-        if errors[-1] <= ask.tolerance:
-            return candidate
-    raise UnsupportedModel(
-        f"a norm is a {ask.name} that computes neither a LayerNorm nor an RMSNorm (off by {min(errors):.0%} at best)"
-    )
+    nearest, error = ask.choose_nearest(_list_candidates(module, weight, bias))
+    if nearest is not None and error <= ask.tolerance:
+        # One plus a weight is exact in a wider dtype; all else is as it was.
+        own = weight if _is_same(nearest.weight, weight) else nearest.weight
+        return replace(nearest, weight=own, bias=bias)
+    measured = (ask.measure_norm(kind, of_root) for kind in _KINDS for of_root in (False, True))
+    nearest, error = ask.choose_nearest(measured)
+    if nearest is None or not error <= ask.tolerance:
+        raise UnsupportedModel(
+            f"a norm is a {ask.name} that computes neither a LayerNorm nor an RMSNorm: the nearest one is off by "
+            f"{error:.1e} (relative), more than the {ask.tolerance:.0e} that rounding in {ask.dtype} explains"
+        )
+    return nearest
 
 
 def _list_candidates(module: nn.Module, weight: Tensor | None, bias: Tensor | None) -> Iterator[Norm]:
@@ -103,6 +105,7 @@ def _list_candidates(module: nn.Module, weight: Tensor | None, bias: Tensor | No
         eps = getattr(module, name, None)
         if isinstance(eps, float):
             yield from (Norm(kind, gain, shift, eps) for kind in _KINDS for gain in gains)
+            yield from (Norm(kind, gain, shift, 0.0, eps) for kind in _KINDS for gain in gains)
 
 
 def _is_same(one: Tensor | None, other: Tensor | None) -> bool:
@@ -126,6 +129,7 @@ class _Asked:
         self.device, self.dtype = torch.device("cpu") if first is None else first.device, dtype
         self.wide = torch.promote_types(dtype, torch.float32)
         self.tolerance = _TOLERANCE.get(dtype, 5e-2)
+        self.rounding = min(self.tolerance, _ROUNDINGS * torch.finfo(dtype).eps)
         generator = torch.Generator().manual_seed(size)
         rows = torch.randn(4, size, generator=generator, dtype=torch.float32) + 0.5
         self.rows = rows.to(dtype).to(self.device)  # as the module gets them, rounded
@@ -151,18 +155,34 @@ class _Asked:
         ]
         return max(errors) if all(error == error for error in errors) else float("inf")
 
-    def measure_norm(self, kind: Kind) -> Norm:
+    def choose_nearest(self, candidates: Iterable[Norm]) -> tuple[Norm | None, float]:
+        """Returns the candidate that is nearest to the module, or the first that is so near that none could be nearer,
+        and how far that is."""
+        nearest: tuple[Norm | None, float] = (None, float("inf"))
+        for candidate in candidates:
+            error = self.measure_error(candidate)
+            if error < nearest[1]:
+                nearest = candidate, error
+            if error <= self.rounding:
+                break
+        return nearest
+
+    def measure_norm(self, kind: Kind, of_root: bool) -> Norm:
         """Returns the norm of a kind that fits best: its bias is what two opposite rows have in common, its gain what
-        large rows are multiplied by, and its eps what small rows fall short by."""
+        large rows are multiplied by, and its eps what small rows fall short by; ``of_root``: its offset.
+
+        A variance over ``d - 1`` is one over ``d`` with another gain."""
         (large, of_large), (small, of_small) = self.answers[1:]
         bias = ((of_large + self.ask_module(-large)) / 2).mean(0)
-        plain, eps = Norm(kind, None, None, 0.0), 0.0
+        plain = fitted = Norm(kind, None, None, 0.0)
+        size = 1 / plain.scale(small.to(self.wide))
         for _ in range(_ROUNDS):  # one is known the better, the better the other is
-            normed = replace(plain, eps=eps)(large.to(self.wide))
+            normed = fitted(large.to(self.wide))
             gain = ((of_large - bias) * normed).sum(0) / normed.square().sum(0)
             expected = plain(small.to(self.wide)) * gain
             short = ((of_small - bias) * expected).sum(-1) / expected.square().sum(-1)
-            found = float((plain.scale(small.to(self.wide)) ** -2 * (short**-2 - 1)).mean())
-            eps = found if found > 0 else 0.0  # not a number neither
+            found = float((size * (1 / short - 1) if of_root else size**2 * (short**-2 - 1)).mean())
+            found = found if found > 0 else 0.0  # not a number neither
+            fitted = replace(plain, offset=found) if of_root else replace(plain, eps=found)
         shifted = float(bias.norm()) > self.tolerance * float(gain.norm())
-        return Norm(kind, gain, bias if shifted else None, eps)
+        return replace(fitted, weight=gain, bias=bias if shifted else None)

@@ -111,6 +111,9 @@ def _read_weight_and_bias(module: nn.Module) -> tuple[Tensor, Tensor | None]:
             f"{name}, which rounds what it reads to 8 bits and so is not linear. Pass the model as it was before "
             "quantize_dynamic."
         )
+    width = getattr(module, "in_features", None)
+    if isinstance(width, int) and not wrapped.is_from(module, "bitsandbytes"):
+        return wrapped.read_unknown(module, width, name)
     raise UnsupportedModel(
         f"{name}, expected nn.Linear or transformers' Conv1D. Merge adapters (merge_and_unload) or dequantise the "
         "model first (dequantize() of transformers)."

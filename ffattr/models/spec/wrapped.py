@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ __all__ = [
     "read_four_bits",
     "read_matrix",
     "read_parameter",
+    "read_unknown",
     "require_linear",
 ]
 
@@ -34,6 +36,11 @@ _ROWS = 1024  # of an identity matrix at once
 _SCALE = 256.0
 # Relative. Rounding to bfloat16 gives 3e-3, rounding inputs to 8 bits (below) 9e-3 and more.
 _TOLERANCE = 5e-3
+# Relative errors of a product up to which it was computed in a dtype, wider ones first.
+_ERRORS = {torch.float32: 2e-6, torch.float16: 8e-4}
+
+_computed: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()
+"""In which dtype modules compute that were asked for their matrix, as told by their rounding."""
 
 # Of the modules in which PEFT keeps trained copies of one: where the copies are, and the one that they were made of.
 _COPIES = {"modules_to_save": "original_module", "ln_tuning_layers": "base_layer"}
@@ -76,7 +83,8 @@ def read_four_bits(module: Any) -> Tensor:
 
 
 def find_compute_dtype(module: Any) -> torch.dtype | None:
-    """Returns the dtype in which a module says that it computes, whatever it reads; None where it says nothing.
+    """Returns the dtype in which a module says that it computes, or was seen to, whatever it reads; None where neither
+    is known.
 
     bitsandbytes' 4-bit weights that are arranged anew for the CPU are multiplied in bfloat16, whatever it says.
     """
@@ -84,7 +92,7 @@ def find_compute_dtype(module: Any) -> torch.dtype | None:
     if getattr(state, "packing_format_for_cpu", False):
         return torch.bfloat16
     told = getattr(module, "compute_dtype", None)
-    return told if isinstance(told, torch.dtype) else None
+    return told if isinstance(told, torch.dtype) else _computed.get(module)
 
 
 def is_from(module: nn.Module, package: str) -> bool:
@@ -136,6 +144,29 @@ def _list_inwards(module: Any) -> Iterator[Any]:
         yield module
 
 
+def read_unknown(module: nn.Module, width: int, name: str) -> tuple[Tensor, Tensor]:
+    """Reads weight ``[in, out]`` and bias ``[out]`` of a module of a kind that nobody knows, by what it makes of
+    numbers: in float32 where it takes them, or else in its own dtype. Errors begin with ``name``.
+
+    Raises `UnsupportedModel` where it does not run on ``[rows, width]``, or is not linear.
+    """
+    tensors = [*module.parameters(), *module.buffers()]
+    device = next((one.device for one in tensors), torch.device("cpu"))
+    if device.type == "meta":
+        make_dense(tensors[0])
+    own = next((one.dtype for one in tensors if one.is_floating_point()), torch.float32)
+    dtypes = dict.fromkeys((own, torch.float32) if own == torch.float64 else (torch.float32, own))
+    errors = []
+    for dtype in dtypes:
+        try:
+            return read_matrix(module, width, device, dtype)
+        except UnsupportedModel:
+            raise
+        except Exception as error:
+            errors.append(str(error))
+    raise UnsupportedModel(f"{name}, which does not run on [1, {width}]: {errors[0]}")
+
+
 def read_matrix(module: nn.Module, width: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Reads weight ``[in, out]`` and bias ``[out]`` of a module that is linear but keeps them in no such form.
 
@@ -152,12 +183,16 @@ def read_matrix(module: nn.Module, width: int, device: torch.device, dtype: torc
             identity[rows, start + rows] = _SCALE
             blocks.append((module.forward(identity).to(wide) - bias) / _SCALE)
     weight = torch.cat(blocks)
-    require_linear(module, weight, bias, dtype)
+    error = require_linear(module, weight, bias, dtype)
+    seen = next((one for one, most in _ERRORS.items() if error <= most), torch.bfloat16)
+    if torch.finfo(seen).eps > torch.finfo(dtype).eps:
+        _computed[module] = seen
     return weight, bias
 
 
-def require_linear(module: nn.Module, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
-    """Raises `UnsupportedModel` unless ``module`` computes ``x @ weight + bias``, tried on a few ``x`` in ``dtype``.
+def require_linear(module: nn.Module, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> float:
+    """Returns the relative error of ``x @ weight + bias`` for what ``module`` makes of a few ``x`` in ``dtype``. Raises
+    `UnsupportedModel` where it is more than rounding.
 
     Each has one large entry: rounded to 8 bits as a whole, as some quantised modules do, it loses the others.
     """
@@ -179,6 +214,7 @@ def require_linear(module: nn.Module, weight: Tensor, bias: Tensor | None, dtype
             f"outputs are {error:.1e} (relative) off those of its matrix. It may round its inputs, or choose for each "
             "token what to apply. Merge or remove its adapters, or load the model with plain weights."
         )
+    return error
 
 
 def _name_of(found: object) -> str:

@@ -8,18 +8,17 @@ none has been timed on a GPU yet. A thread has 255 registers, and the sums of a 
 from __future__ import annotations
 
 import itertools
-import json
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from ...machine import cache_file, write_cache
+from ...machine import Cache, cache_file
 from .runtime import INTERPRETED
 
 __all__ = [
@@ -186,38 +185,53 @@ def list_candidates(shape: Shape) -> Iterator[Config]:
 
 def tuned_file() -> Path:
     """Returns the file that keeps tuned configs, by device name."""
-    return cache_file("triton.json")
+    return cache_file(_CACHE.name)
 
 
 def remember_config(shape: Shape, kernel: str, config: Config | None) -> None:
     """Uses ``config`` for shapes like this one in this process; None: the rule again."""
-    table = _read_tuned().setdefault(shape.device, {})
+    table, key = _read_tuned().setdefault(shape.device, {}), shape.make_key(kernel)
     if config is None:
-        table.pop(shape.make_key(kernel), None)
+        table.pop(key, None)
+        _forgotten.add((shape.device, key))
     else:
-        table[shape.make_key(kernel)] = config
+        table[key] = config
+        _forgotten.discard((shape.device, key))
 
 
 def save_configs() -> Path:
-    """Keeps what is remembered for later processes. Raises OSError where the file cannot be written."""
-    file = tuned_file()
-    write_cache(
-        file, {device: {key: asdict(c) for key, c in configs.items()} for device, configs in _read_tuned().items()}
-    )
-    return file
+    """Keeps what is remembered for later processes, beside what others have kept. Raises OSError where the file cannot
+    be written."""
+    mine = _read_tuned()
+
+    def merge_tables(known: Mapping[str, dict[str, Config]]) -> dict[str, dict[str, Config]]:
+        merged = {device: {**known.get(device, {}), **mine.get(device, {})} for device in {**known, **mine}}
+        for device, key in _forgotten:
+            merged.get(device, {}).pop(key, None)
+        return merged
+
+    return _CACHE.update(merge_tables)
+
+
+_forgotten: set[tuple[str, str]] = set()  # what was remembered for a device, and is not
 
 
 @lru_cache
 def _read_tuned() -> dict[str, dict[str, Config]]:
-    file = tuned_file()
-    try:
-        text = file.read_text()
-    except OSError:
-        return {}
-    try:
-        return {
-            device: {key: Config(**c) for key, c in configs.items()} for device, configs in json.loads(text).items()
-        }
-    except (ValueError, TypeError, AttributeError) as error:
-        warnings.warn(f"{file} is not what `ffattr bench --tune` writes ({error}): ignored; delete it", stacklevel=2)
-        return {}
+    _forgotten.clear()
+    return {device: dict(configs) for device, configs in _CACHE.read().items()}
+
+
+def _parse_configs(configs: Any) -> dict[str, Config]:
+    found = {key: Config(**config) for key, config in configs.items()}
+    for key, config in found.items():
+        if not all(isinstance(size, int) and size >= 0 for size in asdict(config).values()):
+            raise ValueError(f"{key} is {config}")
+    return found
+
+
+def _describe_configs(configs: dict[str, Config]) -> dict[str, Any]:
+    return {key: asdict(config) for key, config in configs.items()}
+
+
+_CACHE = Cache("triton.json", "ffattr bench --tune", _parse_configs, _describe_configs)

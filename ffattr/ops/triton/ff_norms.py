@@ -91,6 +91,7 @@ def direct_kernel(
     heads,
     L2: tl.constexpr,
     OWN: tl.constexpr,
+    TRIANGULAR: tl.constexpr,
     STREAMS: tl.constexpr,
     CENTRE: tl.constexpr,
     TMA: tl.constexpr,
@@ -148,12 +149,15 @@ def direct_kernel(
     gamma_squares = 0.0
     for c in range(0, width, COLUMNS):
         acc = tl.zeros([QUERIES, COLUMNS], tl.float32)
-        z = mix_features(rows, features, key, 0, heads, neurons, feature_pitch, HEADS, QUERIES, NEURONS, TMA, PRECISION)
+        begin = c // NEURONS * NEURONS if TRIANGULAR else 0
+        z = mix_features(
+            rows, features, key, begin, heads, neurons, feature_pitch, HEADS, QUERIES, NEURONS, TMA, PRECISION
+        )
         if STREAMS == 2:
             z_up = mix_features(
-                rows, features, up, 0, heads, neurons, feature_pitch, HEADS, QUERIES, NEURONS, TMA, PRECISION
+                rows, features, up, begin, heads, neurons, feature_pitch, HEADS, QUERIES, NEURONS, TMA, PRECISION
             )
-        for start in range(0, neurons, NEURONS):
+        for start in range(begin, neurons, NEURONS):
             inside = tl.arange(0, NEURONS) < neurons - start
             factor = load_rows(slope, first, start, STREAMS * queries, neurons, QUERIES, NEURONS, TMA)
             if OWN:
@@ -256,6 +260,7 @@ def ff_norms(
     sequences: Tensor | None = None,
     reduction: Reduction = "l2",
     totals: Tensor | None = None,
+    triangular: bool = False,
 ) -> Tensor:
     """Returns ``[2 or 3, N, M]``, see `ffattr.ops`. Raises ValueError for arguments that no kernel takes."""
     op = "ff_norms"
@@ -322,6 +327,7 @@ def ff_norms(
                 given.heads,
                 L2=reduction == "l2",
                 OWN=own,
+                TRIANGULAR=triangular,
                 STREAMS=streams,
                 CENTRE=centre,
                 TMA=tma,

@@ -41,6 +41,7 @@ def build_kernel(
     inner,
     neurons,
     width,
+    TRIANGULAR: tl.constexpr,
     STREAMS: tl.constexpr,
     TMA: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -55,7 +56,8 @@ def build_kernel(
     gate_at = slope + (first + slot).to(tl.int64) * neurons + f
     up_at = gate_at + queries.to(tl.int64) * neurons
     acc = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in range(0, neurons, NEURONS):
+    begin = c // NEURONS * NEURONS if TRIANGULAR else 0
+    for start in range(begin, neurons, NEURONS):
         inside = f < neurons - start
         tile = load_rows(maps, row, start, STREAMS * inner, neurons, ROWS, NEURONS, TMA)
         p = scale_tile(tile, tl.load(gate_at + start, mask=inside, other=0.0)[None, :])
@@ -201,6 +203,7 @@ def operator_norms(
     sequences: Tensor | None = None,
     reduction: Reduction = "l2",
     totals: Tensor | None = None,
+    triangular: bool = False,
 ) -> Tensor:
     """Returns ``[2 or 3, N, M]``, see `ffattr.ops`. Raises ValueError for arguments that no kernel takes."""
     op = "operator_norms"
@@ -262,6 +265,7 @@ def operator_norms(
                 inner,
                 neurons,
                 given.width,
+                TRIANGULAR=triangular,
                 STREAMS=streams,
                 TMA=build_tma,
                 PRECISION=precision,

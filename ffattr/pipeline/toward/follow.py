@@ -10,7 +10,7 @@ from functools import cached_property
 from torch import Tensor
 
 from ...decomposition.adjoint.head import Head, pull_states
-from ...decomposition.layer import add_constants
+from ...decomposition.layer import edit_weights
 from ...decomposition.precision import output_tolerance, without_autocast
 from ...engine.query_pass import Slopes
 from ...errors import UnsupportedModel
@@ -143,7 +143,7 @@ class Follower:
         own = question.request.weights_of_layer(stack, layer)
         for row, way in ways.items():
             recorded, flow = records.read_layer(stack, layer, row), None
-            weights = add_constants(own, recorded.added)
+            weights = edit_weights(own, recorded.edits)
             if question.flow:
                 take = functools.partial(gathered.add_flow, numbers, layer, row)
                 flow = FlowAsked(stack.scopes[0].point, question.flow == "heads", take)

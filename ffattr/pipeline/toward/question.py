@@ -140,7 +140,7 @@ class Question:
 
 def _find_ids(request: Request) -> Tensor | None:
     """Returns the token ids ``[B, T]`` of the last stack's own tokens, None: it reads something else."""
-    name = "decoder_input_ids" if request.description.stacks else "input_ids"
+    name = "decoder_input_ids" if "encoder" in request.description.stacks else "input_ids"
     found = request.inputs.kwargs.get(name)
     return found if isinstance(found, Tensor) and not found.is_floating_point() else None
 

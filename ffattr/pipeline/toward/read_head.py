@@ -23,6 +23,9 @@ from .targets import Column
 
 __all__ = ["Answer", "HeadReader", "Row", "read_row"]
 
+_COMPARED = 64
+"""About how many of its numbers a head is told by, beside those that are asked for."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -102,6 +105,7 @@ class HeadReader:
                 raise UnsupportedModel(self._explain(1, error))
             return Answer(own, columns, out)
         nearest, tried, best = float("inf"), 0, None
+        apart = float("inf")
         for spec in self._candidates:
             if row.whole == ("position" in spec.reads):
                 continue
@@ -109,15 +113,32 @@ class HeadReader:
             try:
                 head = spec.weights(row.hidden.dtype)
                 out = self._read_out(spec, head, row, columns, numbers)
+                error, distance = _measure_error(own[numbers], out), self._measure_distance(spec, head, row)
             except (UnsupportedModel, RuntimeError, IndexError):  # of other shapes
                 continue
-            error = _measure_error(own[numbers], out)
-            if error < nearest:  # the first of equals; half types leave room for more than one
-                nearest, best = error, (spec, head, out)
-        if best is None or not nearest <= row.tolerance:
+            nearest = min(nearest, error)
+            if error <= row.tolerance and distance < apart:  # the first of equals
+                apart, best = distance, (spec, head, out)
+        if best is None:
             raise UnsupportedModel(self._explain(tried, nearest))
         self._head = best[:2]
         return Answer(own, columns, best[2])
+
+    def _measure_distance(self, spec: HeadSpec, head: Head, row: Row) -> float:
+        """How far a head is from the model's own over many numbers at once, relative to these: half types leave room
+        for more than one head that gives a single number."""
+        own = row.own[0]
+        chosen = list(range(0, len(own), max(1, len(own) // _COMPARED)))
+        if head.last is None or self.targets[0].direction is not None:
+            targets = torch.eye(len(own)).to(row.hidden)[chosen]
+            shift = targets.new_zeros(len(chosen))
+        else:
+            targets, shift = _read_columns(head, [(column, None) for column in chosen], row.hidden)
+        weights = tuple(self._weigh_tokens(reading, row) for reading in spec.reads)
+        reads = Reads(weights, torch.zeros(len(chosen), dtype=torch.int64, device=row.hidden.device))
+        found = read_out(head, row.hidden, reads, targets, shift, self.question.request.rule).value
+        own = own[chosen].to(found)
+        return float((found - own).norm() / own.norm().clamp_min(torch.finfo(found.dtype).tiny))
 
     def _explain(self, tried: int, nearest: float) -> str:
         found = f"{tried} known heads were tried" if tried else "no known head fits"

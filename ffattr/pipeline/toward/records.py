@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ...decomposition.attention import Attention, LayerRecord, QueryKey
+from ...decomposition.layer import Edit
 from ...engine.pack import OneSequence
 from ...errors import UnsupportedModel
-from ...models.capture.user_hooks import name_hook
+from ...models.capture.user_hooks import list_user_hooks, name_hook
 from ...models.inputs.prepare import Inputs
 from ..assemble import CapturedSequence, layer_tolerance
 from ..request import Request
@@ -23,13 +24,13 @@ __all__ = ["Recorded", "Records"]
 
 class Recorded(NamedTuple):
     """One layer of one sequence: the sequence at its input, the model's own output ``[T, d]``, and the largest relative
-    error of a recomputed output that rounding explains. ``added`` and ``changed`` are what hooks did (`LayerRecord`).
+    error of a recomputed output that rounding explains. ``edits`` and ``changed`` are what hooks did (`LayerRecord`).
     """
 
     sequence: OneSequence
     output: Tensor
     tolerance: float
-    added: Mapping[str, Tensor]
+    edits: tuple[Edit, ...]
     changed: tuple[str, ...]
 
 
@@ -46,7 +47,7 @@ class Records:
         self.budget = budget
         self.output: Any = None
         self._kept: dict[tuple[int, int], CapturedSequence] = {}
-        self._of_layer: dict[int, tuple[float, Mapping[str, Tensor], tuple[str, ...]]] = {}
+        self._of_layer: dict[int, tuple[float, tuple[Edit, ...], tuple[str, ...]]] = {}
         self._expected: dict[int, tuple[int, Tensor]] = {}  # of each sequence, a layer and its input
 
     def split_layers(self, stack: Stack) -> list[list[int]]:
@@ -77,7 +78,7 @@ class Records:
     def _keep_layer(self, captured: LayerRecord) -> None:
         stack = self.request.stack_of_layer(captured.index)
         tolerance = layer_tolerance(stack, captured, self.request.dtype)
-        self._of_layer[captured.index] = tolerance, captured.added, captured.changed
+        self._of_layer[captured.index] = tolerance, captured.edits, captured.changed
         for place, row in enumerate(self.batch):
             one = CapturedSequence.from_record(self.request, stack, captured, place, row)
             before = self._kept.get((captured.index - 1, row))
@@ -105,7 +106,7 @@ class Records:
     def _name_hooks(self, layer: int) -> str:
         """Names the hooks on a layer and on the next one that may have done so."""
         before, after = (self.request.description.layers[number].module for number in (layer, layer + 1))
-        hooks = [*before._forward_hooks.values(), *after._forward_pre_hooks.values()]
+        hooks = [*list_user_hooks(before._forward_hooks).values(), *list_user_hooks(after._forward_pre_hooks).values()]
         return f" (a hook: {', '.join(name_hook(hook) for hook in hooks)})" if hooks else ""
 
     def _count_bytes(self, stack: Stack) -> int:

@@ -81,7 +81,7 @@ def _parse_column(asked: Any, tokenizer: Any, labels: Mapping[int, str] | None) 
     if labels is not None:
         return _find_class(asked, labels)
     if isinstance(asked, int):
-        name = None if tokenizer is None else tokenizer.decode([asked])
+        name = tokenizer.decode([asked]) if hasattr(tokenizer, "decode") else None
         return (str(asked) if name is None else name), asked
     return asked, _find_token(asked, tokenizer)
 
@@ -101,6 +101,10 @@ def _find_class(asked: int | str, labels: Mapping[int, str]) -> tuple[str, int]:
 def _find_token(text: str, tokenizer: Any) -> int:
     if tokenizer is None:
         raise ValueError(f"target is the text {text!r}; pass the model's tokenizer as tokenizer=, or a token id")
+    if not callable(tokenizer) or not hasattr(tokenizer, "get_vocab"):
+        raise TypeError(
+            f"tokenizer is {tokenizer!r}, expected a transformers tokenizer, which knows tokens by their text"
+        )
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) == 1:
         return int(ids[0])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...errors import NonFiniteError
 from ..files import Reserved, read
-from .policy import Kept, Policy, Shapes, Sink, write_tile
+from .policy import Kept, Policy, Shapes, Sink, require_room_for, write_tile
 
 __all__ = ["Dense", "DenseMaps"]
 
@@ -63,6 +63,7 @@ class Dense(Policy):
         kept = dtype if self.dtype is None else self.dtype
         if self.path is not None:
             return FileSink(shapes, kept, self.path)
+        require_room_for(self, sum(map(math.prod, shapes.values())), kept, device)
         return DenseSink({scope: torch.zeros(shape, dtype=kept, device=device) for scope, shape in shapes.items()})
 
     def check_stacks(self) -> None:
@@ -106,7 +107,7 @@ class FileSink(DenseSink):
 
     def seal_file(self, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
         self.file.seal(tensors, content)
-        found, _ = read(self.path)  # mapped anew, so that changing the result does not change the file
+        found, _ = read(self.path, verify=False)  # mapped anew, so that changing the result does not change the file
         self.kept.maps = {scope: found[f"maps.{scope}"] for scope in self.kept.maps}
 
     def discard_file(self) -> None:

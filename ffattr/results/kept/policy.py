@@ -18,15 +18,36 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import psutil
 import torch
 from torch import Tensor
 
-__all__ = ["Kept", "Policy", "Shapes", "Sink", "check_count", "write_tile"]
+__all__ = [
+    "Kept",
+    "Policy",
+    "SavedPart",
+    "Shapes",
+    "Sink",
+    "check_count",
+    "require_room",
+    "require_room_for",
+    "write_tile",
+]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Shapes of the maps of every scope, ``[L, B, N, T]`` or with one more axis before ``N``. All have the same keys."""
+
+
+class SavedPart(NamedTuple):
+    """A tensor of a scope in a file: ``what`` messages call it and what its last axes, those of queries and columns,
+    should be. Numbers of columns are from -1 to ``below`` - 1; None: it holds no such numbers."""
+
+    what: str
+    tensor: Tensor
+    inner: tuple[int, ...]
+    below: int | None = None
 
 
 @dataclass(eq=False)
@@ -66,13 +87,13 @@ class Kept:
         """
         return None
 
-    def list_sizes(self, scope: str, queries: int, columns: int) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
-        """Yields what is saved of ``scope``: how messages call it, the tensor, and what its last two axes should be.
+    def list_sizes(self, scope: str, queries: int, columns: int) -> Iterator[SavedPart]:
+        """Yields what is saved of ``scope``.
 
         ``queries`` and ``columns`` are their numbers in whole maps.
         """
         block = self.block or 1
-        yield "the map", self.maps[scope], (math.ceil(queries / block), math.ceil(columns / block))
+        yield SavedPart("the map", self.maps[scope], (math.ceil(queries / block), math.ceil(columns / block)))
 
     # What views read.
 
@@ -169,8 +190,27 @@ def check_count(what: str, name: str, value: object) -> None:
     """Raises TypeError or ValueError where ``value``, the argument ``name`` of ``what``, is no integer from 1 on."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{what}({name}={value!r}), expected an integer of at least 1")
-    if value < 1:
-        raise ValueError(f"{what}({name}={value}), expected at least 1")
+    if not 1 <= value < 2**63:
+        raise ValueError(f"{what}({name}={value}), expected at least 1{' and less than 2**63' * (value > 0)}")
+
+
+def require_room(what: str, numbers: int, itemsize: int, remedy: str) -> None:
+    """Raises ValueError where so many ``numbers`` are more than the free memory takes, before anything is computed."""
+    needed, free = numbers * itemsize, psutil.virtual_memory().available
+    if needed > free:
+        raise ValueError(
+            f"{what} would take {needed / 2**30:,.1f} GiB, more than the {free / 2**30:,.1f} GiB that are free; "
+            f"{remedy}"
+        )
+
+
+def require_room_for(policy: Policy, numbers: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Raises ValueError where what ``policy`` keeps, ``numbers`` of ``dtype``, is beyond the free memory of a CPU."""
+    if device.type == "cpu":
+        remedy = (
+            "ask for fewer layers, queries or scopes, or for less with keep=TopK(k), Pool(block) or Dense(path=...)"
+        )
+        require_room(f"what keep={policy} holds", numbers, dtype.itemsize, remedy)
 
 
 def write_tile(maps: Tensor, rows: Tensor, keys: Tensor, tile: Tensor) -> None:

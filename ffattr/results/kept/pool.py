@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..scope_names import extra_axis
-from .policy import Kept, Policy, Shapes, Sink, check_count
+from .policy import Kept, Policy, Shapes, Sink, check_count, require_room_for
 
 __all__ = ["Pool", "PooledMaps"]
 
@@ -65,6 +66,11 @@ class Pool(Policy):
                     f"keep={self}: {scope} is told apart by each token's own experts and has no mean over tokens. Ask "
                     "for other scopes, or for keep='dense'"
                 )
+        blocks = sum(
+            math.prod(shape[:-2]) * -(-shape[-2] // self.block) * -(-shape[-1] // self.block)
+            for shape in shapes.values()
+        )
+        require_room_for(self, blocks, _sum_dtype(device), device)
         return PoolSink(self.block, shapes, dtype, device)
 
 

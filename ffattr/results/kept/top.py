@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...errors import NonFiniteError
-from .policy import Kept, Policy, Shapes, Sink, check_count, write_tile
+from .policy import Kept, Policy, SavedPart, Shapes, Sink, check_count, require_room_for, write_tile
 
 __all__ = ["Top", "TopEntries", "TopK"]
 
@@ -77,10 +78,13 @@ class TopEntries(Kept):
             return None
         return cls(largest={scope: Top(*(tensors[f"top.{scope}.{part}"] for part in _PARTS)) for scope in scopes})
 
-    def list_sizes(self, scope: str, queries: int, columns: int) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
+    def list_sizes(self, scope: str, queries: int, columns: int) -> Iterator[SavedPart]:
         top = self.largest[scope]
-        yield "the top of", top.values, (queries, top.values.shape[-1])
-        yield "the keys of", top.keys, (queries, top.values.shape[-1])
+        kept = top.values.shape[-1:].numel()
+        yield SavedPart("the top of", top.values, (queries, kept))
+        yield SavedPart("the keys of", top.keys, (queries, kept), below=columns)
+        yield SavedPart("the rest of", top.rest, (queries,))
+        yield SavedPart("the total of", top.total, (queries,))
 
     def read_map(self, scope: str, place: int, batch: int, columns: int) -> Tensor:
         top = self.largest[scope]
@@ -130,6 +134,8 @@ class TopK(Policy):
     def open(
         self, shapes: Shapes, dtype: torch.dtype, device: torch.device, layers: Sequence[int], queries: Sequence[int]
     ) -> Sink:
+        rows = sum(math.prod(shape[:-1]) for shape in shapes.values())
+        require_room_for(self, rows * self.k * 2, dtype, device)  # a value and its key
         return TopSink(self.k, {scope: _empty_top(shape, self.k, dtype, device) for scope, shape in shapes.items()})
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...selection import integer
 from ..kept.dense import DenseMaps
 from ..kept.policy import Kept
 from .contents import FLOW, SignedContents, measure_error, split_targets
@@ -28,7 +29,9 @@ _OF_SUMS = ("value", "bias", "scores", "cross_scores")
 def check_numbers(contents: SignedContents, numbers: Sequence[int] | None) -> list[int]:
     """Returns which of the ``K`` numbers are meant, None: all. Raises IndexError or ValueError."""
     count = len(contents.value)
-    asked = list(range(count)) if numbers is None else [int(one) for one in numbers]
+    if numbers is not None and not isinstance(numbers, Sequence):
+        raise TypeError(f"targets is {numbers!r}, expected a sequence of numbers of targets, or None")
+    asked = list(range(count)) if numbers is None else [integer("a target", one) for one in numbers]
     if not asked or len(set(asked)) < len(asked):
         raise ValueError(f"targets are {asked}, expected each of some numbers once")
     for one in asked:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import ffattr
 from ffattr.decomposition.attention import LayerRecord
-from ffattr.errors import CaptureError, NonFiniteError
+from ffattr.errors import CaptureError, ForwardError, NonFiniteError
 from ffattr.models.capture.recorder import record_layers
 from ffattr.models.inputs.prepare import prepare_inputs
 from ffattr.models.registry import resolve
@@ -90,8 +90,11 @@ def test_model_is_restored_when_the_model_raises() -> None:
     model = build("bert")
     before = state(model)
     description = resolve(model)
-    with pytest.raises(IndexError):
+    with pytest.raises(
+        ForwardError, match=r"^BertModel does not run on input_ids \(1, 1\): index out of range"
+    ) as found:
         record_layers(description, {"input_ids": torch.tensor([[999]])}, lambda recorded: None, verify=False)
+    assert isinstance(found.value.__cause__, IndexError)
     assert state(model) == before
 
 

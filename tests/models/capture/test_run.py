@@ -8,8 +8,17 @@ from recording import assert_recomputed, run, state
 from tiny_models import build
 from torch import nn
 
-from ffattr.errors import CaptureError
-from ffattr.models.capture.run import find_device, find_switches, list_configs, read_hidden_states, run_undisturbed
+import ffattr
+from ffattr.errors import CaptureError, ForwardError
+from ffattr.models.capture.run import (
+    call_model,
+    find_device,
+    find_switches,
+    list_configs,
+    list_given_tensors,
+    read_hidden_states,
+    run_undisturbed,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -124,3 +133,24 @@ def test_hidden_states() -> None:
         assert read_hidden_states(output) is x
     with pytest.raises(CaptureError, match="returned a dict that holds no tensor"):
         read_hidden_states({"text": "no"})
+
+
+def test_what_a_model_raises_is_the_cause_and_what_callbacks_raise_comes_as_it_is() -> None:
+    model, noted = nn.Linear(3, 2), [ValueError("of a callback")]
+    with pytest.raises(ForwardError, match=r"^Linear does not run on input \(1, 4\): mat1 and mat2") as found:
+        call_model(model, {"input": torch.ones(1, 4)})
+    assert isinstance(found.value.__cause__, RuntimeError)
+    with pytest.raises(RuntimeError, match=r"^mat1 and mat2"):
+        call_model(model, {"input": torch.ones(1, 4)}, noted)
+    with pytest.raises(ForwardError, match="does not run on these inputs: "):
+        call_model(model, {})
+    assert list_given_tensors({"b": torch.ones(1), "of": {"input_ids": torch.ones(2)}, "c": 3})[0][0] == "input_ids"
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("mine"), KeyboardInterrupt()])
+def test_an_error_of_a_callback_is_not_taken_for_the_models(error: BaseException) -> None:
+    def fail(done: int, of: int) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        ffattr.attribute(build("bert"), torch.tensor([[5, 6, 7]]), progress=fail)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import tiny_models
 import torch
+from own_modules import mine
 from tiny_models import build
 from torch import Tensor, nn
 
 import ffattr
 from ffattr.models.capture.recorder import record_layers
-from ffattr.models.capture.user_hooks import Change, find_added, name_hook
+from ffattr.models.capture.user_hooks import Change, find_edits, name_hook, set_hooks_aside
 from ffattr.models.registry import resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -109,9 +111,96 @@ def test_what_changes_nothing_or_lies_outside(path: str) -> None:
     assert float(ffattr.attribute(hooked, tiny_models.ids()).error.max()) < 1e-12
 
 
+def square(module: nn.Module, args: Any, output: Any) -> Any:
+    return (output[0] * output[0], *output[1:]) if isinstance(output, tuple) else output * output
+
+
+def fade(module: nn.Module, args: Any, output: Any) -> Any:
+    first = output[0] if isinstance(output, tuple) else output
+    faded = first * torch.linspace(0.5, 1, first.shape[1])[:, None]
+    return (faded, *output[1:]) if isinstance(output, tuple) else faded
+
+
+def to_mean(module: nn.Module, args: Any, output: Any) -> Any:
+    """What ablation puts in the place of an output: one that was measured elsewhere."""
+    first = output[0] if isinstance(output, tuple) else output
+    mean = vector(first.shape[-1], 5).expand_as(first)
+    return (mean, *output[1:]) if isinstance(output, tuple) else mean
+
+
+# A hooked module, and the projection or norm that makes what it returns.
+ABLATED = {
+    "h.0.attn": "h.0.attn.c_proj",
+    "h.0.mlp": "h.0.mlp.c_proj",
+    "h.0.mlp.c_fc": "h.0.mlp.c_fc",
+    "h.0.ln_2": "h.0.ln_2",
+}
+
+
+@pytest.mark.parametrize("path", ABLATED)
+@pytest.mark.parametrize(
+    ("hook", "factor", "adds"), [(ablate, 0.0, False), (halve_in_place, 0.5, False), (to_mean, 0.0, True)]
+)
+def test_a_block_that_is_ablated_is_one_with_other_weights(path: str, hook: Hook, factor: float, adds: bool) -> None:
+    hooked, plain, given = build("gpt2"), build("gpt2"), tiny_models.inputs("gpt2", padding="right")
+    part: Any = plain.get_submodule(ABLATED[path])
+    with torch.no_grad():
+        part.weight *= factor
+        part.bias *= factor
+        part.bias += vector(len(part.bias), 5) * adds
+    hooked.get_submodule(path).register_forward_hook(hook)
+    found = ffattr.attribute(hooked, given, scopes="all")
+    assert float(found.error.max()) < 1e-12
+    assert_same_maps(found, ffattr.attribute(plain, given, scopes="all"))
+    of_hooked, of_plain = (ffattr.vectors(model, given) for model in (hooked, plain))
+    torch.testing.assert_close(of_hooked.values, of_plain.values, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("name", "path"), [("gpt2", "h.1.attn.c_proj"), ("llama", "layers.1.self_attn.o_proj")])
+def test_a_head_that_is_ablated_brings_nothing(name: str, path: str) -> None:
+    """By a hook on what the output projection reads: the usual way, in place."""
+    hooked, plain, given = build(name), build(name), tiny_models.inputs(name, padding="left")
+    spec = resolve(plain).layers[1]
+    width = spec.weights(None).head_dim
+    part: Any = plain.get_submodule(path)
+    with torch.no_grad():
+        (part.weight if name == "gpt2" else part.weight.T)[width : 2 * width] = 0
+
+    def drop_head(module: nn.Module, args: Any) -> None:
+        args[0][..., width : 2 * width] = 0
+
+    hooked.get_submodule(path).register_forward_pre_hook(drop_head)
+    found, expected = (ffattr.attribute(model, given, scopes="all") for model in (hooked, plain))
+    assert_same_maps(found, expected)
+    assert not found["attn_heads"][1, :, 1].any()
+    assert found["attn_heads"][1, :, 0].any()
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_neurons_that_are_ablated(name: str) -> None:
+    """By what the activation returns, and by what the next projection reads."""
+    act, down = {"gpt2": ("h.0.mlp.act", "h.0.mlp.c_proj"), "llama": ("layers.0.mlp.act_fn", "layers.0.mlp.down_proj")}[
+        name
+    ]
+    given, plain = tiny_models.inputs(name), build(name)
+    part: Any = plain.get_submodule(down)
+    with torch.no_grad():
+        (part.weight if name == "gpt2" else part.weight.T)[:9] = 0
+    expected = ffattr.attribute(plain, given, scopes="all")
+
+    def drop(tensor: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(tensor[..., :9]), tensor[..., 9:]], -1)
+
+    behind, before = build(name), build(name)
+    behind.get_submodule(act).register_forward_hook(lambda module, args, output: drop(output))
+    before.get_submodule(down).register_forward_pre_hook(lambda module, args: (drop(args[0]),))
+    for hooked in (behind, before):
+        assert_same_maps(ffattr.attribute(hooked, given, scopes="all"), expected)
+
+
 @pytest.mark.parametrize("path", ["h.0.attn", "h.0.mlp", "h.0.mlp.act", "h.0.mlp.c_fc", "h.0.ln_1"])
-@pytest.mark.parametrize("hook", [ablate, halve_in_place])
-def test_what_is_no_constant_is_named(path: str, hook: Hook) -> None:
+@pytest.mark.parametrize("hook", [square, fade])
+def test_what_is_not_the_same_for_every_token_is_named(path: str, hook: Hook) -> None:
     hooked = build("gpt2")
     hooked.get_submodule(path).register_forward_hook(hook)
     name = path.removeprefix("h.0.")
@@ -131,7 +220,7 @@ def test_steering_of_some_tokens_is_no_constant() -> None:
 
     hooked.h[1].mlp.register_forward_hook(steer_last)
     with pytest.raises(
-        ffattr.UnsupportedModel, match=r"layer 1.*steer_last.*other than the same vector for every token"
+        ffattr.UnsupportedModel, match=r"layer 1.*steer_last.*other than scaling and shifting each feature"
     ):
         ffattr.attribute(hooked, tiny_models.ids())
     assert len(ffattr.attribute(hooked, tiny_models.ids(), layers=[0]).layers) == 1
@@ -139,7 +228,7 @@ def test_steering_of_some_tokens_is_no_constant() -> None:
 
 def test_an_input_that_is_changed() -> None:
     hooked = build("gpt2")
-    hooked.h[0].attn.c_proj.register_forward_pre_hook(lambda module, args: (args[0] * 2,))
+    hooked.h[0].attn.c_proj.register_forward_pre_hook(lambda module, args: (args[0] ** 2,))
     with pytest.raises(ffattr.UnsupportedModel, match=r"what 'attn.c_proj' \(Conv1D\) reads is changed by a hook"):
         ffattr.attribute(hooked, tiny_models.ids())
 
@@ -183,11 +272,93 @@ def test_no_hook_is_left_behind() -> None:
 
 def test_a_single_token_tells_no_constant() -> None:
     spec, before = resolve(build("gpt2")).layers[0], torch.zeros(1, 1, 40, dtype=torch.float64)
-    assert not find_added(spec, [Change("it", ("out",), before, before + 1)], None)
-    added = find_added(spec, [Change("it", ("out",), before.expand(1, 2, 40), before.expand(1, 2, 40) + 1)], None)
-    torch.testing.assert_close(added["out"], torch.ones(40, dtype=torch.float64))
+    assert not find_edits(spec, [Change("it", ("out",), before, before + 1)], None)
+    (edit,) = find_edits(spec, [Change("it", ("out",), before.expand(1, 2, 40), before.expand(1, 2, 40) + 1)], None)
+    torch.testing.assert_close(edit.constant, torch.ones(40, dtype=torch.float64))
+    assert edit.factor is None
+
+
+def test_two_tokens_tell_no_factor() -> None:
+    spec = resolve(build("gpt2")).layers[0]
+    before = torch.randn(1, 3, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    by = vector(40)
+    assert not find_edits(spec, [Change("it", ("out",), before[:, :2], before[:, :2] * by)], None)
+    (edit,) = find_edits(spec, [Change("it", ("out",), before, before * by)], None)
+    assert edit.factor is not None
+    torch.testing.assert_close(edit.factor, by)
+    torch.testing.assert_close(edit.constant, torch.zeros_like(by))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_steering_in_narrow_dtypes_multiplies_by_one(dtype: torch.dtype) -> None:
+    spec = resolve(build("gpt2")).layers[0]
+    before = torch.randn(2, 9, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    after = before + vector(40).to(dtype)
+    (edit,) = find_edits(spec, [Change("it", ("out",), before, after)], None)
+    assert edit.factor is None
+    assert float((edit.constant - vector(40)).abs().max()) < 4 * torch.finfo(dtype).eps
+
+
+def test_hooks_are_set_aside_and_put_back() -> None:
+    model, ran = build("gpt2"), []
+    handle = model.h[0].register_forward_hook(lambda module, args, output: ran.append(module))
+    with set_hooks_aside(model) as any_there, torch.no_grad():
+        model(tiny_models.ids())
+    assert any_there
+    assert not ran
+    with torch.no_grad():
+        model(tiny_models.ids())
+    assert ran == [model.h[0]]
+    handle.remove()
+    with set_hooks_aside(model) as any_there:
+        assert not any_there
 
 
 def test_hooks_have_names() -> None:
     assert name_hook(steer) == "steer"
     assert name_hook(nn.ReLU()) == "ReLU"
+
+
+@pytest.mark.parametrize(
+    ("path", "hook"),
+    [("blocks.0", steer), ("blocks.1.ff", steer), ("blocks.0.attention", ablate), ("blocks.1.ff", to_mean)],
+)
+def test_structure_is_found_past_hooks(path: str, hook: Hook) -> None:
+    """What a hook makes of a block hides neither its structure nor what the hook does."""
+    given = tiny_models.ids() % 50
+    hooked, plain = mine(), mine()
+    hooked.get_submodule(path).register_forward_hook(hook)
+    found = ffattr.attribute(hooked, given, scopes="all")
+    assert float(found.error.max()) < 1e-12
+    if path == "blocks.0":
+        outside = mine()
+        outside.blocks[1].register_forward_pre_hook(lambda module, args: (hook(module, None, args[0]),))
+        assert_same_maps(found, ffattr.attribute(outside, given, scopes="all"))
+        return
+    part: Any = plain.get_submodule(path).out if "attention" in path else plain.get_submodule(path).down
+    with torch.no_grad():
+        if hook is not steer:
+            part.weight.zero_()
+            part.bias.zero_()
+        if hook is not ablate:
+            part.bias += vector(24, 5 if hook is to_mean else 0)
+    assert_same_maps(found, ffattr.attribute(plain, given, scopes="all"))
+
+
+def test_a_hook_that_is_no_edit_is_named_in_a_model_that_nothing_knows() -> None:
+    hooked = mine()
+    hooked.blocks[1].ff.register_forward_hook(square)
+    with pytest.raises(ffattr.UnsupportedModel, match=r"layer 1.*'ff' \(FeedForward\) returns is changed by .*square"):
+        ffattr.attribute(hooked, tiny_models.ids() % 50)
+
+
+def test_a_hook_that_makes_a_weight() -> None:
+    """The older way of torch to normalise weights."""
+    model = mine()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for block in model.blocks:
+            nn.utils.weight_norm(block.ff.down)
+    expected = ffattr.attribute(mine(), tiny_models.ids() % 50)
+    found = ffattr.attribute(model, tiny_models.ids() % 50)
+    torch.testing.assert_close(found["layer"], expected["layer"], rtol=1e-9, atol=1e-12)

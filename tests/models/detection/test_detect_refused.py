@@ -56,10 +56,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: transformers_model("Longformer", hidden_size=48, num_hidden_layers=1, attention_window=[4]),
         r"attends in pieces, with weights of .* where the layer reads \[2, 8, 48\]",
     ),
-    "encoder in blocks": (
-        lambda: transformers_model("LongT5", encoder_attention_type="local", d_model=48, num_layers=1, d_kv=8, d_ff=40),
-        "attends 2 times .*; no attention was seen in an encoder that the second could read",
-    ),
     "parameters": (
         lambda: transformers_model("XLNet", d_model=48, n_layer=1, n_head=4, d_inner=40),
         r"multiplies by parameters of its own .'q', 'k', 'v'",

@@ -29,7 +29,7 @@ def test_what_was_found_before_it_failed_is_filled_in() -> None:
         "attention=layer.attention, heads=4, kv_heads=2,",
         "value=ffattr.Columns(layer.attention.qkv, 36, 48), out=layer.attention.out,",
         "up=ffattr.Columns(layer.ff.both, 1, 2, groups=30), down=layer.ff.down,",
-        "activation=ffattr.decomposition.activations.ACTIVATIONS['silu'].value,",
+        "activation=ffattr.decomposition.activations.ACTIVATIONS['silu'],",
         "norm_before_attn=layer.norm1,",
         "norm_before_ff=...,",
         "for layer in base.blocks",

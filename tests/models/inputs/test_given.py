@@ -12,7 +12,8 @@ from tiny_models import build
 from torch import Tensor, nn
 
 from ffattr.decomposition.attention import AttentionWeights, QueryKey
-from ffattr.models.inputs.given import find_valid, learn_tokens, look_ahead, read_given
+from ffattr.models.capture.recorder import record_first_attention
+from ffattr.models.inputs.given import find_valid, learn_tokens, read_given
 from ffattr.models.registry import resolve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -68,7 +69,7 @@ def test_tokens_are_those_that_reach_the_first_attention() -> None:
 
 def test_the_models_own_words_where_it_does_not_run() -> None:
     with pytest.raises(ValueError, match=r"Mine does not run on ids \(1, 40\): "):
-        look_ahead(resolve(mine()), {"ids": torch.zeros(1, 40, dtype=torch.long)})
+        record_first_attention(resolve(mine()), {"ids": torch.zeros(1, 40, dtype=torch.long)})
 
 
 def test_padding_is_what_nobody_attends_to() -> None:

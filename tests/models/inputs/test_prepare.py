@@ -201,7 +201,11 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     ({"input_ids": [[1, 2]]}, TypeError, r"inputs\['input_ids'\] is a list, expected a tensor.*return_tensors"),
     ({"input_ids": ids(), "inputs_embeds": torch.rand(2, 7, 40)}, ValueError, "both 'input_ids' and 'inputs_embeds'"),
     ({"input_ids": ids(), "past_key_values": object()}, ValueError, "inputs has 'past_key_values': a cache"),
-    ({"input_ids": ids(), "encoder_hidden_states": ids()}, UnsupportedModel, "'encoder_hidden_states': cross"),
+    (
+        {"input_ids": ids(), "encoder_hidden_states": ids()},
+        UnsupportedModel,
+        "'encoder_hidden_states', but no layer of BertModel",
+    ),
     (
         {"input_ids": ids(), "attention_mask": torch.ones(2, 6)},
         ValueError,

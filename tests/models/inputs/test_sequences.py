@@ -96,3 +96,18 @@ def test_errors(inputs: Any, error: type[Exception], message: str, tokenizer: An
 def test_a_conversation_needs_the_tokenizer() -> None:
     with pytest.raises(ValueError, match=r"inputs is a conversation .* pass the model's tokenizer"):
         ready(CHAT)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    ["x", {"ids": [1]}, {"input_ids": 5}, {"input_ids": ["a"]}, {"input_ids": [[1, 2]]}, {"input_ids": "ab"}, None],
+    ids=str,
+)
+def test_what_a_tokenizer_returns_has_ids(returned: Any) -> None:
+    with pytest.raises(TypeError, match=r"returned .*, expected a mapping whose 'input_ids' are a list of integers"):
+        ready("the cat", lambda text: returned)
+
+
+def test_a_tokenizer_says_as_much_of_every_token() -> None:
+    with pytest.raises(TypeError, match="returned 1 attention_mask for 2 input_ids of sequence 0, expected as many"):
+        ready("the cat", lambda text: {"input_ids": [5, 6], "attention_mask": [1]})

@@ -113,6 +113,59 @@ def test_a_home_made_norm_is_what_it_computes(kind: str, shifts: bool, eps: floa
         torch.testing.assert_close(found(p), module(p), rtol=1e-10, atol=1e-12)
 
 
+class ByDeviation(HomeMade):
+    """Divides by a standard deviation, to which it adds eps, as in "The Annotated Transformer"."""
+
+    unbiased = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.g * (x - x.mean(-1, keepdim=True)) / (x.std(-1, self.unbiased, keepdim=True) + self.tiny)
+        return y if self.shift is None else y + self.shift
+
+
+class ByRoot(HomeMade):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.g * x / (x.square().mean(-1, keepdim=True).sqrt() + self.tiny)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("eps", [1e-8, 1e-6, 1e-3])
+@pytest.mark.parametrize("unbiased", [True, False])
+def test_a_norm_by_the_standard_deviation(unbiased: bool, eps: float, dtype: torch.dtype) -> None:
+    module = ByDeviation("layer", True, eps, dtype)
+    module.unbiased = unbiased
+    found = read_norm(module, torch.float64, WIDTH)
+    assert found is not None
+    assert found.kind == "layer"
+    limit = 1e-9 if dtype == torch.float64 else 64 * torch.finfo(dtype).eps
+    for size in (1.0, 0.02, 30.0):
+        p = (random(5, WIDTH, seed=7) * size).to(dtype)
+        torch.testing.assert_close(found(p.double()), module(p).double(), rtol=limit, atol=limit)
+
+
+def test_what_is_added_to_the_root_is_told_from_what_is_added_to_the_square() -> None:
+    root, square = (
+        read_norm(ByRoot("rms", False, 1e-3), None, WIDTH),
+        read_norm(HomeMade("rms", False, 1e-3), None, WIDTH),
+    )
+    assert root is not None
+    assert square is not None
+    assert (root.kind, root.eps) == (square.kind, square.offset) == ("rms", 0.0)
+    assert root.offset == pytest.approx(1e-3, rel=1e-6)
+    p = random(5, WIDTH, seed=7) / 100
+    torch.testing.assert_close(root(p), ByRoot("rms", False, 1e-3)(p), rtol=1e-10, atol=1e-12)
+
+
+def test_a_refused_norm_is_said_to_be_off_by_what_it_is() -> None:
+    class Nearly(HomeMade):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            return y + 1e-3 * y.square()
+
+    with pytest.raises(UnsupportedModel, match=r"the nearest one is off by \d\.\de-04 .* than the 1e-05 that rounding"):
+        read_norm(Nearly("layer", False, 1e-5), None, WIDTH)
+
+
 def test_one_that_computes_in_float32_and_has_no_parameters() -> None:
     """OLMo's."""
 

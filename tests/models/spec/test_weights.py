@@ -84,10 +84,31 @@ class Scaled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Squared(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).square()
+
+
+class Unsaid(nn.Module):
+    """One that says nowhere how much it reads."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(-1)
+
+
+def test_a_subclass_of_linear_is_what_it_computes() -> None:
+    module = Scaled(WIDTH, FF)
+    linear = spec(up=module).weights(torch.float64).branches[0].up
+    x = random(5, WIDTH)
+    torch.testing.assert_close(linear(x), module(x.float()).double(), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("part", ["value", "out", "up", "down"])
-def test_a_subclass_of_linear_is_refused(part: str) -> None:
-    with pytest.raises(UnsupportedModel, match=r"a projection is a .*\.Scaled, expected nn\.Linear.*merge_and_unload"):
-        spec(**{part: Scaled(WIDTH, WIDTH)}).weights(torch.float32)
+def test_what_is_not_linear_is_refused(part: str) -> None:
+    with pytest.raises(UnsupportedModel, match=r"a projection is a .*\.Squared of .* and not linear"):
+        spec(**{part: Squared(WIDTH, WIDTH).eval()}).weights(torch.float32)
+    with pytest.raises(UnsupportedModel, match=r"a projection is a .*\.Unsaid, expected nn\.Linear.*merge_and_unload"):
+        spec(**{part: Unsaid()}).weights(torch.float32)
 
 
 def test_offloaded_weights_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -246,3 +247,75 @@ def test_no_library_is_imported_for_a_plain_model() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
+
+
+# ---- modules of a kind that nobody knows, which dequantise what they keep and compute in a narrow dtype
+
+
+class Dequantising(nn.Module):
+    """Eight bits and a scale, multiplied in ``dtype`` whatever it reads."""
+
+    def __init__(self, base: nn.Linear, dtype: torch.dtype, rounds_inputs: bool = False) -> None:
+        super().__init__()
+        self.in_features, self.dtype, self.rounds_inputs = base.in_features, dtype, rounds_inputs
+        scale = base.weight.detach().abs().amax(1, keepdim=True) / 127
+        self.register_buffer("codes", (base.weight.detach() / scale).round().to(torch.int8))
+        self.register_buffer("scale", scale.to(torch.float16))
+        self.bias = base.bias
+
+    def dequantise(self) -> Tensor:
+        return self.codes.float() * self.scale.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = eight_bits(x) if self.rounds_inputs else x
+        made = F.linear(read.to(self.dtype), self.dequantise().to(self.dtype))
+        return made.to(x.dtype) if self.bias is None else made.to(x.dtype) + self.bias
+
+
+def quantise(model: nn.Module, make: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) is nn.Linear:
+                setattr(module, name, make(child))
+    return model
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11)])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_linears_that_compute_in_a_narrow_dtype(name: str, dtype: torch.dtype, rounding: float) -> None:
+    """Under float32 hidden states: the maps are those of the dequantised weights, but for that dtype's rounding."""
+
+    def restore(base: nn.Linear) -> nn.Module:
+        found = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None)
+        found.weight.data, found.bias = Dequantising(base, dtype).dequantise(), base.bias
+        return found
+
+    quantised = quantise(build(name, dtype=torch.float32), lambda base: Dequantising(base, dtype)).eval()
+    plain = quantise(build(name, dtype=torch.float32), restore).eval()
+    given = tiny_models.inputs(name)
+    found, expected = (ffattr.attribute(model, given, scopes="all") for model in (quantised, plain))
+    assert rounding / 32 < found.error.max() < 16 * rounding
+    for scope, tile in expected.maps.items():
+        assert (found[scope] - tile).norm() < 8 * rounding * tile.norm(), scope
+    module: Any = quantised.layers[0].mlp.up_proj if name == "llama" else quantised.encoder.layer[0].output.dense
+    assert wrapped.find_compute_dtype(module) == dtype
+    of_weights = read_linear(module, torch.float64).weight.T
+    assert float((of_weights - module.dequantise()).abs().max()) <= rounding * float(module.dequantise().abs().max())
+
+
+def test_one_that_computes_as_it_says_is_not_tolerated_more() -> None:
+    module = Dequantising(nn.Linear(IN, OUT), torch.float32)
+    read_linear(module, None)
+    assert wrapped.find_compute_dtype(module) is None
+
+
+def test_one_that_rounds_its_inputs_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match=r"Dequantising .* and not linear: its"):
+        read_linear(Dequantising(nn.Linear(IN, OUT), torch.bfloat16, rounds_inputs=True).eval(), None)
+
+
+def test_one_that_does_not_run() -> None:
+    module = Dequantising(nn.Linear(IN, OUT), torch.float32)
+    module.in_features = IN + 1
+    with pytest.raises(UnsupportedModel, match=r"Dequantising, which does not run on \[1, 65\]: mat"):
+        read_linear(module, None)

@@ -13,7 +13,7 @@ from paths import environment
 from safetensors.torch import load_file
 
 from ffattr import Dense, load
-from ffattr.results.files import FileFormatError
+from ffattr.errors import FileFormatError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

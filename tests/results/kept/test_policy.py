@@ -1,11 +1,14 @@
 """What every policy has to bear: no rows, no keys, missing scopes, another device."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from keeping import SCOPES, kept, opened, some
 from two_devices import THERE, TwoDevices
 
 from ffattr import Dense, Pool, Reduce, TopK
+from ffattr.results.kept import policy
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,3 +63,24 @@ def test_tiles_from_another_device(asked, queries):
                 assert torch.equal(getattr(found.largest[scope], part), getattr(expected.largest[scope], part))
         else:
             assert torch.equal(found.maps[scope], expected.maps[scope])
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [(TopK(2**33), r"[\d,]+\.\d GiB"), (TopK(2**62), r"[\d,]+\.\d GiB"), (Pool(1), "0.0 GiB"), (Dense(), "0.0 GiB")],
+)
+def test_what_is_beyond_the_memory_is_refused_by_its_size(monkeypatch, asked, size):
+    attr = some(("atb",))
+    if not isinstance(asked, TopK):
+        monkeypatch.setattr(policy.psutil, "virtual_memory", lambda: SimpleNamespace(available=100))
+    expected = (
+        rf"what keep={type(asked).__name__}\(.*\) holds would take {size}, more than the .* GiB that are free; ask"
+    )
+    with pytest.raises(ValueError, match=expected):
+        opened(asked, attr)
+
+
+@pytest.mark.parametrize("make", [TopK, Pool])
+def test_counts_are_numbers_that_there_are(make):
+    with pytest.raises(ValueError, match=r"=9223372036854775808\), expected at least 1 and less than 2\*\*63"):
+        make(2**63)

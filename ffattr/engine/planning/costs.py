@@ -12,10 +12,11 @@ from typing import Literal
 
 import torch
 
-from ..decomposition.layer import LayerWeights
-from ..decomposition.precision import operand_dtype, result_dtype
-from ..decomposition.scopes import Scope
-from ..ops.reduction import Reduction
+from ...decomposition.layer import LayerWeights
+from ...decomposition.precision import operand_dtype, result_dtype
+from ...decomposition.scopes import Scope
+from ...ops.reduction import Reduction
+from .rotation import choose_vectors, count_zeros
 
 __all__ = ["BY_QUERY", "Blocks", "LayerShape", "Method"]
 
@@ -53,10 +54,11 @@ class LayerShape:
     the (query, key) pairs that are not masked, ``group_pairs`` those of a query and a group of keys. In a mixture
     of experts ``ff_width`` is that of a token's experts together, ``expert_sets`` how many different ones the queries
     go to, each of which is prepared on its own; ``by_expert`` is whether there is a map per expert as well.
-    ``sketched``: for every scope that is, what the width is narrowed to. ``maps_per_pair`` are the numbers kept of a
-    pair, ``attention_scopes`` how many scopes are attention-level, at ``stages`` different points of the layer.
-    ``reduction``: what vectors become in the maps; ``rounded``: whether operands are rounded to the dtype of the
-    products before a kernel gets them (`ffattr.ops.backends.Backend`).
+    ``sketched``: for every scope that is, what the width is narrowed to. ``rotatable`` is whether the width may be
+    turned so that part of the down matrix is zero, ``rotated`` whether it is (`ffattr.engine.rotation`).
+    ``maps_per_pair`` are the numbers kept of a pair, ``attention_scopes`` how many scopes are attention-level, at
+    ``stages`` different points of the layer. ``reduction``: what vectors become in the maps; ``rounded``: whether
+    operands are rounded to the dtype of the products before a kernel gets them (`ffattr.ops.backends.Backend`).
     """
 
     queries: int
@@ -74,6 +76,8 @@ class LayerShape:
     group_pairs: int = 0
     sequences: int = 1
     sketched: tuple[int, ...] = ()
+    rotatable: bool = False
+    rotated: bool = False
     maps_per_pair: int = 1
     attention_scopes: int = 0
     stages: int = 0
@@ -113,6 +117,7 @@ class LayerShape:
             weights.streams,
             len(weights.attentions),
             max(1, expert_sets),
+            rotatable=reduction == "l2" and bool(choose_vectors(weights, own)),
             maps_per_pair=max(1, sum(_count_maps(scope, weights.heads, experts) for scope in scopes)),
             attention_scopes=len(attention_level),
             stages=len({len(weights.norms_before(point)) for point in points}),
@@ -138,6 +143,11 @@ class LayerShape:
     def vector_width(self) -> int:
         """What the vectors' width is in each of them."""
         return sum(self.sketched) // len(self.sketched) if self.sketched else self.width
+
+    @property
+    def zeros(self) -> int:
+        """How many numbers of the down matrix are left out."""
+        return count_zeros(self.ff_width, self.width) if self.rotated else 0
 
     @property
     def mean_group_size(self) -> float:
@@ -194,7 +204,7 @@ class LayerShape:
         found["mixing"] = found.get("mixing", 0.0) + 2.0 * pairs * mixed * self.passes * self.vector_width
         if method == "operator":
             found["product"] += 2.0 * n * streams * d * f * self.passes
-            operators = 2.0 * n * f * self.vector_width * (self.inner + 1) * self.sources
+            operators = 2.0 * n * (f * self.vector_width - self.zeros) * (self.inner + 1) * self.sources
             found["operator"] = self.passes * (operators + 2.0 * pairs * self.inner * self.vector_width)
             return found
         if method == "mixed":  # a call of the direct method's operator for each query
@@ -207,7 +217,7 @@ class LayerShape:
         found["product"] += 2.0 * repeats * streams * t * d * f * self.expert_sets
         found["features"] += 2.0 * repeats * streams * t * self.inner * f * self.expert_sets
         found["mixing"] += 2.0 * self.passes * f * pairs * streams * mixed
-        found["direct"] = 2.0 * self.passes * f * self.group_pairs * self.vector_width
+        found["direct"] = 2.0 * self.passes * self.group_pairs * (f * self.vector_width - self.zeros)
         return found
 
     def flops(self, method: Method) -> float:
@@ -275,6 +285,8 @@ class LayerShape:
         operand = operand_dtype(dtype, self.rounded)
         if operand != result_dtype(dtype):  # the projections once more, in the dtype of the feed-forward products
             matrices += self.streams * self.width * self.ff_width
+        if self.rotated:
+            matrices += self.ff_width * self.width + self.width * self.width
         if method == "operator":
             matrices += 4 * self.inner * self.width
         return tokens + routes + matrices * operand.itemsize

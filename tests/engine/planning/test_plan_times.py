@@ -10,7 +10,7 @@ import torch
 from plan_cases import CPU, planned, shape
 
 from ffattr.engine.machine_rates import Rates, keep, key_of
-from ffattr.engine.plan import Plan
+from ffattr.engine.planning.plan import Plan
 
 pytestmark = pytest.mark.usefixtures("one_thread", "rates")
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from plan_cases import MiB, planned, shape
 
-from ffattr.engine import plan as planning
-from ffattr.engine.plan import Blocks, LayerShape
+from ffattr.engine.planning import plan as planning
+from ffattr.engine.planning.costs import Blocks, LayerShape
 
 pytestmark = pytest.mark.usefixtures("one_thread", "rates")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from plan_cases import CPU, MiB, planned, shape
 
-from ffattr.engine.plan import Plan
+from ffattr.engine.planning.plan import Plan
 
 pytestmark = pytest.mark.usefixtures("one_thread", "rates")
 

@@ -20,7 +20,7 @@ from ffattr.decomposition.reference import Rule
 from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.machine_rates import Rates
 from ffattr.engine.pack import OneSequence
-from ffattr.engine.plan import Blocks, LayerShape
+from ffattr.engine.planning.costs import Blocks, LayerShape
 from ffattr.ops.backends import BACKENDS
 
 pytestmark = pytest.mark.usefixtures("one_thread", "rates")
