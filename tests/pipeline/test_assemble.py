@@ -140,14 +140,14 @@ def test_what_rounding_explains(
     record: Any = SimpleNamespace(
         index=4,
         output=torch.zeros(1, dtype=own),
-        autocast=None,
+        computed=None,
         attention=SimpleNamespace(rounds_to_float32=False),
         cross=SimpleNamespace(rounds_to_float32=True) if "cross" in rounding else None,
     )
     assert layer_tolerance(stack, record, computed) == limit
-    record.autocast = torch.bfloat16
+    record.computed = torch.bfloat16
     assert layer_tolerance(stack, record, computed) == 0.1
-    record.autocast, specs[1].narrowest_dtype = None, torch.float16
+    record.computed, specs[1].narrowest_dtype = None, torch.float16
     assert layer_tolerance(stack, record, computed) == max(limit, 2e-2)
 
 
