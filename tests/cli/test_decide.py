@@ -118,7 +118,7 @@ def test_files_are_written(writer, tmp_path):
     options = ["--html", files[0], "--png", files[1], "-o", files[2]]
     result = run("decide", writer, TEXT, "--target", "dog", "--flow", *options)
     assert result.exit_code == 0, result.output
-    assert "<title>gpt2" in files[0].read_text()
+    assert f"<title>{writer.parent.name}/{writer.name} (gpt2) ·" in files[0].read_text(encoding="utf-8")
     assert files[1].read_bytes().startswith(b"\x89PNG")
     assert ffattr.load(files[2]).flow.shape[-2:] == (6, 6)
     assert [line.split(":")[0] for line in result.stdout.splitlines()[-3:]] == ["contributions", "picture", "page"]

@@ -40,12 +40,19 @@ def test_analyze_reads_a_corpus_or_files(monkeypatch, tmp_path, options, texts):
     monkeypatch.setattr(analyze, "analyze_files", lambda *given: seen.append(("files", *given)))
     monkeypatch.setattr(analyze, "analyze_corpus", lambda *given: seen.append(("corpus", *given)))
     assert run("analyze", tmp_path, "--picture", "svg", "--merge", *options).exit_code == 0
-    assert run("analyze", "m", "--corpus", "t.txt", "--top", 4, *options).exit_code == 0
+    assert run("analyze", "m", "--corpus", "t.txt", "--top", 4, "--rollout", "--long", "skip", *options).exit_code == 0
     output = Path("analysis")
     assert seen == [
-        ("files", [str(tmp_path)], output, 50, None, ["svg"], texts, True),
-        ("corpus", ["m"], Path("t.txt"), output, 4, None, ["png"], texts),
+        ("files", [str(tmp_path)], output, 50, None, ["svg"], texts, True, False),
+        ("corpus", ["m"], Path("t.txt"), output, 4, None, ["png"], texts, True, "skip"),
     ]
+
+
+def test_what_becomes_of_long_lines_is_for_a_corpus(tmp_path):
+    fails(2, "--long skip goes with --corpus", "analyze", tmp_path, "--long", "skip")
+    fails(
+        2, "--long 'drop': expected one of error, skip, cut, window", "analyze", "m", "--corpus", "t", "--long", "drop"
+    )
 
 
 def test_numbers_below_their_least_are_refused(tmp_path):
