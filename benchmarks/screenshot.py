@@ -1,5 +1,5 @@
 """The README's pictures: a page of maps by MiniLM-L6, what the feed-forward block added to the last layer, and the map
-that its ten lines draw.
+that its ten lines draw; and the drawing of layers with the names of scopes.
 
     python benchmarks/screenshot.py [PNG]
 
@@ -19,9 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent / "paper"))
 from models import minilm
 
 import ffattr
+from ffattr.report.drawing import draw_layers
 
 TEXT = "The Netherlands, a country below sea level, has many windmills; they pumped the water out of the land."
 PICTURE = Path(__file__).parent / "results" / "page.png"
+DRAWING = Path(__file__).parent / "results" / "layers.svg"
 SMALL = PICTURE.with_name("layer3.png")
 
 
@@ -29,6 +31,8 @@ def main() -> None:
     program = shutil.which("chromium") or shutil.which("chrome")
     if program is None:
         raise SystemExit("needs chromium in PATH")
+    looks = ' xmlns="http://www.w3.org/2000/svg" color="#1b2025" style="background: #fff" '
+    DRAWING.write_text(draw_layers().replace(" ", looks, 1) + "\n")
     model, tokenizer = minilm()
     small = ffattr.attribute(model, "The cat sat on the mat.", tokenizer=tokenizer, scopes=["atb", "atb_ff", "layer"])
     small.plot("atb_ff", layer=3).savefig(SMALL)
@@ -37,9 +41,8 @@ def main() -> None:
         page = Path(folder) / "page.html"
         attribution.to_html(page, title="MiniLM-L6")
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 885}, device_scale_factor=1.25)
+        tab = browser.new_page(viewport={"width": 1280, "height": 1010}, device_scale_factor=1.25)
         tab.goto(page.as_uri())
-        tab.select_option("#versus", label="atb")
         tab.click("#reads .words >> text=windmill")
         tab.wait_for_timeout(1000)
         tab.screenshot(path=sys.argv[1] if len(sys.argv) > 1 else PICTURE)

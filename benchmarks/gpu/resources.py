@@ -191,7 +191,8 @@ def reduction_arguments(reduction: Reduction) -> dict[str, Any]:
 
 
 def direct_arguments(shape: Shape, config: Config, own: bool = False, reduction: Reduction = "l2") -> dict[str, Any]:
-    """All feed-forward scopes: of a post-LN layer, the longest epilogue there is, or of a gated, pre-LN one."""
+    """All feed-forward scopes: of a post-LN layer, the longest epilogue there is, or of a gated, pre-LN one, whose down
+    matrix is rotated."""
     float8 = shape.dtype == torch.float8_e4m3fn
     down, wide = TYPES[shape.dtype], "bf16" if float8 else TYPES[shape.dtype]
     heads = configs.padded_heads(shape.heads)
@@ -216,6 +217,7 @@ def direct_arguments(shape: Shape, config: Config, own: bool = False, reduction:
         "out": "*fp32",
         **dict.fromkeys(("queries", "columns", "keys", "neurons", "width", "heads"), "i32"),
         "OWN": own,
+        "TRIANGULAR": shape.streams == 2 and reduction == "l2",
         "STREAMS": shape.streams,
         **reduction_arguments(reduction),
         "TMA": config.tma,
@@ -235,6 +237,7 @@ def build_arguments(shape: Shape, config: Config) -> dict[str, Any]:
         "down": matrix_type(wide, config, config.columns, config.neurons),
         "out": f"*{wide}",
         **dict.fromkeys(("first", "queries", "inner", "neurons", "width"), "i32"),
+        "TRIANGULAR": shape.streams == 2,
         "STREAMS": shape.streams,
         "TMA": config.tma,
         "PRECISION": product_precision(shape.dtype),

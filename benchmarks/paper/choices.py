@@ -72,7 +72,7 @@ def write_tables(kept: dict[str, Any]) -> str:
     """Returns all models' tables as Markdown."""
     lines = ["# What choices do, and what means over layers hide", "", "By `benchmarks/paper/choices.py`.", ""]
     names = list(dict.fromkeys(name for one in kept.values() for name in one["choices"]))
-    lines += ["## `1 - rho` through the feed-forward network, means over layers", ""]
+    lines += ["## `1 - rho` through the feed-forward network, means over the layers below", ""]
     lines += [f"| | {' | '.join(kept)} |", f"| --- |{' ---: |' * len(kept)}"]
     for name in names:
         of_layers = [one["choices"][name].values() for one in kept.values()]

@@ -12,5 +12,5 @@ Read
     assemble.py    what a layer left in the forward pass -> packs -> engine -> what is kept -> the result
     plan.py, vectors.py, reproduce.py   `ffattr.plan`, `ffattr.vectors`, and how closely a model is reproduced
     contributions.py   `ffattr.contributions`, and toward/, the way back through all layers
-    broken_weights.py  parameters that are not finite are named, whatever they make fail
+    entrance.py        models are taken out of what holds them; parameters that are not finite are named
 """

@@ -16,13 +16,14 @@ from ..results import Attribution, StackedAttribution
 from ..results.keep import Keep, parse_keep
 from ..selection import Indices
 from .assemble import ResultBuilder
-from .broken_weights import name_broken_weights
+from .entrance import accept_containers, name_broken_weights
 from .options import IG, Options, Progress, check_progress
 from .request import Request
 
 __all__ = ["attribute"]
 
 
+@accept_containers
 @name_broken_weights
 def attribute(
     model: nn.Module,
@@ -53,7 +54,8 @@ def attribute(
     runs it twice, to see that recording changes nothing. Any number of threads may do so at once, on one model as well,
     and ``progress`` and functions of ``keep`` may wait for them: no lock is held while these run.
 
-    model: a loaded transformers model, one of PyTorch's own (``nn.Transformer``, its encoder and decoder, and
+    model: a loaded transformers model (or a pipeline, or a SentenceTransformer), one of PyTorch's own
+        (``nn.Transformer``, its encoder and decoder, and
         their layers) or a module of one's own, in eval mode.
     inputs: what the model takes (a mapping of tensors, ids ``[B, T]``, a float tensor; numpy arrays as well), lists of
         ids, or with ``tokenizer`` a text, texts (a list, a pandas Series) or conversations: lists of messages with

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..results.contributions import Contributions
 from ..results.keep import Keep
 from ..selection import Indices
-from .broken_weights import name_broken_weights
+from .entrance import accept_containers, name_broken_weights
 from .options import IG, Options, Progress, check_progress
 from .toward.follow import Follower
 from .toward.gather import Gathered
@@ -22,6 +22,7 @@ __all__ = ["contributions"]
 _ENDED = object()
 
 
+@accept_containers
 @name_broken_weights
 def contributions(
     model: nn.Module,

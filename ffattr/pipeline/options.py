@@ -54,7 +54,9 @@ class Options:
             raise TypeError(f"memory_budget is {self.memory_budget!r}, expected a positive number of bytes, or None")
         if self.value_bias not in ("token", "separate"):
             raise ValueError(f"unknown value_bias {self.value_bias!r}, expected 'token' or 'separate'")
-        if self.reduce not in REDUCTIONS:
+        if not isinstance(self.method, (str, Sketch)):
+            raise TypeError(f"method is {self.method!r}, expected 'auto', the name of one or an ffattr.Sketch")
+        if not isinstance(self.reduce, str) or self.reduce not in REDUCTIONS:
             raise ValueError(f"unknown reduce {self.reduce!r}, expected one of {', '.join(map(repr, REDUCTIONS))}")
         if self.toward is not None:
             self._check_toward(self.toward)
@@ -67,6 +69,10 @@ class Options:
             raise ValueError(f"method={self.method!r} does not run in {self.dtype}; 'direct' is the only one that does")
 
     def _check_toward(self, direction: object) -> None:
+        if self.backend == "reference":
+            raise ValueError(
+                "toward= projects vectors by operators, which backend='reference' has none of; use 'torch'"
+            )
         if not isinstance(direction, Tensor):
             raise TypeError(
                 f"toward is {direction!r}, expected a direction, a tensor [d]. What tokens give to a logit is what "

@@ -17,7 +17,7 @@ from ..engine.planning.costs import LayerShape
 from ..engine.planning.plan import LayerPlan, Plan
 from ..ops.reduction import Reduction
 from ..selection import Indices
-from .broken_weights import name_broken_weights
+from .entrance import accept_containers, name_broken_weights
 from .options import IG, Options
 from .request import Request
 from .stack import Stack
@@ -25,6 +25,7 @@ from .stack import Stack
 __all__ = ["plan"]
 
 
+@accept_containers
 @name_broken_weights
 def plan(
     model: nn.Module,

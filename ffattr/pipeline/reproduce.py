@@ -12,7 +12,7 @@ from ..decomposition.attention import LayerRecord
 from ..models.capture.recorder import record_layers
 from ..results.keep import Dense
 from .assemble import ResultBuilder, layer_tolerance
-from .broken_weights import name_broken_weights
+from .entrance import name_broken_weights
 from .options import Options
 from .request import Request
 from .stack import Stack

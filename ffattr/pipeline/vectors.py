@@ -18,7 +18,7 @@ from ..decomposition.walk import Stream
 from ..results.kept.policy import require_room
 from ..selection import Indices
 from .assemble import CapturedSequence, find_errors, layer_tolerance, require_reproduced
-from .broken_weights import name_broken_weights
+from .entrance import accept_containers, name_broken_weights
 from .options import IG, Options
 from .request import Request
 from .stack import Stack
@@ -130,6 +130,7 @@ def vectors(
 ) -> dict[str, Vectors]: ...
 
 
+@accept_containers
 @name_broken_weights
 def vectors(
     model: nn.Module,

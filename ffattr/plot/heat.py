@@ -15,6 +15,7 @@ from .style import (
     find_colormap,
     find_ends,
     label_axis,
+    label_ends,
     label_step,
     plain_text,
     scale_colours,
@@ -125,7 +126,7 @@ def layer_grid(
         axes.set_xticks([])
         axes.set_yticks([])
         bar = figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04, extend=find_ends(one, norm))
-        bar.ax.tick_params(labelsize=6)
+        label_ends(bar, norm)
     figure.supxlabel("key token $j$", fontsize=9)
     figure.supylabel("query token $i$", fontsize=9)
     what = "difference" if scale == "diverging" else measure

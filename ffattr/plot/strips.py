@@ -17,6 +17,7 @@ from .style import (
     find_colormap,
     find_ends,
     label_axis,
+    label_ends,
     largest_but,
     plain_text,
     scale_colours,
@@ -105,7 +106,7 @@ def scope_strip(
             _draw_arrow(axes, component)
         if not normalize:
             ends = find_ends(shown[names[place]], norms[place])
-            figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, extend=ends).ax.tick_params(labelsize=6)
+            label_ends(figure.colorbar(image, ax=axes, fraction=0.046, pad=0.03, extend=ends), norms[place])
     first = grid.flat[0]
     if few:
         label_axis(first, "x", key_tokens, 7)
@@ -138,11 +139,11 @@ def amp_strip(
 ) -> Figure:
     """Draws what the feed-forward block of each layer amplifies: ``values`` ``[L, N, T]``, shares after minus before.
 
-    All layers share one colour scale, symmetric around zero, more blue and less orange, and blind to the few largest
-    entries, which the arrows of the colour bar stand for. Cells without a finite number are grey. Few tokens are named,
-    at the first map of each line and at the lowest ones. The ``mark`` (at most 5) strongest positive pairs of a layer
-    are marked and named below it, ``query ← key``; those where ``unmarked`` ``[N, T]`` is True, say of a token and
-    itself, are left out. ``columns`` maps stand side by side (None: as many as fit).
+    All layers share one colour scale, logarithmic on both sides of zero, more blue and less orange, and blind to the
+    few largest entries, which the arrows of the colour bar stand for. Cells without a finite number are grey. Few
+    tokens are named, at the first map of each line and at the lowest ones. The ``mark`` (at most 5) strongest positive
+    pairs of a layer are marked and named below it, ``query ← key``; those where ``unmarked`` ``[N, T]`` is True, say of
+    a token and itself, are left out. ``columns`` maps stand side by side (None: as many as fit).
 
     >>> from ffattr.plot import amp_strip
     >>> before, after = (attr[s][:, 0] / attr[s][:, 0].sum(-1, keepdim=True) for s in ("atb", "atb_ff"))
@@ -161,7 +162,7 @@ def amp_strip(
         raise ValueError(f"mark={mark}, expected 0 to {len(_RINGS)}: more names do not fit below a map")
     finite = int(values.isfinite().sum())
     top = largest_but(values, max(1, finite // 500)) or largest_but(values, 0)
-    norm, chosen = scale_colours(values, "diverging", top), find_colormap(cmap, "diverging")
+    norm, chosen = scale_colours(values, "signed", top), find_colormap(cmap, "signed")
     rows, columns = _wrap_panels(len(layers), columns, 2.0)
     few = max(len(query_tokens), len(key_tokens)) <= _NAMED
     beside, below = (

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy
     import pandas
     from matplotlib.axes import Axes
+    from matplotlib.colorbar import Colorbar
     from matplotlib.colors import Colormap, Normalize
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "find_ends",
     "format_signed",
     "label_axis",
+    "label_ends",
     "label_step",
     "largest_but",
     "plain_text",
@@ -157,6 +159,14 @@ def label_axis(axes: Axes, axis: Literal["x", "y"], tokens: Sequence[str], font:
     else:
         axes.set_yticks(places, labels, fontsize=font)
     return step
+
+
+def label_ends(bar: Colorbar, norm: Normalize) -> None:
+    """Names the ends and the middle of a small colour bar, which more numbers would crowd."""
+    places = [float(norm.inverse(part)) for part in (0.0, 0.5, 1.0)]
+    bar.set_ticks(places, labels=[f"{place:.2g}" for place in places])
+    bar.ax.minorticks_off()
+    bar.ax.tick_params(labelsize=6)
 
 
 def to_array(values: Tensor) -> numpy.ndarray:

@@ -7,6 +7,7 @@ Read
     panels.py  what a page shows, checked
     encode.py  a map as text: quantised, compressed, in base64
     page.py    the document: as finely as the size allows
+    drawing.py where the scopes of a layer are
     page.html, style.css, *.js  its parts; decode.js reads what encode.py wrote, main.js starts
 """
 

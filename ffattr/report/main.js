@@ -149,7 +149,7 @@ function writeLegend({ low, high }, colours) {
 function writeHead() {
   const some = PANELS.some((one) => one.scores);
   byId("help-scores").hidden = !some;
-  byId("help-maps").hidden = byId("help-values").hidden = some;
+  byId("help-maps").hidden = byId("help-drawing").hidden = byId("help-values").hidden = some;
   byId("title").textContent = DATA.title;
   byId("measure").textContent = DATA.measure[0].toUpperCase() + DATA.measure.slice(1);
   byId("facts").replaceChildren(...DATA.facts.map(([name, value]) => {

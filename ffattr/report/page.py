@@ -14,6 +14,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 from ..selection import describe_scope
+from .drawing import draw_layers
 from .encode import GRIDS, Coded, Grid, Sample, encode_map
 from .panels import Panel, Scores
 
@@ -198,7 +199,13 @@ def _split_page(title: str) -> tuple[str, str, str]:
         "base-uri 'none'; form-action 'none'"
     )
     shown = html.escape(title.encode("utf-8", "replace").decode())
-    page = _read_file("page.html").replace("%POLICY%", policy).replace("%STYLE%", style).replace("%SCRIPT%", script)
+    page = (
+        _read_file("page.html")
+        .replace("%DRAWING%", draw_layers())
+        .replace("%POLICY%", policy)
+        .replace("%STYLE%", style)
+        .replace("%SCRIPT%", script)
+    )
     before, _, rest = page.partition("%DATA%\n")
     between, _, after = rest.partition("%MAPS%\n")
     return before.replace("%TITLE%", shown), between, after

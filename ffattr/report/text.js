@@ -5,6 +5,7 @@ const PANES = {
   feeds: { axis: rowsAxis, kept: () => state.column, over: () => hover.column },
 };
 const TOP = 5;
+const LONGEST = 80; /* characters of a token in lines and lists */
 const TEXT_DECADES = 2;
 const touched = matchMedia("(hover: none)"); /* a phone: no pointer to hover, no keys */
 
@@ -15,8 +16,14 @@ function element(name, text, className) {
   return made;
 }
 
+/* A token may be a page long; all of it is in its title. */
+function cut(text) {
+  const characters = Array.from(text.slice(0, 4 * LONGEST));
+  return characters.length > LONGEST ? `${characters.slice(0, LONGEST - 1).join("")}…` : text;
+}
+
 function named(of, place) {
-  const token = element("b", of.labels[place], "token");
+  const token = element("b", cut(of.labels[place]), "token");
   token.title = `token ${of.tokens[place]}`;
   return [token, element("span", of.positions[place], "position")];
 }
@@ -139,7 +146,7 @@ function readOut() {
     line.replaceChildren(element("span", hint, "soft"));
     return;
   }
-  const exact = (of, place) => (of.tokens[place] === of.labels[place] ? [] : [element("code", of.tokens[place])]);
+  const exact = (of, place) => (of.tokens[place] === of.labels[place] ? [] : [element("code", cut(of.tokens[place]))]);
   const facts = shown.signed
     ? signedFacts(row, column)
     : shown.both

@@ -71,10 +71,10 @@ class Attribution(Contents):
         sequences, tokens = self.mask.shape
         reduced = "" if self.reduce == "l2" else f"; reduce={self.reduce!r}"
         columns = "" if self.key_mask is None else f", {self.key_mask.shape[1]} columns"
+        sizes = f"{len(self.layers)} layers, {sequences} x {tokens} tokens, {len(self.queries)} queries{columns}"
         return (
-            f"Attribution({len(self.layers)} layers, {sequences} x {tokens} tokens, {len(self.queries)} "
-            f"queries{columns}, scopes: {', '.join(self.scopes)}{self.kept.describe()}{reduced}"
-            f"{describe_check(self.arguments)})"
+            f"Attribution({sizes}, "
+            f"scopes: {', '.join(self.scopes)}{self.kept.describe()}{reduced}{describe_check(self.arguments)})"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -38,6 +38,9 @@ def test_what_some_model_could_be_asked_for(given: dict[str, Any]) -> None:
     ("given", "error", "message"),
     [
         ({"dtype": "float32"}, TypeError, "dtype is 'float32', expected a torch.dtype such as torch.float32, or None"),
+        ({"toward": torch.ones(3), "backend": "reference"}, ValueError, "'reference' has none of; use 'torch'"),
+        ({"method": {}}, TypeError, "method is {}, expected 'auto', the name of one or an ffattr.Sketch"),
+        ({"reduce": []}, ValueError, r"unknown reduce \[\], expected one of 'l2', 'l1', 'alti'"),
         ({"dtype": float}, TypeError, "dtype is <class 'float'>, expected a torch.dtype"),
         ({"memory_budget": 0}, TypeError, "memory_budget is 0, expected a positive number of bytes, or None"),
         ({"memory_budget": -1}, TypeError, "memory_budget is -1, expected a positive number of bytes"),

@@ -15,6 +15,7 @@ from ffattr.plot.style import (
     find_colormap,
     find_ends,
     label_axis,
+    label_ends,
     label_step,
     largest_but,
     plain_text,
@@ -160,6 +161,17 @@ def test_lines_and_rows_have_no_colour_that_says_more_or_less():
 
 def test_words_are_broken_into_lines():
     assert wrap_words("attention block + FF + residual", 15) == "attention block\n+ FF + residual"
+
+
+def test_a_small_bar_names_its_ends_and_middle():
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    axes = figure.add_subplot()
+    norm = scale_colours(torch.tensor([0.01, 1.0]), "log", top=1.0)
+    bar = figure.colorbar(axes.imshow([[0.1]], norm=norm), ax=axes)
+    label_ends(bar, norm)
+    assert [label.get_text() for label in bar.ax.get_yticklabels()] == ["0.01", "0.1", "1"]
 
 
 def test_values_for_matplotlib_have_single_precision_at_least():

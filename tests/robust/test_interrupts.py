@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import tiny_models
 import torch
-from hostile import FUZZ, TALLY, describe_world
+from hostile import FUZZ, describe_world, note
 from interrupts import count_lines, interrupt_at
 from synthetic import attribution
 
@@ -32,9 +32,7 @@ def attack(area: str, call: Callable[[], Any], describe: Callable[[], object], f
     before = describe()
     for line in spread(count_lines(call, *files), few):
         assert interrupt_at(line, call, *files) or line > 1
-        same = describe() == before
-        TALLY[area]["right" if same else "wrong"] += 1
-        assert same, f"line {line}: {before} became {describe()}"
+        note(area, describe() == before, f"line {line}: {before} became {describe()}"[:400])
 
 
 @pytest.mark.parametrize("name", ["bert", "mpnet", "mixtral", "torch-pre", "bart"])
@@ -91,9 +89,9 @@ def test_files_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
         interrupt_at(line, calls[how], *files)
         left = [file.name for file in tmp_path.iterdir()]
         whole = path.read_bytes() in (old, new) or how != "page"
-        same = left == [path.name] and whole
-        TALLY["interrupts of files"]["right" if same else "wrong"] += 1
-        assert same, f"line {line} left {left}"
+        note("interrupts of files", left == [path.name] and whole, f"line {line} left {left}")
+        for name in set(left) - {path.name}:  # each line is judged for itself
+            (tmp_path / name).unlink()
         if how != "page":
             ffattr.load(path)
     attr.save(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hostile import FUZZ, TALLY
+from hostile import FUZZ, note
 from synthetic import attribution
 
 import ffattr
@@ -67,8 +67,9 @@ def test_a_writer_that_is_killed(tmp_path: Path, how: str) -> None:
             assert ffattr.load(path).mask.shape[1] in SIZES
         attribution(("atb",)).save(tmp_path / "next")
         left = sorted(file.name for file in tmp_path.iterdir() if file.name.startswith("."))
-        TALLY["kills"]["right" if not left else "wrong"] += 1
-        assert left == []
+        note("kills", left == [], f"left {left}")
+        for name in left:  # each kill is judged for itself
+            (tmp_path / name).unlink()
 
 
 @pytest.mark.parametrize("place", ["save_file", "replace", "chmod", "fsync"])

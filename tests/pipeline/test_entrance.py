@@ -12,7 +12,7 @@ from tiny_models import build
 from torch import nn
 
 import ffattr
-from ffattr.pipeline.broken_weights import name_broken_weights
+from ffattr.pipeline.entrance import name_broken_weights
 
 Compute = Callable[[nn.Module, Any], Any]
 

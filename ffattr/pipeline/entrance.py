@@ -1,4 +1,5 @@
-"""Parameters that are NaN or infinite are named first, whatever fails because of them."""
+"""What every function that takes a model does about it first: it opens what people hold one in, and names parameters
+that are NaN or infinite, whatever fails because of them."""
 
 from __future__ import annotations
 
@@ -10,13 +11,26 @@ from typing import Any, TypeVar, cast
 from torch import nn
 
 from ..errors import FfattrError, NonFiniteError
+from ..models.containers import open_container
 
-__all__ = ["name_broken_weights"]
+__all__ = ["accept_containers", "name_broken_weights"]
 
 _MOST = 5
 """Names that a message lists."""
 
 _Compute = TypeVar("_Compute", bound=Callable[..., Any])
+
+
+def accept_containers(compute: _Compute) -> _Compute:
+    """Lets ``compute(model, ..., tokenizer=None)`` take a pipeline of transformers or a SentenceTransformer, whose
+    tokenizer is then the default."""
+
+    @functools.wraps(compute)
+    def open_and_compute(model: Any, *args: Any, tokenizer: Any = None, **options: Any) -> Any:
+        model, tokenizer = open_container(model, tokenizer)
+        return compute(model, *args, tokenizer=tokenizer, **options)
+
+    return cast(_Compute, open_and_compute)
 
 
 def name_broken_weights(compute: _Compute) -> _Compute:
