@@ -15,6 +15,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import nn
 import ffattr
 from ffattr.models.registry import resolve
 from ffattr.models.spec.layer import LayerSpec
-from ffattr.models.verified import Layers, Record, Trained, Variant, read, rows
+from ffattr.models.verified import Layers, Record, Structure, Trained, Variant, read, rows
 from ffattr.ops import backends
 from ffattr.pipeline.reproduce import Reproduction, reproduce
 
@@ -148,7 +149,14 @@ def measure(kept: tuple[Trained, ...] | None) -> Record:
         models.append(model)
         print(f"{model.name}: {model.count} layers {model.error:.0e}")
     versions = {package: version(package) for package in ("ffattr", "torch", "transformers")}
-    return Record(versions, tuple(variants), tuple(models))
+    return Record(versions, tuple(variants), tuple(models), read().structures)
+
+
+def keep_structures(found: list[sweep.Swept], record: Record) -> Record:
+    """The record with what a sweep has mapped by structure alone."""
+    mapped = [row for row in found if row.by == "structure"]
+    structures = tuple(Structure(row.model_type, row.layers, row.error, row.maps) for row in mapped)
+    return replace(record, structures=structures)
 
 
 def markdown(record: Record) -> str:
@@ -184,6 +192,7 @@ def main() -> None:
         found = sweep.sweep(asked.sweep)
         if not asked.sweep:
             sweep.write(found)
+            keep_structures(found, read()).write()
         print(sweep.summarise(found))
         return
     if not asked.markdown:

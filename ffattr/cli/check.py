@@ -64,13 +64,18 @@ def check_model(
     return all(layer.passed for layer in found.layers)
 
 
+_BY_STRUCTURE = "found by structure"
+"""What is said of the layers of a model type that no family describes: each model says which scopes they have."""
+
+
 def print_models(as_json: bool = False) -> None:
     """Prints the record of what was measured: on a terminal a table, else a line for each model type."""
     record = verified.read()
     console = Console()
     rows = list(verified.rows(record))
     if as_json:
-        print_json([_describe_row(row, name) for row in rows for name in row.model_types])
+        described = [_describe_row(row, name) for row in rows for name in row.model_types]
+        print_json([*described, *map(_describe_structure, record.structures)])
         return
     head = ("model types", "layers", "scopes", "error", "of maps", "trained")
     print_lines(
@@ -86,6 +91,10 @@ def print_models(as_json: bool = False) -> None:
             )
             for row in rows
             for names in ([", ".join(row.model_types)] if console.is_terminal else row.model_types)
+        ]
+        + [
+            (one.model_type, _BY_STRUCTURE, "", _format_error(one.error), _format_error(one.maps), "")
+            for one in record.structures
         ],
     )
     if not console.is_terminal:
@@ -98,6 +107,18 @@ def print_models(as_json: bool = False) -> None:
         markup=False,
         highlight=False,
     )
+
+
+def _describe_structure(one: verified.Structure) -> dict[str, Any]:
+    """Returns what ``--json`` says of a model type that its structure tells."""
+    return {
+        "model_type": one.model_type,
+        "layers": _BY_STRUCTURE,
+        "scopes": [],
+        "error": one.error,
+        "map_error": one.maps,
+        "trained": {},
+    }
 
 
 def _describe_row(row: Any, name: str) -> dict[str, Any]:

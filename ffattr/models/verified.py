@@ -1,4 +1,5 @@
-"""The record of what ``benchmarks/paper/verify.py`` measured: how closely each family of models is reproduced."""
+"""The record of what ``benchmarks/paper/verify.py`` measured: how closely each family of models is reproduced, and each
+model type that its structure tells."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 
 from ..machine import replacing
 
-__all__ = ["RECORD", "Layers", "Record", "Row", "Trained", "Variant", "read", "rows"]
+__all__ = ["RECORD", "Layers", "Record", "Row", "Structure", "Trained", "Variant", "read", "rows"]
 
 RECORD = Path(__file__).parent / "verified.json"
 
@@ -85,15 +86,29 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Structure:
+    """A small random model in float64 of a type that no family describes, found by its structure: ``layers`` of it,
+    with errors as those of a `Variant`."""
+
+    model_type: str
+    layers: int
+    error: float
+    maps: float
+
+
+@dataclass(frozen=True)
 class Record:
     versions: Mapping[str, str]
     variants: tuple[Variant, ...]
     trained: tuple[Trained, ...]
+    structures: tuple[Structure, ...] = ()
 
     def write(self, path: Path = RECORD) -> None:
         """Writes one line for each model, so that a change of one is a change of its line."""
         parts = [f'"versions": {json.dumps(dict(self.versions))}']
-        for name, models in (("variants", self.variants), ("trained", self.trained)):
+        found: dict[str, Sequence[Variant | Trained | Structure]] = {"variants": self.variants, "trained": self.trained}
+        found["structures"] = self.structures
+        for name, models in found.items():
             lines = ",\n".join(f"  {json.dumps(asdict(model))}" for model in models)
             parts.append(f'"{name}": [\n{lines}\n ]')
         with replacing(path) as temporary:
@@ -115,7 +130,8 @@ def read(path: Path = RECORD) -> Record:
     content = json.loads(path.read_text(encoding="utf-8"))
     variants = (Variant(**{**values, "layers": _parse_layers(values["layers"])}) for values in content["variants"])
     trained = (Trained(**{**values, "layers": _parse_layers(values["layers"])}) for values in content["trained"])
-    return Record(content["versions"], tuple(variants), tuple(trained))
+    structures = (Structure(**values) for values in content["structures"])
+    return Record(content["versions"], tuple(variants), tuple(trained), tuple(structures))
 
 
 def _parse_layers(values: dict[str, Any]) -> Layers:

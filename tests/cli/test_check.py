@@ -190,7 +190,9 @@ def test_models_prints_every_family(monkeypatch: pytest.MonkeyPatch) -> None:
     head, *rows = [line.split("\t") for line in result.stdout.splitlines()]
     assert head == ["model types", "layers", "scopes", "error", "of maps", "trained"]
     types = {re.sub(r" \(.*?\)", "", row[0]) for row in rows}
-    assert types == {variant.model_type for variant in record.variants}
+    by_structure = {one.model_type for one in record.structures}
+    assert types == {variant.model_type for variant in record.variants} | by_structure
+    assert {row[0] for row in rows if row[1] == "found by structure"} == by_structure
     assert not any("…" in cell for row in rows for cell in row)
     for model in record.trained:
         assert f"{model.name} {model.error:.0e}" in result.stdout

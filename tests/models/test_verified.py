@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,21 @@ def test_every_recorded_error_is_within_tolerance() -> None:
     for model in record.trained:
         assert 0 < model.error <= model.tolerance == output_tolerance(torch.float32, torch.float32, True)
         assert model.count > 1
+
+
+def test_what_was_found_by_structure_is_what_the_sweep_found() -> None:
+    """Types of no family, or variants that their family does not describe; all within what rounding explains."""
+    structures = verified.read().structures
+    sweep = json.loads((BENCHMARKS / "results" / "paper" / "sweep.json").read_text())
+    mapped = [row for row in sweep if row["by"] == "structure"]
+    assert [vars(one) for one in structures] == [{key: row[key] for key in vars(structures[0])} for row in mapped]
+    assert len(structures) > 100
+    for one in structures:
+        assert 0 <= one.error <= output_tolerance(torch.float64, torch.float64, True)
+        assert 0 <= one.maps <= verify.MAPS
+        assert one.layers > 0
+    rows = [verify.sweep.Swept("new", "mapped", "structure", 3, 1e-12, 1e-13), verify.sweep.Swept("old", "refused")]
+    assert verify.keep_structures(rows, verified.read()).structures == (verified.Structure("new", 3, 1e-12, 1e-13),)
 
 
 def test_the_record_describes_the_layers_as_they_are() -> None:
