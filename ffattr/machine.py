@@ -216,7 +216,7 @@ class Replacement:
 
     def finish(self) -> None:
         with _name_path(self._path, self.temporary):
-            self._hold_lock()  # anew: safetensors puts a file of its own in its place, which only the user can read
+            self._hold_lock()  # anew: who wrote may have put a file of its own in its place
             self.temporary.chmod(self._mode)
             if self._durable:
                 sync(self.temporary)

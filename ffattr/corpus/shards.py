@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..engine import machine_rates
 from ..machine import replacing, sync
+from ..results.saved.write import save_file
 from ..selection import parse_indices
 from .documents import Document, Failure, read_shard
 from .journal import Journal

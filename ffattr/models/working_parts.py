@@ -61,7 +61,7 @@ def _give(arguments: Mapping[str, Any], part: nn.Module) -> Mapping[str, Any]:
 def _record_calls(
     base: nn.Module, paths: Sequence[str], inputs: Iterable[Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Returns the keyword arguments that parts of a model are called with first."""
+    """Returns the keyword arguments that parts of a model are called with first, of those parts that run on them."""
     found: dict[str, dict[str, Any]] = {}
 
     def keep_arguments(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -78,10 +78,10 @@ def _record_calls(
             with run_undisturbed(base), ExitStack() as stack, stack:
                 for path in paths:
 
-                    def keep(module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+                    def keep(module: nn.Module, args: Any, kwargs: Any, output: Any, path: str = path) -> None:
                         keep_arguments(path, module, args, kwargs)
 
-                    attach_hook(stack, base.get_submodule(path).register_forward_pre_hook, keep, with_kwargs=True)
+                    attach_hook(stack, base.get_submodule(path).register_forward_hook, keep, with_kwargs=True)
                 base(**{**given, **find_switches(base, given)})
         except _ERRORS:
             continue

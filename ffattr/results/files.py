@@ -16,12 +16,12 @@ from typing import Any, BinaryIO
 
 import safetensors
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import FileFormatError
 from ..machine import Replacement, replacing
 from .saved.checksum import compute_checksum, view_bytes
+from .saved.write import DTYPES, save_file
 
 __all__ = ["FORMAT_VERSION", "Reserved", "read", "write", "write_text"]
 
@@ -34,19 +34,10 @@ header of a `Reserved` file comes first and must not grow.
 
 _DESCRIPTION, _PADDING = "description", "padding"
 _CHECKSUM = "checksum"
+_METADATA = {"format", "format_version", "torch_version", "attribution", _CHECKSUM}  # a damaged name is none of these
 _ATTEMPTS = 100
 _OPEN_FILES = Path("/proc/self/fd")  # of Linux: names of what a process has open
 _HEADER = 2**16  # bytes; an entry takes up to 200 of them
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
@@ -57,10 +48,7 @@ def write(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], content: 
     text, stored = json.dumps(content, default=str), _make_storable(tensors)
     metadata = _make_metadata(1, compute_checksum(stored, text.encode())) | {"attribution": text}
     with replacing(path, durable=True) as temporary:
-        try:
-            save_file(stored, temporary, metadata=metadata)
-        except safetensors.SafetensorError as error:  # what a full disk arrives as
-            raise OSError(f"could not write {os.fspath(path)!r}: {error}") from error
+        save_file(stored, temporary, metadata)
 
 
 def write_text(path: str | os.PathLike[str], pieces: Iterable[str]) -> None:
@@ -212,7 +200,7 @@ class Reserved:
         described += [(name, part.dtype, tuple(part.shape), part.nbytes) for name, part in parts]
         at = 0
         for name, dtype, shape, size in described:
-            entries[name] = {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": [at, at + size]}
+            entries[name] = {"dtype": DTYPES[dtype], "shape": shape, "data_offsets": [at, at + size]}
             at += size
         text = json.dumps(entries).encode()
         room = _HEADER - 8
@@ -255,6 +243,10 @@ def _make_metadata(version: int, checksum: str) -> dict[str, str]:
 def _check_format(metadata: Mapping[str, str], name: str) -> None:
     if metadata.get("format") != "ffattr" or not metadata.get("format_version", "").isdecimal():
         raise FileFormatError(f"{name!r} is a safetensors file, but not one that ffattr's save() wrote")
+    if unknown := sorted(metadata.keys() - _METADATA):
+        raise FileFormatError(
+            f"{name!r} is damaged, or newer than this ffattr: nothing is known of {unknown[0]!r} in it"
+        )
     version = int(metadata["format_version"])
     if version > FORMAT_VERSION:
         raise FileFormatError(
@@ -263,13 +255,5 @@ def _check_format(metadata: Mapping[str, str], name: str) -> None:
 
 
 def _make_storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns tensors on the CPU, contiguous, and no two in one storage, which safetensors refuses."""
-    result: dict[str, Tensor] = {}
-    storages = set()
-    for name, tensor in tensors.items():
-        stored = tensor.detach().cpu().contiguous()
-        if stored.untyped_storage().data_ptr() in storages:
-            stored = stored.clone()
-        storages.add(stored.untyped_storage().data_ptr())
-        result[name] = stored
-    return result
+    """Returns tensors on the CPU, contiguous."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

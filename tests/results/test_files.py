@@ -20,7 +20,7 @@ from ffattr.results import files
 from ffattr.results.files import FORMAT_VERSION
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), safetensors.SafetensorError("No space")])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 @pytest.mark.parametrize("place", ["write", "rename"])
 def test_a_save_that_dies_leaves_no_file_and_the_old_one_whole(tmp_path, monkeypatch, error, place):
     path = tmp_path / "a.safetensors"
@@ -35,7 +35,7 @@ def test_a_save_that_dies_leaves_no_file_and_the_old_one_whole(tmp_path, monkeyp
         raise error
 
     monkeypatch.setattr(*((files, "save_file", half) if place == "write" else (os, "replace", fail)))
-    with pytest.raises((OSError, KeyboardInterrupt, safetensors.SafetensorError)):
+    with pytest.raises((OSError, KeyboardInterrupt)):
         attribution().save(path)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -57,7 +57,8 @@ def test_a_disk_that_fills_up_is_an_os_error_and_leaves_no_file(tmp_path):
     pytest.importorskip("resource", reason="needs POSIX file size limits")
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "a.safetensors")]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
-    assert "could not write" in result.stdout
+    assert "File too large" in result.stdout
+    assert str(tmp_path / "a.safetensors") in result.stdout
     assert "a.safetensors" in result.stdout
     assert list(tmp_path.iterdir()) == []
 

@@ -35,7 +35,7 @@ def unpack(name, folder):
 
 def list_fields(attr):
     """Returns all there is of an attribution as JSON takes it, every number exactly."""
-    found = {name: _plain(getattr(attr, name)) for name in FIELDS} | {"repr": repr(attr)}
+    found = {name: _plain(getattr(attr, name)) for name in FIELDS}
     if isinstance(attr, StackedAttribution):
         found["stacks"] = {name: list_fields(stack) for name, stack in attr.stacks.items()}
     return found

@@ -4,5 +4,6 @@ In come the tensors and the description of a file; out comes nothing, or a `File
 
 Read
     checksum.py   a number by which damage of any kind shows
+    write.py      tensors and text into a file that is there
     schema.py     what a file has to hold, and in which shapes and dtypes
 """

@@ -33,7 +33,7 @@ def test_paths_become_modules() -> None:
     spec = make_spec(block, PARTS, "layer 0")
     assert spec.value == Columns(block.attention.qkv, 36, 48)
     assert spec.norm_before_attn is block.norm1
-    assert spec.activation == ACTIVATIONS["silu"].value
+    assert spec.activation == ACTIVATIONS["silu"]
     assert spec.down == Scaled(block.ff.down, ParameterRef(block.norm1, "weight"))
     assert (spec.shared, spec.latent, spec.experts) == (None, None, None)
     assert resolve_path(block, "") is block

@@ -49,7 +49,8 @@ def test_two_towers(model_type: str) -> None:
     prefix, config = towers(model_type)
     model = getattr(transformers, f"{prefix}Model")(config).double().eval()
     with pytest.raises(
-        UnsupportedModel, match=rf"no adapter knows {prefix}Model .*pass model\.text_model \(.*or model\.vision_model"
+        UnsupportedModel,
+        match=rf"no adapter knows {prefix}Model .*not tried.*: model\.text_model \(.*or model\.vision_model",
     ):
         resolve(model)
     assert_recomputed(*run("", model.text_model, tiny_models.ids()))

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import ffattr
 from ffattr.decomposition.attention import LayerRecord
-from ffattr.errors import ArchitectureMismatch, CaptureError, UnsupportedModel
+from ffattr.errors import ArchitectureMismatch, CaptureError, ForwardError, UnsupportedModel
 from ffattr.models.capture.recorder import record_layers
 from ffattr.models.registry import ModelDescription, resolve
 from ffattr.models.spec.layer import LayerSpec
@@ -100,8 +100,9 @@ def test_an_error_in_attention_of_its_own() -> None:
         logits.softmax(-1)
         raise RuntimeError("of the model")
 
-    with pytest.raises(RuntimeError, match="of the model"):
+    with pytest.raises(ForwardError, match=r"OwnLayer does not run on .*: of the model") as found:
         run_own(fail)
+    assert isinstance(found.value.__cause__, RuntimeError)
 
 
 @pytest.mark.parametrize("name", ["gptj", "bloom", "falcon-7b"])
