@@ -216,7 +216,6 @@ class Replacement:
 
     def finish(self) -> None:
         with _name_path(self._path, self.temporary):
-            self._hold_lock()  # anew: who wrote may have put a file of its own in its place
             self.temporary.chmod(self._mode)
             if self._durable:
                 sync(self.temporary)
@@ -231,7 +230,6 @@ class Replacement:
 
     def _hold_lock(self) -> None:
         """Locks the temporary file until it is closed, or until this process ends in any way."""
-        _close_all(self._locked)
         if sys.platform != "win32":
             self._locked.append(os.open(self.temporary, os.O_RDWR))
             _lock_file(self._locked[0])

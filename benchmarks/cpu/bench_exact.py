@@ -5,10 +5,10 @@ with the width rotated.
 
 One layer of a model's shape (float32, random weights), the last queries of a sequence, the last scope: "mixed" is the
 *mixed* method after the *operator* one; "rotated" is the *direct* method on a down matrix that is zero right of its
-diagonal (`ffattr.engine.rotation`) after the same on the matrix as it is. Both run in turns, each first compared with
-the float64 definition; what depends on the weights alone is made before. Times are those of one thread on a processor:
-whoever shares the machine counts little. The counts are those of the plan, and "planned" is the method that it chooses
-among all. ``--write`` keeps the figures in benchmarks/results/.
+diagonal (`ffattr.engine.planning.rotation`) after the same on the matrix as it is. Both run in turns, each first
+compared with the float64 definition; what depends on the weights alone is made before. Times are those of one thread on
+a processor: whoever shares the machine counts little. The counts are those of the plan, and "planned" is the method
+that it chooses among all. ``--write`` keeps the figures in benchmarks/results/.
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ from rich.table import Table
 from rich.text import Text as Line
 
 from ..analysis.words import spell_tokens
-from ..machine import replacing
 from ..models import pretrained
 from ..pipeline import contributions
 from ..plot.style import SIGNED, format_signed, largest_but
 from ..results.contributions import Contributions
+from ..results.figures import save_figure
 from ..results.signed.contents import Text, list_texts, name_boundaries
 from .output import make_cell, print_json, print_line, show_controls
 from .progress import show_progress
@@ -247,9 +247,7 @@ def _write_files(found: Contributions, asked: Asked, console: Console) -> None:
         found.save(asked.output)
         print_line(f"contributions: {asked.output}", console)
     if asked.png is not None:
-        figure = _merge_tokens(found, asked).plot()
-        with replacing(asked.png) as temporary:
-            figure.savefig(temporary, format=asked.png.suffix[1:].lower(), dpi=150)
+        save_figure(_merge_tokens(found, asked).plot(), asked.png)
         print_line(f"picture: {asked.png}", console)
     if asked.html is not None:
         found.to_html(asked.html)

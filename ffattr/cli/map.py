@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from ..analysis.words import spell_tokens
-from ..machine import replacing
 from ..models import pretrained
 from ..pipeline import attribute, plan
 from ..results import Attribution
+from ..results.figures import save_figure
 from ..selection import describe_scope, layer_place
 from .output import make_cell, print_json, print_line
 from .progress import show_progress
@@ -60,9 +60,7 @@ def write_maps(model: str, text: str, options: Mapping[str, Any], shown: Shown) 
         attribution.save(shown.output)
         print_line(f"maps: {shown.output}", said)
     if shown.picture is not None:
-        figure = attribution.plot(layer=shown.layer, head=shown.head, scale=shown.scale)
-        with replacing(shown.picture) as temporary:
-            figure.savefig(temporary, format=shown.picture.suffix[1:].lower(), dpi=150)
+        save_figure(attribution.plot(layer=shown.layer, head=shown.head, scale=shown.scale), shown.picture)
         print_line(f"picture: {shown.picture}", said)
     if shown.html is not None:
         attribution.to_html(shown.html)

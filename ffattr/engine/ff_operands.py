@@ -81,8 +81,8 @@ class FFOperands:
         self._set_targets(targets)
 
     def rotate(self, scopes: Collection[Scope]) -> None:
-        """Sets that norms of ``scopes`` are computed with the width rotated (`ffattr.engine.rotation`), if all of them
-        can be."""
+        """Sets that norms of ``scopes`` are computed with the width rotated, if all of them can be
+        (`ffattr.engine.planning.rotation`)."""
         together = choose_vectors(self.weights, {scope.seen_from("own") for scope in scopes})
         if not together:
             self.set_projections({}, scopes)
@@ -175,11 +175,9 @@ class FFOperands:
         if target.down is None and target.linear is None and self.asked != torch.float8_e4m3fn:
             return self.recall(f"down {self.asked}", lambda: [self._down.to(self.asked).contiguous()])[0], None
         down = target.project(self._down, self._down.dtype) if target.down is None else target.down
-        return (
-            quantised(down.contiguous())
-            if self.asked == torch.float8_e4m3fn
-            else (down.to(self.asked).contiguous(), None)
-        )
+        if self.asked == torch.float8_e4m3fn:
+            return quantised(down.contiguous())
+        return down.to(self.asked).contiguous(), None
 
     def _with_norm(self, scope: Scope, projection: Tensor) -> Tensor:
         """``projection`` ``[d, w]`` after what is linear of the norm after the block, if that is before ``scope``."""

@@ -7,8 +7,7 @@ from torch import nn
 from ..errors import UnsupportedModel
 from .spec.described import ModelDescription
 from .spec.layer import CrossSpec, LayerSpec
-from .spec.weights import Columns
-from .torch_encoder import describe_encoder, require_plain_attention
+from .torch_encoder import describe_encoder, find_values, make_layer_spec, require_plain_attention
 
 __all__ = ["KINDS", "NAMES", "describe_with_memory"]
 
@@ -53,26 +52,12 @@ def _make_spec(layer: nn.Module) -> LayerSpec:
     norms = (layer.norm1, layer.norm2, layer.norm3)
     # Before cross-attention a norm acts on the queries alone, whose attention weights are recorded.
     before, after = (norms, (None, None, None))[:: 1 if layer.norm_first else -1]
-    return LayerSpec(
-        module=layer,
-        attention=own,
-        heads=own.num_heads,
-        kv_heads=own.num_heads,
-        value=Columns(own, 2 * own.embed_dim, 3 * own.embed_dim),
-        out=own.out_proj,
-        up=layer.linear1,
-        down=layer.linear2,
-        activation=layer.activation,
-        norm_before_attn=before[0],
-        norm_after_attn=after[0],
-        norm_before_ff=before[2],
-        norm_after_ff=after[2],
-        cross=CrossSpec(
-            attention=across,
-            heads=across.num_heads,
-            kv_heads=across.num_heads,
-            value=Columns(across, 2 * across.embed_dim, 3 * across.embed_dim),
-            out=across.out_proj,
-            norm_after_attn=after[1],
-        ),
+    cross = CrossSpec(
+        attention=across,
+        heads=across.num_heads,
+        kv_heads=across.num_heads,
+        value=find_values(across),
+        out=across.out_proj,
+        norm_after_attn=after[1],
     )
+    return make_layer_spec(layer, own, before, after, cross)

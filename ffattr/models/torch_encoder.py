@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from ..errors import UnsupportedModel
-from .spec.layer import LayerSpec
+from .spec.layer import CrossSpec, LayerSpec
 from .spec.weights import Columns
 
-__all__ = ["NAMES", "describe_encoder", "require_plain_attention"]
+__all__ = ["NAMES", "describe_encoder", "find_values", "make_layer_spec", "require_plain_attention"]
 
 NAMES = ("TransformerEncoder", "TransformerEncoderLayer")
 
@@ -31,23 +31,40 @@ def _make_spec(layer: nn.Module) -> LayerSpec:
             "Describe its layers with ffattr.register_adapter."
         )
     attention = require_plain_attention(layer.self_attn)
-    width = attention.embed_dim
     before, after = ((layer.norm1, layer.norm2), (None, None))[:: 1 if layer.norm_first else -1]
+    return make_layer_spec(layer, attention, before, after)
+
+
+def make_layer_spec(
+    layer: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer,
+    attention: nn.MultiheadAttention,
+    before: tuple[nn.Module | None, ...],
+    after: tuple[nn.Module | None, ...],
+    cross: CrossSpec | None = None,
+) -> LayerSpec:
+    """Describes a layer by its attention to its own tokens and its feed-forward block, the first and the last of what
+    the norms ``before`` and ``after`` belong to."""
     return LayerSpec(
         module=layer,
         attention=attention,
         heads=attention.num_heads,
         kv_heads=attention.num_heads,
-        value=Columns(attention, 2 * width, 3 * width),
+        value=find_values(attention),
         out=attention.out_proj,
         up=layer.linear1,
         down=layer.linear2,
         activation=layer.activation,
         norm_before_attn=before[0],
         norm_after_attn=after[0],
-        norm_before_ff=before[1],
-        norm_after_ff=after[1],
+        norm_before_ff=before[-1],
+        norm_after_ff=after[-1],
+        cross=cross,
     )
+
+
+def find_values(attention: nn.MultiheadAttention) -> Columns:
+    """Returns the value projection, the last third of what all three lie in together."""
+    return Columns(attention, 2 * attention.embed_dim, 3 * attention.embed_dim)
 
 
 def require_plain_attention(attention: nn.MultiheadAttention) -> nn.MultiheadAttention:

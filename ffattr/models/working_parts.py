@@ -27,7 +27,7 @@ __all__ = ["Tried", "try_parts"]
 
 Resolve = Callable[[nn.Module, Callable[[nn.Module], Mapping[str, Any]]], ModelDescription]
 
-_ERRORS = (FfattrError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError)
+_ERRORS = (FfattrError, RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError)
 
 
 @dataclass(frozen=True)

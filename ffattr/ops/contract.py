@@ -36,7 +36,8 @@ And all wide maps end alike. With ``o`` the feed-forward row of a pair and
 (`ffattr.ops.reduction`; a row is not divided by its sum). Where there are no neurons, ``F = 0``, ``o`` is
 zero: so vectors before the feed-forward block are reduced by ``ff_norms`` as well.
 ``triangular`` says that ``down`` is zero right of its diagonal (``down[i, j] = 0`` where ``j > i``), so that kernels
-may leave out these products, a share ``d / 2F`` of all (`ffattr.engine.rotation`); those that do not give the same.
+may leave out these products, a share ``d / 2F`` of all (`ffattr.engine.planning.rotation`); those that do not give the
+same.
 Operators are functional and have no gradient. A neuron whose slopes are exactly zero counts as nothing, whatever its
 features or row of ``down``: kernels may skip it.
 

@@ -1,4 +1,4 @@
-"""Pictures of an `Attribution`: which numbers and labels `ffattr.plot` draws.
+"""Pictures of an `Attribution`: which numbers and labels `ffattr.plot` draws, and their way into files.
 
 Shapes: ``N`` query tokens, ``T`` columns.
 """
@@ -6,6 +6,7 @@ Shapes: ``N`` query tokens, ``T`` columns.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from .. import plot
 from ..analysis import ff_amp_maps
 from ..analysis.rows import check_one_stack
 from ..analysis.words import Words, mark_of, spell_tokens
+from ..machine import replacing
 from ..selection import describe_scope, integer, layer_place
 from .contents import Contents, Ticks, drop_padding, label_axes, mark_own_tokens, number_expert, read_map
 from .scope_names import extra_axis
@@ -22,7 +24,13 @@ from .scope_names import extra_axis
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_amplification", "draw_arcs", "draw_map", "draw_scopes"]
+__all__ = ["draw_amplification", "draw_arcs", "draw_map", "draw_scopes", "save_figure"]
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure in the format that the suffix of ``path`` names: the file appears whole or not at all."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=150)
 
 
 def draw_map(

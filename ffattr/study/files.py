@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .. import plot
 from ..analysis.rows import has_ff_component
 from ..errors import names_missing_extra
-from ..machine import replacing
+from ..results.figures import save_figure
 from ..results.files import write_text
 from .frames import Study
 from .tables import write_tables
@@ -86,8 +86,7 @@ def write(studies: Sequence[Study], folder: str | os.PathLike[str], formats: Seq
     for name, figure in _draw_pictures(frames, studies):
         for kind in formats:
             written.append(target / f"{name}.{kind}")
-            with replacing(written[-1]) as temporary:
-                figure.savefig(temporary, format=kind, dpi=150)
+            save_figure(figure, written[-1])
     return written
 
 

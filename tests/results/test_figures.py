@@ -6,6 +6,7 @@ from keeping import kept, some
 from synthetic import attribution
 
 from ffattr import Pool, TopK
+from ffattr.results.figures import save_figure
 
 
 def test_plot_leaves_padding_out_and_names_what_it_shows():
@@ -77,3 +78,11 @@ def test_plots_of_what_was_kept():
     assert [one.get_text() for one in axes.get_xticklabels()] == ["tok1.2 … tok1.3", "tok1.4"]
     assert [one.get_text() for one in axes.get_yticklabels()] == ["tok1.2 … tok1.4"]
     assert torch.equal(torch.as_tensor(axes.images[0].get_array()), pooled.maps["attn_heads"][1, 1, 1][1:, 1:3])
+
+
+def test_a_figure_is_saved_by_the_suffix_of_its_file(tmp_path):
+    figure = attribution().plot(layer=0)
+    for name, begins in (("a.png", b"\x89PNG"), ("a.PDF", b"%PDF"), ("a.svg", b"<?xml")):
+        save_figure(figure, tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(begins)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.PDF", "a.png", "a.svg"]

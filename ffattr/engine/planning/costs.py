@@ -55,7 +55,7 @@ class LayerShape:
     of experts ``ff_width`` is that of a token's experts together, ``expert_sets`` how many different ones the queries
     go to, each of which is prepared on its own; ``by_expert`` is whether there is a map per expert as well.
     ``sketched``: for every scope that is, what the width is narrowed to. ``rotatable`` is whether the width may be
-    turned so that part of the down matrix is zero, ``rotated`` whether it is (`ffattr.engine.rotation`).
+    turned so that part of the down matrix is zero, ``rotated`` whether it is (`ffattr.engine.planning.rotation`).
     ``maps_per_pair`` are the numbers kept of a pair, ``attention_scopes`` how many scopes are attention-level, at
     ``stages`` different points of the layer. ``reduction``: what vectors become in the maps; ``rounded``: whether
     operands are rounded to the dtype of the products before a kernel gets them (`ffattr.ops.backends.Backend`).
