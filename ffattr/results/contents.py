@@ -28,6 +28,7 @@ __all__ = [
     "key_tokens",
     "label_axes",
     "mark_own_tokens",
+    "name_columns",
     "number_expert",
     "read_map",
 ]
@@ -67,6 +68,12 @@ class Contents:
     experts: Tensor | None = None
     shares: Tensor | None = None
     sketch_error: dict[str, Tensor] = field(default_factory=dict)
+    labels: list[list[str]] | None = None
+
+    @property
+    def names(self) -> list[list[str]]:
+        """What tokens are called where they are shown: in the case of the text, where that is known."""
+        return self.tokens if self.labels is None else self.labels
 
     @property
     def maps(self) -> dict[str, Tensor]:
@@ -141,9 +148,9 @@ def label_axes(contents: Contents, batch: int) -> tuple[Ticks, Ticks]:
     batch = sequence(batch, len(contents.mask))
     real, keys = contents.mask[batch].cpu(), key_mask(contents)[batch].cpu()
     queries = torch.tensor(contents.queries, dtype=torch.int64)
-    names = key_tokens(contents)
+    names = name_columns(contents)
     return (
-        Ticks.from_positions(queries, real[queries], contents.tokens[batch] if contents.tokens else [], contents.block),
+        Ticks.from_positions(queries, real[queries], contents.names[batch] if contents.names else [], contents.block),
         Ticks.from_positions(torch.arange(len(keys)), keys, names[batch] if names else [], contents.block),
     )
 
@@ -163,6 +170,11 @@ def describe_check(arguments: Mapping[str, Any]) -> str:
 def key_tokens(contents: Contents) -> list[list[str]]:
     """Returns the texts of the columns: those of the queries' own tokens where there are no others."""
     return contents.tokens if contents.key_tokens is None else contents.key_tokens
+
+
+def name_columns(contents: Contents) -> list[list[str]]:
+    """Returns what the columns are called where they are shown."""
+    return contents.names if contents.key_tokens is None else contents.key_tokens
 
 
 def read_map(contents: Contents, scope: str, place: int, batch: int) -> Tensor:

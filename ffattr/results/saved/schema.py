@@ -40,6 +40,7 @@ def check_attribution(tensors: Mapping[str, Tensor], content: Any, name: str) ->
     if "key_mask" in tensors:
         _, columns = file.read_sizes("key_mask", sequences)
     file.check_texts("tokens", sequences, tokens)
+    file.check_texts("labels", sequences, tokens, optional=True)
     file.check_texts("key_tokens", sequences, columns, optional=True)
     file.check_description()
     file.check_tensor("error", [layers, sequences])
@@ -67,6 +68,7 @@ def check_contributions(tensors: Mapping[str, Tensor], content: Any, name: str) 
     count = len(numbers) if isinstance(numbers, list) else file.fail("'targets', expected a list for each number")
     file.check_texts("targets", count, sequences)
     file.check_texts("tokens", sequences, tokens)
+    file.check_texts("labels", sequences, tokens, optional=True)
     for key, shape in {
         "value": [count, sequences],
         "scores": [count, layers + 1, sequences, tokens],
