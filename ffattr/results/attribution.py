@@ -71,11 +71,13 @@ class Attribution(Contents):
     def __repr__(self) -> str:
         sequences, tokens = self.mask.shape
         reduced = "" if self.reduce == "l2" else f"; reduce={self.reduce!r}"
+        left_out = f"; {len(self.skipped)} inputs skipped" if self.skipped else ""
         columns = "" if self.key_mask is None else f", {self.key_mask.shape[1]} columns"
         sizes = f"{len(self.layers)} layers, {sequences} x {tokens} tokens, {len(self.queries)} queries{columns}"
         return (
             f"Attribution({sizes}, "
-            f"scopes: {', '.join(self.scopes)}{self.kept.describe()}{reduced}{describe_check(self.arguments)})"
+            f"scopes: {', '.join(self.scopes)}{self.kept.describe()}{reduced}{left_out}"
+            f"{describe_check(self.arguments)})"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -7,14 +7,14 @@ tokens, or selected ones, or groups of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..analysis.rows import key_mask
-from ..selection import scope_named, sequence
+from ..selection import Skipped, scope_named, sequence
 from .kept.policy import Kept
 from .kept.top import Top
 
@@ -24,6 +24,7 @@ __all__ = [
     "Ticks",
     "describe_check",
     "describe_model",
+    "describe_skipped",
     "drop_padding",
     "key_tokens",
     "label_axes",
@@ -32,6 +33,9 @@ __all__ = [
     "number_expert",
     "read_map",
 ]
+
+SKIPPED = "skipped"
+"""The entry of the arguments of a result that lists what was left out."""
 
 SHARED = -2
 """What stands for the shared expert among the numbers of experts, in `Attribution.experts`."""
@@ -104,6 +108,17 @@ class Contents:
         """What an entry of the maps is called."""
         return {"l2": "norm", "l1": "L1 norm", "alti": "ALTI", "toward": "projection"}.get(self.reduce, self.reduce)
 
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The inputs that were left out (``on_error="skip"``), and why."""
+        return tuple(Skipped(*one) for one in self.arguments.get(SKIPPED, ()))
+
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """The place among the inputs of each sequence."""
+        gone = {one.index for one in self.skipped}
+        return tuple(index for index in range(len(self.mask) + len(gone)) if index not in gone)
+
     def scope(self, name: str) -> str:
         """Returns the name of a computed scope: ``"layer"`` is the last one. Raises `KeyError` listing the others."""
         return scope_named(name, self.scopes)
@@ -160,6 +175,11 @@ def describe_model(arguments: Mapping[str, Any]) -> str:
     alone."""
     name, family = str(arguments.get("name", "")), str(arguments.get("model", ""))
     return f"{name} ({family})" if name and family else name or family
+
+
+def describe_skipped(skipped: Sequence[Skipped]) -> dict[str, Any]:
+    """Returns what the arguments of a result have of inputs that were left out: nothing where none was."""
+    return {SKIPPED: [list(astuple(one)) for one in skipped]} if skipped else {}
 
 
 def describe_check(arguments: Mapping[str, Any]) -> str:

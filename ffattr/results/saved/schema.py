@@ -186,8 +186,12 @@ class _File:
         """Checks what describes how a result was made."""
         if not isinstance(self.content.get("plan"), str | None):
             self.fail("'plan', expected a text or none")
-        if not isinstance(self.find("arguments"), dict):
+        arguments = self.find("arguments")
+        if not isinstance(arguments, dict):
             self.fail("'arguments', expected an object")
+        skipped = arguments.get("skipped", [])
+        if not isinstance(skipped, list) or not all(map(_is_skipped, skipped)):
+            self.fail("'skipped', expected a place, a type of error and a message for each input that was left out")
         self.check_block(self.content)
 
     def check_block(self, kept: Any) -> None:
@@ -204,6 +208,11 @@ class _File:
 
     def check_range(self, key: str, least: int, below: int) -> None:
         _require_range(self.find_tensor(key), least, below, f"{self.name!r}: {key}")
+
+
+def _is_skipped(entry: Any) -> bool:
+    """Tells whether an entry is one of `ffattr.selection.Skipped`."""
+    return isinstance(entry, list) and [*map(type, entry)] == [int, str, str] and 0 <= entry[0] < _LARGEST
 
 
 def _require_kind(tensor: Tensor, kind: Kind, what: str) -> None:
