@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ..decomposition import reference
 from ..decomposition.adjoint.layer import LayerAdjoint
+from ..decomposition.reference import Decomposed
 from ..decomposition.scopes import Scope
-from ..decomposition.walk import Stream
 from ..errors import NonFiniteError, OutOfMemory
 from ..ops.out_of_memory import OutOfMemoryWatch
 from ..ops.reduction import reduce_vectors
@@ -87,6 +87,7 @@ def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> L
                 result.bias[scope][rows.queries.index_in_pack] = bias
             result.output[rows.queries.index_in_pack] = rows.output
         start += sum(len(rows.queries) for rows in found)
+    _note_finite(finite, result.bias)
     _check_range(finite, plan, "squares of what vectors hold")
     if maps is not None:
         result.sketch_error.update(maps.sketch_error)
@@ -129,7 +130,7 @@ def project_layer(task: LayerTask, pack: Pack, plan: LayerPlan, direction: Tenso
 
 
 def _note_finite(finite: dict[Scope, Tensor], maps: Mapping[Scope, Tensor]) -> None:
-    """Notes whether maps are finite, of all blocks together: a GPU is waited for once a layer."""
+    """Notes whether maps or biases are finite, of all blocks together: a GPU is waited for once a layer."""
     for scope, tile in maps.items():
         finite[scope] = tile.isfinite().all() & finite.get(scope, True)
 
@@ -186,7 +187,7 @@ def _define_rows(task: LayerTask, queries: QueryBlock) -> Iterator[MapRows]:
         yield found
 
 
-def _split_sources(scope: Scope, stream: Stream, one: OneSequence) -> Iterator[tuple[Scope, Tensor]]:
+def _split_sources(scope: Scope, stream: Decomposed, one: OneSequence) -> Iterator[tuple[Scope, Tensor]]:
     """A scope's vectors ``[..., n, C, d]`` of the sequence's own keys and of its encoder's, which come last; before
     both attentions are through, they are on their own."""
     own, tokens = stream.vectors, len(one.x)
