@@ -1,0 +1,64 @@
+"""benchmarks/gpu/launches.py: what whole layers ask of a GPU is counted, and does not grow."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from paths import BENCHMARKS
+
+from ffattr.bench.cases import SHAPES
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
+
+SMALL = {name: replace(size, width=8 * size.heads, ff_width=64) for name, size in SHAPES.items()}
+
+# Shape, backend: kernels of the feed-forward maps and of all maps at most, and waits for numbers.
+MOST = {
+    ("bert-base", "triton"): (151, 239, 6),
+    ("bert-base", "cuda"): (147, 209, 6),
+    ("gpt2", "triton"): (144, 232, 5),
+    ("gpt2", "cuda"): (140, 202, 5),
+    ("llama-7b", "triton"): (420, 1067, 5),
+    ("llama-7b", "cuda"): (364, 647, 5),
+}
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS / "gpu"))
+    import launches
+
+    return launches
+
+
+@pytest.mark.parametrize(("shape", "backend"), MOST, ids="-".join)
+def test_layers_start_no_more_kernels_than_they_did(shape: str, backend: str, launches: Any) -> None:
+    ff, everything, waits = MOST[shape, backend]
+    found = launches.count_layer(SMALL[shape], backend)
+    assert found.launches <= ff, found.kernels.most_common()
+    found = launches.count_layer(SMALL[shape], backend, all_scopes=True)
+    assert found.launches <= everything, found.kernels.most_common()
+    assert found.waits.total() <= waits, found.waits
+
+
+def test_what_is_counted(launches: Any) -> None:
+    with launches.count_launches() as counts:
+        x = torch.empty(4, 6, device=launches.DEVICE)
+        assert x.is_cuda
+        x = x.view(6, 4).T[:, 1:]
+        assert counts.launches == 0
+        y = x.contiguous() + 1
+        assert counts.kernels == {"aten::clone": 1, "aten::add.Tensor": 1}
+        assert torch.empty(0, 6, device=launches.DEVICE).add(1).shape == (0, 6)
+        torch.zeros(3, 2) @ torch.zeros(2, 3)  # on the CPU
+        assert counts.launches == 2
+        assert not counts.copies
+        assert not counts.waits
+        torch.arange(3).to(launches.DEVICE)
+        assert counts.copies == [24]
+        bool(y.isfinite().all())
+        assert counts.waits == {"aten::_local_scalar_dense": 1}
