@@ -6,11 +6,14 @@ import importlib.util
 from dataclasses import replace
 from typing import Any
 
+import op_cases
 import pytest
 import torch
 from paths import BENCHMARKS
 
 from ffattr.bench.cases import SHAPES
+from ffattr.ops.backends import BACKENDS
+from ffattr.ops.contract import OPERATORS
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no triton")
 
@@ -25,6 +28,10 @@ MOST = {
     ("llama-7b", "triton"): (420, 1067, 5),
     ("llama-7b", "cuda"): (364, 647, 5),
 }
+
+
+# Operator: kernels of Triton's, and with those of PyTorch's own.
+OF_OPERATORS = {"ig_slope": (1, 1), "gram_norms": (1, 2), "ff_norms": (2, 4), "operator_norms": (2, 19)}
 
 
 @pytest.fixture
@@ -43,6 +50,28 @@ def test_layers_start_no_more_kernels_than_they_did(shape: str, backend: str, la
     found = launches.count_layer(SMALL[shape], backend, all_scopes=True)
     assert found.launches <= everything, found.kernels.most_common()
     assert found.waits.total() <= waits, found.waits
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_launches_of_operands_that_lie_ready_wait_for_nothing(
+    operator: str, launches: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither for numbers nor for memory of the CPU: so they can be captured in a CUDA graph."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("memory is pinned at a launch")
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", refuse)
+    given = [torch.ones(1, 20, 48), None, None, "gelu", "exact", 0]
+    if operator != "ig_slope":
+        given = list(op_cases.case(operator, 20, 20, 32, 48).values())
+    arguments = [one.to(launches.DEVICE) if isinstance(one, torch.Tensor) else one for one in given]
+    with launches.count_launches() as counts:
+        getattr(BACKENDS["triton"].require_operators(), operator)(*arguments)
+    assert not counts.waits
+    assert not counts.copies
+    ours = sum(count for name, count in counts.kernels.items() if name.startswith("triton::"))
+    assert (ours, counts.launches) == OF_OPERATORS[operator], counts.kernels
 
 
 def test_what_is_counted(launches: Any) -> None:
