@@ -187,11 +187,9 @@ __device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t leading, 
                  : FFATTR_R##REGISTERS(c, 0)                                                                   \
                  : "l"(left), "l"(right), "r"(add));                                                           \
   }
-FFATTR_MULTIPLY_SHARED(Bfloat16, "bf16", 32, 16, "%16", "%17", "%18")
 FFATTR_MULTIPLY_SHARED(Bfloat16, "bf16", 64, 32, "%32", "%33", "%34")
 FFATTR_MULTIPLY_SHARED(Bfloat16, "bf16", 128, 64, "%64", "%65", "%66")
 FFATTR_MULTIPLY_SHARED(Bfloat16, "bf16", 256, 128, "%128", "%129", "%130")
-FFATTR_MULTIPLY_SHARED(Half, "f16", 32, 16, "%16", "%17", "%18")
 FFATTR_MULTIPLY_SHARED(Half, "f16", 64, 32, "%32", "%33", "%34")
 FFATTR_MULTIPLY_SHARED(Half, "f16", 256, 128, "%128", "%129", "%130")
 #undef FFATTR_MULTIPLY_SHARED
@@ -207,6 +205,8 @@ FFATTR_MULTIPLY_SHARED(Half, "f16", 256, 128, "%128", "%129", "%130")
                  : FFATTR_R##REGISTERS(c, 0)                                                                \
                  : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "r"(add));           \
   }
+FFATTR_MULTIPLY_REGISTERS(Bfloat16, "m64n64k16.f32.bf16.bf16", 32, "%32, %33, %34, %35", "%36", "%37", ", 1")
+FFATTR_MULTIPLY_REGISTERS(Half, "m64n64k16.f32.f16.f16", 32, "%32, %33, %34, %35", "%36", "%37", ", 1")
 FFATTR_MULTIPLY_REGISTERS(Bfloat16, "m64n256k16.f32.bf16.bf16", 128, "%128, %129, %130, %131", "%132", "%133", ", 1")
 FFATTR_MULTIPLY_REGISTERS(Half, "m64n256k16.f32.f16.f16", 128, "%128, %129, %130, %131", "%132", "%133", ", 1")
 FFATTR_MULTIPLY_REGISTERS(Float8, "m64n128k32.f32.e4m3.e4m3", 64, "%64, %65, %66, %67", "%68", "%69", "")
