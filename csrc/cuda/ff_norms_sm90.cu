@@ -1,9 +1,10 @@
 // ff_norms (contract: ffattr/ops/contract.py) on Hopper, by products of warpgroups.
 //
 // A cluster of two blocks has 64 queries and 4 keys; each of a block's two consumers, warpgroups, has one key and 256
-// columns of `o` (128 in float8) in registers. A producer keeps a ring of stages full by TMA: `down` and slopes, which
-// both blocks want, are fetched once for the cluster, half by each, and each block fetches its keys' features. Of L2, a
-// step of 64 neurons then asks 32 KiB of `down` for 4 keys instead of one.
+// columns of `o` in registers, 192 where the width is better filled by those, 128 in float8. A producer keeps a ring of
+// stages full by TMA: `down` and slopes, which both blocks want, are fetched once for the cluster, half by each, and
+// each block fetches its keys' features. Of L2, a step of 64 neurons then asks 32 KiB of `down` for 4 keys instead of
+// one.
 //
 //   producer                      consumer
 //     for a block of columns:       for a block of columns:
@@ -31,11 +32,12 @@ namespace ffattr::cuda {
 namespace {
 
 // A slab of p, from z and the slopes of the neurons from `f` on; `slopes` is where the thread's begin in the stage.
-template <class T, int Streams>
-__device__ __forceinline__ void make_p(uint32_t (&to)[Stage<T, Streams>::packed],
-                                       const float (&z)[Stage<T, Streams>::slab / Stage<T, Streams>::piece][32],
-                                       uint32_t slopes, int f) {
-  using S = Stage<T, Streams>;
+template <class T, int Streams, int Columns>
+__device__ __forceinline__ void make_p(
+    uint32_t (&to)[Stage<T, Streams, Columns>::packed],
+    const float (&z)[Stage<T, Streams, Columns>::slab / Stage<T, Streams, Columns>::piece][32], uint32_t slopes,
+    int f) {
+  using S = Stage<T, Streams, Columns>;
   constexpr int kGroups = S::slab / 16;
   Product p[kGroups] = {};
 #pragma unroll
@@ -66,11 +68,11 @@ __device__ __forceinline__ void make_p(uint32_t (&to)[Stage<T, Streams>::packed]
   }
 }
 
-template <class T, int Streams>
+template <class T, int Streams, int Columns>
 __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale, const Tile& tile, int stages,
                                         uint32_t tiles, uint32_t full, uint32_t empty, uint32_t weights, PairSums* sums,
                                         int slot) {
-  using S = Stage<T, Streams>;
+  using S = Stage<T, Streams, Columns>;
   using Narrow = typename Operand16<T>::type;
   const int heads = p.padded_rows(), steps = static_cast<int>(ceil_div(p.neurons, S::neurons));
   const Lane lane = lane_of(threadIdx.x);
@@ -135,7 +137,7 @@ __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale,
 #pragma unroll
       for (int f = 0; f < S::neurons; f += S::slab) {
         const bool last = f + S::slab == S::neurons;
-        make_p<T, Streams>(packed, z, at + own_slopes, f);
+        make_p<T, Streams, Columns>(packed, z, at + own_slopes, f);
         if (last) barrier_wait(full + 8 * place.stage, place.parity);
         meet(1 + slot, 256);
         // z first: the other consumer's products hide its issue. For float8 that would take more registers.
@@ -201,10 +203,10 @@ __device__ __forceinline__ void consume(const Pairs& p, const float* down_scale,
       store_norms(p, tile.first + first_row + 8 * r, tile.column + slot, sums[first_row + 8 * r]);
 }
 
-template <class T, int Streams>
+template <class T, int Streams, int Columns>
 __global__ void __launch_bounds__(kThreads, 1)
     direct(const __grid_constant__ Pairs p, const __grid_constant__ Maps maps, const int stages) {
-  using S = Stage<T, Streams>;
+  using S = Stage<T, Streams, Columns>;
   using Narrow = typename Operand16<T>::type;
   // Both blocks of a cluster decide alike: they wait for each other below.
   Tile tile = tile_of(p, blockIdx.x / kBlocks, kKeys * kBlocks);
@@ -230,19 +232,19 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int group = uniform(threadIdx.x / 128);
   if (group == kConsumers) {
     give_registers<40>();
-    if (threadIdx.x % 128 == 0) produce<T, Streams>(p, maps, tile, stages, tiles, full, empty);
+    if (threadIdx.x % 128 == 0) produce<T, Streams, Columns>(p, maps, tile, stages, tiles, full, empty);
   } else {
     take_registers<232>();
-    consume<T, Streams>(p, maps.down_scale, tile, stages, tiles, full, empty,
-                        shared_address(weights + group * weight_bytes<Narrow>(heads, kRowBytes)),
-                        sums + group * kQueries, group);
+    consume<T, Streams, Columns>(p, maps.down_scale, tile, stages, tiles, full, empty,
+                                 shared_address(weights + group * weight_bytes<Narrow>(heads, kRowBytes)),
+                                 sums + group * kQueries, group);
   }
   cluster_sync();  // a block's shared memory must outlive what the other sends there
 }
 
-template <class T, int Streams>
+template <class T, int Streams, int Columns>
 void launch_typed(const Pairs& p, const WideOperands& from, int64_t blocks) {
-  using S = Stage<T, Streams>;
+  using S = Stage<T, Streams, Columns>;
   const auto u = [](int64_t size) { return static_cast<uint64_t>(size); };
   const uint32_t heads = static_cast<uint32_t>(p.padded_rows());
   const uint64_t feature_row = u(from.feature_pitch) * 2, width_row = u(from.width_pitch) * 2,
@@ -258,34 +260,40 @@ void launch_typed(const Pairs& p, const WideOperands& from, int64_t blocks) {
                   tensor_map(from.residual, 2, {u(p.width), u(p.rows()), u(p.keys)}, {width_row, slabs * width_row},
                              {64, heads, 1}),
                   from.down_scale};
-  const int stages = stages_of<T, Streams>(p.padded_rows());
+  const int stages = stages_of<T, Streams, Columns>(p.padded_rows());
   const int shared = stages * S::bytes(p.padded_rows()) + rest_bytes<T>(p.padded_rows());
   launch("ff_norms", {blocks * ceil_div(p.columns, kKeys * kBlocks) * kBlocks, kThreads, shared, kBlocks},
-         direct<T, Streams>, p, maps, stages);
+         direct<T, Streams, Columns>, p, maps, stages);
 }
 
-// Calls visit<T, Streams>().
+// Calls visit<T, Streams, Columns>(): with 192 columns where those leave less of the last block of columns unused.
 template <class Visitor>
-auto with_type(Wide type, int streams, const Visitor& visit) {
+auto with_type(int width, Wide type, int streams, const Visitor& visit) {
   return with_streams(streams, [&]<int Streams>() {
-    return type == Wide::bfloat16 ? visit.template operator()<Bfloat16, Streams>()
-           : type == Wide::half   ? visit.template operator()<Half, Streams>()
-                                  : visit.template operator()<Float8, Streams>();
+    const auto with_columns = [&]<class T>() {
+      return round_up(width, 192) < round_up(width, 256) ? visit.template operator()<T, Streams, 192>()
+                                                         : visit.template operator()<T, Streams, 256>();
+    };
+    return type == Wide::bfloat16 ? with_columns.template operator()<Bfloat16>()
+           : type == Wide::half   ? with_columns.template operator()<Half>()
+                                  : visit.template operator()<Float8, Streams, 128>();
   });
 }
 
 }  // namespace
 
 void launch_direct_sm90(const Pairs& pairs, const WideOperands& from, int64_t blocks) {
-  with_type(from.type, from.streams, [&]<class T, int Streams>() { launch_typed<T, Streams>(pairs, from, blocks); });
+  with_type(pairs.width, from.type, from.streams,
+            [&]<class T, int Streams, int Columns>() { launch_typed<T, Streams, Columns>(pairs, from, blocks); });
 }
 
 bool fits_sm90(const Pairs& pairs, Wide type, int streams) {
   // FFATTR_CUDA_SM90=0 leaves Hopper to the other kernel, for comparisons.
   const char* wanted = std::getenv("FFATTR_CUDA_SM90");
   if (capability() != 90 || type == Wide::float32 || (wanted != nullptr && std::strcmp(wanted, "0") == 0)) return false;
-  return with_type(type, streams,
-                   [&]<class T, int Streams>() { return stages_of<T, Streams>(pairs.padded_rows()) >= 2; });
+  return with_type(pairs.width, type, streams, [&]<class T, int Streams, int Columns>() {
+    return stages_of<T, Streams, Columns>(pairs.padded_rows()) >= 2;
+  });
 }
 
 }  // namespace ffattr::cuda

@@ -15,10 +15,11 @@ struct Maps {
   const float* down_scale;
 };
 
-template <class T, int Streams>
+// `Columns` of `o` at a time: 256 or 192 of two bytes, 128 of float8.
+template <class T, int Streams, int Columns>
 struct Stage {
   static constexpr bool float8 = sizeof(T) == 1;
-  static constexpr int columns = float8 ? 128 : 256, boxes = columns / 64;
+  static constexpr int columns = Columns, boxes = columns / 64;
   static constexpr int neurons = kRowBytes / static_cast<int>(sizeof(T));
   // Slopes and features come in pieces of 64 numbers: of 64 neurons, or the gates of 32 and then their ups.
   static constexpr int piece = 64 / Streams, pieces = neurons / piece;
@@ -53,9 +54,9 @@ int rest_bytes(int heads) {
   return kKeys * weight_bytes<typename Operand16<T>::type>(heads, kRowBytes) +
          kKeys * kQueries * static_cast<int>(sizeof(PairSums)) + kBarrierBytes;
 }
-template <class T, int Streams>
+template <class T, int Streams, int Columns>
 int stages_of(int heads) {
-  const int stages = (shared_limit() - rest_bytes<T>(heads)) / Stage<T, Streams>::bytes(heads);
+  const int stages = (shared_limit() - rest_bytes<T>(heads)) / Stage<T, Streams, Columns>::bytes(heads);
   return stages < 8 ? stages : 8;
 }
 
@@ -67,10 +68,10 @@ struct Place {
   }
 };
 
-template <class T, int Streams>
+template <class T, int Streams, int Columns>
 __device__ __forceinline__ void produce(const Pairs& p, const Maps& maps, const Tile& tile, int stages, uint32_t tiles,
                                         uint32_t full, uint32_t empty) {
-  using S = Stage<T, Streams>;
+  using S = Stage<T, Streams, Columns>;
   const int heads = p.padded_rows(), steps = static_cast<int>(ceil_div(p.neurons, S::neurons));
   const int rank = static_cast<int>(cluster_rank());
   constexpr uint16_t kBoth = 3;
