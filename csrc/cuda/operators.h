@@ -5,7 +5,7 @@
 #include "launch.h"
 #include "pairs.h"
 
-// Registers ffattr::cuda::NAME as the operator ffattr_cuda::NAME (declared in ffattr/ops/contract.py).
+// Registers ffattr::cuda::NAME as the operator ffattr_cuda::NAME (declared in csrc/library.cpp).
 #ifdef __CUDACC__
 #define FFATTR_CUDA_OPERATOR(NAME) \
   STABLE_TORCH_LIBRARY_IMPL(ffattr_cuda, CUDA, m) { m.impl(#NAME, TORCH_BOX(&ffattr::cuda::NAME)); }
@@ -16,11 +16,13 @@
 
 namespace ffattr::cuda {
 
-// Makes the device of an operator's arguments the current one.
+// Makes the device of an operator's arguments the current one, for PyTorch and for the runtime of this library.
 class OnDeviceOf {
  public:
   explicit OnDeviceOf(const Tensor& tensor) {
-    if (tensor.is_cuda()) guard_.emplace(tensor.get_device_index());
+    if (!tensor.is_cuda()) return;
+    guard_.emplace(tensor.get_device_index());
+    use_device(tensor.get_device_index());
   }
 
  private:

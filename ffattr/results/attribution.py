@@ -304,6 +304,23 @@ class Attribution(Contents):
 
         return figures.draw_amplification(self, batch, options)
 
+    def to_bertviz(self, scope: str = "layer", batch: int = 0) -> dict[str, Any]:
+        """Returns what bertviz takes: ``bertviz.head_view(**attr.to_bertviz("attn_heads"))``, or ``model_view``.
+
+        ``attention`` has one tensor ``[1, H, t, t]`` for each layer, ``H`` 1 where the scope is not told apart by head
+        or expert; ``tokens`` the ``t`` that are not padding. bertviz draws numbers as opacity: each row is divided by
+        its sum. Raises ValueError where rows and columns are not the same tokens.
+
+        >>> given = attr.to_bertviz("attn_heads", batch=1)
+        >>> given["tokens"]
+        ['[CLS]', 'dog', '##s', 'bark', '##ing', '.', '[SEP]']
+        >>> len(given["attention"]), given["attention"][0].shape
+        (3, torch.Size([1, 2, 7, 7]))
+        """
+        from . import figures
+
+        return figures.list_for_bertviz(self, self.scope(scope), batch)
+
     def plot_arcs(
         self,
         query: int | str,
