@@ -66,7 +66,7 @@ class Call:
         }
         environment: dict[str, str] = {}
         if task.arguments.get("kernel") == "sm80":
-            environment["FFATTR_CUDA_KERNEL"] = "sm80"
+            environment["FFATTR_CUDA_SM90"] = "0"
         if task.kind == "compile":  # not what a dry run interprets
             environment["TRITON_INTERPRET"] = "0"
         if task.kind in ("memcheck", "racecheck"):

@@ -213,7 +213,7 @@ def direct_arguments(shape: Shape, config: Config, own: bool = False, reduction:
         "down_scale": "*fp32" if float8 else None,
         "slope_size": "*fp32" if float8 else None,
         "feature_bound": "*fp32" if float8 else None,
-        "blocks": "*i32",
+        "blocks": None if shape.streams == 1 else "*i32",  # one sequence, or several
         "out": "*fp32",
         **dict.fromkeys(("queries", "columns", "keys", "neurons", "width", "heads"), "i32"),
         "OWN": own,

@@ -8,7 +8,7 @@
 namespace ffattr::cuda {
 
 #ifdef FFATTR_NO_SM90  // built for other GPUs alone
-bool fits_sm90(const Pairs&, const WideOperands&) { return false; }
+bool fits_sm90(const Pairs&, Wide, int) { return false; }
 void launch_direct_sm90(const Pairs&, const WideOperands&, int64_t) {}
 #endif
 
@@ -83,6 +83,28 @@ Tensor transposed_float8(const Tensor& down) {
   return to;
 }
 
+// Rows of gates [R] and then of ups [R] to rows that have both, of 32 neurons each, zeros beyond the last. 16 bytes for
+// each thread.
+__global__ void interleave_streams(const Chunk* x, Chunk* to, int64_t rows, int chunks, int padded) {
+  const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t row = thread / (2 * padded);
+  if (row >= rows) return;
+  const int place = static_cast<int>(thread % (2 * padded)), stream = place / 4 % 2, from = place / 8 * 4 + place % 4;
+  to[thread] = from < chunks ? x[(stream * rows + row) * chunks + from] : Chunk{};
+}
+
+// `x` has two bytes for a number, and rows as with_aligned_rows makes them.
+Tensor interleaved(const Tensor& x) {
+  std::vector<int64_t> sizes = sizes_of(x);
+  const int64_t rows = x.numel() / (2 * sizes.back()), chunks = sizes.back() / 8, padded = ceil_div(chunks, 4) * 4;
+  sizes.erase(sizes.begin());
+  sizes.back() = 2 * 8 * padded;
+  const Tensor to = torch::stable::new_empty(x, sizes);
+  launch(kOp, {ceil_div(rows * 2 * padded, 256), 256, 0, 1}, interleave_streams, data<Chunk>(x),
+         mutable_data<Chunk>(to), rows, static_cast<int>(chunks), static_cast<int>(padded));
+  return to;
+}
+
 // With rows that begin at multiples of 16 bytes, as copies to shared memory want them; few tensors have others.
 Tensor with_aligned_rows(const Tensor& tensor) {
   const int64_t unit = tensor.scalar_type() == ScalarType::Float ? 4 : 8, width = tensor.size(-1);
@@ -130,6 +152,18 @@ Tensor ff_norms(const Tensor& alpha_, const Tensor& position, const Tensor& feat
   const Tensor out = torch::stable::new_zeros(given.alpha, {given.scopes(), given.queries, given.columns});
   if (out.numel() == 0 || given.keys == 0 || given.width == 0) return out;
 
+  Pairs pairs{};
+  pairs.queries = given.queries, pairs.columns = given.columns, pairs.keys = given.keys;
+  pairs.neurons = static_cast<int>(neurons), pairs.width = static_cast<int>(given.width);
+  pairs.heads = static_cast<int>(given.heads), pairs.centre = centre, pairs.triangular = triangular;
+  pairs.own = Own::all;
+  const bool own_is_free = pairs.padded_rows() == round_up(pairs.heads, 16);
+  // One kernel for both launches: a tile of the one is two of the other.
+  const bool sm90 = fits_sm90(pairs, type, static_cast<int>(streams));
+  FFATTR_CHECK(sm90 || !float8, kOp, ": there is no CUDA kernel for float8 with ", given.heads, " heads and ", streams,
+               " streams on compute capability ", capability() / 10, ".", capability() % 10,
+               "; pass dtype=torch.bfloat16 or use backend=\"triton\"");
+
   features = with_aligned_rows(features), slope = with_aligned_rows(slope), residual = with_aligned_rows(residual);
   std::optional<Tensor> feature_bound, slope_bound;
   if (float8) {
@@ -139,7 +173,7 @@ Tensor ff_norms(const Tensor& alpha_, const Tensor& position, const Tensor& feat
   } else {
     down = with_aligned_rows(down);
   }
-  Pairs pairs{};
+  if (sm90 && streams == 2) features = interleaved(features), slope = interleaved(slope);
   pairs.alpha = data<float>(given.alpha);
   pairs.position = data<int64_t>(given.position);
   pairs.residual_scale = data_or_null<float>(given.residual_scale);
@@ -148,22 +182,11 @@ Tensor ff_norms(const Tensor& alpha_, const Tensor& position, const Tensor& feat
   pairs.feature_bound = data_or_null<float>(feature_bound);
   pairs.slope_bound = data_or_null<float>(slope_bound);
   pairs.out = mutable_data<float>(out);
-  pairs.queries = given.queries, pairs.columns = given.columns, pairs.keys = given.keys;
-  pairs.neurons = static_cast<int>(neurons), pairs.width = static_cast<int>(given.width);
-  pairs.heads = static_cast<int>(given.heads), pairs.centre = centre, pairs.triangular = triangular;
   const WideOperands operands{features.const_data_ptr(), slope.const_data_ptr(),
                               down.const_data_ptr(),     residual.const_data_ptr(),
-                              features.size(3),          down.size(1),
+                              features.size(-1),         down.size(1),
                               residual.size(2),          data_or_null<float>(down_scale),
                               static_cast<int>(streams), type};
-
-  pairs.own = Own::all;
-  const bool own_is_free = pairs.padded_rows() == round_up(pairs.heads, 16);
-  // One kernel for both launches: a tile of the one is two of the other.
-  const bool sm90 = fits_sm90(pairs, operands);
-  FFATTR_CHECK(sm90 || !float8, kOp, ": there is no CUDA kernel for float8 with ", given.heads, " heads and ", streams,
-               " streams on compute capability ", capability() / 10, ".", capability() % 10,
-               "; pass dtype=torch.bfloat16 or use backend=\"triton\"");
   each_launch(given.sequences, kQueries, [&](const Sequences& some, int64_t blocks) {
     pairs.sequences = some;
     for (const Own own : {Own::all, Own::without, Own::only}) {

@@ -249,7 +249,7 @@ void launch_typed(const Pairs& p, const WideOperands& from, int64_t blocks) {
                              static_cast<const T*>(from.residual),
                              from.feature_pitch,
                              from.width_pitch};
-  with_streams(from, [&]<int Streams>() {
+  with_streams(from.streams, [&]<int Streams>() {
     using S = Stage<T, Streams>;
     // Two blocks on a multiprocessor hide each other's waits: better than two stages in a block that is alone.
     const int heads = p.padded_rows();

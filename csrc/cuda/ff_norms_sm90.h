@@ -15,19 +15,22 @@ struct Maps {
   const float* down_scale;
 };
 
-template <class T, int Streams>
+// `Columns` of `o` at a time: 256 or 192 of two bytes, 128 of float8.
+template <class T, int Streams, int Columns>
 struct Stage {
   static constexpr bool float8 = sizeof(T) == 1;
-  static constexpr int columns = float8 ? 128 : 256, boxes = columns / 64;
-  static constexpr int neurons = kRowBytes / static_cast<int>(sizeof(T)), pieces = neurons / 64;  // pieces of 64
+  static constexpr int columns = Columns, boxes = columns / 64;
+  static constexpr int neurons = kRowBytes / static_cast<int>(sizeof(T));
+  // Slopes and features come in pieces of 64 numbers: of 64 neurons, or the gates of 32 and then their ups.
+  static constexpr int piece = 64 / Streams, pieces = neurons / piece;
   // Neurons of one z, and registers of p made of them. Two streams of 64 fit beside the sums of float8 alone.
-  static constexpr int slab = float8 ? 64 : 64 / Streams, packed = slab * static_cast<int>(sizeof(T)) / 8;
-  static constexpr int slope = boxes * kBoxBytes, features = slope + Streams * pieces * kBoxBytes;
+  static constexpr int slab = float8 ? 64 : piece, packed = slab * static_cast<int>(sizeof(T)) / 8;
+  static constexpr int slope = boxes * kBoxBytes, features = slope + pieces * kBoxBytes;
 
-  FFATTR_HD static int features_of(int stream, int piece, int key, int heads) {
-    return features + ((stream * pieces + piece) * kKeys + key) * heads * kRowBytes;
+  FFATTR_HD static int features_of(int piece, int key, int heads) {
+    return features + (piece * kKeys + key) * heads * kRowBytes;
   }
-  FFATTR_HD static int step_bytes(int heads) { return features_of(Streams, 0, 0, heads); }
+  FFATTR_HD static int step_bytes(int heads) { return features_of(pieces, 0, heads); }
   FFATTR_HD static int residual_of(int key, int box, int heads) { return (key * boxes + box) * heads * kRowBytes; }
   FFATTR_HD static int residual_bytes(int heads) { return residual_of(kKeys, 0, heads); }
   FFATTR_HD static int bytes(int heads) {
@@ -51,9 +54,9 @@ int rest_bytes(int heads) {
   return kKeys * weight_bytes<typename Operand16<T>::type>(heads, kRowBytes) +
          kKeys * kQueries * static_cast<int>(sizeof(PairSums)) + kBarrierBytes;
 }
-template <class T, int Streams>
+template <class T, int Streams, int Columns>
 int stages_of(int heads) {
-  const int stages = (shared_limit() - rest_bytes<T>(heads)) / Stage<T, Streams>::bytes(heads);
+  const int stages = (shared_limit() - rest_bytes<T>(heads)) / Stage<T, Streams, Columns>::bytes(heads);
   return stages < 8 ? stages : 8;
 }
 
@@ -65,10 +68,10 @@ struct Place {
   }
 };
 
-template <class T, int Streams>
+template <class T, int Streams, int Columns>
 __device__ __forceinline__ void produce(const Pairs& p, const Maps& maps, const Tile& tile, int stages, uint32_t tiles,
                                         uint32_t full, uint32_t empty) {
-  using S = Stage<T, Streams>;
+  using S = Stage<T, Streams, Columns>;
   const int heads = p.padded_rows(), steps = static_cast<int>(ceil_div(p.neurons, S::neurons));
   const int rank = static_cast<int>(cluster_rank());
   constexpr uint16_t kBoth = 3;
@@ -96,15 +99,13 @@ __device__ __forceinline__ void produce(const Pairs& p, const Maps& maps, const 
         const int x = S::float8 ? f : column + 64 * box, y = S::float8 ? column + 64 * box : f;
         load_box_to_all(to + box * kBoxBytes, &maps.down, barrier, kBoth, x, y, 0);
       }
-      for (int s = 0; s < Streams; ++s)
-        for (int piece = 0; piece < S::pieces; ++piece) {
-          const int half = rank * kQueries / kBlocks;
-          load_box_to_all(to + S::slope + (s * S::pieces + piece) * kBoxBytes + half * kRowBytes, &maps.slope, barrier,
-                          kBoth, f + 64 * piece, tile.first + half, s);
-          for (int key = 0; key < kKeys; ++key)
-            load_box(to + S::features_of(s, piece, key, heads), &maps.features, barrier, f + 64 * piece, 0,
-                     static_cast<int>(s * p.keys) + slab_of(key));
-        }
+      for (int piece = 0; piece < S::pieces; ++piece) {
+        const int half = rank * kQueries / kBlocks, x = Streams * f + 64 * piece;
+        load_box_to_all(to + S::slope + piece * kBoxBytes + half * kRowBytes, &maps.slope, barrier, kBoth, x,
+                        tile.first + half, 0);
+        for (int key = 0; key < kKeys; ++key)
+          load_box(to + S::features_of(piece, key, heads), &maps.features, barrier, x, 0, slab_of(key));
+      }
     }
 }
 

@@ -162,6 +162,7 @@ __device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t leading, 
 #define FFATTR_R16(c, i) FFATTR_R8(c, i), FFATTR_R8(c, i + 8)
 #define FFATTR_R32(c, i) FFATTR_R16(c, i), FFATTR_R16(c, i + 16)
 #define FFATTR_R64(c, i) FFATTR_R32(c, i), FFATTR_R32(c, i + 32)
+#define FFATTR_R96(c, i) FFATTR_R64(c, i), FFATTR_R32(c, i + 64)
 #define FFATTR_R128(c, i) FFATTR_R64(c, i), FFATTR_R64(c, i + 64)
 #define FFATTR_N16 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define FFATTR_N32 FFATTR_N16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -169,12 +170,14 @@ __device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t leading, 
   FFATTR_N32                                                                                                    \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, " \
   "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define FFATTR_N128                                                                                                  \
-  FFATTR_N64                                                                                                         \
-  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, " \
-  "%86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, " \
-  "%107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, "     \
-  "%125, %126, %127"
+#define FFATTR_N96                                                                     \
+  FFATTR_N64                                                                           \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define FFATTR_N128                                                                                \
+  FFATTR_N96                                                                                       \
+  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
 // Both operands in shared memory, the left one in rows of its depth, the right one in rows of its columns.
 #define FFATTR_MULTIPLY_SHARED(TYPE, NAME, COLUMNS, REGISTERS, LEFT, RIGHT, ADD)                               \
@@ -187,12 +190,12 @@ __device__ __forceinline__ uint64_t operand(uint32_t address, uint32_t leading, 
                  : FFATTR_R##REGISTERS(c, 0)                                                                   \
                  : "l"(left), "l"(right), "r"(add));                                                           \
   }
-FFATTR_MULTIPLY_SHARED(Bfloat16, "bf16", 32, 16, "%16", "%17", "%18")
 FFATTR_MULTIPLY_SHARED(Bfloat16, "bf16", 64, 32, "%32", "%33", "%34")
 FFATTR_MULTIPLY_SHARED(Bfloat16, "bf16", 128, 64, "%64", "%65", "%66")
+FFATTR_MULTIPLY_SHARED(Bfloat16, "bf16", 192, 96, "%96", "%97", "%98")
 FFATTR_MULTIPLY_SHARED(Bfloat16, "bf16", 256, 128, "%128", "%129", "%130")
-FFATTR_MULTIPLY_SHARED(Half, "f16", 32, 16, "%16", "%17", "%18")
 FFATTR_MULTIPLY_SHARED(Half, "f16", 64, 32, "%32", "%33", "%34")
+FFATTR_MULTIPLY_SHARED(Half, "f16", 192, 96, "%96", "%97", "%98")
 FFATTR_MULTIPLY_SHARED(Half, "f16", 256, 128, "%128", "%129", "%130")
 #undef FFATTR_MULTIPLY_SHARED
 
@@ -207,6 +210,10 @@ FFATTR_MULTIPLY_SHARED(Half, "f16", 256, 128, "%128", "%129", "%130")
                  : FFATTR_R##REGISTERS(c, 0)                                                                \
                  : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "l"(right), "r"(add));           \
   }
+FFATTR_MULTIPLY_REGISTERS(Bfloat16, "m64n64k16.f32.bf16.bf16", 32, "%32, %33, %34, %35", "%36", "%37", ", 1")
+FFATTR_MULTIPLY_REGISTERS(Half, "m64n64k16.f32.f16.f16", 32, "%32, %33, %34, %35", "%36", "%37", ", 1")
+FFATTR_MULTIPLY_REGISTERS(Bfloat16, "m64n192k16.f32.bf16.bf16", 96, "%96, %97, %98, %99", "%100", "%101", ", 1")
+FFATTR_MULTIPLY_REGISTERS(Half, "m64n192k16.f32.f16.f16", 96, "%96, %97, %98, %99", "%100", "%101", ", 1")
 FFATTR_MULTIPLY_REGISTERS(Bfloat16, "m64n256k16.f32.bf16.bf16", 128, "%128, %129, %130, %131", "%132", "%133", ", 1")
 FFATTR_MULTIPLY_REGISTERS(Half, "m64n256k16.f32.f16.f16", 128, "%128, %129, %130, %131", "%132", "%133", ", 1")
 FFATTR_MULTIPLY_REGISTERS(Float8, "m64n128k32.f32.e4m3.e4m3", 64, "%64, %65, %66, %67", "%68", "%69", "")

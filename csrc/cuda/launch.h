@@ -33,6 +33,9 @@ inline void check(cudaError_t code, const std::string& what) {
   throw std::runtime_error(what + ": " + cudaGetErrorString(code));
 }
 
+// This library has a CUDA runtime of its own, which knows nothing of the device that PyTorch's has chosen.
+inline void use_device(int device) { check(cudaSetDevice(device), "current device"); }
+
 inline int device_attribute(cudaDeviceAttr attribute, const std::string& what) {
   int device = 0, value = 0;
   check(cudaGetDevice(&device), what);
@@ -63,6 +66,7 @@ inline cudaStream_t current_stream() {
 
 #else
 
+inline void use_device(int) {}
 inline int shared_limit() { return emulator::shared_limit(); }
 inline int shared_per_multiprocessor() { return shared_limit() + (1 << 10); }
 inline int capability() { return 90; }

@@ -16,11 +16,13 @@
 
 namespace ffattr::cuda {
 
-// Makes the device of an operator's arguments the current one.
+// Makes the device of an operator's arguments the current one, for PyTorch and for the runtime of this library.
 class OnDeviceOf {
  public:
   explicit OnDeviceOf(const Tensor& tensor) {
-    if (tensor.is_cuda()) guard_.emplace(tensor.get_device_index());
+    if (!tensor.is_cuda()) return;
+    guard_.emplace(tensor.get_device_index());
+    use_device(tensor.get_device_index());
   }
 
  private:

@@ -83,6 +83,9 @@ def run_dense(task: LayerTask, sequence: OneSequence, plan: LayerPlan) -> tuple[
     def take_rows(number: int, queries: Tensor, tiles: dict[Scope, Tensor]) -> None:
         for scope, tile in tiles.items():
             name = str(scope)
+            if len(queries) == len(sequence.query_tokens):
+                found[name] = tile
+                continue
             if name not in found:
                 found[name] = tile.new_zeros(*tile.shape[:-2], len(sequence.query_tokens), tile.shape[-1])
             found[name][..., queries, :] = tile

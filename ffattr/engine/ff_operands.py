@@ -59,7 +59,8 @@ class FFOperands:
         self.weights, self.paths, self.backend, self.reduction = weights, tuple(paths), backend, reduction
         self.recall = make_anew if weights.mixture else recall  # the operands of a mixture are those of some experts
         self.asked, self.dtype = dtype, operand_dtype(dtype, backend.rounded)
-        self.matrices = [path.ff_input.matrix.to(self.dtype) for path in self.paths]  # from head values to the block
+        # From head values to the block.
+        self.matrices = [self._cast(f"{path.source} to the block", path.ff_input.matrix) for path in self.paths]
         self.targets: tuple[NormTarget, ...] = (NormTarget(weights.pairwise_scopes, 0),)
         self._maps: list[Tensor] = []
         self._scratch: dict[str, Tensor] = {}
@@ -148,7 +149,8 @@ class FFOperands:
 
     def _load_branches(self, branches: Sequence[Branch]) -> None:
         projections = zip(*(branch.projections for branch in branches), strict=True)
-        self.projections = [concatenate([part.weight for part in parts], 1).to(self.dtype) for parts in projections]
+        whole = [concatenate([part.weight for part in parts], 1) for parts in projections]
+        self.projections = [self._cast(f"projection {place}", weight) for place, weight in enumerate(whole)]
         norm, down = self.weights.norm_of_ff, concatenate([branch.down.weight for branch in branches])
         self._down = down if norm is None else norm.linear(down)
         self._maps, self._prepared = [], None
@@ -166,10 +168,20 @@ class FFOperands:
     def _prepare(self) -> tuple[list[tuple[Tensor, Tensor | None]], list[list[Tensor]]]:
         """What depends on the targets, made when it is asked for first."""
         if self._prepared is None:
-            routes = [path.residual.matrix for path in self.paths]
-            residual = [[target.project(matrix, self.dtype) for target in self.targets] for matrix in routes]
+            residual = [[self._make_residual(path, target) for target in self.targets] for path in self.paths]
             self._prepared = [self._make_down(target) for target in self.targets], residual
         return self._prepared
+
+    def _make_residual(self, path: AttentionPath, target: NormTarget) -> Tensor:
+        if target.linear is None:
+            return self._cast(f"{path.source} residual", path.residual.matrix)
+        return target.project(path.residual.matrix, self.dtype)
+
+    def _cast(self, name: str, matrix: Tensor) -> Tensor:
+        """A matrix of the weights alone, in the dtype of the operands."""
+        if matrix.dtype == self.dtype:
+            return matrix
+        return self.recall(f"{name} {self.dtype}", lambda: [matrix.to(self.dtype)])[0]
 
     def _make_down(self, target: NormTarget) -> tuple[Tensor, Tensor | None]:
         if target.down is None and target.linear is None and self.asked != torch.float8_e4m3fn:

@@ -18,7 +18,7 @@ from ..decomposition.attention import Attention
 from ..decomposition.reference import Encoder
 from ..decomposition.routing import Routing
 
-__all__ = ["OneSequence", "Pack", "QueryBlock", "concatenate", "list_starts"]
+__all__ = ["OneSequence", "Pack", "QueryBlock", "concatenate", "list_starts", "shift"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Pack:
     @cached_property
     def query_tokens(self) -> Tensor:
         """Which of the ``K`` tokens the queries are, ``[N]``."""
-        return concatenate([one.query_tokens + start for one, start in zip(self.sequences, self.starts, strict=False)])
+        return concatenate([shift(one.query_tokens, by) for one, by in zip(self.sequences, self.starts, strict=False)])
 
     @cached_property
     def routing(self) -> Routing | None:
@@ -101,7 +101,8 @@ class Pack:
 
     def query_block(self, start: int, queries: int) -> QueryBlock:
         """The next ``queries`` queries from ``start`` of `order` on, or as many as there are."""
-        return self.choose_queries(self.order[start : start + queries].sort().values)
+        chosen = self.order[start : start + queries]
+        return self.choose_queries(chosen.sort().values if self._queries_by_set else chosen)
 
     def choose_queries(self, index_in_pack: Tensor) -> QueryBlock:
         """The queries ``index_in_pack`` ``[n]``, ascending."""
@@ -135,12 +136,13 @@ class QueryBlock:
     @cached_property
     def token_in_pack(self) -> Tensor:
         """Which of the pack's tokens each query is, ``[n]``."""
-        return self.pack.query_tokens[self.index_in_pack]
+        tokens = self.pack.query_tokens
+        return tokens if len(self) == len(tokens) else tokens[self.index_in_pack]
 
     @cached_property
     def token_in_sequence(self) -> Tensor:
         """Which token of its own sequence each query is, ``[n]``."""
-        parts = [self.token_in_pack[queries] - self.pack.starts[number] for number, queries in self.sequences()]
+        parts = [shift(self.token_in_pack[queries], -self.pack.starts[number]) for number, queries in self.sequences()]
         return concatenate(parts)
 
     def sequences(self) -> Iterator[tuple[int, slice]]:
@@ -169,6 +171,11 @@ class QueryBlock:
 def list_starts(lengths: Sequence[int]) -> tuple[int, ...]:
     """Returns where each part begins of what lies one after the other, and where the last one ends."""
     return (0, *itertools.accumulate(lengths))
+
+
+def shift(index: Tensor, by: int) -> Tensor:
+    """The numbers of ``index`` and ``by`` each, or ``index`` itself where that is the same: on a GPU a kernel less."""
+    return index + by if by else index
 
 
 def _count_by_sequence(index: Tensor, starts: tuple[int, ...]) -> list[int]:

@@ -9,19 +9,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 
 import torch
 from torch import Tensor
 
 from ..decomposition import reference
 from ..decomposition.adjoint.layer import LayerAdjoint
+from ..decomposition.reference import Decomposed
 from ..decomposition.scopes import Scope
-from ..decomposition.walk import Stream
 from ..errors import NonFiniteError, OutOfMemory
 from ..ops.out_of_memory import OutOfMemoryWatch
 from ..ops.reduction import reduce_vectors
 from .layer_maps import LayerMaps, LayerTask, MapRows
-from .pack import OneSequence, Pack, QueryBlock
+from .pack import OneSequence, Pack, QueryBlock, shift
 from .planning.plan import LayerPlan, free_bytes
 from .query_pass import Slopes
 
@@ -36,14 +37,26 @@ the rows ``[..., n, C]``, in as many columns as the sequence has."""
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What is left of a pack's ``N`` queries beside the rows of their maps: ``bias[scope]`` ``[N]`` (zero in a scope
-    per head or expert), the layer's ``output`` ``[N, d]``, recomputed, and the plan that ran; by scope, how far a
-    sketch is expected to be off."""
+    """What is left of a pack's ``N`` queries beside the rows of their maps: ``bias[scope]`` ``[N]`` (zero or
+    missing in a scope per head or expert), the layer's ``output`` ``[N, d]``, recomputed, and the plan that ran; by
+    scope, how far a sketch is expected to be off."""
 
     bias: dict[Scope, Tensor]
     output: Tensor
     plan: LayerPlan
     sketch_error: dict[Scope, float]
+
+    def take_rows(self, found: MapRows) -> LayerResult:
+        """The result with what some rows say beside their maps: written into it, or, of all queries, as it is."""
+        if len(found.queries) == len(self.output):
+            return replace(self, bias=dict(found.bias), output=found.output)
+        at = found.queries.index_in_pack
+        for scope, bias in found.bias.items():
+            if scope not in self.bias:
+                self.bias[scope] = bias.new_zeros(len(self.output))
+            self.bias[scope][at] = bias
+        self.output[at] = found.output
+        return self
 
 
 def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> LayerResult:
@@ -53,10 +66,9 @@ def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> L
     not fit, and `NonFiniteError` where the range of a dtype does not do.
     """
     total = len(pack.query_tokens)
-    output = pack.x.new_empty(total, task.weights.width)
-    result = LayerResult({scope: pack.x.new_zeros(total) for scope in task.asked}, output, plan, {})
+    result = LayerResult({}, pack.x.new_empty(total, task.weights.width), plan, {})
     maps: LayerMaps | None = None
-    finite: dict[Scope, Tensor] = {}
+    largest: dict[Scope, list[Tensor]] = {}
     start = 0
     while start < total:
         watch, found = OutOfMemoryWatch(pack.x.device), None
@@ -81,13 +93,12 @@ def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> L
             plan = smaller
             continue
         for rows in found:
-            _note_finite(finite, rows.maps)
+            _note_largest(largest, rows.maps)
             _hand_on(rows, take)
-            for scope, bias in rows.bias.items():
-                result.bias[scope][rows.queries.index_in_pack] = bias
-            result.output[rows.queries.index_in_pack] = rows.output
+            result = result.take_rows(rows)
         start += sum(len(rows.queries) for rows in found)
-    _check_range(finite, plan, "squares of what vectors hold")
+    _note_largest(largest, result.bias)
+    _check_range(largest, plan, "squares of what vectors hold")
     if maps is not None:
         result.sketch_error.update(maps.sketch_error)
     return replace(result, plan=plan)
@@ -102,7 +113,7 @@ def project_layer(task: LayerTask, pack: Pack, plan: LayerPlan, direction: Tenso
     total, slopes = len(pack.query_tokens), Slopes(task.rule, task.backend.require_operators())
     output = pack.x.new_empty(total, task.weights.width)
     bias = {scope: pack.x.new_zeros(total) for scope in task.asked}
-    finite: dict[Scope, Tensor] = {}
+    largest: dict[Scope, list[Tensor]] = {}
     for number, one in enumerate(pack.sequences):
         adjoint = LayerAdjoint(
             task.weights,
@@ -122,21 +133,27 @@ def project_layer(task: LayerTask, pack: Pack, plan: LayerPlan, direction: Tenso
             for scope in task.asked:
                 flow, bias[scope][at] = adjoint.project_vectors(rows, direction, frozen, scope)
                 found[scope] = _add_up_groups(one, scope, flow.tiles[scope.source][0])
-            _note_finite(finite, found)
+            _note_largest(largest, found)
             take(number, block, found)
-    _check_range(finite, plan, "products with the direction")
+    _check_range(largest, plan, "products with the direction")
     return LayerResult(bias, output, plan, {})
 
 
-def _note_finite(finite: dict[Scope, Tensor], maps: Mapping[Scope, Tensor]) -> None:
-    """Notes whether maps are finite, of all blocks together: a GPU is waited for once a layer."""
+def _note_largest(largest: dict[Scope, list[Tensor]], maps: Mapping[Scope, Tensor]) -> None:
+    """Notes the largest magnitude of each map or bias, NaN if it holds one."""
     for scope, tile in maps.items():
-        finite[scope] = tile.isfinite().all() & finite.get(scope, True)
+        if tile.numel():
+            largest.setdefault(scope, []).append(torch.linalg.vector_norm(tile, torch.inf))
 
 
-def _check_range(finite: Mapping[Scope, Tensor], plan: LayerPlan, numbers: str) -> None:
-    """Raises `NonFiniteError` for scopes whose maps hold NaN or infinity; ``numbers`` is what may be too large."""
-    broken = [str(scope) for scope, fine in finite.items() if not fine]
+def _check_range(largest: Mapping[Scope, list[Tensor]], plan: LayerPlan, numbers: str) -> None:
+    """Raises `NonFiniteError` for scopes whose maps hold NaN or infinity; ``numbers`` is what may be too large.
+
+    A GPU is waited for once a layer.
+    """
+    noted = [(scope, one) for scope, some in largest.items() for one in some]
+    found = torch.stack([one for _, one in noted]).tolist() if noted else []
+    broken = list(dict.fromkeys(str(scope) for (scope, _), one in zip(noted, found, strict=True) if not isfinite(one)))
     if not broken:
         return
     if plan.dtype == torch.float16:
@@ -152,7 +169,7 @@ def _hand_on(found: MapRows, take: TakeRows) -> None:
     pack = found.queries.pack
     for number, queries in found.queries.sequences():
         if queries.start < queries.stop:
-            index = found.queries.index_in_pack[queries] - pack.query_starts[number]
+            index = shift(found.queries.index_in_pack[queries], -pack.query_starts[number])
             take(number, index, {scope: found.of_sequence(scope, number, queries) for scope in found.maps})
 
 
@@ -186,7 +203,7 @@ def _define_rows(task: LayerTask, queries: QueryBlock) -> Iterator[MapRows]:
         yield found
 
 
-def _split_sources(scope: Scope, stream: Stream, one: OneSequence) -> Iterator[tuple[Scope, Tensor]]:
+def _split_sources(scope: Scope, stream: Decomposed, one: OneSequence) -> Iterator[tuple[Scope, Tensor]]:
     """A scope's vectors ``[..., n, C, d]`` of the sequence's own keys and of its encoder's, which come last; before
     both attentions are through, they are on their own."""
     own, tokens = stream.vectors, len(one.x)

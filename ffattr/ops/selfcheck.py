@@ -29,7 +29,8 @@ _TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2, to
 
 @dataclass(frozen=True)
 class _Layer:
-    """Holds sizes that the rules give tiles of their own, and that are no multiple of one."""
+    """Holds sizes that the rules give tiles of their own, and that are no multiple of one; or MiniLM's, in which
+    kernels fill their rings of stages several times over."""
 
     tokens: int
     heads: int
@@ -39,7 +40,13 @@ class _Layer:
     normed: bool  # whether norms follow, as in a post-LN layer
 
 
-_LAYERS = (_Layer(70, 5, 144, 80, 1, True), _Layer(130, 17, 80, 496, 2, False), _Layer(33, 12, 80, 496, 1, False))
+_LAYERS = (
+    _Layer(70, 5, 144, 80, 1, True),
+    _Layer(130, 17, 80, 496, 2, False),
+    _Layer(33, 12, 80, 496, 1, False),
+    _Layer(66, 12, 1536, 384, 1, True),
+    _Layer(66, 12, 1536, 384, 2, False),
+)
 _HEAD_DIM = 16
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..decomposition import reference
 from ..decomposition.attention import LayerRecord
 from ..decomposition.layer import edit_weights
+from ..decomposition.reference import Decomposed
 from ..decomposition.scopes import Scope
-from ..decomposition.walk import Stream
 from ..results.kept.policy import require_room
 from ..selection import Indices
 from .assemble import CapturedSequence, find_errors, layer_tolerance, require_reproduced
@@ -37,6 +37,7 @@ class Vectors:
     cross-attention the ``T`` tokens are the encoder's, ``key_tokens``; from ``atb`` on, the decoder's are missing from
     its sum, and the encoder's from that of a decoder's scope. ``mask`` ``[B, T]`` is True at real tokens, ``key_mask``
     at those of the encoder where keys are its tokens. ``checked``: layers' outputs were compared with the model's.
+    ``labels`` are the tokens in the case of the text (None: they are no other), by which tables call them.
 
     >>> found = ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, scope="atb")
     >>> torch.allclose(found.values.sum(-2) + found.bias, found.total)
@@ -54,6 +55,12 @@ class Vectors:
     key_tokens: list[list[str]] | None = None
     key_mask: Tensor | None = None
     checked: bool = True
+    labels: list[list[str]] | None = None
+
+    @property
+    def names(self) -> list[list[str]]:
+        """What the tokens are called where they are shown: in the case of the text."""
+        return self.tokens if self.labels is None else self.labels
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.values.shape))
@@ -215,7 +222,7 @@ class _VectorSink:
         shape = (len(stack.layers), len(stack.mask), len(stack.queries), values.shape[-1])
         return cls(stack, scope, values, values.new_zeros(shape), values.new_zeros(shape))
 
-    def add(self, stream: Stream, one: CapturedSequence, layers: Sequence[int], rows: Tensor) -> None:
+    def add(self, stream: Decomposed, one: CapturedSequence, layers: Sequence[int], rows: Tensor) -> None:
         """Take the vectors of the queries ``rows`` of a sequence, at the places ``layers`` on the layer axis."""
         own = len(one.sequence.x)
         if self.scope.source == "own":
@@ -234,10 +241,14 @@ class _VectorSink:
         key_tokens, key_mask = (stack.encoder_tokens, stack.encoder_mask) if across else (None, None)
         numbers, scope, layers = (self.values, self.bias, self.total), str(self.scope), stack.model_layers
         tokens, queries = stack.tokens, stack.queries
-        return Vectors(*numbers, tokens, layers, queries, scope, stack.mask, key_tokens, key_mask, checked)
+        return Vectors(
+            *numbers, tokens, layers, queries, scope, stack.mask, key_tokens, key_mask, checked, stack.labels
+        )
 
 
-def _pick_scopes(streams: Iterator[tuple[Scope, Stream]], scopes: Sequence[Scope]) -> Iterator[tuple[Scope, Stream]]:
+def _pick_scopes(
+    streams: Iterator[tuple[Scope, Decomposed]], scopes: Sequence[Scope]
+) -> Iterator[tuple[Scope, Decomposed]]:
     """The streams at ``scopes``, and no further: those after the last of them are not computed."""
     missing = set(scopes)
     for scope, stream in streams:

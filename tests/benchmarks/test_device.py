@@ -141,7 +141,8 @@ def test_what_tasks_run(scripts: None, tmp_path: Path, monkeypatch: pytest.Monke
     assert profile[:3] == ("ncu", "--clock-control", "none")
     assert profile[-1] == "--now"
     old = [task for task in device.plan_call("first")[2].tasks if task.arguments["kernel"] == "sm80"]
-    assert call.make_process(old[0]).environment == {"FFATTR_CUDA_KERNEL": "sm80"}
+    assert call.make_process(old[0]).environment == {"FFATTR_CUDA_SM90": "0"}
+    assert 'getenv("FFATTR_CUDA_SM90")' in (ROOT / "csrc/cuda/ff_norms_sm90.cu").read_text()
 
 
 # ---- from end to end

@@ -31,7 +31,7 @@ from ..reduction import Reduction
 from ..torch_kernels import check_reduction, sequence_bounds
 from . import configs
 from .arguments import WideArguments, check_argument, make_contiguous
-from .blocks import query_blocks
+from .blocks import find_block, query_blocks
 from .epilogue import add_terms, centre_apart, column_sums, store_norms, store_terms, sum_terms
 from .runtime import on_device_of
 from .tiles import add_product, describe_matrix, load_rows, load_slab, product_precision, scale_tile, tma_fits
@@ -81,7 +81,7 @@ def direct_kernel(
     slope_size,  # [N] of float8, else None: what slopes were divided by
     feature_bound,  # [K, H + 1] of float8, else None: the largest feature, summed over streams
     totals,  # [2 or 3, N, d] of ALTI, else None
-    blocks,  # [., 4]
+    blocks,  # [., 4], or None of one sequence
     out,  # [2 or 3, N, M]
     queries,
     columns,
@@ -101,19 +101,19 @@ def direct_kernel(
     COLUMNS: tl.constexpr,
     NEURONS: tl.constexpr,
 ):
+    index = tl.program_id(0) // (QUERIES if OWN else columns)  # neighbours share the slopes, which then stay in L2
+    first, count, first_key, key_count = find_block(blocks, index, queries, keys, QUERIES)
     if OWN:
-        block = blocks + 4 * (tl.program_id(0) // QUERIES)
-        if tl.program_id(0) % QUERIES >= tl.load(block + 1):
+        if tl.program_id(0) % QUERIES >= count:
             return
-        column = tl.load(position + tl.load(block) + tl.program_id(0) % QUERIES)
+        column = tl.load(position + first + tl.program_id(0) % QUERIES)
     else:
-        block = blocks + 4 * (tl.program_id(0) // columns)  # neighbours share the slopes, which then stay in L2
         column = (tl.program_id(0) % columns).to(tl.int64)
-    if column < 0 or column >= tl.load(block + 3):
+    if column < 0 or column >= key_count:
         return
-    first, key = tl.load(block), tl.load(block + 2) + column.to(tl.int32)
+    key = first_key + column.to(tl.int32)
     row = tl.arange(0, QUERIES)
-    live = row < tl.load(block + 1)
+    live = row < count
     n = first + row
     h = tl.arange(0, HEADS)
     at = (h[None, :].to(tl.int64) * queries + n[:, None]) * columns + column
@@ -298,10 +298,10 @@ def ff_norms(
     slope, down = slope.contiguous().flatten(0, 1), down.T.contiguous()  # every type has a product of such operands
     heads = configs.padded_heads(given.heads)
     tma = config.tma and tma_fits(features, slope, down, residual)
-    blocks = query_blocks(sequence_bounds(op, sequences, alpha, given.keys), config.queries, alpha.device)
+    count, blocks = query_blocks(sequence_bounds(op, sequences, alpha, given.keys), config.queries, alpha.device)
     with on_device_of(alpha):
         for own, programs in ((False, given.columns), (True, config.queries)):
-            direct_kernel[(len(blocks) * programs,)](
+            direct_kernel[(count * programs,)](
                 given.alpha,
                 given.position,
                 describe_matrix(features[:, : given.heads], [1, heads, config.neurons], tma),

@@ -2,7 +2,7 @@
 
 A program owns a block of queries and a block of keys. Keys are the lanes, so nothing is summed across them and a weight
 or an entry of the Gram matrices is one coalesced load; two rows of the matrix at a time share the load of a weight and
-its conversion to float64, which is slower than the product.
+its conversion to float64, which is slower than the product. What is left of the diagonal counts twice.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..torch_kernels import sequence_bounds
 from .arguments import check_argument, make_contiguous
-from .blocks import query_blocks
+from .blocks import find_block, query_blocks
 from .runtime import on_device_of
 
 __all__ = ["gram_norms"]
@@ -29,9 +29,9 @@ _KEYS = 64
 def _gram_norms(
     alpha_ptr,  # [heads, queries, columns]
     position_ptr,  # [queries]
-    gram_ptr,  # [heads + heads % 2 + RESIDUAL, heads + RESIDUAL, keys], see _keys_last
+    gram_ptr,  # [heads + RESIDUAL, heads + RESIDUAL, keys]: keys are neighbours
     row_scale_ptr,  # [queries] or None
-    blocks_ptr,  # [blocks, 4]
+    blocks_ptr,  # [blocks, 4], or None of one sequence
     out_ptr,  # [queries, columns]
     blocks,
     heads,
@@ -43,17 +43,17 @@ def _gram_norms(
     KEYS: tl.constexpr,
 ):
     # Blocks of queries vary fastest: programs that run together share their keys' matrices.
-    block_ptr = blocks_ptr + 4 * (tl.program_id(0) % blocks)
-    row = tl.load(block_ptr) + tl.arange(0, QUERIES)
-    live = tl.arange(0, QUERIES) < tl.load(block_ptr + 1)
+    start, count, first_key, key_count = find_block(blocks_ptr, tl.program_id(0) % blocks, queries, keys, QUERIES)
+    row = start + tl.arange(0, QUERIES)
+    live = tl.arange(0, QUERIES) < count
     column = (tl.program_id(0) // blocks) * KEYS + tl.arange(0, KEYS)
-    known = column < tl.load(block_ptr + 3)
+    known = column < key_count
     inside = live[:, None] & known[None, :]
 
     pair = row[:, None].to(tl.int64) * columns + column[None, :]
     weight_ptr = alpha_ptr + pair
     head_pitch = queries.to(tl.int64) * columns
-    entry_ptr = gram_ptr + tl.load(block_ptr + 2).to(tl.int64) + column[None, :]
+    entry_ptr = gram_ptr + first_key.to(tl.int64) + column[None, :]
     entry_pitch = keys.to(tl.int64)
     row_pitch = entry_pitch * (heads + RESIDUAL)
 
@@ -66,23 +66,27 @@ def _gram_norms(
     for g in range(0, work, 2):
         first = tl.zeros([QUERIES, KEYS], tl.float64)
         second = tl.zeros([QUERIES, KEYS], tl.float64)
-        at = entry_ptr + g * row_pitch
-        for k in range(tl.minimum(g + 2, heads)):
+        after = tl.minimum(g + 1, heads - 1)
+        # Each entry left of the diagonal counts for its mirror image too. Beyond the last head there is no second row.
+        for k in range(after + 1):
             weight = tl.load(weight_ptr + k * head_pitch, mask=inside, other=0.0).to(tl.float64)
-            first += weight * tl.load(at + k * entry_pitch, mask=known[None, :], other=0.0)
-            second += weight * tl.load(at + row_pitch + k * entry_pitch, mask=known[None, :], other=0.0)
+            at = entry_ptr + k * entry_pitch
+            entry = tl.load(at + g * row_pitch, mask=known[None, :], other=0.0)
+            first += weight * tl.where(k < g, 2 * entry, tl.where(k == g, entry, 0.0))
+            entry = tl.load(at + after * row_pitch, mask=known[None, :], other=0.0)
+            second += weight * tl.where(k <= g, 2 * entry, entry)
         squared += first * tl.load(weight_ptr + g * head_pitch, mask=inside, other=0.0).to(tl.float64)
-        after = tl.minimum(g + 1, heads - 1)  # beyond the last head `second` is zero
-        squared += second * tl.load(weight_ptr + after * head_pitch, mask=inside, other=0.0).to(tl.float64)
+        if after > g:
+            squared += second * tl.load(weight_ptr + after * head_pitch, mask=inside, other=0.0).to(tl.float64)
 
     if RESIDUAL:
         own = inside & (tl.load(position_ptr + row, mask=live, other=-1)[:, None] == column[None, :])
         if tl.max(own.to(tl.int32)) > 0:
-            at = entry_ptr + (heads + heads % 2) * row_pitch
+            at = entry_ptr + heads * row_pitch
             mixed = tl.zeros([QUERIES, KEYS], tl.float64)
             for k in range(heads):
                 weight = tl.load(weight_ptr + k * head_pitch, mask=inside, other=0.0).to(tl.float64)
-                mixed += weight * tl.load(at + k * entry_pitch, mask=known[None, :], other=0.0)
+                mixed += 2 * weight * tl.load(at + k * entry_pitch, mask=known[None, :], other=0.0)
             mixed += tl.load(at + heads * entry_pitch, mask=known[None, :], other=0.0)
             squared += tl.where(own, mixed, 0.0)
 
@@ -112,19 +116,19 @@ def gram_norms(
     check_argument(op, "gram", gram, (keys, size, size), torch.float64)
     check_argument(op, "position", position, (queries,), torch.int64)
     check_argument(op, "row_scale", row_scale, (queries,), torch.float32)
-    blocks = query_blocks(sequence_bounds(op, sequences, alpha, keys), _QUERIES, alpha.device)
+    count, blocks = query_blocks(sequence_bounds(op, sequences, alpha, keys), _QUERIES, alpha.device)
     out = torch.empty(queries, columns, dtype=alpha.dtype, device=alpha.device)
     if out.numel() == 0:
         return out
     with on_device_of(alpha):
-        _gram_norms[(len(blocks) * triton.cdiv(columns, _KEYS),)](
+        _gram_norms[(count * triton.cdiv(columns, _KEYS),)](
             alpha.contiguous(),
             position.contiguous(),
-            _keys_last(gram, heads),
+            gram.permute(1, 2, 0).contiguous(),
             make_contiguous(row_scale),
             blocks,
             out,
-            len(blocks),
+            count,
             heads,
             queries,
             columns,
@@ -136,17 +140,3 @@ def gram_norms(
             enable_fp_fusion=True,  # the default changes with Triton 3.10
         )
     return out
-
-
-def _keys_last(gram: Tensor, heads: int) -> Tensor:
-    """Turns ``[K, G, G]`` into ``[G, G, K]``, keys as neighbours, with a row of zeros after an odd number of heads.
-
-    What is left of the diagonal counts for its mirror image too, which is zero.
-    """
-    keys, size, _ = gram.shape
-    factor = 2 * torch.ones(size, size, dtype=gram.dtype, device=gram.device).tril()
-    halved = gram.permute(1, 2, 0) * factor.fill_diagonal_(1)[:, :, None]
-    last = gram.new_zeros(size + heads % 2, size, keys)
-    last[:heads] = halved[:heads]
-    last[heads + heads % 2 :] = halved[heads:]
-    return last

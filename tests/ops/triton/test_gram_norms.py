@@ -32,11 +32,13 @@ class TestPromises(Promises):
         """Blocks in either order: what one of them spoilt, the next could otherwise repair."""
         given, sequences = several([1, 18, 5], [slice(None)] * 3)
         found = self.run(given, sequences)
-        monkeypatch.setattr(module, "query_blocks", lambda *arguments: query_blocks(*arguments).flip(0))
+
+        def reverse_blocks(*arguments: Any) -> tuple[int, Tensor]:
+            count, table = query_blocks(*arguments)
+            return count, table.flip(0)
+
+        monkeypatch.setattr(module, "query_blocks", reverse_blocks)
         assert torch.equal(self.run(given, sequences), found)
-
-
-# ---- blocks of queries
 
 
 # ---- errors
