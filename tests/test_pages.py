@@ -34,7 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "text.txt").write_text("The cat sat on the mat.\n")
     (tmp_path / "long.txt").write_text("The cat sat on the mat. " * 20)
     (tmp_path / "texts").mkdir()
-    (tmp_path / "texts" / "one.txt").write_text("Dogs bark.\n\nThe cat sat on the mat.\n")
+    (tmp_path / "texts" / "one.txt").write_text("Dogs bark.\nThe cat sat on the mat.\n")
     return tmp_path
 
 
