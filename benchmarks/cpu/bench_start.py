@@ -1,19 +1,18 @@
-"""How long `import ffattr` and `ffattr --help` take, beside `import torch`, in one or several checkouts.
+"""How long `import ffattr` takes where torch is there, and `ffattr --help`, in one or several checkouts.
 
     python benchmarks/cpu/bench_start.py [CHECKOUT ...] [--rounds 7] [--write]
 
 Each is a process of its own, and they run in turns, so that whoever shares the machine counts little: the least of all
-rounds is shown, of processor seconds and of seconds. Files are read from the system's cache after the first round.
-``--write`` keeps the figures of the first checkout, and of the others as what was before, in benchmarks/results/.
+rounds is shown, of processor seconds and of seconds from the interpreter's start on, or from torch's import on. Files
+are read from the system's cache after the first round. ``--write`` keeps the figures of the first checkout, and of the
+others as what was before, in benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from kept_figures import describe_machine, write_figures
@@ -21,17 +20,26 @@ from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).resolve().parents[2]
+CLOCKS = """
+import atexit, sys, time
+begun = time.process_time(), time.perf_counter()
+ended = lambda: (time.process_time() - begun[0], time.perf_counter() - begun[1])
+atexit.register(lambda: print(*ended(), file=sys.stderr))
+"""
 HELP = "import runpy, sys; sys.argv = ['ffattr', '--help']; runpy.run_module('ffattr', run_name='__main__')"
-STATEMENTS = {"import torch": "import torch", "import ffattr": "import ffattr", "ffattr --help": HELP}
+STATEMENTS = {
+    "import torch": f"{CLOCKS}\nimport torch",
+    "import ffattr, torch being there": f"import torch\n{CLOCKS}\nimport ffattr",
+    "ffattr --help": f"{CLOCKS}\n{HELP}",
+}
 
 
 def time_statement(statement: str, checkout: Path) -> tuple[float, float]:
-    """Returns processor seconds and seconds of a process that runs ``statement`` with the package of ``checkout``."""
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    """Returns processor seconds and seconds of what a process does with the package of ``checkout``."""
     command = [sys.executable, "-c", statement]
-    subprocess.run(command, cwd=checkout, check=True, stdout=subprocess.DEVNULL)
-    seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, seconds
+    done = subprocess.run(command, cwd=checkout, check=True, capture_output=True, text=True)
+    processor, seconds = map(float, done.stderr.splitlines()[-1].split())
+    return processor, seconds
 
 
 def main() -> None:
@@ -49,7 +57,7 @@ def main() -> None:
     rows = []
     for (checkout, name), times in found.items():
         processor, seconds = (min(column) for column in zip(*times, strict=True))
-        table.add_row(checkout.name, name, f"{processor:.2f}", f"{seconds:.2f}")
+        table.add_row(checkout.name, name, f"{processor:.3f}", f"{seconds:.3f}")
         is_first = checkout == cases[0][0]
         rows.append({"of": "now" if is_first else "before", "what": name, "processor": processor, "seconds": seconds})
     Console().print(table)
