@@ -14,7 +14,6 @@ from unittest.mock import MagicMock
 
 import torch
 import transformers
-import yaml
 from torch import Tensor, nn
 
 __all__ = ["load_alti", "load_decompx", "load_globenc", "load_norm_analysis"]
@@ -105,7 +104,7 @@ def load_norm_analysis(checkout: Path) -> Any:
 def load_alti(checkout: Path) -> tuple[Any, Any]:
     """Imports what decomposes a model, and what makes maps of it; data sets, notebooks and pictures are left out."""
     _open_package("src", checkout / "src", "contributions.py")
-    settings = yaml.safe_load((checkout / "src" / "config.yaml").read_text())
+    settings = import_module("yaml").safe_load((checkout / "src" / "config.yaml").read_text())
     missing = (
         "captum",
         "captum.attr",
