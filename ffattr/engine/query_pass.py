@@ -1,7 +1,7 @@
-"""A block of query tokens on their own way through a layer: the walk of `decomposition`, without any vectors.
+"""A block of query tokens on their own way through a layer: the walk of `decomposition`.
 
-It yields what maps need of a query: attention weights, the norms' scales, slopes; the bias of every scope; and the
-layer's output, which is compared with the model's.
+It yields what maps need of a query: attention weights, the norms' scales, slopes; the stream of every scope, for its
+bias; and the layer's output, which is compared with the model's. Vectors of single pairs may come along.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from ..ops.contract import Operators
 from .key_tokens import KeyTokens
 from .pack import QueryBlock
 
-__all__ = ["QueryPass", "Slopes", "pass_queries"]
+__all__ = ["Pairs", "QueryPass", "Slopes", "pass_queries"]
 
-KeepBias = Callable[[Scope, Stream], None]
-"""Takes the stream at a scope for its bias."""
+TakeStream = Callable[[Scope, Stream], None]
+"""Takes the stream at a scope."""
+
+Pairs = tuple[Tensor, Tensor]
+"""Some queries and keys ``[P]`` each: places in a block of queries, and in the columns of their weights."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +100,30 @@ def pass_queries(
     queries: QueryBlock,
     routing: Routing | None,
     slopes: Slopes | None,
-    keep: KeepBias,
+    take: TakeStream,
     by_expert: bool = False,
+    alpha: Sequence[Tensor] = (),
+    pairs: Sequence[Pairs] = (),
 ) -> QueryPass:
     """Through the whole layer. ``routing`` is that of the block's tokens; ``slopes`` None: no feed-forward scope is
     wanted, so that of its block only the output is computed. ``by_expert``: the sum of all vectors by each expert is
-    wanted, too."""
-    x = queries.pack.x[queries.token_in_pack]
-    none = x.new_empty(len(x), 0, weights.width)
-    # A parallel layer's block reads the query's own vector alone, which takes the way that all others are spared.
-    own = Stream(x[:, None] if weights.parallel else none, torch.zeros_like(x), x)
+    wanted, too.
+
+    ``pairs`` of each source: the vectors of these are carried along, in this order, to each scope that ``take`` is
+    called for; the block's weights ``alpha`` are then known. A parallel layer carries none, nor does ``by_expert``.
+    """
+    x, every = queries.pack.x[queries.token_in_pack], torch.arange(len(queries), device=queries.index_in_pack.device)
     by_source = {source.path.source: source for source in sources}
-    alpha: dict[Source, Tensor] = {}
+    mixed = dict(zip(by_source, alpha or [source.alpha(queries) for source in sources], strict=True))
+    chosen = dict(zip(by_source, pairs, strict=True)) if pairs else {}
+    if weights.parallel:  # its block reads the query's own vector alone, which takes the way that others are spared
+        own = Stream.join(x, every, torch.zeros_like(x), x)
+    elif chosen:
+        own = Stream.join(
+            by_source["own"].residuals_of(queries, chosen["own"]), chosen["own"][0], torch.zeros_like(x), x
+        )
+    else:
+        own = Stream.of_total(x)
     passed: list[Tensor | None] = []
     ff_scale: list[Tensor | None] | None = None
     factors: tuple[Tensor, ...] = ()
@@ -117,22 +132,26 @@ def pass_queries(
     ff_input = ff = own
 
     def attend(source: Source) -> Stream:
-        keys = by_source[source]
-        alpha[source] = keys.alpha(queries)
-        read = keys.read_context(alpha[source], queries)
-        return reference.attention_stream(keys.path.weights, alpha[source], read, keys.constant, none)
+        keys, of_pairs = by_source[source], None
+        if chosen:
+            query, key = chosen[source]
+            of_pairs = keys.weigh_values(mixed[source], queries, query, key), query
+        read = keys.read_context(mixed[source], queries)
+        found = reference.attention_stream(keys.path.weights, mixed[source], read, keys.constant, of_pairs)
+        return found.with_vectors(torch.zeros_like(x), every) if weights.parallel else found
 
     def feed_forward(read: Stream) -> Stream:
         nonlocal ff_input, factors, expert_sums
         ff_input = read
         if slopes is None:
-            return Stream.of_total(reference.feed_forward(weights, read.total, routing))
-        if by_expert and routing is not None:
-            read = replace(read, vectors=(read.total - read.bias)[:, None])  # the sum of all as one vector
+            return read.with_total(reference.feed_forward(weights, read.total, routing))
+        summed = read
+        if by_expert and routing is not None:  # the sum of all as one vector
             places = routing.index.shape[1] + weights.shared
             expert_sums = read.total.new_zeros(places, len(read.total), weights.width)
-        returned, factors = _through_branches(weights, read, routing, slopes, expert_sums)
-        return returned
+            summed = read.with_vectors(read.total - read.bias, every)
+        returned, factors = _through_branches(weights, summed, routing, slopes, expert_sums)
+        return returned if summed is read else read.with_rows(returned.rows[returned.pairs :])
 
     for station in walk(weights, own, attend, feed_forward):
         scope, scale = station.scope, station.norm_scale
@@ -140,7 +159,7 @@ def pass_queries(
             passed = [_multiply_scales(one, scale) for one in [*passed, None]]
             ff_scale = [None] if weights.parallel else passed
         elif scope.point == "attn" and scale is not None:  # the scale is one of the query's weights
-            alpha[scope.source] = alpha[scope.source] * scale[:, None]
+            mixed[scope.source] = mixed[scope.source] * scale[:, None]
         elif scope.point == "ff_input" and ff_scale is not None:
             ff_scale = [_multiply_scales(one, scale) for one in ff_scale]
         elif scope.point == "ff" and scale is not None:
@@ -155,9 +174,9 @@ def pass_queries(
             # Behind all attentions, the tokens of every source have reached the point.
             everywhere = scope.point not in ("attn", "attn_res")
             for source in by_source if everywhere else (scope.source,):
-                keep(scope.seen_from(source), station.stream)
+                take(scope.seen_from(source), station.stream)
     assert ff_scale is not None
-    weighted = [alpha[source] for source in by_source]
+    weighted = [mixed[source] for source in by_source]
     output = station.stream.total
     return QueryPass(queries, weighted, passed, ff_scale, ff_input, ff, factors, norm_scale, output, expert_sums)
 
@@ -166,7 +185,7 @@ def _through_branches(
     weights: LayerWeights, read: Stream, routing: Routing | None, slopes: Slopes, expert_sums: Tensor | None
 ) -> tuple[Stream, tuple[Tensor, ...]]:
     """What the feed-forward block returns, and its slopes with the experts' shares. ``expert_sums`` ``[k, n, d]`` take
-    the first vector of every expert's share."""
+    every expert's share of vectors of which each query has one."""
     returned: Stream | None = None
     shared = weights.shared
     factors: list[Tensor] = [read.total.new_empty(0)] * len(weights.branches)
@@ -174,10 +193,10 @@ def _through_branches(
         if branch.routed:
             assert routing is not None
             factors[place] = read.total.new_zeros(len(branch.projections), *routing.index.shape, branch.width)
-            returned = Stream(*map(torch.zeros_like, (read.vectors, read.bias, read.total)))
+            returned = read.with_rows(torch.zeros_like(read.rows))
     for block in weights.blocks(routing):
         branch, tokens, share = block.branch, block.tokens, block.share
-        part = reference.enter_block(block, read)
+        part, index = reference.enter_block(block, read)
         path = reference.preactivations(branch, part, slopes.rule.baseline)
         slope = slopes.compute(branch, path)
         part = reference.leave_block(block, reference.branch_stream(branch, part, path, slope))
@@ -185,16 +204,14 @@ def _through_branches(
         if tokens is None:
             factors[block.place] = slope[:, :, None]
             if expert_sums is not None:  # behind those of the experts
-                expert_sums[len(expert_sums) - shared] = part.vectors[:, 0]
+                expert_sums[len(expert_sums) - shared] = part.vectors
                 shared -= 1
             returned = part if returned is None else add_streams(returned, part)
-        elif returned is not None:
-            returned.vectors.index_add_(0, tokens, part.vectors)
-            returned.bias.index_add_(0, tokens, part.bias)
-            returned.total.index_add_(0, tokens, part.total)
+        elif returned is not None and index is not None:
+            returned.rows.index_add_(0, index, part.rows)
             factors[block.place][:, tokens, block.slots] = slope
             if expert_sums is not None and block.slots is not None:
-                expert_sums[block.slots, tokens] = part.vectors[:, 0]
+                expert_sums[block.slots, tokens] = part.vectors
     assert returned is not None
     return returned, tuple(factors)
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..decomposition import reference
 from ..decomposition.adjoint.layer import LayerAdjoint
+from ..decomposition.reference import Decomposed
 from ..decomposition.scopes import Scope
-from ..decomposition.walk import Stream
 from ..errors import NonFiniteError, OutOfMemory
 from ..ops.out_of_memory import OutOfMemoryWatch
 from ..ops.reduction import reduce_vectors
@@ -97,6 +97,7 @@ def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> L
             _hand_on(rows, take)
             result = result.take_rows(rows)
         start += sum(len(rows.queries) for rows in found)
+    _note_largest(largest, result.bias)
     _check_range(largest, plan, "squares of what vectors hold")
     if maps is not None:
         result.sketch_error.update(maps.sketch_error)
@@ -139,7 +140,7 @@ def project_layer(task: LayerTask, pack: Pack, plan: LayerPlan, direction: Tenso
 
 
 def _note_largest(largest: dict[Scope, list[Tensor]], maps: Mapping[Scope, Tensor]) -> None:
-    """Notes the largest magnitude of each map, NaN if it holds one."""
+    """Notes the largest magnitude of each map or bias, NaN if it holds one."""
     for scope, tile in maps.items():
         if tile.numel():
             largest.setdefault(scope, []).append(torch.linalg.vector_norm(tile, torch.inf))
@@ -202,7 +203,7 @@ def _define_rows(task: LayerTask, queries: QueryBlock) -> Iterator[MapRows]:
         yield found
 
 
-def _split_sources(scope: Scope, stream: Stream, one: OneSequence) -> Iterator[tuple[Scope, Tensor]]:
+def _split_sources(scope: Scope, stream: Decomposed, one: OneSequence) -> Iterator[tuple[Scope, Tensor]]:
     """A scope's vectors ``[..., n, C, d]`` of the sequence's own keys and of its encoder's, which come last; before
     both attentions are through, they are on their own."""
     own, tokens = stream.vectors, len(one.x)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +18,19 @@ from .stack import Stack
 __all__ = ["ReadWeights", "read_weights"]
 
 
+_finite: WeakKeyDictionary[nn.Module, tuple[object, ...]] = WeakKeyDictionary()
+"""Layers whose weights were looked at, and where these were, in which version."""
+
+
 @dataclass(frozen=True)
 class ReadWeights:
     """The weights of a layer in the model's own dtype.
 
-    ``content`` has every vector, and the product of every matrix with a random one: it tells weights from others.
     ``owned``: matrices are the layer's parameters themselves, on the CPU, and not made of them for this call (in
     another dtype, with adapters).
     """
 
     weights: LayerWeights
-    content: Tensor
     owned: bool
     where: tuple[object, ...]
     dtypes: frozenset[torch.dtype]
@@ -37,9 +41,14 @@ class ReadWeights:
         own = list_storages(module)
         parts = [tensor for _, tensor in weights.tensors()]
         owned = all(tensor.dim() == 1 or is_owned(tensor, own) for tensor in parts)
-        content = torch.cat([_condense(tensor, owned) for tensor in parts])
         where = locate_matrices(weights) if owned else ()
-        return cls(weights, content, owned, where, frozenset(tensor.dtype for tensor in parts))
+        return cls(weights, owned, where, frozenset(tensor.dtype for tensor in parts))
+
+    @cached_property
+    def content(self) -> Tensor:
+        """Every vector, and the product of every matrix with a random one: it tells weights from others, and is finite
+        only if they are. To look at every weight takes about as long as a short text."""
+        return torch.cat([_condense(tensor, self.owned) for _, tensor in self.weights.tensors()])
 
     def of_dtype(self, dtype: torch.dtype) -> bool:
         """Whether they are what the layer's weights in ``dtype`` are."""
@@ -62,12 +71,15 @@ def read_weights(stack: Stack) -> dict[int, ReadWeights]:
                     "expected each layer whole on one device (accelerate's no_split_module_classes)"
                 )
         read = ReadWeights.from_weights(weights, spec.module)
-        if not read.content.isfinite().all():  # which also sums are that were too large
+        # Whatever is written past all versions afterwards (``parameter.data``) is found in what it does to results.
+        seen = read.owned and _finite.get(spec.module) == read.where
+        if not seen and not read.content.isfinite().all():  # which also sums are that were too large
             for name, tensor in weights.tensors():
                 if not tensor.isfinite().all():
                     raise NonFiniteError(f"{name_of_layer}: {name} has entries that are NaN or infinite")
         if read.owned:
             found[stack.first + layer] = read
+            _finite[spec.module] = read.where
     return found
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..decomposition import reference
 from ..decomposition.attention import LayerRecord
 from ..decomposition.layer import edit_weights
+from ..decomposition.reference import Decomposed
 from ..decomposition.scopes import Scope
-from ..decomposition.walk import Stream
 from ..results.kept.policy import require_room
 from ..selection import Indices
 from .assemble import CapturedSequence, find_errors, layer_tolerance, require_reproduced
@@ -215,7 +215,7 @@ class _VectorSink:
         shape = (len(stack.layers), len(stack.mask), len(stack.queries), values.shape[-1])
         return cls(stack, scope, values, values.new_zeros(shape), values.new_zeros(shape))
 
-    def add(self, stream: Stream, one: CapturedSequence, layers: Sequence[int], rows: Tensor) -> None:
+    def add(self, stream: Decomposed, one: CapturedSequence, layers: Sequence[int], rows: Tensor) -> None:
         """Take the vectors of the queries ``rows`` of a sequence, at the places ``layers`` on the layer axis."""
         own = len(one.sequence.x)
         if self.scope.source == "own":
@@ -237,7 +237,9 @@ class _VectorSink:
         return Vectors(*numbers, tokens, layers, queries, scope, stack.mask, key_tokens, key_mask, checked)
 
 
-def _pick_scopes(streams: Iterator[tuple[Scope, Stream]], scopes: Sequence[Scope]) -> Iterator[tuple[Scope, Stream]]:
+def _pick_scopes(
+    streams: Iterator[tuple[Scope, Decomposed]], scopes: Sequence[Scope]
+) -> Iterator[tuple[Scope, Decomposed]]:
     """The streams at ``scopes``, and no further: those after the last of them are not computed."""
     missing = set(scopes)
     for scope, stream in streams:

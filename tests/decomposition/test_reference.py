@@ -19,6 +19,7 @@ from ffattr.decomposition.attention import Attention, LayerRecord
 from ffattr.decomposition.layer import LayerWeights
 from ffattr.decomposition.reference import (
     Baseline,
+    Decomposed,
     Rule,
     attention_stream,
     compute_output,
@@ -26,8 +27,8 @@ from ffattr.decomposition.reference import (
     decompose,
     head_vectors,
     own_values,
+    weigh_values,
 )
-from ffattr.decomposition.walk import Stream
 from ffattr.models.spec.layer import LayerSpec
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -50,7 +51,7 @@ class Sequence:
 
     def scopes(
         self, rule: Rule | None = None, value_bias: str = "token", rows: Tensor | None = None
-    ) -> dict[str, Stream]:
+    ) -> dict[str, Decomposed]:
         rows = torch.arange(len(self.x)) if rows is None else rows
         found = decompose(self.weights, self.x, self.attention, rows, rule or Rule(), value_bias)
         return {str(scope): stream for scope, stream in found}
@@ -121,9 +122,13 @@ def test_rows_of_attention_may_sum_to_less_than_one() -> None:
         weights = sequence.weights
         values, constant = own_values(weights, sequence.x, "separate")
         alpha = sequence.attention.attention_weights(torch.arange(7)) * 0.3
-        vectors = torch.einsum("hij,jhd->ijd", alpha, head_vectors(weights, values))
-        stream = attention_stream(weights, alpha, context(alpha, values), constant, vectors)
-        torch.testing.assert_close(stream.vectors.sum(1) + stream.bias, stream.total)
+        assert constant is not None
+        query, key = torch.arange(7).repeat_interleave(7), torch.arange(7).repeat(7)
+        of_pairs = weigh_values(alpha, values, query, key), query
+        stream = attention_stream(weights, alpha, context(alpha, values), constant, of_pairs)
+        vectors = stream.vectors.view(7, 7, -1)
+        torch.testing.assert_close(vectors, torch.einsum("hij,jhd->ijd", alpha, head_vectors(weights, values)))
+        torch.testing.assert_close(vectors.sum(1) + stream.bias, stream.total)
         mixed = torch.einsum("hij,jhk->ihk", alpha, values + constant).flatten(1)
         torch.testing.assert_close(stream.total, weights.out(mixed))
 

@@ -128,7 +128,7 @@ def test_operators_compute_the_slopes_of_activations_that_they_know() -> None:
 
     (branch,) = random_layers.layer().weights.branches
     z = torch.linspace(-2, 2, 2 * 3 * NEURONS, dtype=torch.float64).view(2, 3, NEURONS)
-    path, slopes = Path(z, z, None), Slopes(Rule("right", 3), Watched())  # type: ignore[arg-type]
+    path, slopes = Path(z, z, None, z[:, :0]), Slopes(Rule("right", 3), Watched())  # type: ignore[arg-type]
     by_operator = slopes.compute(branch, path)
     assert asked == ["silu right 3"]
     renamed = replace(ACTIVATIONS["silu"], name="of the model's own")

@@ -14,9 +14,8 @@ from ffattr.decomposition.affine import Linear, Norm
 from ffattr.decomposition.attention import QueryKey
 from ffattr.decomposition.clamp import Clamp
 from ffattr.decomposition.layer import Branch, CrossWeights, LayerWeights
-from ffattr.decomposition.reference import Encoder, Rule, decompose
+from ffattr.decomposition.reference import Decomposed, Encoder, Rule, decompose
 from ffattr.decomposition.routing import Routing
-from ffattr.decomposition.walk import Stream
 from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence
 from ffattr.engine.planning.choose import plan_layer
@@ -47,7 +46,7 @@ class RandomLayer:
     routing: Routing | None
     encoder: Encoder | None
 
-    def streams(self, rows: Tensor, rule: Rule, value_bias: str = "token") -> dict[str, Stream]:
+    def streams(self, rows: Tensor, rule: Rule, value_bias: str = "token") -> dict[str, Decomposed]:
         given = (self.weights, self.x, self.attention, rows, rule, value_bias, self.routing, self.encoder)
         return {str(scope): stream for scope, stream in decompose(*given)}
 

@@ -216,7 +216,7 @@ class LayerAdjoint:
             side = self._sides[source]
             alpha = frozen.alpha[source] = side.attention.attention_weights(rows)
             read = reference.context(alpha, side.values)
-            return reference.attention_stream(side.weights, alpha, read, side.constant, own.vectors)
+            return reference.attention_stream(side.weights, alpha, read, side.constant)
 
         def feed_forward(read: Stream) -> Stream:
             total = torch.zeros_like(read.total)
@@ -228,7 +228,7 @@ class LayerAdjoint:
                     total += returned
                 else:
                     total.index_add_(0, block.tokens, returned)
-            return Stream.of_total(total)
+            return read.with_total(total)
 
         for station in walk(weights, own, attend, feed_forward):
             if station.norm_scale is not None:
@@ -240,13 +240,13 @@ class LayerAdjoint:
     def _freeze_network(self, block: Block, read: Stream) -> tuple[_Network, Tensor]:
         """Freezes a network at what it reads, and gives what it adds to its tokens ``[m, d]``."""
         branch, baseline = block.branch, self.rule.baseline
-        read = reference.enter_block(block, read)
+        read, _ = reference.enter_block(block, read)
         z = torch.stack([projection(read.total) for projection in branch.projections])
         bias = z.new_empty(0)
         if baseline == "bias":  # nothing else asks for it
             bias = torch.stack([projection(read.bias) for projection in branch.projections])
         base = reference.path_start(branch, z, bias, baseline)
-        slope = self._slopes(branch, Path(z, bias, base))
+        slope = self._slopes(branch, Path(z, bias, base, z[:, :0]))
         if base is None:
             start = reference.apply_activation(branch, z.new_zeros(len(z), 1, 1))
         else:

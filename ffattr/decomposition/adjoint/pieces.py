@@ -52,7 +52,7 @@ class KeySide:
     keys: Tensor
     attention: Attention
     values: Tensor
-    constant: Tensor
+    constant: Tensor | None
     pulled: Tensor | None = None
 
     @classmethod

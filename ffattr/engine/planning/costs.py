@@ -196,7 +196,7 @@ class LayerShape:
         found["slope" if streams == 1 else "gated_slope"] = 1.0 * streams * n * f
         found["product"] += 4.0 * n * (streams + 1) * f * d
         if method == "pairs":
-            found["product"] += pairs * (4.0 * self.inner * d + 2.0 * (streams + 1) * f * d)
+            found["product"] += pairs * (2.0 * self.inner * d + 2.0 * (streams + 1) * f * d)
             return found
         if method != "mixed":
             found["product"] += 2.0 * streams * self.inner * d * f * self.sources * self.expert_sets

@@ -24,7 +24,7 @@ def test_operator_overtakes_direct_near_its_break_even(width: int, causal: bool)
 
 def test_far_from_break_even_counts_decide(rates: dict[str, tuple[float, float]]) -> None:
     for rates["both"] in ((1e12, 1e9), (1e9, 1e12)):
-        assert planned(shape(8)).method == "direct"
+        assert planned(shape(16)).method == "direct"
         assert planned(shape(2000)).method == "operator"
     assert "fewer operations" in planned(shape(2000)).reason
 
@@ -72,13 +72,13 @@ def test_without_feed_forward_scopes_there_is_nothing_to_choose(method: str) -> 
 def test_printing() -> None:
     plan = Plan("torch", torch.float32, CPU)
     assert (plan.flops, plan.bytes) == (0, 0)
-    plan.layers += [planned(shape(2000)), *(planned(shape(8), layer=index) for index in (1, 2, 3))]
+    plan.layers += [planned(shape(2000)), *(planned(shape(16), layer=index) for index in (1, 2, 3))]
     assert plan.flops == sum(p.flops for p in plan.layers)
     assert plan.bytes == max(p.bytes for p in plan.layers)
     header, first, others, total = str(plan).splitlines()  # layers that run alike share a line
     assert header == "torch backend, float32 on cpu"
     assert re.search(r"layer 0\b.*operator.*\b2000 queries x 2000 tokens.*\b2000 x 2000\b.*fewer operations", first)
-    assert re.search(r"layer 1-3\b.*direct.*\b8 queries x 8 tokens.*\b8 x 8\b.*fewer operations", others)
+    assert re.search(r"layer 1-3\b.*direct.*\b16 queries x 16 tokens.*\b16 x 16\b.*fewer operations", others)
     assert f"{plan.layers[0].flops / 1e9:.2f} GFLOP" in first
     assert str(Plan("triton", torch.bfloat16, CPU)).startswith("triton backend, bfloat16 on cpu\n")
     assert re.search(rf"total.*{plan.flops / 1e9:.2f} GFLOP.*{plan.bytes / MiB:.1f} MiB", total)
