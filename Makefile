@@ -25,8 +25,8 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python3.14; 
 	"$$p" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
 # Byte-compiling every installed file takes longer than compiling the few that are imported.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
-NATIVE := $(shell find csrc -type f -not -name '*.pyc' 2>/dev/null)
-CXX_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+NATIVE := $(shell find csrc -type f -not -name '*.pyc' 2>/dev/null) ffattr/ops/schemas.inc
+CXX_SOURCES = $(shell find csrc tests benchmarks -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # What setup.py reads: other values are another build.
 CHOICES := $(foreach name,FFATTR_CPU FFATTR_CUDA FFATTR_SANITIZE TORCH_CUDA_ARCH_LIST CUDA_HOME,$(name)=$($(name)))
 

@@ -1,7 +1,7 @@
-"""Builds the C++ extension where a compiler is at hand, and says in one line what is built and why.
+"""Builds the C++ library where a compiler is at hand, and says in one line what is built and why.
 
-FFATTR_CPU=auto|0|1 (default auto): 0 leaves the extension out, 1 makes a missing compiler an error.
-FFATTR_CUDA=auto|0|1 (default auto): whether the extension gets CUDA kernels. auto: where there is nvcc and torch is a
+FFATTR_CPU=auto|0|1 (default auto): 0 leaves the library out, 1 makes a missing compiler an error.
+FFATTR_CUDA=auto|0|1 (default auto): whether the library gets CUDA kernels. auto: where there is nvcc and torch is a
 CUDA build; 1: where there is nvcc, whatever torch is, and an error elsewhere; 0: never.
 TORCH_CUDA_ARCH_LIST ("8.0;9.0a;10.0") names other GPUs than those of csrc/build_cuda.py; CUDA_HOME names the toolkit.
 FFATTR_SANITIZE=address,undefined has the CPU kernels watched by the compiler's sanitizers (`make test-sanitized`).
@@ -14,12 +14,12 @@ import pprint
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).resolve().parent
 CSRC = ROOT / "csrc"
@@ -69,13 +69,12 @@ def sanitize_flags() -> list[str]:
 
 
 def try_compiler(command: list[str]) -> str | None:
-    """What is wrong with a C++ compiler: it is run on lines that need C++20 and Python's headers. None: nothing."""
-    lines = "#include <Python.h>\n#include <concepts>\nstd::integral auto one() { return 1; }\n"
+    """What is wrong with a C++ compiler: it is run on lines that need C++20. None: nothing."""
+    lines = "#include <concepts>\nstd::integral auto one() { return 1; }\n"
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "try.cpp"
         source.write_text(lines)
-        include = [f"-I{path}" for path in {sysconfig.get_path("include"), sysconfig.get_path("platinclude")}]
-        tried = [*command, "-std=c++20", *include, "-c", str(source), "-o", str(source.with_suffix(".o"))]
+        tried = [*command, "-std=c++20", "-c", str(source), "-o", str(source.with_suffix(".o"))]
         try:
             done = subprocess.run(tried, capture_output=True, text=True, timeout=120, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -87,7 +86,7 @@ def try_compiler(command: list[str]) -> str | None:
 
 
 def decide() -> tuple[bool, str]:
-    """Whether to build the extension, and why (not)."""
+    """Whether to build the library, and why (not)."""
     wanted = setting("FFATTR_CPU")
     if wanted == "0":
         return False, "FFATTR_CPU=0"
@@ -100,23 +99,23 @@ def decide() -> tuple[bool, str]:
     command = [compiler, *(os.environ["CXX"].split()[1:] if os.environ.get("CXX") else [])]
     if wrong := try_compiler(command):
         if wanted == "1":
-            raise SystemExit(f"FFATTR_CPU=1, but {compiler} compiles no C++20 with Python's headers ({wrong})")
-        return False, f"{compiler} compiles no C++20 with Python's headers ({wrong})"
+            raise SystemExit(f"FFATTR_CPU=1, but {compiler} compiles no C++20 ({wrong})")
+        return False, f"{compiler} compiles no C++20 ({wrong})"
     return True, f"C++ compiler {compiler}"
 
 
-def decide_cuda(extension_built: bool, torch_version: str, torch_cuda: str | None) -> tuple[Any, str]:
+def decide_cuda(library_built: bool, torch_version: str, torch_cuda: str | None) -> tuple[Any, str]:
     """The toolkit to build CUDA kernels with, or None, and why (not); ``torch_cuda``: the CUDA of torch, if any."""
     wanted = setting("FFATTR_CUDA")
     if wanted == "0":
         return None, "FFATTR_CUDA=0"
-    if not extension_built:
+    if not library_built:
         if wanted == "1":
             raise SystemExit(
-                "FFATTR_CUDA=1, but the C++ extension that holds the CUDA kernels is not built: "
+                "FFATTR_CUDA=1, but the C++ library that holds the CUDA kernels is not built: "
                 "leave FFATTR_CPU unset and have a C++ compiler, or set FFATTR_CUDA=0"
             )
-        return None, "the C++ extension, which holds them, is not built"
+        return None, "the C++ library, which holds them, is not built"
     if wanted == "auto" and torch_cuda is None:
         return None, f"torch {torch_version} is built without CUDA (FFATTR_CUDA=1 compiles them all the same)"
     try:
@@ -135,7 +134,7 @@ def decide_cuda(extension_built: bool, torch_version: str, torch_cuda: str | Non
 
 
 def extension() -> dict[str, Any]:
-    """The arguments of setup() that build ``ffattr._C`` and its build record."""
+    """The arguments of setup() that build ``ffattr/libffattr.so`` and its build record."""
     build, reason = decide()
     try:
         import torch
@@ -159,35 +158,40 @@ def extension() -> dict[str, Any]:
     record: dict[str, Any] = {"cpu": build, "torch": torch_version, "reason": f"{what}: {reason}"}
     record |= {"cuda": toolkit is not None, "cuda_reason": f"{cuda}: {cuda_reason}"}
 
-    # Sources that are not compiled here are named all the same: what the extension depends on goes into an sdist.
+    # Sources that are not compiled here are named all the same: what the library depends on goes into an sdist.
     files = sorted(path for pattern in ("*.cpp", "*.h", "*.cu", "*.cuh", "*.py") for path in CSRC.rglob(pattern))
     sources = [path for path in files if path.suffix == ".cpp"]
-    depends = [path for path in files if path.suffix != ".cpp"]
-    module = CppExtension(
-        "ffattr._C",
+    depends = [path for path in files if path.suffix != ".cpp"] + [ROOT / "ffattr" / "ops" / "schemas.inc"]
+    library = CppExtension(
+        "ffattr.libffattr",
         [str(path.relative_to(ROOT)) for path in sources],
         depends=[str(path.relative_to(ROOT)) for path in depends],
         extra_compile_args=[*COMPILE_FLAGS, *sanitizing],
         extra_link_args=list(sanitizing),
-        py_limited_api=True,
+        py_limited_api=True,  # nothing of Python is linked
     )
     if toolkit:
-        module.extra_link_args += [f"-L{toolkit.libraries}", *build_cuda.LINK_FLAGS]
+        library.extra_link_args += [f"-L{toolkit.libraries}", *build_cuda.LINK_FLAGS]
 
     def make_cuda_objects() -> None:
-        """Compiles the .cu files for the module, and records what ptxas says of their kernels."""
+        """Compiles the .cu files for the library, and records what ptxas says of their kernels."""
         include = str(Path(torch.__file__).parent / "include")
         # Not in the build's own folder, which is another each time for an editable installation.
         folder = ROOT / "build" / "cuda"
         objects = build_cuda.objects(toolkit, CSRC, folder, architectures, include, torch_version)
         headers = [path for path in depends if path.suffix in (".h", ".cuh") and CSRC / "cpu" not in path.parents]
         build_cuda.make_all(objects, headers)
-        module.extra_objects = [str(item.path) for item in objects]
+        library.extra_objects = [str(item.path) for item in objects]
         record["nvcc"] = toolkit.version
         record["architectures"] = architectures
         record["kernels"] = build_cuda.kernels(objects, toolkit.folder)
 
-    class Build(BuildExtension):
+    class Build(BuildExtension.with_options(no_python_abi_suffix=True)):  # type: ignore[misc]
+        def finalize_options(self) -> None:
+            super().finalize_options()
+            if self.editable_mode:  # setuptools would throw away what was compiled
+                self.build_temp = str(ROOT / "build" / f"temp.{self.plat_name}-{sys.implementation.cache_tag}")
+
         def run(self) -> None:
             # Even where no source is newer than the binary, another choice of kernels needs another link.
             self.force = True
@@ -197,9 +201,9 @@ def extension() -> dict[str, Any]:
                 super().run()
             package = ROOT / "ffattr" if self.inplace else Path(self.build_lib) / "ffattr"
             package.mkdir(parents=True, exist_ok=True)
-            for old in package.glob("_C.*"):  # one for a single Python would be found first
-                if not build or ".abi3." not in old.name:
-                    old.unlink()
+            # A module of earlier versions, and a library that would be loaded although it was not asked for.
+            for old in (*package.glob("_C.*"), *([] if build else package.glob("libffattr.*"))):
+                old.unlink()
             text = pprint.pformat(record, width=118, sort_dicts=False)
             (package / "_build_info.py").write_text(
                 f'"""Written by setup.py: what was built, and why."""\n\nBUILD = {text}\n'
@@ -212,9 +216,12 @@ def extension() -> dict[str, Any]:
             if build:
                 super().copy_extensions_to_source()
 
-    # One wheel for every Python from 3.10 on.
-    options = {"bdist_wheel": {"py_limited_api": "cp310"}} if build else {}
-    return {"ext_modules": [module], "cmdclass": {"build_ext": Build}, "options": options}
+    class Wheel(bdist_wheel):  # type: ignore[misc]
+        def get_tag(self) -> tuple[str, str, str]:
+            """One wheel for every Python: the library knows none."""
+            return ("py3", "none", super().get_tag()[2])
+
+    return {"ext_modules": [library], "cmdclass": {"build_ext": Build, "bdist_wheel": Wheel}}
 
 
 if __name__ == "__main__":  # pip says so too

@@ -1,5 +1,5 @@
-// The arguments that both wide maps share, for every device: those named _TAIL in ffattr/ops/contract.py with alpha and
-// position.
+// The arguments that both wide maps share, for every device: alpha, position and those from residual on
+// (ffattr/ops/schemas.inc).
 #pragma once
 
 #include "sequences.h"

@@ -51,9 +51,11 @@ def name_processor(device: torch.device) -> str:
 
 
 def cache_file(name: str) -> Path:
-    """Returns the file for what was measured on this machine; ``FFATTR_CACHE`` names another folder."""
-    folder = os.environ.get("FFATTR_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "ffattr"
-    return Path(folder).expanduser() / name
+    """Returns the file for what was measured on this machine, in the folder that the system has for such files;
+    ``FFATTR_CACHE`` names another one."""
+    import platformdirs
+
+    return Path(os.environ.get("FFATTR_CACHE") or platformdirs.user_cache_path("ffattr")).expanduser() / name
 
 
 @dataclass(frozen=True)

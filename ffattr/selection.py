@@ -1,13 +1,16 @@
-"""Which of a number of things a user asks for: layers, query tokens, key tokens, scopes, sequences; scopes in words."""
+"""Which of a number of things a user asks for: layers, query tokens, key tokens, scopes, sequences; which of the
+inputs was left out; scopes in words."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
     "Indices",
+    "Skipped",
     "describe_scope",
     "indices",
     "integer",
@@ -19,6 +22,16 @@ __all__ = [
 ]
 
 Indices = int | slice | Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """Says which of the inputs was left out, by its ``index`` in the list, and why: the type of the error that it would
+    have raised, and its message."""
+
+    index: int
+    error_type: str
+    message: str
 
 
 def indices(name: str, asked: Indices, count: int) -> tuple[int, ...]:

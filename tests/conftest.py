@@ -29,7 +29,7 @@ SLOWEST = (
     "tests/ops/triton/test_ff_norms.py",
     "tests/benchmarks",
     "tests/ops/triton",
-    "tests/report/test_page_browser.py",
+    "tests/report/test_page_browser",
     "tests/corpus/test_run_deaths.py",
     "tests/study",
     "tests/engine",

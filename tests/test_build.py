@@ -125,7 +125,7 @@ def test_a_compiler_that_does_not_work_is_none(script, said, monkeypatch, tmp_pa
     monkeypatch.setenv("CXX", f"{compiler} -O1")
     build, reason = setup.decide()
     assert not build
-    assert reason.startswith(f"{compiler} compiles no C++20 with Python's headers ({said}")
+    assert reason.startswith(f"{compiler} compiles no C++20 ({said}")
     monkeypatch.setenv("FFATTR_CPU", "1")
     with pytest.raises(SystemExit, match=r"FFATTR_CPU=1, but .* compiles no C"):
         setup.decide()

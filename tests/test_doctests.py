@@ -10,9 +10,12 @@ import pytest
 
 import ffattr
 
-KERNELS = ("ffattr.ops.triton", "ffattr._C", "ffattr._build_info", "ffattr.__main__")
+KERNELS = ("ffattr.ops.triton", "ffattr.libffattr", "ffattr._build_info", "ffattr.__main__")
+OTHERS = ("ffattr.integrations.inseq",)  # imports what it is for
 MODULES = sorted(
-    found.name for found in pkgutil.walk_packages(ffattr.__path__, "ffattr.") if not found.name.startswith(KERNELS)
+    found.name
+    for found in pkgutil.walk_packages(ffattr.__path__, "ffattr.")
+    if not found.name.startswith((*KERNELS, *OTHERS))
 )
 PUBLIC = ("ffattr", "ffattr.analysis", "ffattr.plot", "ffattr.report", "ffattr.study")
 

@@ -37,6 +37,7 @@ ROOMS = {
         *("_version", "errors", "selection", "machine", "engine", "ops"),
         *("models", "analysis", "results", "pipeline", "study"),
     },
+    "integrations": {"pipeline"},
     "cli": {
         *("_version", "errors", "selection", "machine", "decomposition", "ops", "engine", "models"),
         *("analysis", "plot", "report", "results", "pipeline", "bench", "study", "corpus"),

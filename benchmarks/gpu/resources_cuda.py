@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/resources_cuda.py [--capability 80 90 100] [--json FILE]
 
-Registers and stack of a thread are ptxas's own, kept from the build. The rest is counted in the SASS of the extension
+Registers and stack of a thread are ptxas's own, kept from the build. The rest is counted in the SASS of the library
 with the CUDA toolkit's cuobjdump or the one that comes with Triton, in 10 seconds of two cores; without either, those
 columns are left out. Shared memory is not shown: nearly all of it is dynamic.
 
@@ -16,7 +16,6 @@ included, those matrix instructions, and its waits for wgmma.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import re
@@ -33,6 +32,8 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
+
+from ffattr.ops import LIBRARY
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 if str(CSRC) not in sys.path:
@@ -207,13 +208,13 @@ def output(*command: str | Path, folder: Path) -> Iterator[str]:
 
 def codes(kernels: Iterable[dict[str, Any]]) -> dict[tuple[str, str, str], Code]:
     """By source, architecture and readable name, of all that were compiled with one of these; raises `Missing`."""
-    tool, extension = find_cuobjdump(), importlib.util.find_spec("ffattr._C")
-    if extension is None or extension.origin is None:
-        raise Missing("there is no ffattr._C")
+    tool = find_cuobjdump()
+    if LIBRARY is None:
+        raise Missing("there is no libffattr")
     wanted = {(record["source"], record["architecture"]) for record in kernels}
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         folder = Path(name)
-        list(output(tool, "-xelf", "all", extension.origin, folder=folder))
+        list(output(tool, "-xelf", "all", LIBRARY, folder=folder))
         files = []
         for file in sorted(folder.glob("*.cubin")):  # one for each source and architecture
             source = SOURCE.search(file.read_bytes().decode("latin-1"))

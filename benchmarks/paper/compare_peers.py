@@ -1,7 +1,7 @@
 """Sets ffattr beside the published code of others, where their settings mean the same, and prints the largest
 differences and the times.
 
-    python benchmarks/paper/compare_peers.py decompx|globenc CHECKOUT [--tokens 24] [--threads 1] [--write]
+    python benchmarks/paper/compare_peers.py decompx|globenc|norms|alti CHECKOUT [--tokens 24] [--threads 1] [--write]
 
 CHECKOUT is a folder with their repository, none of which is kept here. Both compute in float64, on MiniLM-L6 with a
 random head of two classes: the weights are those of a trained model, only the classes mean nothing.
@@ -14,6 +14,11 @@ decompx  github.com/mohsenfayyaz/DecompX (Modarressi et al., ACL 2023). Layer by
 globenc  github.com/mohsenfayyaz/GlobEnc (Modarressi et al., NAACL 2022). The map of each layer and their product,
          beside `ffattr.analysis.globenc_maps` and `rollout_maps`; and how far row-normalised products of ``layer`` are
          from them, which are another method.
+norms    github.com/gorokoba560/norm-analysis-of-transformer (Kobayashi et al., EMNLP 2021). Norms per head, of all
+         heads, with the residual connection and behind the norm, and the mixing ratios at the last three.
+alti     github.com/mt-upc/transformer-contributions (Ferrando et al., EMNLP 2022). The map of each layer and their
+         product, beside ``reduce="alti"`` and `rollout_maps`; and norms of the vectors. torch adds 1e-6 to each
+         dimension of a difference before it takes a distance (`pairwise_distance`): as it is, and with eps=0.
 """
 
 from __future__ import annotations
@@ -21,13 +26,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import types
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import transformers
@@ -35,6 +39,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "cpu"))
 from kept_figures import add_figures, describe_machine
 from models import minilm
+from peer_code import load_alti, load_decompx, load_globenc, load_norm_analysis
 from rich.console import Console
 from rich.table import Table
 from texts import SENTENCES
@@ -51,65 +56,6 @@ _SCOPES = {
     "encoder": "layer",
 }
 """What DecompX calls the scopes."""
-
-
-class OldPreTrainedModel(nn.Module):
-    """What DecompX's BERT takes from the base class of the transformers that it was written for."""
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
-
-    def post_init(self) -> None:
-        """Leaves the weights alone: others are loaded."""
-
-    def get_head_mask(self, head_mask: None, layers: int) -> list[None]:
-        return [None] * layers
-
-    def get_extended_attention_mask(self, mask: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
-        return (1.0 - mask[:, None, None, :].to(torch.get_default_dtype())) * torch.finfo(torch.get_default_dtype()).min
-
-
-@contextmanager
-def old_transformers() -> Iterator[None]:
-    """Gives imports of ``transformers.modeling_utils`` the four names that it had at that time."""
-    name = "transformers.modeling_utils"
-    before, old = import_module(name), types.ModuleType(name)
-    vars(old).update(
-        PreTrainedModel=OldPreTrainedModel,
-        apply_chunking_to_forward=None,
-        find_pruneable_heads_and_indices=None,
-        prune_linear_layer=None,
-    )
-    sys.modules[name] = old
-    try:
-        yield
-    finally:
-        sys.modules[name] = before
-
-
-def load_decompx(checkout: Path) -> tuple[Any, Any]:
-    """Imports its module of BERT and that of its settings. Raises FileNotFoundError where the folder has none."""
-    source = checkout / "src"
-    if not (source / "modeling_bert.py").is_file():
-        raise FileNotFoundError(f"{checkout} has no src/modeling_bert.py; expected a checkout of mohsenfayyaz/DecompX")
-    package = types.ModuleType("decompx")
-    package.__path__ = [str(source)]
-    sys.modules["decompx"] = package
-    with old_transformers():
-        return import_module("decompx.modeling_bert"), import_module("decompx.decompx_utils")
-
-
-def load_globenc(checkout: Path) -> Any:
-    """Imports its module of BERT. Raises FileNotFoundError where the folder has none."""
-    source = checkout / "src"
-    if not (source / "modeling" / "modeling_bert.py").is_file():
-        raise FileNotFoundError(f"{checkout} has no src/modeling/modeling_bert.py; expected a checkout of GlobEnc")
-    package = types.ModuleType("globenc")
-    package.__path__ = [str(source)]
-    sys.modules["globenc"] = package
-    with old_transformers():
-        return import_module("globenc.modeling.modeling_bert")
 
 
 def compare_globenc(checkout: Path, tokens: int) -> list[Comparison]:
@@ -147,6 +93,70 @@ def compare_globenc(checkout: Path, tokens: int) -> list[Comparison]:
         Comparison("their product", relative_difference(our_product, their_product), ours, theirs),
         Comparison("1 - rank correlation of [CLS] to rollout of layer, another method", 1 - ranks, ours, theirs),
     ]
+
+
+def compare_norms(checkout: Path, tokens: int) -> list[Comparison]:
+    """Compares norms and mixing ratios of the attention block."""
+    modelling = load_norm_analysis(checkout)
+    model, tokenizer = make_classifier()
+    bert = model.bert
+    given = tokenizer(" ".join(SENTENCES), return_tensors="pt", truncation=True, max_length=tokens)["input_ids"]
+    bert.config.is_decoder = False
+    encoder = modelling.BertEncoder(bert.config).eval()
+    encoder.load_state_dict(bert.encoder.state_dict())
+    nothing, layers = torch.zeros(1, 1, 1, given.shape[1]), bert.config.num_hidden_layers
+    asked = {"output_attentions": True, "output_norms": True}
+
+    def decompose() -> list[Tensor]:
+        with torch.no_grad():
+            *_, norms = encoder(bert.embeddings(given), nothing, [None] * layers, **asked)
+        return [torch.stack(one)[:, 0] for one in zip(*norms, strict=True)]
+
+    def compute() -> tuple[Any, list[Any]]:
+        vectors = ffattr.vectors(bert, given, scopes=scopes)
+        ratios = [ffattr.analysis.mixing_ratio(vectors[scope])["ratio"] for scope in scopes]
+        return ffattr.attribute(bert, given, scopes=["attn_heads", *scopes]), ratios
+
+    scopes = ["attn", "attn_res", "atb"]
+    found, theirs = take_time(decompose)
+    (attr, ratios), ours = take_time(compute)
+    both = list(zip(["attn_heads", *scopes], found, strict=False))
+    norms = [(f"norms at {scope}", relative_difference(attr[scope][:, 0], one)) for scope, one in both]
+    own = [torch.tensor(one.to_numpy()).view(layers, -1) for one in ratios]
+    mixed = [
+        (f"mixing ratio at {scope}", relative_difference(mine, one))
+        for scope, mine, one in zip(scopes, own, found[4:], strict=True)
+    ]
+    return [Comparison(name, difference, ours, theirs) for name, difference in norms + mixed]
+
+
+def compare_alti(checkout: Path, tokens: int) -> list[Comparison]:
+    """Compares maps layer by layer, and their product."""
+    modelling, tools = load_alti(checkout)
+    model, tokenizer = make_classifier()
+    model.set_attn_implementation("eager")  # which returns weights
+    given = tokenizer(" ".join(SENTENCES), return_tensors="pt", truncation=True, max_length=tokens)
+    wrapped = modelling.ModelWrapper(model)
+
+    def decompose() -> tuple[Tensor, Tensor, Tensor]:
+        *_, found = wrapped(given)
+        whole = found["resultants"].norm(p=1, dim=-1)
+        maps = tools.normalize_contributions(found["contributions"], scaling="min_sum", resultant_norm=whole)
+        return maps, tools.compute_joint_attention(maps)[-1], found["transformed_vectors_norm"]
+
+    def compute() -> tuple[Tensor, Tensor, Tensor]:
+        attr = ffattr.attribute(model.bert, given, scopes="atb", reduce="alti")
+        norms = ffattr.attribute(model.bert, given, scopes="atb")
+        return attr["atb"][:, 0], ffattr.analysis.rollout_maps(attr, "atb")[-1, 0], norms["atb"][:, 0]
+
+    theirs, of_theirs = take_time(decompose)
+    with mock.patch.object(modelling.F, "pairwise_distance", partial(torch.nn.functional.pairwise_distance, eps=0)):
+        plain = decompose()
+    ours, of_ours = take_time(compute)
+    names = ("maps of layers", "their product", "norms of the vectors")
+    both = [*zip(names, ours, theirs, strict=True)]
+    both += [(f"{name}, eps=0", *pair) for name, *pair in zip(names[:2], ours, plain, strict=False)]
+    return [Comparison(name, relative_difference(mine, other), of_ours, of_theirs) for name, mine, other in both]
 
 
 def make_classifier() -> tuple[Any, Any]:
@@ -227,9 +237,12 @@ def _compare_classes(model: Any, ids: Tensor, decompose: Callable[..., Any]) -> 
     yield Comparison("what biases give", relative_difference(biases, classes[:, -1]), ours, theirs)
 
 
+PEERS = {"decompx": compare_decompx, "globenc": compare_globenc, "norms": compare_norms, "alti": compare_alti}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("peer", choices=("decompx", "globenc"))
+    parser.add_argument("peer", choices=tuple(PEERS))
     parser.add_argument("checkout", type=Path)
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1)
@@ -239,8 +252,7 @@ def main() -> None:
     torch.set_default_dtype(torch.float64)  # DecompX makes some of its tensors in the default one
     title = f"{chosen.peer}, {chosen.tokens} tokens"
     table = Table("compared", "largest relative difference", "ffattr, s", "theirs, s", title=title)
-    compare = {"decompx": compare_decompx, "globenc": compare_globenc}[chosen.peer]
-    found = compare(chosen.checkout, chosen.tokens)
+    found = PEERS[chosen.peer](chosen.checkout, chosen.tokens)
     for one in found:
         table.add_row(one.name, f"{one.difference:.1e}", f"{one.ours:.3f}", f"{one.theirs:.3f}")
     Console().print(table)

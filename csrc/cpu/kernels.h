@@ -55,7 +55,7 @@ struct Pair {
 // What vectors are reduced to: ffattr/ops/reduction.py.
 enum class Reduction { l2, l1, alti };
 
-// alpha, position and the arguments named _TAIL in ffattr/ops/contract.py; what both wide maps share. All sequences
+// alpha, position and the arguments from residual on (ffattr/ops/schemas.inc); what both wide maps share. All sequences
 // together.
 template <class T>
 struct WideMap {

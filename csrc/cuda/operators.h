@@ -5,7 +5,7 @@
 #include "launch.h"
 #include "pairs.h"
 
-// Registers ffattr::cuda::NAME as the operator ffattr_cuda::NAME (declared in ffattr/ops/contract.py).
+// Registers ffattr::cuda::NAME as the operator ffattr_cuda::NAME (declared in csrc/library.cpp).
 #ifdef __CUDACC__
 #define FFATTR_CUDA_OPERATOR(NAME) \
   STABLE_TORCH_LIBRARY_IMPL(ffattr_cuda, CUDA, m) { m.impl(#NAME, TORCH_BOX(&ffattr::cuda::NAME)); }

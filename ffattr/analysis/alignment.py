@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from .rows import Block, NamedMaps, check_one_stack, find_bypass, iterate_rows, 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["Alignment", "alignment"]
+__all__ = ["Alignment", "alignment", "list_angles"]
 
 _BINS = 4000
 """Of cosines from -1 to 1: a median is told to half a thousandth."""
@@ -48,6 +48,21 @@ def alignment(attribution: NamedMaps, per: Literal["layer", "sequence"] = "layer
     >>> bool(found["median"].between(-1, 1).all())
     True
     """
+    return _collect_angles(attribution).frame(per)
+
+
+def list_angles(attribution: NamedMaps) -> list[tuple[int, str, float, float]]:
+    """Returns layer, ``"own"`` or ``"others"``, median and share below zero of `alignment`, which raises as this does.
+
+    >>> from ffattr.analysis.alignment import list_angles
+    >>> [angle[:2] for angle in list_angles(attr)][:2]
+    [(0, 'own'), (0, 'others')]
+    """
+    return [(row[0], row[1], row[4], row[5]) for row in _collect_angles(attribution).list_rows("layer")]
+
+
+def _collect_angles(attribution: NamedMaps) -> Alignment:
+    """Takes all rows of the maps. Raises ValueError where they do not tell an angle."""
     check_one_stack(attribution)
     if attribution.arguments.get("reduce", "l2") != "l2":
         raise ValueError(
@@ -57,7 +72,7 @@ def alignment(attribution: NamedMaps, per: Literal["layer", "sequence"] = "layer
     collector = Alignment()
     for rows in iterate_rows(attribution, find_bypass(attribution.scopes), "Alignment"):
         collector(rows)
-    return collector.frame(per)
+    return collector
 
 
 class Alignment:
@@ -103,6 +118,12 @@ class Alignment:
         """
         import pandas as pd
 
+        places = ["layer"] if per == "layer" else ["layer", "batch"]
+        columns = [*places, "pairs_of", "pairs", "mean", "median", "negative", "ratio", "removed"]
+        return pd.DataFrame(self.list_rows(per), columns=columns)
+
+    def list_rows(self, per: str) -> list[tuple[Any, ...]]:
+        """Returns the rows of `frame`, which raises as this does."""
         if not self._found:
             raise ValueError("no rows came yet: call attribute with keep=ffattr.Reduce(alignment) first")
         if per not in ("layer", "sequence"):
@@ -115,9 +136,7 @@ class Alignment:
             for place in sorted(groups)
             for which, name in enumerate(("own", "others"))
         ]
-        places = ["layer"] if per == "layer" else ["layer", "batch"]
-        columns = [*places, "pairs_of", "pairs", "mean", "median", "negative", "ratio", "removed"]
-        return pd.DataFrame([row for row in rows if row[len(places) + 1]], columns=columns)
+        return [row for row in rows if row[2 if per == "layer" else 3]]
 
 
 class _Sums:

@@ -24,6 +24,7 @@ from .rows import (
     iterate_rows,
     key_mask,
     mark_counted_pairs,
+    read_names,
     row_shares,
     split_rows,
 )
@@ -243,7 +244,8 @@ def _build_frame(layers: Sequence[int], places: Tensor, values: Tensor, attribut
     import pandas as pd
 
     batch, query, key = places.tolist()
-    key_tokens = attribution.tokens if attribution.key_tokens is None else attribution.key_tokens
+    names = read_names(attribution)
+    key_names = names if attribution.key_tokens is None else attribution.key_tokens
 
     def name_tokens(
         of: Sequence[Sequence[str]], positions: Iterable[int]
@@ -258,8 +260,8 @@ def _build_frame(layers: Sequence[int], places: Tensor, values: Tensor, attribut
         {
             "layer": np.array(layers, dtype=np.int64),
             **integers,
-            "query_token": name_tokens(attribution.tokens, query),
-            "key_token": name_tokens(key_tokens, key),
+            "query_token": name_tokens(names, query),
+            "key_token": name_tokens(key_names, key),
             "before": before,
             "after": after,
             "amplification": change,

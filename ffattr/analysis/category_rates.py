@@ -107,11 +107,16 @@ def _chance_of_at_least(count: int, drawn: int, marked: int, of: int) -> float:
     if first <= max(0, drawn - (of - marked)):
         return 1.0
     number = torch.arange(first, last + 1, dtype=torch.float64)
-
-    def log_binomial(n: float, k: torch.Tensor) -> torch.Tensor:
-        top = torch.tensor(n + 1.0, dtype=torch.float64)
-        return top.lgamma() - (k + 1).lgamma() - (n - k + 1).lgamma()
-
-    draws = torch.tensor(float(drawn), dtype=torch.float64)
-    chances = log_binomial(marked, number) + log_binomial(of - marked, drawn - number) - log_binomial(of, draws)
+    others = drawn - number
+    ways = _log_falling(drawn, number) - (number + 1).lgamma()
+    chances = ways + _log_falling(marked, number) + _log_falling(of - marked, others)
+    chances = chances - _log_falling(of, torch.tensor(float(drawn), dtype=torch.float64))
     return min(1.0, float(chances.exp().sum()))
+
+
+def _log_falling(n: int, k: torch.Tensor) -> torch.Tensor:
+    """Returns ``log(n (n - 1) ... (n - k + 1))``: factorials of large numbers, which would leave few digits of their
+    difference, by Stirling's series, in which what is common to both cancels."""
+    top, rest = torch.tensor(float(n), dtype=torch.float64), n - k
+    series = k * top.log() - (rest + 0.5) * (-k / top).log1p() - k + 1 / (12 * top) - 1 / (12 * rest)
+    return torch.where(rest > 1e5, series, (top + 1).lgamma() - (rest + 1).lgamma())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import names_missing_extra
 from ..selection import scope_named
-from .rows import Maps, NamedMaps, check_one_stack
+from .rows import Maps, NamedMaps, check_one_stack, read_names
 
 if TYPE_CHECKING:
     import pandas
@@ -57,7 +57,7 @@ def rollout(
             tokens: Sequence[Sequence[str]] = []
             called, first = "weights", 0 if start is None else start
         else:
-            real, tokens = maps.mask, maps.tokens
+            real, tokens = maps.mask, read_names(maps)
             called, first = scope_named(name, maps.scopes), maps.layers[0] if start is None else start
         at = (real[:, :, None] & real[:, None, :]).expand(shares.shape).nonzero(as_tuple=True)
         layer, batch, query, key = (place.cpu() for place in at)

@@ -31,6 +31,7 @@ __all__ = [
     "key_mask",
     "mark_counted_pairs",
     "mark_real_pairs",
+    "read_names",
     "read_summed_values",
     "row_shares",
     "split_rows",
@@ -105,6 +106,12 @@ class Decomposed(Protocol):
     def mask(self) -> Tensor: ...
     @property
     def key_mask(self) -> Tensor | None: ...
+
+
+def read_names(maps: NamedMaps | Decomposed) -> Sequence[Sequence[str]]:
+    """Returns what tokens are called where they are shown: in the case of the text, where the maps know it."""
+    names: Sequence[Sequence[str]] = getattr(maps, "names", maps.tokens)
+    return names
 
 
 def key_mask(attribution: Maps) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import names_missing_extra
 from ..selection import scope_named
-from .rows import Block, NamedMaps, check_one_stack, check_same_run, iterate_rows, row_shares, split_rows
+from .rows import Block, NamedMaps, check_one_stack, check_same_run, iterate_rows, read_names, row_shares, split_rows
 
 if TYPE_CHECKING:
     import pandas
@@ -41,7 +41,7 @@ def token_summary(attribution: NamedMaps, scope: str = "layer") -> pandas.DataFr
 
     >>> found = ffattr.analysis.token_summary(attr)
     >>> found.query("layer == 2 and batch == 1")["token"].tolist()
-    ['[CLS]', 'dog', '##s', 'bark', '##ing', '.', '[SEP]']
+    ['[CLS]', 'Dog', '##s', 'bark', '##ing', '.', '[SEP]']
     >>> bool(((found["own"] + found["takes"]).round(6) == 1).all())
     True
     """
@@ -112,7 +112,7 @@ class TokenSummary:
         >>> summary = ffattr.analysis.TokenSummary()
         >>> found = ffattr.attribute(model, "The cat sat.", tokenizer=tokenizer, keep=ffattr.Reduce(summary))
         >>> summary.frame(found).query("layer == 0")["token"].tolist()
-        ['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]']
+        ['[CLS]', 'The', 'cat', 'sat', '.', '[SEP]']
         """
         import numpy as np
         import pandas as pd
@@ -125,7 +125,7 @@ class TokenSummary:
             )
         sequences, most = max(batch for _, batch in self._sums) + 1, max(sums.shape[1] for sums in self._sums.values())
         check_same_run(attribution, {layer for layer, _ in self._sums}, sequences, most)
-        tokens = attribution.mask.shape[1]
+        tokens, called = attribution.mask.shape[1], read_names(attribution)
         mask, causal = attribution.mask.cpu(), bool(attribution.arguments.get("causal"))
         seen_by = [_count_viewers(real, attribution.queries, causal) for real in mask]
         found: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
@@ -135,7 +135,7 @@ class TokenSummary:
                     continue  # no query among its tokens
                 places = real.nonzero()[:, 0]
                 norm, own, takes, gives = self._make_room((layer, batch), tokens)[:, places]
-                names = attribution.tokens[batch] if attribution.tokens else [str(at) for at in range(tokens)]
+                names = called[batch] if called else [str(at) for at in range(tokens)]
                 by = seen_by[batch][places]
                 columns = [
                     np.full(len(places), layer),

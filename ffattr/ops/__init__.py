@@ -4,6 +4,8 @@ In come tensors of one layer: attention weights, and Gram matrices, features or 
 pairs, ``[N, M]`` or ``[2 or 3, N, M]``, and the Integrated-Gradients factors ``[S, N, F]``.
 
 Read
+    library.py          the compiled library, which declares the operators and has their C++ kernels
+    schemas.inc         their schemas, for C++ and for Python
     contract.py         schemas, shapes and dtypes of the operators
     torch_kernels.py    the operators in plain PyTorch, in chunks of queries
     reduction.py        what vectors become where that is no norm
@@ -15,5 +17,6 @@ Read
 """
 
 from .contract import MOST_HEADS, OPERATORS, SCHEMAS
+from .library import LIBRARY
 
-__all__ = ["MOST_HEADS", "OPERATORS", "SCHEMAS"]
+__all__ = ["LIBRARY", "MOST_HEADS", "OPERATORS", "SCHEMAS"]

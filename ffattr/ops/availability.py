@@ -10,16 +10,15 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from . import contract
+from .library import binary
 
 __all__ = [
     "DTYPES",
-    "Binary",
     "binary",
     "check_cpu",
     "check_cuda",
@@ -40,43 +39,6 @@ DTYPES = {
 """The dtypes that each backend takes for the wide products."""
 
 
-@dataclass(frozen=True)
-class Binary:
-    """The compiled module or None, why it was built or is not there, and the record that setup.py wrote of it."""
-
-    module: Any | None
-    reason: str
-    record: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def missing(self) -> str | None:
-        return None if self.module is not None else f"the C++ extension is not there: {self.reason}"
-
-    @property
-    def architectures(self) -> str:
-        """The architectures of GPUs that it has kernels for."""
-        return ", ".join(f"sm_{architecture}" for architecture in self.record.get("architectures", ()))
-
-
-def load_binary() -> Binary:
-    """Imports the compiled module, which registers its kernels with the operators."""
-    try:
-        record = dict(importlib.import_module("ffattr._build_info").BUILD)
-    except ImportError:
-        record = {"reason": "the package was not built (no build record): pip install --no-build-isolation ."}
-    try:
-        return Binary(importlib.import_module("ffattr._C"), str(record.get("reason", "")), record)
-    except ImportError as error:
-        reason = str(record.get("reason", error))
-        if record.get("cpu"):
-            built, running = record.get("torch"), torch.__version__
-            reason = f"the binary built for torch {built} does not load under torch {running}: {error}"
-        return Binary(None, reason, record)
-
-
-binary = load_binary()
-
-
 def check_cpu(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
     if binary.missing:
         return binary.missing
@@ -84,7 +46,7 @@ def check_cpu(device: torch.device, dtype: torch.dtype, heads: int) -> str | Non
         return f"it runs on the CPU, the model is on {device}; use backend='torch' or move the model"
     reason = _refuse_dtype("cpu", dtype)
     if reason is None and dtype == torch.bfloat16 and not describe_product("cpu", dtype):
-        running = binary.module.build_info().get("instruction set", "unknown") if binary.module is not None else "none"
+        running = binary.info.get("instruction set", "none")
         reason = (
             f"nothing here multiplies bfloat16 numbers faster than float32 (instruction set {running}); "
             "pass dtype=torch.float32 or use backend='torch'"
@@ -94,9 +56,9 @@ def check_cpu(device: torch.device, dtype: torch.dtype, heads: int) -> str | Non
 
 def describe_product(name: str, dtype: torch.dtype) -> str:
     """Says by what the backend ``name`` multiplies feed-forward operands in ``dtype``, where that is not plain."""
-    if name != "cpu" or binary.module is None:
+    if name != "cpu" or binary.missing:
         return ""
-    info = binary.module.build_info()
+    info = binary.info
     if dtype == torch.bfloat16:
         return str(info.get("bfloat16 by", ""))
     found = str(info.get("float32 by", "float32"))
@@ -132,7 +94,7 @@ def triton_ops() -> Any:
 def check_cuda(device: torch.device, dtype: torch.dtype, heads: int) -> str | None:
     if not has_cuda_kernels("cuda") and not has_cuda_kernels(device.type):
         why = binary.record.get("cuda_reason", "its build record says nothing of CUDA")
-        return binary.missing or f"the extension was built without CUDA kernels ({why}): build it where nvcc is"
+        return binary.missing or f"the library was built without CUDA kernels ({why}): build it where nvcc is"
     reason = _refuse_dtype("cuda", dtype) or _refuse_heads(heads)
     if reason is not None:
         return reason

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import BackendUnavailable
 from . import availability, contract, selfcheck, torch_kernels
 from .contract import Operators
+from .library import LIBRARY
 from .reduction import REDUCTIONS, Reduction
 
 __all__ = ["BACKENDS", "Backend", "build_info", "report_backends", "select_backend"]
@@ -179,9 +180,9 @@ def build_info() -> dict[str, str]:
     info = {"operators": ", ".join(contract.OPERATORS), "build": binary.reason}
     if "cuda_reason" in binary.record:
         info["CUDA"] = "; ".join(filter(None, (str(binary.record["cuda_reason"]), binary.architectures)))
-    if binary.module is not None:
-        info |= {key: str(value) for key, value in binary.module.build_info().items()}
-    return info
+    if binary.library is not None:
+        info["library"] = str(LIBRARY)
+    return info | binary.info
 
 
 _DECIDING = {"ig_slope": "z", "gram_norms": "alpha", "ff_norms": "down", "operator_norms": "down"}

@@ -1,11 +1,12 @@
 """The contract of the four operators, in one place: ``torch.ops.ffattr.*`` and what every backend must compute.
 
-The schemas are declared here, with a fake (so that ``torch.compile`` can trace them) and the plain PyTorch version of
-`ffattr.ops.torch_kernels` as the default for every device. A binary or a Triton kernel that is present takes over per
-device; without one the same call still runs. ``torch.ops.ffattr_cuda.*`` are the same operators by the compiled CUDA
-kernels alone: for CUDA tensors ``torch.ops.ffattr.*`` is a Python function that picks (`ffattr.ops.backends`), and what
-is picked has to have a name of its own. ``operator_norms`` has no CUDA kernel: there its PyTorch version runs, which
-leaves the products to cuBLAS.
+The schemas are in ``schemas.inc``; the compiled library declares them, and where it is not there they are declared
+here. Each gets a fake (so that ``torch.compile`` can trace it) and the plain PyTorch version of
+`ffattr.ops.torch_kernels` as the default for every device. The library or a Triton kernel that is present takes over
+per device; without one the same call still runs. ``torch.ops.ffattr_cuda.*`` are the same operators by the compiled
+CUDA kernels alone: for CUDA tensors ``torch.ops.ffattr.*`` is a Python function that picks (`ffattr.ops.backends`), and
+what is picked has to have a name of its own. ``operator_norms`` has no CUDA kernel: there its PyTorch version runs,
+which leaves the products to cuBLAS.
 
 Shapes: ``N`` query tokens, ``M`` key tokens (a block of one sequence), ``H`` heads, ``F`` feed-forward width, ``d``
 model width, ``S`` streams of the feed-forward block: 1 if dense, 2 if gated (gate first, up second).
@@ -66,13 +67,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from . import torch_kernels
+from .library import LIBRARY, binary
 from .reduction import Reduction
 
 __all__ = ["MOST_HEADS", "OPERATORS", "SCHEMAS", "Epilogue", "Operators"]
@@ -81,35 +85,9 @@ MOST_HEADS = 128
 """The kernels for GPUs are written for up to this many: a tile holds the weights of all heads, and a wider one would
 leave no registers for the product."""
 
-_TAIL = (
-    "Tensor residual, Tensor? residual_scale, Tensor? gamma, Tensor? norm_scale, bool centre, Tensor? sequences=None, "
-    'str reduction="l2", Tensor? totals=None, bool triangular=False'
-)
-
-SCHEMAS = {
-    # Integrated Gradients as one factor per (token, neuron), see `ffattr.decomposition`.
-    #   z [S, N, F] pre-activations; base [S, N or 1, F] where the path starts (None: zero); row_scale [N] is folded in.
-    #   activation: a name of ffattr.decomposition.integrated_gradients.ACTIVATIONS; rule: "exact", "left", "right",
-    #   "midpoint", "trapezoid" or
-    #   "gauss-legendre", the last five with `steps` evaluations.
-    #   S = 1: out[0] = row_scale * mean of g' on the path. S = 2: the factors of gate and up. z may be of a half type
-    #   too (not for the C++ kernel): computed in float32, returned as z's dtype; row_scale is float32 then, or like z.
-    "ig_slope": "(Tensor z, Tensor? base, Tensor? row_scale, str activation, str rule, int steps) -> Tensor",
-    # Attention-level scopes by the quadratic form sqrt(a^T gram[m] a) * row_scale[n].
-    #   gram [M, G, G] in float64 (a squared norm loses half the digits), G = H, or H + 1 to include the residual.
-    #   Returns [N, M] in alpha's dtype.
-    "gram_norms": "(Tensor alpha, Tensor position, Tensor gram, Tensor? row_scale, Tensor? sequences=None) -> Tensor",
-    # Feed-forward scopes, direct: o = (sum_s slope[s, n] * (sum_h a_h features[s, m, h])) @ down.
-    #   features [S, M, H + 1, F], slope [S, N, F], down [F, d], residual [M, H + 1, d].
-    #   down_scale [d]: where given, down is float8_e4m3fn and stands for down * down_scale.
-    "ff_norms": "(Tensor alpha, Tensor position, Tensor features, Tensor slope, Tensor down, Tensor? down_scale, "
-    f"{_TAIL}) -> Tensor",
-    # The same through one matrix per query token: J_n = (sum_s maps[s] * slope[s, n]) @ down,
-    #   o = (alpha-scaled values) @ J_n, plus (sum_s slope[s, n] * own[s, n]) @ down where m is n itself.
-    #   values [M, H, dh], maps [S, H * dh, F], own [S, N, F]: the residual's features of the query token itself.
-    "operator_norms": "(Tensor alpha, Tensor position, Tensor values, Tensor maps, Tensor own, Tensor slope, "
-    f"Tensor down, {_TAIL}) -> Tensor",
-}
+_TEXTS = re.findall(r'R"\((\w+)(.*?)\)"', Path(__file__).with_name("schemas.inc").read_text("utf-8"), flags=re.DOTALL)
+SCHEMAS = {name: " ".join(schema.split()) for name, schema in _TEXTS}
+"""What follows the name of each operator, from ``schemas.inc``, which the library is compiled with."""
 
 OPERATORS = tuple(SCHEMAS)
 
@@ -182,9 +160,6 @@ class Operators(Protocol):
     ) -> Tensor: ...
 
 
-_libraries = [torch.library.Library(namespace, "DEF") for namespace in ("ffattr", "ffattr_cuda")]
-
-
 def _fake_slope(z: Tensor, *_: object) -> Tensor:
     return torch.empty_like(z)
 
@@ -226,8 +201,28 @@ def _require_plain(operator: str, kernel: Callable[..., Tensor]) -> Callable[...
     return compute
 
 
-for _library in _libraries:
-    for _name, _schema in SCHEMAS.items():
-        _library.define(_name + _schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(_name, _require_plain(_name, getattr(torch_kernels, _name)), "CompositeExplicitAutograd")
-        torch.library.register_fake(f"{_library.ns}::{_name}", _FAKES[_name], lib=_library)
+def _check_declared(operator: str) -> None:
+    """Raises ImportError where the library declares ``operator`` otherwise: it is of another version."""
+    namespace, _, name = operator.partition("::")
+    declared = getattr(getattr(torch.ops, namespace), name).default._schema
+    if declared != torch._C.parse_schema(operator + SCHEMAS[name]):
+        raise ImportError(
+            f"{LIBRARY} is of another version of ffattr: it declares {declared}, expected {operator}{SCHEMAS[name]}; "
+            "build it again: python setup.py build_ext --inplace"
+        )
+
+
+def _complete(namespace: str) -> torch.library.Library:
+    """Gives every operator its fake and the plain PyTorch version, and declares it where no library has."""
+    library = torch.library.Library(namespace, "FRAGMENT")
+    for name, schema in SCHEMAS.items():
+        if binary.missing:
+            library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        else:
+            _check_declared(f"{namespace}::{name}")
+        library.impl(name, _require_plain(name, getattr(torch_kernels, name)), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{namespace}::{name}", _FAKES[name], lib=library)
+    return library
+
+
+_libraries = [_complete(namespace) for namespace in ("ffattr", "ffattr_cuda")]  # registered for as long as they live

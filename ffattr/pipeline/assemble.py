@@ -108,6 +108,7 @@ class ResultBuilder:
                 bias={scope.name: self.bias[scope] for scope in scopes},
                 sketch_error={s.name: self.sketch_error[s] for s in scopes if s in self.sketch_error},
                 tokens=stack.tokens,
+                labels=stack.labels,
                 layers=stack.model_layers,
                 queries=stack.queries,
                 scopes=tuple(scope.name for scope in scopes),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ..decomposition.attention import LayerRecord
 from ..decomposition.sketch import Sketch
+from ..models.inputs.readable import select_readable
 from ..ops.reduction import Reduction
 from ..results import Attribution, StackedAttribution
+from ..results.contents import describe_skipped
 from ..results.keep import Keep, parse_keep
 from ..selection import Indices
 from .assemble import ResultBuilder
@@ -47,6 +49,7 @@ def attribute(
     groups: Any = None,
     reduce: Reduction = "l2",
     toward: Tensor | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
 ) -> Attribution:
     """How much each token contributes to each token, in every layer: the norms of the decomposed vectors.
 
@@ -97,6 +100,10 @@ def attribute(
         ``bias`` what it reads of that; rows and bias add up to what it reads of the stream. It takes no work of the
         model's width for a pair of tokens. (`ffattr.contributions` follows a logit through all layers.)
 
+    on_error: ``"skip"`` leaves texts (conversations, lists of ids) out of a list that cannot be read: empty, longer
+        than the model has positions, no text at all. ``attr.skipped`` has their places in the list, the type of the
+        error and its message, ``attr.taken`` the place of each sequence that there is.
+
     Returns an `Attribution`; ``maps[scope]`` is ``[layers, B, queries, T]`` (``attn_heads``: heads before queries). Of
     a model with an encoder and a decoder a `StackedAttribution`: ``maps["cross.atb"]`` and so on; ``layers`` and
     ``queries`` are then counted in each stack, and ``scopes`` may name one ("cross.layer", "encoder.all").
@@ -119,6 +126,7 @@ def attribute(
         *(reduce, toward),
     )
     check_progress(progress)
+    inputs, skipped = select_readable(model, inputs, tokenizer, on_error)
     policy = parse_keep(keep)
     request = Request.from_options(model, inputs, tokenizer, options)
     if request.description.stacks:
@@ -129,6 +137,7 @@ def attribute(
         "keep": str(keep),
         "reduce": reduce if toward is None else "toward",
         "check": str(check),
+        **describe_skipped(skipped),
     }
     batches = request.batches()
     builders: list[ResultBuilder] = []  # one after the other, so that those before one that fails can be discarded

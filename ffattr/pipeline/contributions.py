@@ -137,6 +137,7 @@ def _make_result(
             targets=targets,
             positions=positions,
             tokens=stack.tokens,
+            labels=stack.labels,
             mask=stack.mask,
             layers=question.layers[stack.name],
             scope=stack.scopes[0].name if question.flow else None,

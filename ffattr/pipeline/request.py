@@ -71,7 +71,8 @@ class Request:
         engine = _choose_engine(description, options)
         if description.stacks and (options.keys is not None or options.groups is not None):
             raise ValueError("keys= and groups= are for models with one stack of layers, not for encoder and decoder")
-        groups = make_groups(options.groups, options.keys, inputs, tokenizer, prepared.mask, prepared.tokens)
+        known = (prepared.mask, prepared.tokens, prepared.labels)
+        groups = make_groups(options.groups, options.keys, inputs, tokenizer, *known)
         if options.groups is not None and options.method not in ("auto", "direct"):
             raise ValueError(
                 f"method={options.method!r} is for single tokens; with groups= leave it to 'auto', which is exact"

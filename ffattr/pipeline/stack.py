@@ -39,7 +39,7 @@ class Stack:
     ``layers`` are counted within ``specs``, whose first is layer ``first`` of the model. ``queries`` are positions of
     the padded input. ``mask`` ``[B, T]`` and ``tokens`` are the stack's own, ``encoder_mask`` ``[B, T']`` that of the
     tokens that cross-attention reads, ``groups`` what its keys are added up in. ``numbers`` are what the model calls
-    ``specs``, where it has other layers between them.
+    ``specs``, where it has other layers between them. ``labels`` are the tokens in the case of the text.
     """
 
     name: str
@@ -54,6 +54,7 @@ class Stack:
     encoder_tokens: list[list[str]] | None = None
     groups: Groups | None = None
     numbers: tuple[int, ...] | None = None
+    labels: list[list[str]] | None = None
 
     @property
     def model_layers(self) -> tuple[int, ...]:
@@ -150,6 +151,7 @@ def build_stacks(
                 None if encoder is None else encoder.tokens,
                 groups,
                 description.numbers,
+                None if name == "encoder" else inputs.labels,
             )
         )
     return tuple(found)

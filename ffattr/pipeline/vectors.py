@@ -37,6 +37,7 @@ class Vectors:
     cross-attention the ``T`` tokens are the encoder's, ``key_tokens``; from ``atb`` on, the decoder's are missing from
     its sum, and the encoder's from that of a decoder's scope. ``mask`` ``[B, T]`` is True at real tokens, ``key_mask``
     at those of the encoder where keys are its tokens. ``checked``: layers' outputs were compared with the model's.
+    ``labels`` are the tokens in the case of the text (None: they are no other), by which tables call them.
 
     >>> found = ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, scope="atb")
     >>> torch.allclose(found.values.sum(-2) + found.bias, found.total)
@@ -54,6 +55,12 @@ class Vectors:
     key_tokens: list[list[str]] | None = None
     key_mask: Tensor | None = None
     checked: bool = True
+    labels: list[list[str]] | None = None
+
+    @property
+    def names(self) -> list[list[str]]:
+        """What the tokens are called where they are shown: in the case of the text."""
+        return self.tokens if self.labels is None else self.labels
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.values.shape))
@@ -234,7 +241,9 @@ class _VectorSink:
         key_tokens, key_mask = (stack.encoder_tokens, stack.encoder_mask) if across else (None, None)
         numbers, scope, layers = (self.values, self.bias, self.total), str(self.scope), stack.model_layers
         tokens, queries = stack.tokens, stack.queries
-        return Vectors(*numbers, tokens, layers, queries, scope, stack.mask, key_tokens, key_mask, checked)
+        return Vectors(
+            *numbers, tokens, layers, queries, scope, stack.mask, key_tokens, key_mask, checked, stack.labels
+        )
 
 
 def _pick_scopes(

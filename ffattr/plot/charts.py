@@ -39,6 +39,13 @@ _CATEGORIES = {
 }
 """Of `ffattr.analysis.Categories`, for people."""
 
+_ORDERS = {
+    "ff": "largest in what the network writes first",
+    "gain": "most scaled down by the norm first",
+    "random": "at random",
+}
+"""Of `ffattr.analysis.cancellation`, for people."""
+
 _CHANGE = r"contextualization change, $1 - \rho$ (Spearman)"
 
 
@@ -148,6 +155,11 @@ def name_category(name: str) -> str:
     return plain_text(_CATEGORIES.get(name, name.replace("_", " ")))
 
 
+def _name_order(name: object) -> str:
+    """Returns in words which dimensions are left out first."""
+    return plain_text(_ORDERS.get(str(name), str(name)))
+
+
 @names_missing_extra
 def cancellation_chart(frame: pandas.DataFrame, title: str | None = None, *, columns: int | None = None) -> Figure:
     """Draws what a component still changes (``value``) without the ``removed`` dimensions, a panel per ``component``.
@@ -176,14 +188,14 @@ def cancellation_chart(frame: pandas.DataFrame, title: str | None = None, *, col
         if len(orders) > 1:
             for place, order in enumerate(orders):
                 mean = rows[rows["order"] == order].groupby("removed")["value"].mean()
-                axes.plot(mean.index, mean, label=plain_text(str(order)), **choose_line_style(place))
+                axes.plot(mean.index, mean, label=_name_order(order), **choose_line_style(place))
         else:
             for layer, shade in zip(layers, shades, strict=True):
                 one = rows[rows["layer"] == layer].sort_values("removed")
                 axes.plot(one["removed"], one["value"], color=shade, lw=1.4, marker="o", ms=3)
         axes.set_title(plain_text(str(component)), fontsize=10)
         _set_count_axis(axes, float(frame["removed"].max()))
-    order = "" if len(orders) > 1 else f", {plain_text(str(orders[0]))}"
+    order = "" if len(orders) > 1 else f", {_name_order(orders[0])}"
     finish_figure(
         figure, panels, f"removed dimensions{order}", _CHANGE, title or "what is left without some dimensions"
     )

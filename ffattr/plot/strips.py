@@ -18,6 +18,7 @@ from .style import (
     find_ends,
     label_axis,
     label_ends,
+    label_signed,
     largest_but,
     plain_text,
     scale_colours,
@@ -195,7 +196,7 @@ def amp_strip(
         image, ax=list(grid.flat), fraction=0.03, pad=0.015, aspect=14 * rows, extend=find_ends(values, norm)
     )
     bar.set_label("change of a row's share through FF: more is blue", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
+    label_signed(bar, norm)
     figure.supxlabel("key token $j$", fontsize=9)
     figure.supylabel("query token $i$", fontsize=9)
     figure.suptitle(plain_text(title or "what the feed-forward blocks amplify"), fontsize=10)

@@ -36,6 +36,7 @@ __all__ = [
     "format_signed",
     "label_axis",
     "label_ends",
+    "label_signed",
     "label_step",
     "largest_but",
     "plain_text",
@@ -167,6 +168,17 @@ def label_ends(bar: Colorbar, norm: Normalize) -> None:
     bar.set_ticks(places, labels=[f"{place:.2g}" for place in places])
     bar.ax.minorticks_off()
     bar.ax.tick_params(labelsize=6)
+
+
+def label_signed(bar: Colorbar, norm: Normalize) -> None:
+    """Names zero on a colour bar of both signs, and powers of ten on either side that are beyond its linear part."""
+    assert norm.vmax is not None
+    most = math.floor(math.log10(norm.vmax) + 1e-9)
+    sizes = [10.0**power for power in range(most - 3, most + 1) if 10.0**power > 1.5 * _BEND * norm.vmax]
+    places = [*(-size for size in reversed(sizes)), 0.0, *sizes]
+    bar.set_ticks(places, labels=[format_signed(place) for place in places])
+    bar.ax.minorticks_off()
+    bar.ax.tick_params(labelsize=7)
 
 
 def to_array(values: Tensor) -> numpy.ndarray:

@@ -1,27 +1,46 @@
-/* How much each component changes the map, by layer: a line each, and the same as a table. */
+/* Numbers by layer, a line for each name, and the same as a table: how much each component changes the map, and the
+   angle between what the feed-forward network writes and what bypasses it. */
 
 const KNOWN = ["FF", "RES", "LN", "FF block"]; /* of the same colour in every page */
-const CHART = { height: 168, left: 40, right: 74, top: 10, bottom: 26 };
+const PAIRS = { others: "other pairs", own: "own pairs" };
+const CHART = { height: 168, left: 40, right: 80, top: 10, bottom: 26 };
 
-let tableOf = NONE; /* the panel whose numbers the table has */
+let tablesOf = NONE; /* the panel whose numbers the tables have */
 
-function drawChart() {
-  const { changes, layers } = panel();
+function drawCharts() {
+  const { changes, angles } = panel();
   byId("chart-card").hidden = !changes.length;
-  if (!changes.length) return;
+  byId("angle-card").hidden = !angles.length;
   const found = [...new Set(changes.map(([, component]) => component))];
   const components = [...KNOWN.filter((name) => found.includes(name)), ...found.filter((name) => !KNOWN.includes(name))];
-  const colour = (component) => `c${(KNOWN.includes(component) ? KNOWN : components).indexOf(component) % 4}`;
-  const known = [...new Set(changes.map(([layer]) => layer))].sort((a, b) => a - b);
-  const of = (layer, component) => changes.find(([at, name]) => at === layer && name === component)?.[2];
-  if (tableOf !== state.panel) writeTable(components, known, of);
-  tableOf = state.panel;
-  for (const line of byId("table").tBodies[0].rows) {
-    if (line.dataset.layer === String(layers[state.layer])) line.setAttribute("aria-current", "true");
-    else line.removeAttribute("aria-current");
+  const write = tablesOf !== state.panel;
+  tablesOf = state.panel;
+  if (changes.length) {
+    drawLines(byId("chart"), changes, components, (name) => (KNOWN.includes(name) ? KNOWN : components).indexOf(name) % 4);
+    const columns = components.map((name) => [name, (layer) => find(changes, layer, name)?.[2].toFixed(3)]);
+    showTable(byId("table"), changes, columns, write);
   }
+  if (angles.length) {
+    const named = angles.map(([layer, pairs, median, negative]) => [layer, PAIRS[pairs], median, negative]);
+    const names = Object.values(PAIRS).filter((name) => named.some(([, one]) => one === name));
+    drawLines(byId("angle"), named, names, (name) => (name === PAIRS.own ? 1 : 0));
+    const columns = names.flatMap((name) => [
+      [`${name}, median`, (layer) => writeCosine(find(named, layer, name)?.[2])],
+      ["below 0", (layer) => writePart(find(named, layer, name)?.[3])],
+    ]);
+    showTable(byId("angle-table"), named, columns, write);
+  }
+}
 
-  const svg = byId("chart");
+const find = (rows, layer, name) => rows.find(([at, of]) => at === layer && of === name);
+const writeCosine = (value) => value?.toFixed(2).replace("-", "\u2212");
+const writePart = (part) => (part === undefined ? undefined : `${Math.round(part * 100)} %`);
+const listLayers = (rows) => [...new Set(rows.map(([layer]) => layer))].sort((a, b) => a - b);
+
+/* rows: [layer, name, value, ...]. Zero is always in sight, and nothing is drawn beyond it that rounding left there. */
+function drawLines(svg, rows, names, number) {
+  const known = listLayers(rows);
+  const of = (layer, name) => find(rows, layer, name)?.[2];
   const make = (name, attributes, text) => {
     const made = document.createElementNS(svg.namespaceURI, name);
     for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
@@ -30,22 +49,24 @@ function drawChart() {
   };
   const width = Math.max(svg.clientWidth, 240);
   svg.setAttribute("viewBox", `0 0 ${width} ${CHART.height}`);
-  const most = Math.max(...changes.map(([, , value]) => value), 0.01);
-  const step = [0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1].find((one) => most / one <= 4) || 1;
-  const top = Math.ceil(most / step - 1e-9) * step;
-  const bottom = 0; /* of 1 minus a correlation; what rounding leaves below is drawn there */
-  const room = width - CHART.left - CHART.right;
+  const values = rows.map(([, , value]) => value);
+  const most = Math.max(...values, 0), least = Math.min(...values, 0);
+  const step = [0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1].find((one) => Math.max(most - least, 0.01) / one <= 4) || 1;
+  const top = Math.max(Math.ceil(most / step - 1e-9), least < -1e-9 ? 0 : 1) * step;
+  const bottom = Math.min(Math.floor(least / step + 1e-9), 0) * step;
+  const room = width - CHART.left - CHART.right, floor = CHART.height - CHART.bottom;
   const x = (layer) => CHART.left + (known.length > 1 ? (known.indexOf(layer) / (known.length - 1)) * (room - 20) + 10 : room / 2);
-  const y = (value) => CHART.top + ((top - Math.max(value, bottom)) / (top - bottom)) * (CHART.height - CHART.top - CHART.bottom);
+  const y = (value) => CHART.top + ((top - clamp(value, bottom, top)) / (top - bottom)) * (floor - CHART.top);
   const parts = [];
 
-  const now = layers[state.layer];
+  const now = panel().layers[state.layer];
   if (known.includes(now)) {
-    parts.push(make("rect", { class: "now", x: x(now) - 9, y: CHART.top - 4, width: 18, height: CHART.height - CHART.top - CHART.bottom + 8, rx: 4 }));
+    parts.push(make("rect", { class: "now", x: x(now) - 9, y: CHART.top - 4, width: 18, height: floor - CHART.top + 8, rx: 4 }));
   }
-  for (let value = bottom; value <= top + step / 2; value += step) {
-    parts.push(make("line", { class: "grid", x1: CHART.left, x2: width - CHART.right, y1: y(value), y2: y(value) }));
-    parts.push(make("text", { class: "tick", x: CHART.left - 6, y: y(value) + 3.5, "text-anchor": "end" }, Number(value.toFixed(2))));
+  for (let count = Math.round(bottom / step); count <= Math.round(top / step); count++) {
+    const at = y(count * step);
+    parts.push(make("line", { class: count || !bottom ? "grid" : "grid zero", x1: CHART.left, x2: width - CHART.right, y1: at, y2: at }));
+    parts.push(make("text", { class: "tick", x: CHART.left - 6, y: at + 3.5, "text-anchor": "end" }, String(Number((count * step).toFixed(2))).replace("-", "\u2212")));
   }
   const every = Math.ceil(known.length / Math.max(2, Math.floor(room / 26)));
   known.forEach((layer, place) => {
@@ -56,38 +77,48 @@ function drawChart() {
   parts.push(make("text", { class: "tick", x: width - CHART.right + 6, y: CHART.height - 9 }, "layer"));
 
   const ends = [];
-  components.forEach((component) => {
-    const points = known.filter((layer) => of(layer, component) !== undefined);
-    const at = points.map((layer) => [x(layer), y(of(layer, component))]);
-    parts.push(make("path", { class: `line ${colour(component)}`, d: at.map(([a, b], i) => `${i ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("") }));
+  for (const name of names) {
+    const points = known.filter((layer) => of(layer, name) !== undefined);
+    const at = points.map((layer) => [x(layer), y(of(layer, name))]);
+    const kind = `c${number(name)}`;
+    parts.push(make("path", { class: `line ${kind}`, d: at.map(([a, b], i) => `${i ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("") }));
     at.forEach(([a, b], i) => {
-      const dot = make("circle", { class: `dot ${colour(component)}`, cx: a, cy: b, r: points[i] === now ? 4 : 2.6 });
-      dot.append(make("title", {}, `${component}, layer ${points[i]}: ${of(points[i], component).toFixed(3)}`));
+      const dot = make("circle", { class: `dot ${kind}`, cx: a, cy: b, r: points[i] === now ? 4 : 2.6 });
+      dot.append(make("title", {}, `${name}, layer ${points[i]}: ${of(points[i], name).toFixed(3)}`));
       parts.push(dot);
     });
-    ends.push({ component, y: at[at.length - 1][1] });
-  });
+    ends.push({ name, kind, y: at[at.length - 1][1] });
+  }
   ends.sort((a, b) => a.y - b.y);
   ends.forEach((end, i) => {
     end.y = Math.max(end.y, i ? ends[i - 1].y + 14 : CHART.top + 4);
   });
-  const over = ends.length ? Math.max(ends[ends.length - 1].y - (CHART.height - CHART.bottom), 0) : 0;
-  for (const { component, y: at } of ends) {
-    parts.push(make("text", { class: `name ${colour(component)}`, x: width - CHART.right + 6, y: at - over + 4 }, component));
+  const over = ends.length ? Math.max(ends[ends.length - 1].y - floor, 0) : 0;
+  for (const { name, kind, y: at } of ends) {
+    parts.push(make("text", { class: `name ${kind}`, x: width - CHART.right + 6, y: at - over + 4 }, name));
   }
   svg.replaceChildren(...parts);
   svg.onclick = (event) => {
     const box = svg.getBoundingClientRect();
     const clicked = ((event.clientX - box.left) / box.width) * width;
+    const { layers } = panel();
     const nearest = layers.filter((layer) => known.includes(layer)).sort((a, b) => Math.abs(x(a) - clicked) - Math.abs(x(b) - clicked))[0];
     if (nearest !== undefined) change({ layer: layers.indexOf(nearest) });
   };
 }
 
-function writeTable(components, known, of) {
-  const table = byId("table");
+/* columns: [name, text of a layer]. The line of the layer in sight is marked. */
+function showTable(table, rows, columns, write) {
+  if (write) writeTable(table, listLayers(rows), columns);
+  for (const line of table.tBodies[0].rows) {
+    if (line.dataset.layer === String(panel().layers[state.layer])) line.setAttribute("aria-current", "true");
+    else line.removeAttribute("aria-current");
+  }
+}
+
+function writeTable(table, known, columns) {
   const head = element("tr");
-  for (const name of ["Layer", ...components]) {
+  for (const name of ["Layer", ...columns.map(([name]) => name)]) {
     const cell = element("th", name);
     cell.scope = "col";
     head.append(cell);
@@ -108,7 +139,7 @@ function writeTable(components, known, of) {
       button.addEventListener("click", () => change({ layer: place }));
       name.append(button);
     }
-    line.append(name, ...components.map((component) => element("td", of(layer, component)?.toFixed(3) ?? "–")));
+    line.append(name, ...columns.map(([, text]) => element("td", text(layer) ?? "–")));
     return line;
   }));
 }

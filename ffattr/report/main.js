@@ -39,7 +39,7 @@ async function refresh() {
     layOut();
   }
   writeTitles();
-  drawChart();
+  drawCharts();
   const { panel: of, scope, part, versus, values, scale } = state;
   const wanted = [of, mapLayer(), scope, part, versus, comparing() || values, scale].join();
   if (panel().scores && scores?.key !== scoreKey()) stage.setAttribute("aria-busy", "true");
@@ -186,7 +186,7 @@ function start() {
     layOut();
     if (picture) drawNow();
   }).observe(stage);
-  new ResizeObserver(drawChart).observe(byId("chart-card"));
+  new ResizeObserver(drawCharts).observe(byId("chart-card"));
   new ResizeObserver(paintScores).observe(byId("score-stage"));
   refresh();
 }

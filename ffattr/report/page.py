@@ -167,6 +167,7 @@ def _describe_panel(panel: Panel) -> dict[str, Any]:
         "words": [describe_scope(scope) for scope in panel.scopes],
         "parts": {scope: list(names) for scope, names in panel.parts.items()},
         "changes": [[int(of), name, float(value)] for of, name, value in panel.changes if math.isfinite(value)],
+        "angles": [[int(of), pairs, round(median, 4), round(part, 4)] for of, pairs, median, part in panel.angles],
         "signed": panel.signed,
         "scores": None if panel.scores is None else _describe_scores(panel.scores),
     }

@@ -45,7 +45,8 @@ class Panel:
     ``same_tokens`` says whether both are positions of one sequence. ``read(scope, place)`` returns the map
     ``[n, m]`` of ``layers[place]``, or ``[parts, n, m]`` where ``parts[scope]`` names what a scope is told apart by
     (``"head 3"``); None: there are no maps, only ``scores``. ``signed`` maps may hold negative entries.
-    ``changes`` are ``(layer, component, 1 - rho)``.
+    ``changes`` are ``(layer, component, 1 - rho)``, ``angles`` ``(layer, "own" or "others", median cosine, share below
+    zero)`` of the feed-forward network's vector and what bypasses it.
 
         >>> from ffattr.report import Panel
         >>> values = torch.tensor([[1.0, 0.0], [0.5, 2.0]])
@@ -67,6 +68,7 @@ class Panel:
     changes: Sequence[tuple[int, str, float]] = ()
     signed: bool = False
     scores: Scores | None = None
+    angles: Sequence[tuple[int, str, float, float]] = ()
 
     def check(self) -> None:
         """Raises ValueError, naming the panel, for what no page can show."""

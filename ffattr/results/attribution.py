@@ -37,10 +37,11 @@ class Attribution(Contents):
     ``bias[scope]`` ``[L, B, N]`` is the norm of what comes from no token. ``reduce`` says which norm: ``"l2"`` or
     ``"l1"``; or, with ``"alti"``, that entries are parts of their row's sum of what takes a norm's place.
 
-    ``tokens[b][t]`` is the text of a token (padding included), ``layers`` and ``queries`` say which of the model's
-    layers and tokens the first and the last-but-one axis stand for, ``mask`` ``[B, T]`` is True at real tokens,
-    ``error`` ``[L, B]`` is the relative difference between the recomputed and the model's own layer output. ``plan``
-    prints as what ran, ``arguments`` holds how it was asked for.
+    ``tokens[b][t]`` is what the tokenizer calls a token (padding included); pictures, tables and pages have ``names``,
+    which are the same in the case of the text. ``layers`` and ``queries`` say which of the model's layers and tokens
+    the first and the last-but-one axis stand for, ``mask`` ``[B, T]`` is True at real tokens, ``error`` ``[L, B]`` is
+    the relative difference between the recomputed and the model's own layer output. ``plan`` prints as what ran,
+    ``arguments`` holds how it was asked for.
 
     Keys are the same tokens as queries, but for attention from a decoder to an encoder: ``key_tokens`` and ``key_mask``
     are then those of the encoder. Where ``keys`` or ``groups`` were asked for, they are those of the columns, and
@@ -70,11 +71,13 @@ class Attribution(Contents):
     def __repr__(self) -> str:
         sequences, tokens = self.mask.shape
         reduced = "" if self.reduce == "l2" else f"; reduce={self.reduce!r}"
+        left_out = f"; {len(self.skipped)} inputs skipped" if self.skipped else ""
         columns = "" if self.key_mask is None else f", {self.key_mask.shape[1]} columns"
         sizes = f"{len(self.layers)} layers, {sequences} x {tokens} tokens, {len(self.queries)} queries{columns}"
         return (
             f"Attribution({sizes}, "
-            f"scopes: {', '.join(self.scopes)}{self.kept.describe()}{reduced}{describe_check(self.arguments)})"
+            f"scopes: {', '.join(self.scopes)}{self.kept.describe()}{reduced}{left_out}"
+            f"{describe_check(self.arguments)})"
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -118,7 +121,7 @@ class Attribution(Contents):
         >>> data["atb_ff_res_ln"].sel(layer=2, query=3).dims
         ('batch', 'key')
         >>> data.query_token.values[0, :3].tolist()
-        ['[CLS]', 'the', 'cat']
+        ['[CLS]', 'The', 'cat']
         """
         return tables.make_dataset(self, self._resolve_scopes(scopes))
 
@@ -183,7 +186,7 @@ class Attribution(Contents):
         left out. Raises ValueError where whole maps of all queries were not kept.
 
         >>> attr.to_words().tokens[1]
-        ['[CLS]', 'dogs', 'barking', '.', '[SEP]', '', '', '', '']
+        ['[CLS]', 'Dogs', 'barking', '.', '[SEP]', '', '', '', '']
         """
         from .merge_words import merge_words
 
@@ -272,7 +275,7 @@ class Attribution(Contents):
 
         >>> figure = attr.plot("atb", layer=1, batch=1)
         >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
-        ['[CLS]', 'dog', '##s', 'bark', '##ing', '.', '[SEP]']
+        ['[CLS]', 'Dog', '##s', 'bark', '##ing', '.', '[SEP]']
         """
         from . import figures
 
@@ -300,6 +303,23 @@ class Attribution(Contents):
         from . import figures
 
         return figures.draw_amplification(self, batch, options)
+
+    def to_bertviz(self, scope: str = "layer", batch: int = 0) -> dict[str, Any]:
+        """Returns what bertviz takes: ``bertviz.head_view(**attr.to_bertviz("attn_heads"))``, or ``model_view``.
+
+        ``attention`` has one tensor ``[1, H, t, t]`` for each layer, ``H`` 1 where the scope is not told apart by head
+        or expert; ``tokens`` the ``t`` that are not padding. bertviz draws numbers as opacity: each row is divided by
+        its sum. Raises ValueError where rows and columns are not the same tokens.
+
+        >>> given = attr.to_bertviz("attn_heads", batch=1)
+        >>> given["tokens"]
+        ['[CLS]', 'dog', '##s', 'bark', '##ing', '.', '[SEP]']
+        >>> len(given["attention"]), given["attention"][0].shape
+        (3, torch.Size([1, 2, 7, 7]))
+        """
+        from . import figures
+
+        return figures.list_for_bertviz(self, self.scope(scope), batch)
 
     def plot_arcs(
         self,

@@ -7,14 +7,14 @@ tokens, or selected ones, or groups of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..analysis.rows import key_mask
-from ..selection import scope_named, sequence
+from ..selection import Skipped, scope_named, sequence
 from .kept.policy import Kept
 from .kept.top import Top
 
@@ -24,13 +24,18 @@ __all__ = [
     "Ticks",
     "describe_check",
     "describe_model",
+    "describe_skipped",
     "drop_padding",
     "key_tokens",
     "label_axes",
     "mark_own_tokens",
+    "name_columns",
     "number_expert",
     "read_map",
 ]
+
+SKIPPED = "skipped"
+"""The entry of the arguments of a result that lists what was left out."""
 
 SHARED = -2
 """What stands for the shared expert among the numbers of experts, in `Attribution.experts`."""
@@ -67,6 +72,12 @@ class Contents:
     experts: Tensor | None = None
     shares: Tensor | None = None
     sketch_error: dict[str, Tensor] = field(default_factory=dict)
+    labels: list[list[str]] | None = None
+
+    @property
+    def names(self) -> list[list[str]]:
+        """What tokens are called where they are shown: in the case of the text, where that is known."""
+        return self.tokens if self.labels is None else self.labels
 
     @property
     def maps(self) -> dict[str, Tensor]:
@@ -96,6 +107,17 @@ class Contents:
     def measure(self) -> str:
         """What an entry of the maps is called."""
         return {"l2": "norm", "l1": "L1 norm", "alti": "ALTI", "toward": "projection"}.get(self.reduce, self.reduce)
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The inputs that were left out (``on_error="skip"``), and why."""
+        return tuple(Skipped(*one) for one in self.arguments.get(SKIPPED, ()))
+
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """The place among the inputs of each sequence."""
+        gone = {one.index for one in self.skipped}
+        return tuple(index for index in range(len(self.mask) + len(gone)) if index not in gone)
 
     def scope(self, name: str) -> str:
         """Returns the name of a computed scope: ``"layer"`` is the last one. Raises `KeyError` listing the others."""
@@ -141,9 +163,9 @@ def label_axes(contents: Contents, batch: int) -> tuple[Ticks, Ticks]:
     batch = sequence(batch, len(contents.mask))
     real, keys = contents.mask[batch].cpu(), key_mask(contents)[batch].cpu()
     queries = torch.tensor(contents.queries, dtype=torch.int64)
-    names = key_tokens(contents)
+    names = name_columns(contents)
     return (
-        Ticks.from_positions(queries, real[queries], contents.tokens[batch] if contents.tokens else [], contents.block),
+        Ticks.from_positions(queries, real[queries], contents.names[batch] if contents.names else [], contents.block),
         Ticks.from_positions(torch.arange(len(keys)), keys, names[batch] if names else [], contents.block),
     )
 
@@ -155,6 +177,11 @@ def describe_model(arguments: Mapping[str, Any]) -> str:
     return f"{name} ({family})" if name and family else name or family
 
 
+def describe_skipped(skipped: Sequence[Skipped]) -> dict[str, Any]:
+    """Returns what the arguments of a result have of inputs that were left out: nothing where none was."""
+    return {SKIPPED: [list(astuple(one)) for one in skipped]} if skipped else {}
+
+
 def describe_check(arguments: Mapping[str, Any]) -> str:
     """Returns what a line about a result adds where nobody compared it with its model."""
     return "; unchecked" if arguments.get("check") == "False" else ""
@@ -163,6 +190,11 @@ def describe_check(arguments: Mapping[str, Any]) -> str:
 def key_tokens(contents: Contents) -> list[list[str]]:
     """Returns the texts of the columns: those of the queries' own tokens where there are no others."""
     return contents.tokens if contents.key_tokens is None else contents.key_tokens
+
+
+def name_columns(contents: Contents) -> list[list[str]]:
+    """Returns what the columns are called where they are shown."""
+    return contents.names if contents.key_tokens is None else contents.key_tokens
 
 
 def read_map(contents: Contents, scope: str, place: int, batch: int) -> Tensor:

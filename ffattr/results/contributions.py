@@ -36,7 +36,7 @@ class Contributions(SignedContents):
     of the padded input (-1: of the whole). ``scores`` ``[K, L + 1, B, T]`` is what each token's vector gives at the
     input of each of ``layers``, and last at the output of the last layer; ``bias`` ``[K, L + 1, B]`` what comes from no
     token: ``scores.sum(-1) + bias == value`` at every boundary. ``error`` ``[K, B]`` is the largest difference from it,
-    relative to the value and what it is made of. Padding is zero.
+    relative to the value and what it is made of. Padding is zero. Pictures and tables call ``tokens`` by ``names``.
 
     ``flow`` ``[K, L, B, N, T]`` (by head ``[K, L, B, H, N, T]``) is what passes from token to token within a layer, at
     ``scope``, if it was asked for; ``residual`` ``[K, L, B, N]`` what tokens keep of themselves, which is part of the
@@ -97,7 +97,7 @@ class Contributions(SignedContents):
         >>> c = ffattr.contributions(model, "The cat sat.", target=torch.ones(40), tokenizer=tokenizer)
         >>> frame = c.to_pandas()
         >>> frame[frame.layer == 0].token.tolist()
-        ['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]', '(bias)']
+        ['[CLS]', 'The', 'cat', 'sat', '.', '[SEP]', '(bias)']
         >>> bool(abs(frame[frame.boundary == 2].score.sum() - c.value[0, 0]) < 1e-6)
         True
         """
@@ -130,7 +130,7 @@ class Contributions(SignedContents):
         >>> c = ffattr.contributions(model, "Dogs barking.", target=torch.ones(40), tokenizer=tokenizer)
         >>> by_word = c.to_words()
         >>> by_word.tokens[0]
-        ['[CLS]', 'dogs', 'barking', '.', '[SEP]']
+        ['[CLS]', 'Dogs', 'barking', '.', '[SEP]']
         >>> torch.allclose(by_word.scores[0, 0, 0, 1], c.scores[0, 0, 0, 1:3].sum())
         True
         """
@@ -205,7 +205,7 @@ class Contributions(SignedContents):
 
         >>> c = ffattr.contributions(model, "The cat sat.", target=torch.ones(40), tokenizer=tokenizer, flow=True)
         >>> [label.get_text() for label in c.plot_flow(1).axes[0].get_xticklabels()]
-        ['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]']
+        ['[CLS]', 'The', 'cat', 'sat', '.', '[SEP]']
         """
         from .signed import figures
 
@@ -240,6 +240,7 @@ class Contributions(SignedContents):
             "kind": "contributions",
             "targets": self.targets,
             "tokens": self.tokens,
+            **({} if self.labels is None else {"labels": self.labels}),
             "cross_tokens": self.cross_tokens,
             "layers": self.layers,
             "scope": self.scope,
@@ -272,6 +273,7 @@ class Contributions(SignedContents):
             **numbers,
             targets=read_texts(content["targets"]),
             tokens=read_texts(content["tokens"]),
+            labels=None if content.get("labels") is None else read_texts(content["labels"]),
             cross_tokens=None if cross_texts is None else read_texts(cross_texts),
             layers=tuple(content["layers"]),
             scope=content["scope"],

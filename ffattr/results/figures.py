@@ -24,7 +24,7 @@ from .scope_names import extra_axis
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_amplification", "draw_arcs", "draw_map", "draw_scopes", "save_figure"]
+__all__ = ["draw_amplification", "draw_arcs", "draw_map", "draw_scopes", "list_for_bertviz", "save_figure"]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -156,3 +156,19 @@ def _find_word(word: str, rows: Ticks) -> int:
         where = f"several, at {found}: name a position" if found else f"none; there are {' '.join(words.texts)[:300]!r}"
         raise ValueError(f"query={word!r}, expected the position of a token or a word of the text: {where}")
     return found[0]
+
+
+def list_for_bertviz(contents: Contents, scope: str, batch: int) -> dict[str, Any]:
+    """Does `Attribution.to_bertviz`."""
+    rows, keys = label_axes(contents, batch)
+    if rows.labels != keys.labels or not torch.equal(rows.positions, keys.positions):
+        raise ValueError(
+            f"scope {scope} has {len(rows.labels)} rows and {len(keys.labels)} columns of other tokens; bertviz draws "
+            "each token on both sides: compute all queries and keys, of one stack"
+        )
+    layers = []
+    for place in range(len(contents.layers)):
+        values = drop_padding(read_map(contents, scope, place, batch), rows, keys)
+        values = values.reshape(-1, len(rows.labels), len(keys.labels))
+        layers.append((values / values.sum(-1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny))[None])
+    return {"attention": layers, "tokens": rows.labels}

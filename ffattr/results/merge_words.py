@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..analysis.rows import key_mask
 from ..analysis.words import Words, mark_of
-from .contents import Contents, key_tokens
+from .contents import Contents, name_columns
 from .scope_names import extra_axis
 
 __all__ = ["WordMerger", "merge_words"]
@@ -38,8 +38,9 @@ def merge_words(
         )
     if words is not None and contents.key_tokens is not None:
         raise ValueError("words= is for maps whose columns are the same tokens as their rows")
-    rows = WordMerger.from_tokens(contents.tokens, contents.mask, words)
-    changed: dict[str, Any] = {"queries": tuple(range(rows.mask.shape[1])), "tokens": rows.texts, "mask": rows.mask}
+    rows = WordMerger.from_tokens(contents.names, contents.mask, words)
+    changed: dict[str, Any] = {"queries": tuple(range(rows.mask.shape[1])), "mask": rows.mask}
+    changed |= {"tokens": rows.texts, "labels": None}
     if contents.groups is not None:  # columns are groups already
         columns, changed["groups"] = (
             None,
@@ -48,7 +49,7 @@ def merge_words(
     elif contents.key_tokens is None:
         columns = rows
     else:
-        columns = WordMerger.from_tokens(key_tokens(contents), key_mask(contents), None)
+        columns = WordMerger.from_tokens(name_columns(contents), key_mask(contents), None)
         changed |= {"key_tokens": columns.texts, "key_mask": columns.mask}
     scopes = tuple(scope for scope in contents.scopes if extra_axis(scope) != "expert")
     maps = {scope: contents[scope] for scope in scopes}

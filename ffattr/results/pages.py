@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..analysis.alignment import list_angles
 from ..analysis.change import list_changes
 from ..analysis.words import Words, mark_of
 from ..report import Panel, render
@@ -79,6 +80,7 @@ def make_panels(contents: Contents, scopes: Sequence[str], stack: str = "") -> l
                 read=read_values,
                 parts=parts,
                 changes=_list_changes(contents, batch),
+                angles=_list_angles(contents, batch),
             )
         )
     return found
@@ -101,6 +103,17 @@ def _list_changes(contents: Contents, batch: int) -> list[tuple[int, str, float]
     except ValueError:  # scopes without neighbours, or maps that were not kept whole
         return []
     return [(layer, component, value) for layer, component, _, _, value, *_ in rows if value == value]
+
+
+def _list_angles(contents: Contents, batch: int) -> list[tuple[int, str, float, float]]:
+    """Lists layer, kind of pairs, median cosine of what the network writes and what bypasses it, and the share of pairs
+    below zero, of one sequence; none where its maps do not tell."""
+    if contents.key_mask is not None:  # columns that are no query's own
+        return []
+    try:
+        return list_angles(_OneSequence(contents, batch))
+    except ValueError:  # scopes without the three that tell, or maps that were not kept whole
+        return []
 
 
 class _OneSequence:

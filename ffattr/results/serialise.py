@@ -34,6 +34,7 @@ def to_parts(contents: Contents) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "layers": contents.layers,
         "queries": contents.queries,
         "tokens": contents.tokens,
+        **({} if contents.labels is None else {"labels": contents.labels}),  # files without any stay as they were
         "key_tokens": contents.key_tokens,
         "plan": None if contents.plan is None else str(contents.plan),
         "arguments": contents.arguments,
@@ -56,6 +57,7 @@ def from_parts(tensors: Mapping[str, Tensor], content: Any, name: str) -> Conten
         bias={scope: tensors[f"bias.{scope}"] for scope in scopes},
         sketch_error={s: tensors[f"sketch_error.{s}"] for s in scopes if f"sketch_error.{s}" in tensors},
         tokens=read_texts(content["tokens"]),
+        labels=None if content.get("labels") is None else read_texts(content["labels"]),
         layers=tuple(content["layers"]),
         queries=tuple(content["queries"]),
         scopes=scopes,

@@ -93,6 +93,7 @@ class StackedAttribution(Attribution):
             kept=StackedKept.from_parts({name: stack.kept for name, stack in stacks.items()}, main.block),
             bias=_join_scopes({name: stack.bias for name, stack in stacks.items()}),
             tokens=main.tokens,
+            labels=main.labels,
             layers=main.layers,
             queries=main.queries,
             scopes=tuple(join_stack(name, scope) for name, stack in stacks.items() for scope in stack.scopes),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..analysis.rows import key_mask
 from ..errors import names_missing_extra
-from .contents import Contents, Ticks, drop_padding, key_tokens, label_axes, mark_own_tokens, read_map
+from .contents import Contents, Ticks, drop_padding, label_axes, mark_own_tokens, name_columns, read_map
 from .scope_names import extra_axis
 
 if TYPE_CHECKING:
@@ -89,11 +89,11 @@ def make_dataset(contents: Contents, scopes: Sequence[str]) -> Any:
         "query_real": (("batch", "query"), contents.mask.cpu()[:, queries[::block]].numpy()),
         "key_real": (("batch", "key"), key_mask(contents).cpu()[:, ::block].numpy()),
     }
-    if contents.tokens:
-        names = [[row[query] for query in queries[::block]] for row in contents.tokens]
+    if contents.names:
+        names = [[row[query] for query in queries[::block]] for row in contents.names]
         coordinates["query_token"] = (("batch", "query"), names)
-    if key_tokens(contents):
-        coordinates["key_token"] = (("batch", "key"), [row[::block] for row in key_tokens(contents)])
+    if name_columns(contents):
+        coordinates["key_token"] = (("batch", "key"), [row[::block] for row in name_columns(contents)])
     variables = {}
     for scope in scopes:
         values = contents[scope].detach().cpu()

@@ -224,7 +224,7 @@ def _can_align(scopes: Sequence[Scope]) -> bool:
 def _read_texts(attribution: Attribution) -> list[str]:
     """Returns the text of each sequence, as far as its tokens tell."""
     texts = []
-    for real, tokens in zip(attribution.mask.cpu().tolist(), attribution.tokens, strict=False):
+    for real, tokens in zip(attribution.mask.cpu().tolist(), attribution.names, strict=False):
         texts.append(join_tokens([token for token, there in zip(tokens, real, strict=True) if there]))
     return texts
 

@@ -71,7 +71,13 @@ def test_rates_of_a_stream_need_no_maps():
     pd.testing.assert_frame_equal(category_rates(collector, result), category_rates(amplified_pairs(attr, 8), attr))
 
 
-@pytest.mark.parametrize(("drawn", "marked", "of"), [(5, 7, 30), (20, 18, 30), (4, 0, 9), (3, 9, 9), (50, 400, 9000)])
+# Pairs of a corpus: the logarithms of factorials of such numbers have few digits behind the point.
+LARGE = [(40, 3 * 10**9, 10**12), (30, 10**15 - 5 * 10**6, 10**15), (25, 7, 10**11), (300, 10**5, 2 * 10**6)]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "marked", "of"), [(5, 7, 30), (20, 18, 30), (4, 0, 9), (3, 9, 9), (50, 400, 9000), *LARGE]
+)
 def test_the_chance_of_as_many_at_random(drawn, marked, of):
     ways = [math.comb(marked, x) * math.comb(of - marked, drawn - x) for x in range(drawn + 1)]
     for count in range(max(0, drawn - (of - marked)), min(drawn, marked) + 1):

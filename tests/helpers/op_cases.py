@@ -14,7 +14,7 @@ from ffattr.ops import availability, backends, torch_kernels
 from ffattr.ops.reduction import REDUCTIONS
 
 BINARY = backends.select_backend("auto", torch.device("cpu"), torch.float32).name == "cpu"
-needs_binary = pytest.mark.skipif(not BINARY, reason="the C++ extension is not built")
+needs_binary = pytest.mark.skipif(not BINARY, reason="the C++ library is not built")
 WIDE = ("ff_norms", "operator_norms")
 MAPS = ("gram_norms", *WIDE)
 OPERATORS: Any = torch.ops.ffattr

@@ -12,6 +12,7 @@ import torch
 
 from ffattr import ops
 from ffattr.ops import availability, selfcheck
+from ffattr.ops.library import Binary
 
 
 class Triton:
@@ -52,7 +53,7 @@ class Cuda:
         self.failure: str | None = None
         self.checked: list[tuple[Any, torch.device, torch.dtype]] = []
         self.record: dict[str, Any] = {"cuda": True, "cuda_reason": "nvcc 13.0", "architectures": ["80", "90a", "100"]}
-        self.binary = availability.Binary(SimpleNamespace(build_info=dict), "built", self.record)
+        self.binary = Binary(SimpleNamespace(ffattr_build_info=lambda: b""), "built", self.record)
         monkeypatch.setattr(availability, "binary", self.binary)
         monkeypatch.setattr(availability, "has_cuda_kernels", lambda kind: kind in self.kinds)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: self.capability)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,45 +11,11 @@ from pretended import Cuda, Triton
 
 from ffattr.ops import availability, torch_kernels
 from ffattr.ops.backends import BACKENDS
+from ffattr.ops.library import Binary
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 REASON = "no compiler was found"
 FLOAT8 = torch.float8_e4m3fn
-
-
-def importing(**modules: Any) -> Callable[[str], Any]:
-    def import_module(name: str) -> Any:
-        found = modules.get(name.rpartition(".")[2])
-        if found is None:
-            raise ImportError(f"undefined symbol in {name}")
-        return found
-
-    return import_module
-
-
-@pytest.mark.parametrize(
-    ("modules", "reason"),
-    [
-        ({}, "was not built (no build record)"),
-        ({"_build_info": SimpleNamespace(BUILD={"cpu": False, "reason": REASON})}, REASON),
-        (
-            {"_build_info": SimpleNamespace(BUILD={"cpu": True, "torch": "2.11.0", "reason": "built"})},
-            f"built for torch 2.11.0 does not load under torch {torch.__version__}: undefined symbol in ffattr._C",
-        ),
-    ],
-)
-def test_why_the_binary_is_not_loaded(modules: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib, "import_module", importing(**modules))
-    binary = availability.load_binary()
-    assert binary.module is None
-    assert reason in binary.reason
-
-
-def test_a_binary_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = SimpleNamespace(BUILD={"cpu": True, "torch": "2.13.0", "reason": "built with gcc"})
-    module = SimpleNamespace()
-    monkeypatch.setattr(importlib, "import_module", importing(_build_info=record, _C=module))
-    assert availability.load_binary() == availability.Binary(module, "built with gcc", record.BUILD)
 
 
 def test_has_cuda_kernels() -> None:
@@ -73,19 +37,11 @@ def test_every_backend_has_its_dtypes() -> None:
     assert all(torch.float32 in dtypes for dtypes in availability.DTYPES.values())
 
 
-def test_a_binary_names_its_architectures() -> None:
-    assert availability.Binary(None, REASON).missing == f"the C++ extension is not there: {REASON}"
-    there = availability.Binary(object(), "built", {"architectures": ["80", "90a"]})
-    assert there.missing is None
-    assert there.architectures == "sm_80, sm_90a"
-    assert availability.Binary(object(), "built").architectures == ""
-
-
 def test_the_first_reason_is_the_one_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a binary nothing else matters; on another device the dtype does not."""
-    monkeypatch.setattr(availability, "binary", availability.Binary(None, REASON))
-    assert availability.check_cpu(GPU, FLOAT8, 1) == f"the C++ extension is not there: {REASON}"
-    monkeypatch.setattr(availability, "binary", availability.Binary(object(), "built"))
+    monkeypatch.setattr(availability, "binary", Binary(None, REASON))
+    assert availability.check_cpu(GPU, FLOAT8, 1) == f"the C++ library is not there: {REASON}"
+    monkeypatch.setattr(availability, "binary", Binary(object(), "built"))
     assert str(availability.check_cpu(GPU, FLOAT8, 1)).startswith("it runs on the CPU, the model is on cuda:0; ")
     assert str(availability.check_cpu(CPU, FLOAT8, 1)).endswith(
         "not torch.float8_e4m3fn; pass dtype=torch.float32 or use backend='triton'"
@@ -128,8 +84,9 @@ def test_the_interpreter_has_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_bfloat16_on_a_processor_takes_something_that_multiplies_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def pretend(unit: str) -> str | None:
-        module = SimpleNamespace(build_info=lambda: {"instruction set": "avx2", "bfloat16 by": unit})
-        monkeypatch.setattr(availability, "binary", availability.Binary(module, "built"))
+        text = f"instruction set: avx2\nbfloat16 by: {unit}\n"
+        library: Any = SimpleNamespace(ffattr_build_info=text.encode)
+        monkeypatch.setattr(availability, "binary", Binary(library, "built"))
         return availability.check_cpu(torch.device("cpu"), torch.bfloat16, 12)
 
     assert pretend("a matrix unit") is None
@@ -141,8 +98,8 @@ def test_bfloat16_on_a_processor_takes_something_that_multiplies_it(monkeypatch:
 
 def test_what_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     info = {"float32 by": "three bfloat16 products", "bfloat16 by": "a matrix unit"}
-    module = SimpleNamespace(build_info=lambda: info)
-    monkeypatch.setattr(availability, "binary", availability.Binary(module, "built"))
+    library: Any = SimpleNamespace(ffattr_build_info=lambda: "\n".join(map(": ".join, info.items())).encode())
+    monkeypatch.setattr(availability, "binary", Binary(library, "built"))
     assert availability.describe_product("cpu", torch.float32) == "three bfloat16 products"
     assert availability.describe_product("cpu", torch.bfloat16) == "a matrix unit"
     assert availability.describe_product("cpu", torch.float64) == ""

@@ -13,6 +13,7 @@ from pretended import Cuda, Triton
 from ffattr import ops
 from ffattr.errors import BackendUnavailable, FfattrError
 from ffattr.ops import availability, backends, torch_kernels
+from ffattr.ops.library import Binary
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 REASON = "no compiler was found"
@@ -22,14 +23,14 @@ FLOAT8 = torch.float8_e4m3fn
 
 @pytest.fixture
 def without_binary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability, "binary", availability.Binary(None, REASON))
+    monkeypatch.setattr(availability, "binary", Binary(None, REASON))
     monkeypatch.setattr(availability, "has_cuda_kernels", lambda kind: False)
 
 
 @pytest.fixture
 def with_binary(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = SimpleNamespace(build_info=lambda: {"instruction set": "avx2"})
-    monkeypatch.setattr(availability, "binary", availability.Binary(module, "a compiler was found"))
+    library: Any = SimpleNamespace(ffattr_build_info=lambda: b"instruction set: avx2\n")
+    monkeypatch.setattr(availability, "binary", Binary(library, "a compiler was found"))
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_an_unknown_backend_lists_the_known_ones(name: Any) -> None:
 
 @pytest.mark.usefixtures("without_binary")
 def test_the_compiled_backend_without_a_binary_says_why() -> None:
-    with pytest.raises(BackendUnavailable, match=rf"'cpu' cannot run: .*C\+\+ extension is not there: {REASON}"):
+    with pytest.raises(BackendUnavailable, match=rf"'cpu' cannot run: .*C\+\+ library is not there: {REASON}"):
         backends.select_backend("cpu", CPU, torch.float32)
     assert issubclass(BackendUnavailable, FfattrError)
 
@@ -167,7 +168,7 @@ def test_what_is_chosen_and_what_is_not_is_logged(caplog: pytest.LogCaptureFixtu
 def test_report() -> None:
     rows = {name: (runs, text) for name, runs, text in backends.report_backends(CPU)}
     assert list(rows) == list(backends.BACKENDS)
-    assert rows["cpu"] == (False, f"the C++ extension is not there: {REASON}")
+    assert rows["cpu"] == (False, f"the C++ library is not there: {REASON}")
     assert rows["triton"][0] is False
     assert rows["torch"] == (True, "chunked plain PyTorch; cpu: float32, float64, bfloat16, float16")
 

@@ -17,6 +17,7 @@ import ffattr
 from ffattr import ops
 from ffattr.errors import BackendUnavailable
 from ffattr.ops import availability, backends, torch_kernels
+from ffattr.ops.library import Binary
 
 CPU, GPU, META = torch.device("cpu"), torch.device("cuda", 0), torch.device("meta")
 FLOAT8 = torch.float8_e4m3fn
@@ -73,19 +74,19 @@ def test_other_dtypes_than_float8_need_no_certain_gpu(capability: tuple[int, int
 @pytest.mark.parametrize(
     ("binary", "reason"),
     [
-        (availability.Binary(None, "no compiler was found"), "the C++ extension is not there: no compiler was found"),
+        (Binary(None, "no compiler was found"), "the C++ library is not there: no compiler was found"),
         (
-            availability.Binary(object(), "built", {"cuda": False, "cuda_reason": "no nvcc"}),
+            Binary(object(), "built", {"cuda": False, "cuda_reason": "no nvcc"}),
             "without CUDA kernels (no nvcc): build it where nvcc is",
         ),
         (
-            availability.Binary(object(), "built", {"cpu": True}),
+            Binary(object(), "built", {"cpu": True}),
             "without CUDA kernels (its build record says nothing of CUDA): build it where nvcc is",
         ),
     ],
 )
 def test_why_there_are_no_kernels(
-    binary: availability.Binary, reason: str, device: torch.device, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
+    binary: Binary, reason: str, device: torch.device, cuda: Cuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cuda.kinds = ()
     monkeypatch.setattr(availability, "binary", binary)
@@ -156,7 +157,7 @@ def test_what_info_shows(cuda: Cuda, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {name: (runs, text) for name, runs, text in backends.report_backends(GPU)}
     assert rows["cuda"] == (
         False,
-        "the extension was built without CUDA kernels (FFATTR_CUDA=0): build it where nvcc is",
+        "the library was built without CUDA kernels (FFATTR_CUDA=0): build it where nvcc is",
     )
 
 

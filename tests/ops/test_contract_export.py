@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from op_cases import MAPS, OPERATORS, case
+from op_cases import MAPS, OPERATORS, case, needs_binary
+from paths import BENCHMARKS, ROOT
 from torch import Tensor, nn
+
+from ffattr.ops.library import binary
+
+sys.path.insert(0, str(BENCHMARKS / "examples"))
+import export_norms
 
 
 class Calls(nn.Module):
@@ -40,9 +50,21 @@ def test_export(operator: str) -> None:
     assert torch.equal(program.module()(*tensors), expected)
 
 
-@pytest.mark.filterwarnings("ignore")  # of torch about itself
+@needs_binary
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling ahead of time needs g++")
-def test_compile_ahead_of_time(tmp_path: Path) -> None:
-    program, tensors, expected = exported("ff_norms")
-    package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "norms.pt2"))
-    assert torch.equal(torch._inductor.aoti_load_package(package)(*tensors), expected)
+def test_packages_run_without_python(tmp_path: Path) -> None:
+    """The lines of docs/operators.md as they stand there: both programs print the same, C++ after comparing bits."""
+    page = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    command = ["bash", "-euc", lines]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert f"instruction set: {binary.info['instruction set']}" in said
+    assert said[-1].removesuffix("; the package's are the same") == said[0].removeprefix("norms.pt2: ")
+    package = str(tmp_path / "norms.pt2")
+    arguments = export_norms.make_arguments()
+    assert torch.equal(torch._inductor.aoti_load_package(package)(*arguments), export_norms.Norms()(*arguments))

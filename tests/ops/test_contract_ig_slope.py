@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 
 import pytest
@@ -13,9 +12,6 @@ from torch import Tensor
 
 import ffattr.ops.contract  # noqa: F401  declares the operators
 from ffattr.decomposition import integrated_gradients as ig
-
-with contextlib.suppress(ImportError):  # the compiled kernels, where they have been built
-    from ffattr import _C  # noqa: F401
 
 
 def check(z: Tensor, base: Tensor | None, scale: Tensor | None, name: str, rule: str = "exact", steps: int = 0) -> None:

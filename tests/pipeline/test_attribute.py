@@ -16,6 +16,7 @@ import ffattr
 from ffattr import BackendUnavailable, CaptureError, Sketch, UnsupportedModel
 from ffattr.models import registry
 from ffattr.ops import availability
+from ffattr.ops.library import Binary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,7 +89,7 @@ def test_a_wrong_argument_is_named(options: dict[str, Any], error: type[Exceptio
 
 
 def test_a_backend_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(availability, "binary", availability.Binary(None, "it was not built"))
+    monkeypatch.setattr(availability, "binary", Binary(None, "it was not built"))
     with pytest.raises(BackendUnavailable, match=r"backend 'cpu' cannot run: .* it was not built"):
         attribute(backend="cpu")
     assert attribute().plan.backend == "torch"

@@ -139,7 +139,7 @@ def test_a_line_per_layer_where_there_is_one_order():
     assert lightness == sorted(lightness)
     assert ff.get_xscale() == "symlog"
     assert [label.get_text() for label in ff.get_xticklabels()] == ["0", "1", "10", "100"]
-    assert ff.get_xlabel() == "removed dimensions, random"
+    assert ff.get_xlabel() == "removed dimensions, at random"
     assert ff.get_ylim() == ln.get_ylim()
     _nothing_overlaps(figure)
 
@@ -147,6 +147,6 @@ def test_a_line_per_layer_where_there_is_one_order():
 def test_a_line_per_order_is_the_mean_over_the_layers():
     figure = cancellation_chart(_cancelled(["random", "largest"]))
     assert len(figure.axes) == 2
-    assert _legend(figure) == ["random", "largest"]
+    assert _legend(figure) == ["at random", "largest"]
     assert figure.axes[1].lines[1].get_xydata().tolist()[:2] == [[0, 3.0], [1, 2.5]]
     _nothing_overlaps(figure)

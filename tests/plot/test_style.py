@@ -1,5 +1,6 @@
 """What all pictures share: text as it is shown, scales of colours, labels, checks."""
 
+import itertools
 import math
 
 import pandas as pd
@@ -16,6 +17,7 @@ from ffattr.plot.style import (
     find_ends,
     label_axis,
     label_ends,
+    label_signed,
     label_step,
     largest_but,
     plain_text,
@@ -197,3 +199,17 @@ def test_maps_and_frames_that_cannot_be_drawn():
         check_frame(pd.DataFrame(), ["layer"], "a chart")
     with pytest.raises(ValueError, match="a chart got a frame without rows"):
         check_frame(frame[:0], ["layer"], "a chart")
+
+
+def test_a_bar_of_both_signs_names_zero_and_powers_of_ten_that_do_not_touch():
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2, 3))
+    norm = scale_colours(torch.tensor([0.4, -0.2, 0.01]), "signed")
+    bar = figure.colorbar(ScalarMappable(norm, find_colormap(None, "signed")), ax=figure.subplots())
+    label_signed(bar, norm)
+    assert [label.get_text() for label in bar.ax.get_yticklabels()] == ["\u22120.1", "0", "+0.1"]
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in bar.ax.get_yticklabels()]
+    assert all(not first.overlaps(second) for first, second in itertools.pairwise(boxes))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from browser import chromium, drawn, opened, running
+from browser import drawn, opened
 from page_data import make_panel, make_scored, read_page
 
 from ffattr.report import render
@@ -41,12 +41,6 @@ def test_scores_count_towards_the_limit():
         assert len("".join(render([make_scored(scores)], "x", limit=limit)).encode()) <= limit
     with pytest.raises(ValueError, match="larger than 200,000 bytes"):
         render([make_scored(scores)], "x", limit=200_000)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with running(chromium()) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,11 @@ import torch
 from keeping import kept, some
 from synthetic import attribution
 
-from ffattr import Pool, TopK
+from ffattr import Pool, TopK, load
+from ffattr.errors import FileFormatError
 from ffattr.results.contents import (
     SHARED,
+    describe_skipped,
     drop_padding,
     key_tokens,
     label_axes,
@@ -17,6 +19,7 @@ from ffattr.results.contents import (
     number_expert,
     read_map,
 )
+from ffattr.selection import Skipped
 
 
 def test_axes_are_named_by_real_tokens():
@@ -81,3 +84,21 @@ def test_numbers_of_experts() -> None:
     for wrong, kind in (("gate", TypeError), (1.0, TypeError), (True, TypeError), (-1, ValueError)):
         with pytest.raises(kind, match="expert is "):
             number_expert(wrong)
+
+
+def test_what_was_skipped_is_told_by_the_arguments():
+    some = [Skipped(2, "ValueError", "text 2 has no tokens"), Skipped(0, "TypeError", "no text")]
+    attr = attribution()
+    assert (attr.skipped, attr.taken) == ((), (0, 1))
+    attr.arguments |= describe_skipped(some)
+    assert (attr.skipped, attr.taken) == (tuple(some), (1, 3))
+    assert describe_skipped([]) == {}
+
+
+@pytest.mark.parametrize("entries", [3, [3], [[0, "a"]], [[-1, "a", "b"]], [["0", "a", "b"]], [[True, "a", "b"]]])
+def test_a_file_with_other_entries_of_what_was_skipped_is_damaged(entries, tmp_path):
+    attr = attribution()
+    attr.arguments["skipped"] = entries
+    attr.save(tmp_path / "maps.safetensors")
+    with pytest.raises(FileFormatError, match="'skipped', expected a place"):
+        load(tmp_path / "maps.safetensors")

@@ -86,3 +86,22 @@ def test_a_figure_is_saved_by_the_suffix_of_its_file(tmp_path):
         save_figure(figure, tmp_path / name)
         assert (tmp_path / name).read_bytes().startswith(begins)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.PDF", "a.png", "a.svg"]
+
+
+def test_bertviz_takes_what_is_made_for_it():
+    attr = attribution()
+    for scope, heads in (("attn_heads", 2), ("atb", 1)):
+        given = attr.to_bertviz(scope, batch=1)
+        assert given["tokens"] == attr.tokens[1][:4], "without padding"
+        assert [layer.shape for layer in given["attention"]] == [(1, heads, 4, 4)] * len(attr.layers)
+        values = attr.maps[scope][1, 1][..., :4, :4].reshape(heads, 4, 4)
+        assert torch.allclose(given["attention"][1][0], values / values.sum(-1, keepdim=True))
+    with pytest.raises(ValueError, match="scope atb has 2 rows and 4 columns of other tokens"):
+        attribution(queries=(1, 3, 5)).to_bertviz("atb", batch=1)
+
+
+def test_bertviz_draws_it():
+    bertviz = pytest.importorskip("bertviz")
+    given = attribution().to_bertviz("attn_heads")
+    drawn = bertviz.head_view(**given, html_action="return").data
+    assert f"{float(given['attention'][0][0, 1, 2, 0])}" in drawn

@@ -9,6 +9,7 @@ from keeping import kept, some
 from synthetic import attribution
 
 from ffattr import Pool, Reduce, TopK
+from ffattr.analysis import alignment
 
 HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "&amp;", "'", "</td>", "<!--"]
 
@@ -91,3 +92,15 @@ def test_padding_experts_and_blocks_have_pages(tmp_path):
     kept(Pool(2), attr).to_html(tmp_path / "c.html")
     assert "tok1.2" in (tmp_path / "a.html").read_text()
     assert "tok1.1" not in (tmp_path / "a.html").read_text()  # padding
+
+
+def test_a_page_tells_whether_the_network_cancels_where_its_scopes_do():
+    attr = attribution(("atb", "atb_ff", "atb_ff_res"))
+    found = alignment(attr, "sequence")
+    for batch, panel in enumerate(attr._make_panels(attr.scopes)):
+        rows = found[found["batch"] == batch]
+        assert [tuple(angle) for angle in panel.angles] == [
+            (row.layer, row.pairs_of, row.median, row.negative) for row in rows.itertuples()
+        ]
+        assert len(panel.angles) == 2 * len(attr.layers)
+    assert all(not panel.angles for panel in attribution(("atb", "atb_ff"))._make_panels(("atb", "atb_ff")))

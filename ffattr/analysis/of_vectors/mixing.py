@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...errors import names_missing_extra
-from ..rows import Decomposed, read_summed_values
+from ..rows import Decomposed, read_names, read_summed_values
 
 if TYPE_CHECKING:
     import pandas
@@ -39,7 +39,7 @@ def mixing_ratio(vectors: Decomposed) -> pandas.DataFrame:
     >>> vectors = ffattr.vectors(model, ["The cat sat."], tokenizer=tokenizer, scope="atb", layers=0)
     >>> frame = ffattr.analysis.mixing_ratio(vectors)
     >>> list(frame["query_token"])
-    ['[CLS]', 'the', 'cat', 'sat', '.', '[SEP]']
+    ['[CLS]', 'The', 'cat', 'sat', '.', '[SEP]']
     >>> bool(frame["ratio"].between(0, 1).all())
     True
     """
@@ -62,7 +62,8 @@ def mixing_ratio(vectors: Decomposed) -> pandas.DataFrame:
     layer, batch, row = (place.tolist() for place in real.nonzero(as_tuple=True))
     frame = pd.DataFrame({"layer": [vectors.layers[at] for at in layer], "batch": batch})
     frame["query"] = [vectors.queries[at] for at in row]
-    frame["query_token"] = [vectors.tokens[b][q] for b, q in zip(batch, frame["query"], strict=True)]
+    names = read_names(vectors)
+    frame["query_token"] = [names[b][q] for b, q in zip(batch, frame["query"], strict=True)]
     for name, tensor in (("context", context), ("own", own), ("ratio", ratio)):
         frame[name] = tensor[real].double().cpu().numpy()
     return frame

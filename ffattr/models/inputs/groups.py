@@ -36,28 +36,36 @@ class Groups:
 
 
 def make_groups(
-    groups: Any, keys: Indices, inputs: Any, tokenizer: Any, mask: Tensor, tokens: Sequence[Sequence[str]]
+    groups: Any,
+    keys: Indices,
+    inputs: Any,
+    tokenizer: Any,
+    mask: Tensor,
+    tokens: Sequence[Sequence[str]],
+    labels: Sequence[Sequence[str]] | None = None,
 ) -> Groups | None:
     """Makes what ``groups`` and ``keys`` of `ffattr.attribute` ask for; None where neither asks for anything.
 
-    ``inputs`` and ``tokenizer`` are those of the user, ``mask`` ``[B, T]`` and ``tokens`` ``[B][T]`` what became of
-    them. Words are what the tokenizer splits text into before it looks up parts of them: punctuation is apart where it
-    does that, and what it does not split, `make_groups` splits at white space.
+    ``inputs`` and ``tokenizer`` are those of the user, ``mask`` ``[B, T]``, ``tokens`` ``[B][T]`` and ``labels``, these
+    in the case of the text (None: no others), what became of them. Words are what the tokenizer splits text into before
+    it looks up parts of them: punctuation is apart where it does that, and what it does not split, `make_groups` splits
+    at white space.
 
     Raises TypeError, ValueError or IndexError that names the offending value.
     """
+    names = tokens if labels is None else labels
     if groups is not None and keys is not None:
         raise ValueError(
             "keys and groups are both given, expected one of them: for single tokens among groups pass spans of one "
             "token, (position, position + 1)"
         )
     if keys is not None:
-        return _group_by_keys(keys, mask, tokens)
+        return _group_by_keys(keys, mask, names)
     if groups is None:
         return None
 
     def join_tokens(batch: int, places: list[int]) -> str:
-        return _join_texts([tokens[batch][place] for place in places], tokenizer)
+        return _join_texts([names[batch][place] for place in places], tokenizer)
 
     if isinstance(groups, str):
         if groups != "words":

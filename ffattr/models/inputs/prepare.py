@@ -14,7 +14,8 @@ from ..capture.run import find_device
 from ..registry import ModelDescription
 from .decoder_ids import learn_decoder_ids
 from .given import IGNORED, learn_tokens, read_given
-from .sequences import Row, as_texts, encode_sequences, pad_rows, unify_inputs
+from .labels import label_texts
+from .sequences import SPANS, Row, as_texts, encode_sequences, pad_rows, unify_inputs
 from .signals import SIGNALS, check_signal, find_signal_tokens
 from .text import TEXT, Tokens, check_rows, find_text_tokens
 
@@ -29,6 +30,7 @@ class Inputs:
     """``kwargs`` for the base model's forward, ``mask`` ``[B, T]`` (True: a valid token), ``tokens`` ``[B][T]``.
 
     Of a model with an encoder and a decoder the latter two are the decoder's, and the other's are in ``encoder``.
+    ``labels`` ``[B][T]`` are the tokens as the text has them, None: as ``tokens``.
     ``lengths`` ``[B]`` of sequences made from lists (texts, ids), which are padded on the right; None for all others.
     """
 
@@ -37,6 +39,7 @@ class Inputs:
     tokens: list[list[str]]
     encoder: Tokens | None = None
     lengths: tuple[int, ...] | None = None
+    labels: list[list[str]] | None = None
 
     def split_batches(self, limit: int) -> list[tuple[list[int], Inputs]]:
         """Splits the inputs into batches of about the same length: which of the sequences, and these alone.
@@ -112,7 +115,7 @@ def prepare_inputs(description: ModelDescription, model: nn.Module, inputs: Any,
     else:
         found = find_text_tokens(description, given, name, tokenizer)
     if decoder is None:
-        return Inputs(given, found.mask, found.tokens, lengths=lengths)
+        return Inputs(given, found.mask, found.tokens, lengths=lengths, labels=_label(found, inputs, rows))
     if len(decoder.mask) != len(found.mask):
         raise ValueError(
             f"inputs have {len(found.mask)} sequences for the encoder and {len(decoder.mask)} for the decoder; "
@@ -136,7 +139,8 @@ def _prepare_learned(description: ModelDescription, model: nn.Module, inputs: An
     found = learn_tokens(description, given, tokenizer)
     check_rows(found.mask)
     whole = lengths is not None and found.mask.shape == given["input_ids"].shape
-    return Inputs(given, found.mask, found.tokens, lengths=lengths if whole else None)
+    labels = _label(found, inputs, rows) if whole else None
+    return Inputs(given, found.mask, found.tokens, lengths=lengths if whole else None, labels=labels)
 
 
 def _prepare_learned_sides(description: ModelDescription, model: nn.Module, inputs: Any, tokenizer: Any) -> Inputs:
@@ -149,6 +153,11 @@ def _prepare_learned_sides(description: ModelDescription, model: nn.Module, inpu
     for found in (encoder, decoder):
         check_rows(found.mask)
     return Inputs(given, decoder.mask, decoder.tokens, encoder)
+
+
+def _label(found: Tokens, inputs: Any, rows: list[Row] | None) -> list[list[str]] | None:
+    """Returns the tokens as the texts have them that a user passed; None where these say the same or there are none."""
+    return None if rows is None else label_texts(found.tokens, as_texts(inputs), [row.get(SPANS) for row in rows])
 
 
 def _add_decoder(base: nn.Module, model: nn.Module, inputs: Any, given: dict[str, Any]) -> None:

@@ -13,10 +13,13 @@ from torch import Tensor
 from ..capture.run import find_device
 from ..registry import ModelDescription
 
-__all__ = ["as_texts", "encode_sequences", "pad_rows", "unify_inputs"]
+__all__ = ["SPANS", "as_texts", "encode_sequences", "pad_rows", "unify_inputs"]
 
-Row = dict[str, list[int]]
-"""What a tokenizer makes of one sequence: ``input_ids`` ``[T]``, and what else the model takes, as long."""
+Row = dict[str, list[Any]]
+"""What a tokenizer makes of one sequence: ``input_ids`` ``[T]``, what else the model takes, as long, and `SPANS`."""
+
+SPANS = "characters"
+"""Which characters of its text each token was made of, ``(start, stop)``, where a fast tokenizer tells."""
 
 
 def unify_inputs(inputs: Any) -> Any:
@@ -89,11 +92,13 @@ def _require_tokenizer(tokenizer: Any, what: str) -> None:
 
 
 def _encode_text(row: int, text: str, tokenizer: Any) -> Mapping[str, Any]:
-    encoded = _require_ids(tokenizer(text), f"{type(tokenizer).__name__}({text[:40]!r})")
+    returned = tokenizer(text)
+    encoded = _require_ids(returned, f"{type(tokenizer).__name__}({text[:40]!r})")
     # Special tokens alone ([CLS] [SEP]) are no tokens of the text.
     if not text.strip() or not len(encoded["input_ids"]):
         raise ValueError(f"text {row} ({text!r}) has no tokens; expected at least one. Remove it.")
-    return encoded
+    known = getattr(returned, "encodings", None)  # of a fast tokenizer
+    return encoded if not known else {**encoded, SPANS: known[0].offsets}
 
 
 def _encode_items(items: list[Any], tokenizer: Any) -> list[Mapping[str, Any]]:

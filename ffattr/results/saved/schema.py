@@ -40,6 +40,7 @@ def check_attribution(tensors: Mapping[str, Tensor], content: Any, name: str) ->
     if "key_mask" in tensors:
         _, columns = file.read_sizes("key_mask", sequences)
     file.check_texts("tokens", sequences, tokens)
+    file.check_texts("labels", sequences, tokens, optional=True)
     file.check_texts("key_tokens", sequences, columns, optional=True)
     file.check_description()
     file.check_tensor("error", [layers, sequences])
@@ -67,6 +68,7 @@ def check_contributions(tensors: Mapping[str, Tensor], content: Any, name: str) 
     count = len(numbers) if isinstance(numbers, list) else file.fail("'targets', expected a list for each number")
     file.check_texts("targets", count, sequences)
     file.check_texts("tokens", sequences, tokens)
+    file.check_texts("labels", sequences, tokens, optional=True)
     for key, shape in {
         "value": [count, sequences],
         "scores": [count, layers + 1, sequences, tokens],
@@ -184,8 +186,12 @@ class _File:
         """Checks what describes how a result was made."""
         if not isinstance(self.content.get("plan"), str | None):
             self.fail("'plan', expected a text or none")
-        if not isinstance(self.find("arguments"), dict):
+        arguments = self.find("arguments")
+        if not isinstance(arguments, dict):
             self.fail("'arguments', expected an object")
+        skipped = arguments.get("skipped", [])
+        if not isinstance(skipped, list) or not all(map(_is_skipped, skipped)):
+            self.fail("'skipped', expected a place, a type of error and a message for each input that was left out")
         self.check_block(self.content)
 
     def check_block(self, kept: Any) -> None:
@@ -202,6 +208,11 @@ class _File:
 
     def check_range(self, key: str, least: int, below: int) -> None:
         _require_range(self.find_tensor(key), least, below, f"{self.name!r}: {key}")
+
+
+def _is_skipped(entry: Any) -> bool:
+    """Tells whether an entry is one of `ffattr.selection.Skipped`."""
+    return isinstance(entry, list) and [*map(type, entry)] == [int, str, str] and 0 <= entry[0] < _LARGEST
 
 
 def _require_kind(tensor: Tensor, kind: Kind, what: str) -> None:

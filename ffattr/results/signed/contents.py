@@ -59,6 +59,12 @@ class SignedContents:
     cross_mask: Tensor | None = None
     encoder: SignedContents | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    labels: list[list[str]] | None = None
+
+    @property
+    def names(self) -> list[list[str]]:
+        """What tokens are called where they are shown: in the case of the text, where that is known."""
+        return self.tokens if self.labels is None else self.labels
 
 
 @dataclass(frozen=True)
@@ -99,12 +105,12 @@ def list_texts(contents: SignedContents, place: int) -> list[Text]:
     """
     here = name_boundaries(contents)[place]
     if contents.cross_scores is None or contents.cross_mask is None:
-        return [Text("", here, contents.scores[:, place], contents.bias[:, place], contents.tokens, contents.mask)]
-    own = Text("decoder", here, contents.scores[:, place], contents.bias[:, place], contents.tokens, contents.mask)
+        return [Text("", here, contents.scores[:, place], contents.bias[:, place], contents.names, contents.mask)]
+    own = Text("decoder", here, contents.scores[:, place], contents.bias[:, place], contents.names, contents.mask)
     encoder = contents.encoder
     if encoder is not None and place == 0 and contents.layers[0] == 0:
         first = name_boundaries(encoder)[0]
-        text = Text("encoder", first, encoder.scores[:, 0], encoder.bias[:, 0], encoder.tokens, encoder.mask)
+        text = Text("encoder", first, encoder.scores[:, 0], encoder.bias[:, 0], encoder.names, encoder.mask)
     else:
         scores, nothing = contents.cross_scores[:, place], torch.zeros_like(contents.bias[:, place])
         text = Text("encoder", here, scores, nothing, contents.cross_tokens or [], contents.cross_mask)

@@ -38,7 +38,7 @@ def draw_scores(contents: SignedContents, target: int, batch: int, place: int, o
 def _make_text(contents: SignedContents, text: Text, target: int, batch: int) -> plot.ScoredText:
     ticks = text.label_tokens(batch)
     within = contents.encoder if text.stack == "encoder" else contents
-    if text.stack == "encoder" and (within is None or within.tokens is not text.tokens):
+    if text.stack == "encoder" and (within is None or within.names is not text.tokens):
         layers, boundaries = contents.cross_scores, name_boundaries(contents)
     else:
         assert within is not None
@@ -100,11 +100,11 @@ def read_flow(
     if not kept.can_show(FLOW):
         raise ValueError(kept.explain_no_map(FLOW))
     mask = contents.cross_mask if cross else contents.mask
-    tokens = contents.cross_tokens if cross else contents.tokens
+    tokens = contents.cross_tokens if cross else contents.names
     assert mask is not None
     index = target * len(contents.layers) + place
     values = kept.read_map(FLOW, index, batch, mask.shape[1]).detach().cpu().double()
-    rows = _label_axis(contents.mask[batch], contents.tokens, batch, kept)
+    rows = _label_axis(contents.mask[batch], contents.names, batch, kept)
     keys = _label_axis(mask[batch], tokens, batch, kept)
     if values.dim() == 2:
         if head is not None:

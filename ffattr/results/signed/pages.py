@@ -68,11 +68,11 @@ def _make_panel(
     cross = stack == "cross"
     kept, scores = (of.cross_kept, of.cross_scores) if cross else (of.kept, of.scores)
     kept = kept if kept is not None and kept.can_show(FLOW) else None
-    mask, tokens = (of.cross_mask, of.cross_tokens) if cross else (of.mask, of.tokens)
+    mask, tokens = (of.cross_mask, of.cross_tokens) if cross else (of.mask, of.names)
     assert scores is not None
     assert mask is not None
     keys = _label_axis(mask[batch], tokens, batch, kept)
-    rows = _label_axis(of.mask[batch], of.tokens, batch, kept) if cross else keys
+    rows = _label_axis(of.mask[batch], of.names, batch, kept) if cross else keys
     if not keys.labels or not rows.labels:
         return None
     names = _name_numbers(contents, batch)
@@ -88,7 +88,7 @@ def _make_panel(
         parts = [read_flow(of, numbers[scope], place, batch, head, cross)[0] for head in (None, *range(heads))]
         return torch.stack(parts) if heads else parts[0]
 
-    words = join_tokens(label_tokens(of.mask[batch], of.tokens[batch] if of.tokens else []).labels)
+    words = join_tokens(label_tokens(of.mask[batch], of.names[batch] if of.names else []).labels)
     name = f"{batch + 1}: {words if len(words) <= _NAMED else words[: _NAMED - 1] + '…'}"
     heads = _count_heads(kept, batch, of)
     read_at = contents.positions[:, batch].tolist() if of is contents and not cross else [-1] * len(names)

@@ -39,14 +39,14 @@ def make_frame(contents: SignedContents) -> pandas.DataFrame:
 def _list_frames(contents: SignedContents) -> Iterator[pandas.DataFrame]:
     stacked = contents.cross_scores is not None
     for batch in range(len(contents.mask)):
-        own = (contents.scores, contents.bias, contents.mask, contents.tokens)
+        own = (contents.scores, contents.bias, contents.mask, contents.names)
         yield _tabulate(contents, batch, name_own(contents), contents.layers, *own)
         if contents.cross_scores is not None and contents.cross_mask is not None:
             across = (contents.cross_scores, None, contents.cross_mask, contents.cross_tokens or [])
             yield _tabulate(contents, batch, "cross", contents.layers, *across)
         if stacked and contents.encoder is not None:
             within = contents.encoder
-            its = (within.scores, within.bias, within.mask, within.tokens)
+            its = (within.scores, within.bias, within.mask, within.names)
             yield _tabulate(contents, batch, "encoder", within.layers, *its)
 
 

@@ -26,11 +26,12 @@ def merge_words(
     """Returns the fields that `Contributions.to_words` or `to_sentences` changes, but for ``encoder``."""
     if words is not None and contents.cross_scores is not None:
         raise ValueError("words= is for models with one text, expected None for an encoder and a decoder")
-    rows = WordMerger.from_tokens(contents.tokens, contents.mask, words, sentences)
+    rows = WordMerger.from_tokens(contents.names, contents.mask, words, sentences)
     changed: dict[str, Any] = {
         "scores": _add_up(rows, contents.scores),
         "positions": _find_words(rows, contents.positions),
         "tokens": rows.texts,
+        "labels": None,
         "mask": rows.mask,
         "residual": None if contents.residual is None else _add_up(rows, contents.residual),
         "kept": _add_flow(rows, rows, contents.kept),
