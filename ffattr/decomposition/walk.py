@@ -89,7 +89,8 @@ class Stream:
     def multiply(self, rows: Tensor, numbers: Tensor) -> Tensor:
         """``rows`` ``[P + 2 N, d]``, each times the number of its query, of ``numbers`` ``[N]``."""
         if not self.pairs:
-            return (rows.unflatten(0, (2, self.queries)) * numbers[:, None]).flatten(0, 1)
+            both: Tensor = rows.unflatten(0, (2, self.queries))
+            return (both * numbers[:, None]).flatten(0, 1)
         return rows * torch.cat([numbers.index_select(0, self.query), numbers, numbers])[:, None]
 
 
