@@ -29,6 +29,7 @@ _MIXED_SAVES = 1.3
 """How many times fewer operations than the operator method's make up for what the mixed one is slower at: with 2 times
 fewer it was 1.5 to 1.9 times as fast, with 1.6 times 1.3 to 1.5, with as many 0.8 to 1.1 (`bench_exact.py`)."""
 _NEAR = 2.0  # counts further apart than this decide by themselves: no machine's rates differ by more
+_FEW = 0.7  # single pairs have to take so much less: what the others prepare of weights alone is kept for later calls
 
 
 def plan_layer(layer: int, shape: LayerShape, ff_scopes: int, options: EngineOptions) -> LayerPlan:
@@ -172,7 +173,7 @@ def _choose_method(shape: LayerShape, ff_scopes: int, method: str, options: Engi
     alike = device.type == "cpu" and not emulated and not describe_product(backend.name, dtype)
     by_query = _choose_by_query(shape, known, allow_mixed=alike)
     direct, other, pairs = (shape.flops(kind) for kind in ("direct", by_query, "pairs"))
-    if pairs < min(direct, other) and not shape.by_expert and not shape.sketched:
+    if pairs < _FEW * min(direct, other) and not shape.by_expert and not shape.sketched:
         return "pairs", f"{shape.pairs} pairs are too few to prepare anything for"
     ratio = direct / other
     if not 1 / _NEAR < ratio < _NEAR or emulated:
