@@ -15,6 +15,7 @@ from versions import needs
 
 from ffattr.decomposition.attention import LayerRecord
 from ffattr.errors import CaptureError, UnsupportedModel
+from ffattr.models.capture.attention_hooks import record_own_attention
 from ffattr.models.capture.recorder import record_layers
 from ffattr.models.registry import resolve
 
@@ -182,3 +183,16 @@ def test_subclass_of_an_attention_module(implementation: str) -> None:
     model = build("bert", attn_implementation=implementation)
     model.encoder.layer[0].attention.self.__class__ = Mine
     assert_recomputed(*run("bert", model))
+
+
+def test_a_hook_that_fails_before_ours_is_the_only_complaint(recwarn: pytest.WarningsRecorder) -> None:
+    """Python calls what follows a module even where something before it failed; ours had seen nothing of it."""
+
+    def fail(module: nn.Module, args: Any) -> None:
+        raise KeyError("a hook of the user")
+
+    inner = nn.Linear(2, 2)
+    inner.register_forward_pre_hook(fail)
+    with record_own_attention({0: inner}, {0: 1}, lambda *given: None), pytest.raises(KeyError, match="of the user"):
+        inner(torch.ones(1, 2))
+    assert not [one for one in recwarn if "silenced" in str(one.message)]
