@@ -198,7 +198,7 @@ def branch_stream(branch: Branch, stream: Stream, path: Path, slope: Tensor) -> 
     """
     vectors = path.vectors[0]
     if stream.pairs:
-        vectors = _add_up(path.vectors * slope.index_select(1, stream.query[: stream.pairs]))
+        vectors = _add_up(path.vectors * slope.index_select(1, stream.query))
     bias = _add_up(slope * (path.bias if path.base is None else path.bias - path.base))
     start = start_value(branch, path.base)
     bias = bias if isinstance(start, float) and start == 0 else bias + start
@@ -360,7 +360,7 @@ def decompose(
             if number is None:
                 shared.append(ff.vectors)
             elif chosen is not None and by_expert is not None:
-                taken = (chosen.index == number)[ff.query[: ff.pairs]]
+                taken = (chosen.index == number)[ff.query]
                 by_expert += taken.T[..., None] * ff.vectors
         if by_expert is not None:
             parts = torch.cat([by_expert, torch.stack(shared)]) if shared else by_expert

@@ -35,8 +35,8 @@ class Stream:
 
     All of it lies in ``rows`` ``[P + 2 N, d]``, so that a projection is one product, which reads its matrix once: the
     ``vectors`` ``[P, d]``, each of an input token, then of every query the ``bias`` and the ``total``. ``query``
-    ``[P + 2 N]`` says which query a row belongs to. Who needs no vectors leaves them out: ``P`` = 0. ``total`` is what
-    the model computes, not the sum, so that each is a check on the other.
+    ``[P]`` says which query a vector belongs to. Who needs no vectors leaves them out: ``P`` = 0. ``total`` is what the
+    model computes, not the sum, so that each is a check on the other.
     """
 
     rows: Tensor
@@ -46,20 +46,18 @@ class Stream:
     @classmethod
     def join(cls, vectors: Tensor, query: Tensor, bias: Tensor, total: Tensor) -> Stream:
         """The stream of ``vectors`` ``[P, d]`` of the queries ``query`` ``[P]``, ``bias`` and ``total`` ``[N, d]``."""
-        count = len(total)
-        every = torch.arange(count, device=total.device)
-        return cls(torch.cat([vectors, bias, total]), torch.cat([query, every, every]), count)
+        return cls(torch.cat([vectors, bias, total]), query, len(total))
 
     @classmethod
     def of_total(cls, total: Tensor) -> Stream:
         """A stream ``[N, d]`` that is not decomposed."""
-        query = torch.arange(len(total), device=total.device).repeat(2)
-        return cls(torch.cat([torch.zeros_like(total), total]), query, len(total))
+        none = torch.empty(0, dtype=torch.int64, device=total.device)
+        return cls(torch.cat([torch.zeros_like(total), total]), none, len(total))
 
     @property
     def pairs(self) -> int:
         """How many vectors there are, ``P``."""
-        return len(self.rows) - 2 * self.queries
+        return len(self.query)
 
     @property
     def vectors(self) -> Tensor:
@@ -88,9 +86,12 @@ class Stream:
         """``total`` alone: vectors and bias are zero."""
         return replace(self, rows=torch.cat([torch.zeros_like(self.rows[: -len(total) or None]), total]))
 
-    def spread(self, numbers: Tensor) -> Tensor:
-        """A number of each query, ``[N]``, for each of its rows, ``[P + 2 N, 1]``."""
-        return numbers.index_select(0, self.query)[:, None]
+    def multiply(self, rows: Tensor, numbers: Tensor) -> Tensor:
+        """``rows`` ``[P + 2 N, d]``, each times the number of its query, of ``numbers`` ``[N]``."""
+        if not self.pairs:
+            both: Tensor = rows.unflatten(0, (2, self.queries))
+            return (both * numbers[:, None]).flatten(0, 1)
+        return rows * torch.cat([numbers.index_select(0, self.query), numbers, numbers])[:, None]
 
 
 @dataclass(frozen=True)
@@ -151,26 +152,26 @@ def add_streams(stream: Stream, other: Stream) -> Stream:
 def join_streams(stream: Stream, other: Stream) -> Stream:
     """The sum of two streams whose vectors come from different tokens: those of ``other`` are last."""
     vectors = torch.cat([stream.vectors, other.vectors])
-    query = torch.cat([stream.query[: stream.pairs], other.query[: other.pairs]])
+    query = torch.cat([stream.query, other.query])
     return Stream.join(vectors, query, stream.bias + other.bias, stream.total + other.total)
 
 
 def select_rows(stream: Stream, tokens: Tensor) -> tuple[Stream, Tensor]:
     """The stream of the queries ``tokens`` ``[n]`` alone, and which of the rows those are."""
-    first, every = stream.pairs, torch.arange(len(tokens), device=tokens.device)
-    index, query = torch.cat([tokens + first, tokens + (first + stream.queries)]), torch.cat([every, every])
+    first, query = stream.pairs, stream.query
+    index = torch.cat([tokens + first, tokens + (first + stream.queries)])
     if first:
         place = torch.full((stream.queries,), -1, device=tokens.device)
-        place[tokens] = every
-        found = place[stream.query[:first]]
+        place[tokens] = torch.arange(len(tokens), device=tokens.device)
+        found = place[query]
         kept = (found >= 0).nonzero()[:, 0]
-        index, query = torch.cat([kept, index]), torch.cat([found[kept], query])
+        index, query = torch.cat([kept, index]), found[kept]
     return Stream(stream.rows.index_select(0, index), query, len(tokens)), index
 
 
 def scale_stream(stream: Stream, factor: Tensor | None) -> Stream:
     """The stream, times a number for each query, ``[N]``; None: as it is."""
-    return stream if factor is None else replace(stream, rows=stream.rows * stream.spread(factor))
+    return stream if factor is None else replace(stream, rows=stream.multiply(stream.rows, factor))
 
 
 def normalise_stream(norm: Norm | None, stream: Stream) -> tuple[Stream, Tensor | None]:
@@ -182,4 +183,4 @@ def normalise_stream(norm: Norm | None, stream: Stream) -> tuple[Stream, Tensor 
         return stream, None
     centred = norm.centre(stream.rows)
     scale = norm.scale_centred(centred[stream.pairs + stream.queries :])
-    return stream.with_rows(norm.stretch(centred * stream.spread(scale)), norm.bias), scale
+    return stream.with_rows(norm.stretch(stream.multiply(centred, scale)), norm.bias), scale

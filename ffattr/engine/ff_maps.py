@@ -50,8 +50,11 @@ class KeyOperands:
         self.ff, self.number, self.source = ff, number, source
         self.values = source.values.to(ff.dtype)
         path, residual = source.path, source.residual_at(source.path.residual)
-        self.ff_own = (residual if path.ff_input is path.residual else source.residual_at(path.ff_input)).to(ff.dtype)
-        self.residual = [target.project(residual, ff.dtype) for target in ff.targets]
+        rounded = residual.to(ff.dtype)
+        self.ff_own = rounded if path.ff_input is path.residual else source.residual_at(path.ff_input).to(ff.dtype)
+        self.residual = [
+            rounded if target.linear is None else target.project(residual, ff.dtype) for target in ff.targets
+        ]
 
     def of_block(self, block: KeyBlock, method: Method) -> KeyBlockOperands:
         """What a block of keys brings, until another is asked for."""
@@ -182,7 +185,7 @@ class FFMaps:
         queries = passed.queries
         for number, source in enumerate(self.sources):
             name, ff_scale = source.path.source, passed.ff_scale[number]
-            scaled = (slope if ff_scale is None else slope * ff_scale[:, None]).to(self.ff.dtype)
+            scaled = _multiply_rounded(slope, ff_scale, self.ff.dtype)
             scales = passed.residual_scale[number], passed.norm_scale
             operands = QueryOperands(queries.token_in_pack, scaled, *scales, _stack_totals(self.weights, passed))
             experts = to.get(self.weights.expert_scope.seen_from(name))
@@ -191,7 +194,7 @@ class FFMaps:
                 if not self.scopes.isdisjoint(scope.seen_from(name) for scope in self.weights.pairwise_scopes):
                     for scope, tile in keys.compute_norms(operands).items():
                         if scope.seen_from(name) in self.scopes:
-                            block.put_tile(tile, to[scope.seen_from(name)])
+                            block.place_tile(tile, to, scope.seen_from(name))
                 if slots is not None and experts is not None:
                     sums = passed.totals.get(self.weights.expert_scope.seen_from(name))
                     self._fill_experts(keys, operands, sums, slots, experts)
@@ -213,6 +216,13 @@ class FFMaps:
                 keys.block.put_tile(keys.compute_norms(operands, neurons)[self.weights.pairwise_scopes[0]], tile)
                 to[slot, rows] = tile
                 first += branch.width
+
+
+def _multiply_rounded(slope: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``slope`` ``[S, n, F]``, times a number for each query, rounded once."""
+    if scale is None:
+        return slope.to(dtype)
+    return torch.mul(slope, scale[:, None], out=torch.empty_like(slope, dtype=dtype))
 
 
 def _stack_totals(weights: LayerWeights, passed: QueryPass) -> Tensor | None:

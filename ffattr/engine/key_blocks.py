@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..decomposition.scopes import Scope
 from .key_tokens import KeyTokens, write_head_vectors
 from .pack import Pack, QueryBlock, list_starts, shift
 
@@ -35,6 +36,16 @@ class KeyBlock:
     position: Tensor
     sequences: Tensor | None
     _targets: tuple[tuple[slice, slice | Tensor], ...]
+
+    def place_tile(self, tile: Tensor, maps: MutableMapping[Scope, Tensor], scope: Scope) -> None:
+        """A tile into its columns of the map of a scope, or in the place of the map where it is all of that."""
+        (rows, columns), *others = self._targets
+        to = maps[scope]
+        whole = not others and rows.start == 0 and isinstance(columns, slice) and columns.start == 0
+        if whole and tile.shape == to.shape and tile.dtype == to.dtype:
+            maps[scope] = tile
+        else:
+            self.put_tile(tile, to)
 
     def put_tile(self, tile: Tensor, to: Tensor) -> None:
         """A tile ``[..., n, M]`` into its columns of ``to`` ``[..., n, columns]``."""

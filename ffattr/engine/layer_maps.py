@@ -139,14 +139,10 @@ class LayerMaps:
     def compute_rows(self, queries: QueryBlock, plan: LayerPlan) -> MapRows:
         """All maps of a block of queries."""
         task, weights, x = self.task, self.weights, self.pack.x
-        maps, bias = {}, {}
+        maps = self._make_zeros(queries)
+        bias = {scope: x.new_zeros(len(queries)) for scope in task.scopes if scope.axis is not None}  # there is none
         totals: dict[Scope, Tensor] = {}
         wanted = set(task.scopes)
-        for scope in task.scopes:
-            columns = max(self.columns[scope.source == "cross"][b] for b, _ in queries.sequences())
-            maps[scope] = x.new_zeros(*self._axes_before_queries(scope), len(queries), columns)
-            if scope.axis is not None:  # there is none
-                bias[scope] = x.new_zeros(len(queries))
 
         def take(scope: Scope, stream: Stream) -> None:
             if task.reduction == "alti":
@@ -175,11 +171,25 @@ class LayerMaps:
             if task.attention_level:
                 for block in cut_keys(source, passed.alpha[number], queries, plan.blocks.keys):
                     for scope, tile in self.attention_maps.tiles(number, passed, itself, block, plan.blocks):
-                        block.put_tile(tile, maps[scope])
+                        block.place_tile(tile, maps, scope)
         if self.ff_maps is not None:
             self.ff_maps.fill(passed, routing, plan, to)
+            maps.update(to)
         task.finish_rows(maps, bias)
         return MapRows(queries, maps, bias, passed.output, tuple(self.columns))
+
+    def _make_zeros(self, queries: QueryBlock) -> dict[Scope, Tensor]:
+        """Empty maps of a block of queries, those of one shape next to each other."""
+        shapes: dict[tuple[int, ...], list[Scope]] = {}
+        for scope in self.task.scopes:
+            columns = max(self.columns[scope.source == "cross"][b] for b, _ in queries.sequences())
+            shapes.setdefault((*self._axes_before_queries(scope), len(queries), columns), []).append(scope)
+        made = {
+            scope: one
+            for shape, scopes in shapes.items()
+            for scope, one in zip(scopes, self.pack.x.new_zeros(len(scopes), *shape), strict=True)
+        }
+        return {scope: made[scope] for scope in self.task.scopes}
 
     def _add_up_apart(self, passed: QueryPass) -> dict[Scope, Tensor]:
         """What the vectors of scopes that are told apart by head or expert add up to, ``[H, n, d]`` or

@@ -112,12 +112,16 @@ def pass_queries(
     ``pairs`` of each source: the vectors of these are carried along, in this order, to each scope that ``take`` is
     called for; the block's weights ``alpha`` are then known. A parallel layer carries none, nor does ``by_expert``.
     """
-    x, every = queries.pack.x[queries.token_in_pack], torch.arange(len(queries), device=queries.index_in_pack.device)
+    x = queries.pack.x[queries.token_in_pack]
+
+    def number_queries() -> Tensor:
+        return torch.arange(len(queries), device=x.device)
+
     by_source = {source.path.source: source for source in sources}
     mixed = dict(zip(by_source, alpha or [source.alpha(queries) for source in sources], strict=True))
     chosen = dict(zip(by_source, pairs, strict=True)) if pairs else {}
     if weights.parallel:  # its block reads the query's own vector alone, which takes the way that others are spared
-        own = Stream.join(x, every, torch.zeros_like(x), x)
+        own = Stream.join(x, number_queries(), torch.zeros_like(x), x)
     elif chosen:
         own = Stream.join(
             by_source["own"].residuals_of(queries, chosen["own"]), chosen["own"][0], torch.zeros_like(x), x
@@ -138,7 +142,7 @@ def pass_queries(
             of_pairs = keys.weigh_values(mixed[source], queries, query, key), query
         read = keys.read_context(mixed[source], queries)
         found = reference.attention_stream(keys.path.weights, mixed[source], read, keys.constant, of_pairs)
-        return found.with_vectors(torch.zeros_like(x), every) if weights.parallel else found
+        return found.with_vectors(torch.zeros_like(x), number_queries()) if weights.parallel else found
 
     def feed_forward(read: Stream) -> Stream:
         nonlocal ff_input, factors, expert_sums
@@ -149,7 +153,7 @@ def pass_queries(
         if by_expert and routing is not None:  # the sum of all as one vector
             places = routing.index.shape[1] + weights.shared
             expert_sums = read.total.new_zeros(places, len(read.total), weights.width)
-            summed = read.with_vectors(read.total - read.bias, every)
+            summed = read.with_vectors(read.total - read.bias, number_queries())
         returned, factors = _through_branches(weights, summed, routing, slopes, expert_sums)
         return returned if summed is read else read.with_rows(returned.rows[returned.pairs :])
 

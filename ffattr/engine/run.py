@@ -35,6 +35,10 @@ TakeRows = Callable[[int, Tensor, dict[Scope, Tensor]], None]
 the rows ``[..., n, C]``, in as many columns as the sequence has."""
 
 
+Largest = tuple[tuple[Scope, ...], Tensor]
+"""Scopes, and of each the largest magnitude of some of its numbers."""
+
+
 @dataclass(frozen=True)
 class LayerResult:
     """What is left of a pack's ``N`` queries beside the rows of their maps: ``bias[scope]`` ``[N]`` (zero or
@@ -68,7 +72,7 @@ def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> L
     total = len(pack.query_tokens)
     result = LayerResult({}, pack.x.new_empty(total, task.weights.width), plan, {})
     maps: LayerMaps | None = None
-    largest: dict[Scope, list[Tensor]] = {}
+    largest: list[Largest] = []
     start = 0
     while start < total:
         watch, found = OutOfMemoryWatch(pack.x.device), None
@@ -97,8 +101,7 @@ def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> L
             _hand_on(rows, take)
             result = result.take_rows(rows)
         start += sum(len(rows.queries) for rows in found)
-    _note_largest(largest, result.bias)
-    _check_range(largest, plan, "squares of what vectors hold")
+    _check_range(largest, result.bias, plan, "squares of what vectors hold")
     if maps is not None:
         result.sketch_error.update(maps.sketch_error)
     return replace(result, plan=plan)
@@ -113,7 +116,7 @@ def project_layer(task: LayerTask, pack: Pack, plan: LayerPlan, direction: Tenso
     total, slopes = len(pack.query_tokens), Slopes(task.rule, task.backend.require_operators())
     output = pack.x.new_empty(total, task.weights.width)
     bias = {scope: pack.x.new_zeros(total) for scope in task.asked}
-    largest: dict[Scope, list[Tensor]] = {}
+    largest: list[Largest] = []
     for number, one in enumerate(pack.sequences):
         adjoint = LayerAdjoint(
             task.weights,
@@ -135,25 +138,26 @@ def project_layer(task: LayerTask, pack: Pack, plan: LayerPlan, direction: Tenso
                 found[scope] = _add_up_groups(one, scope, flow.tiles[scope.source][0])
             _note_largest(largest, found)
             take(number, block, found)
-    _check_range(largest, plan, "products with the direction")
+    _check_range(largest, bias, plan, "products with the direction")
     return LayerResult(bias, output, plan, {})
 
 
-def _note_largest(largest: dict[Scope, list[Tensor]], maps: Mapping[Scope, Tensor]) -> None:
-    """Notes the largest magnitude of each map or bias, NaN if it holds one."""
+def _note_largest(largest: list[Largest], maps: Mapping[Scope, Tensor]) -> None:
+    """Notes the largest magnitude of each map, NaN if it holds one."""
     for scope, tile in maps.items():
         if tile.numel():
-            largest.setdefault(scope, []).append(torch.linalg.vector_norm(tile, torch.inf))
+            largest.append(((scope,), torch.linalg.vector_norm(tile, torch.inf).view(1)))
 
 
-def _check_range(largest: Mapping[Scope, list[Tensor]], plan: LayerPlan, numbers: str) -> None:
-    """Raises `NonFiniteError` for scopes whose maps hold NaN or infinity; ``numbers`` is what may be too large.
-
-    A GPU is waited for once a layer.
-    """
-    noted = [(scope, one) for scope, some in largest.items() for one in some]
-    found = torch.stack([one for _, one in noted]).tolist() if noted else []
-    broken = list(dict.fromkeys(str(scope) for (scope, _), one in zip(noted, found, strict=True) if not isfinite(one)))
+def _check_range(largest: list[Largest], bias: Mapping[Scope, Tensor], plan: LayerPlan, numbers: str) -> None:
+    """Raises `NonFiniteError` for scopes whose maps or biases hold NaN or infinity; ``numbers`` is what may be too
+    large. A GPU is waited for once a layer."""
+    noted = list(largest)
+    if bias and next(iter(bias.values())).numel():
+        noted.append((tuple(bias), torch.linalg.vector_norm(torch.stack(list(bias.values())), torch.inf, dim=1)))
+    scopes = [scope for some, _ in noted for scope in some]
+    found = torch.cat([size for _, size in noted]).tolist() if noted else []
+    broken = list(dict.fromkeys(str(scope) for scope, size in zip(scopes, found, strict=True) if not isfinite(size)))
     if not broken:
         return
     if plan.dtype == torch.float16:

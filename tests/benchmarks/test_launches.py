@@ -21,12 +21,12 @@ SMALL = {name: replace(size, width=8 * size.heads, ff_width=64) for name, size i
 
 # Shape, backend: kernels of the feed-forward maps and of all maps at most.
 MOST = {
-    ("bert-base", "triton"): (114, 151),
-    ("bert-base", "cuda"): (111, 145),
-    ("gpt2", "triton"): (116, 153),
-    ("gpt2", "cuda"): (113, 147),
-    ("llama-7b", "triton"): (90, 125),
-    ("llama-7b", "cuda"): (87, 119),
+    ("bert-base", "triton"): (72, 97),
+    ("bert-base", "cuda"): (69, 91),
+    ("gpt2", "triton"): (82, 107),
+    ("gpt2", "cuda"): (79, 101),
+    ("llama-7b", "triton"): (68, 91),
+    ("llama-7b", "cuda"): (64, 84),
 }
 
 

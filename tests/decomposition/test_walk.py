@@ -39,7 +39,7 @@ def stream(keys: int, seed: int = 0) -> Stream:
 
 def add_up(one: Stream) -> torch.Tensor:
     """The sum of each query's vectors, ``[N, d]``."""
-    return torch.zeros_like(one.total).index_add_(0, one.query[: one.pairs], one.vectors)
+    return torch.zeros_like(one.total).index_add_(0, one.query, one.vectors)
 
 
 def stations(weights: LayerWeights, own: Stream) -> list[Station]:
@@ -72,7 +72,7 @@ def test_a_decoder_passes_a_point_without_a_name() -> None:
     assert found[2].stream.pairs == N * 3
     assert found[4].stream.vectors.shape == (N * (3 + 4), WIDTH)  # the encoder's tokens behind the own ones
     assert torch.equal(found[4].stream.vectors[N * 3 :], found[3].stream.vectors)
-    assert found[4].stream.query.tolist() == [0] * 3 + [1] * 3 + [0] * 4 + [1] * 4 + [0, 1] * 2
+    assert found[4].stream.query.tolist() == [0] * 3 + [1] * 3 + [0] * 4 + [1] * 4
 
 
 def test_a_parallel_block_reads_the_layers_input() -> None:
@@ -140,7 +140,7 @@ def test_rows_of_some_queries_in_any_order(keys: int) -> None:
     torch.testing.assert_close(add_up(some), add_up(given)[[1, 0]])
     last, _ = select_rows(given, torch.tensor([1]))
     assert torch.equal(last.vectors, given.vectors[keys:])
-    assert last.query.tolist() == [0] * (keys + 2)
+    assert last.query.tolist() == [0] * keys
 
 
 def test_a_number_of_each_query() -> None:
