@@ -147,7 +147,7 @@ class Contributions(SignedContents):
 
         >>> c = ffattr.contributions(model, "Dogs barking. The cat sat.", target=torch.ones(40), tokenizer=tokenizer)
         >>> c.to_sentences().tokens[0]
-        ['[CLS]', 'dogs barking.', 'the cat sat.', '[SEP]']
+        ['[CLS]', 'Dogs barking.', 'The cat sat.', '[SEP]']
         """
         from .signed.words import merge_words
 
