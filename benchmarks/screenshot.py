@@ -41,7 +41,7 @@ def main() -> None:
         page = Path(folder) / "page.html"
         attribution.to_html(page, title="MiniLM-L6")
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 1010}, device_scale_factor=1.25)
+        tab = browser.new_page(viewport={"width": 1280, "height": 1080}, device_scale_factor=1.25)
         tab.goto(page.as_uri())
         tab.click("#reads .words >> text=windmill")
         tab.wait_for_timeout(1000)

@@ -2,6 +2,7 @@
 
 from . import analysis as analysis
 from . import corpus as corpus
+from . import integrations as integrations
 from . import ops as ops
 from . import plot as plot
 from . import report as report

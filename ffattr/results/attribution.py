@@ -313,7 +313,7 @@ class Attribution(Contents):
 
         >>> given = attr.to_bertviz("attn_heads", batch=1)
         >>> given["tokens"]
-        ['[CLS]', 'dog', '##s', 'bark', '##ing', '.', '[SEP]']
+        ['[CLS]', 'Dog', '##s', 'bark', '##ing', '.', '[SEP]']
         >>> len(given["attention"]), given["attention"][0].shape
         (3, torch.Size([1, 2, 7, 7]))
         """

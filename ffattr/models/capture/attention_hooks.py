@@ -262,8 +262,9 @@ def record_own_attention(modules: Mapping[int, nn.Module], heads: Mapping[int, i
             def enter_module(module: nn.Module, args: Any, index: int = index) -> None:
                 running.append(index)
 
-            def leave_module(module: nn.Module, args: Any, output: Any) -> None:
-                running.pop()
+            def leave_module(module: nn.Module, args: Any, output: Any, index: int = index) -> None:
+                if running and running[-1] == index:  # called as well where a hook before `enter_module` failed
+                    running.pop()
 
             attach_hook(stack, module.register_forward_pre_hook, enter_module)
             attach_hook(stack, module.register_forward_hook, leave_module, always_call=True, prepend=True)
