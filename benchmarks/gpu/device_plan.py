@@ -129,8 +129,21 @@ def _plan_second() -> list[Phase]:
         Phase(
             "build",
             40,
-            _set_up(39),
-            cpu=1,
+            (
+                *_set_up(39),
+                *(
+                    Task(
+                        f"compile self-check, part {part + 1} of {COMPILERS}",
+                        "compile",
+                        {"part": part, "parts": COMPILERS},
+                        limit=39,
+                        expected=20,
+                        lane="cpu",
+                    )
+                    for part in range(COMPILERS)
+                ),
+            ),
+            cpu=COMPILERS + 1,
         ),
         Phase("tests", 105, (Task("tests", "tests", limit=104, expected=80, lane="cpu"),), cpu=1),
         Phase(

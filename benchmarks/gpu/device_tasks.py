@@ -101,14 +101,21 @@ class Tasks:
         self.record.add(kind="copy", bytes_per_second=copied)
 
     def compile(self, given: Arguments) -> None:
-        """Compiles the Triton kernels of an operator at a shape, for whoever launches them later."""
+        """Compiles the Triton kernels of an operator at a shape, or of a part of the self-check's calls, for whoever
+        launches them later."""
         import torch
         from device_standin import compile_only
 
         from ffattr.bench.operands import Problem
-        from ffattr.ops import availability
+        from ffattr.ops import availability, selfcheck
 
         kernels, start = compile_only(), time.monotonic()
+        if "part" in given:
+            calls = selfcheck.make_cases(torch.device("cpu"), torch.bfloat16, "l2")
+            for operator, arguments in list(calls)[given["part"] :: given["parts"]]:
+                getattr(availability.triton_ops(), operator)(*arguments)
+            self.record.add(kind="compiled", kernels=len(kernels), seconds=time.monotonic() - start)
+            return
         for lengths in given["lengths"]:
             problem = Problem.draw_random(
                 given["operator"],

@@ -21,7 +21,7 @@ from .contract import Operators
 from .out_of_memory import OutOfMemoryWatch
 from .reduction import Reduction
 
-__all__ = ["find_failure"]
+__all__ = ["find_failure", "make_cases"]
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2, torch.float8_e4m3fn: 8e-2}
 """The error allowed in parts of the largest entry: far above rounding, far below a wrong index."""
@@ -63,7 +63,7 @@ def find_failure(
 def _find_failure(operators: Operators, device: torch.device, dtype: torch.dtype, reduction: Reduction) -> str | None:
     watch = OutOfMemoryWatch(device)
     try:
-        for name, arguments in _make_cases(device, dtype, reduction):
+        for name, arguments in make_cases(device, dtype, reduction):
             wide = tuple(_to_double(argument) for argument in arguments)
             found, expected = getattr(operators, name)(*arguments).double(), getattr(torch_kernels, name)(*wide)
             error = float(((found - expected).abs() / expected.abs().amax((-1, -2), keepdim=True)).max())
@@ -84,10 +84,8 @@ def _to_double(argument: object) -> object:
     return argument.double()
 
 
-def _make_cases(
-    device: torch.device, dtype: torch.dtype, reduction: Reduction
-) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Yields names of operators with arguments."""
+def make_cases(device: torch.device, dtype: torch.dtype, reduction: Reduction) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    """Yields what is checked: names of operators with arguments."""
     generator = torch.Generator().manual_seed(0)
     operand = operand_dtype(dtype)
 
