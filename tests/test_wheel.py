@@ -53,7 +53,8 @@ def make_environment(folder: Path) -> Path:
 def build(*commands: str, folder: Path, source: Path, kernels: bool) -> Path:
     """Runs setup.py, which leaves nothing in ``source`` but what it compiles; returns the only file that it makes."""
     where = ["egg_info", "--egg-base", str(folder), "build", "--build-lib", str(folder / "lib")]
-    run(sys.executable, "setup.py", "--quiet", *where, *commands, folder=source, FFATTR_CPU=str(int(kernels)))
+    switches = {"FFATTR_CPU": "1"} if kernels else {"FFATTR_CPU": "0", "FFATTR_CUDA": "0"}
+    run(sys.executable, "setup.py", "--quiet", *where, *commands, folder=source, **switches)
     (made,) = (folder / "dist").iterdir()
     return made
 
@@ -132,7 +133,7 @@ def test_the_lines_of_the_readme_install_the_sources(source: Path, wheel: Path, 
     programs = make_environment(tmp_path / "environment")
     path = os.pathsep.join([str(programs), os.environ["PATH"]])
     for line in lines:
-        run("sh", "-c", line, folder=source, PATH=path, PIP_NO_INDEX="1", FFATTR_CPU="0")
+        run("sh", "-c", line, folder=source, PATH=path, PIP_NO_INDEX="1", FFATTR_CPU="0", FFATTR_CUDA="0")
     check_maps(programs, model, tmp_path)
     (home,) = (tmp_path / "environment").rglob("ffattr/__init__.py")
     installed = {

@@ -102,7 +102,7 @@ class MapRows:
     """Complete rows of the maps of ``n`` queries.
 
     ``maps[scope]`` ``[..., n, C]``, of which a sequence has the first ``columns`` of its source; ``bias[scope]``
-    ``[n]`` (zero in a scope per head or expert); the layer's ``output`` ``[n, d]``, recomputed.
+    ``[n]`` (none in a scope per head or expert); the layer's ``output`` ``[n, d]``, recomputed.
     """
 
     queries: QueryBlock
@@ -138,9 +138,9 @@ class LayerMaps:
 
     def compute_rows(self, queries: QueryBlock, plan: LayerPlan) -> MapRows:
         """All maps of a block of queries."""
-        task, weights, x = self.task, self.weights, self.pack.x
+        task, weights = self.task, self.weights
         maps = self._make_zeros(queries)
-        bias = {scope: x.new_zeros(len(queries)) for scope in task.scopes if scope.axis is not None}  # there is none
+        bias: dict[Scope, Tensor] = {}
         totals: dict[Scope, Tensor] = {}
         wanted = set(task.scopes)
 

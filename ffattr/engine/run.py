@@ -41,9 +41,9 @@ Largest = tuple[tuple[Scope, ...], Tensor]
 
 @dataclass(frozen=True)
 class LayerResult:
-    """What is left of a pack's ``N`` queries beside the rows of their maps: ``bias[scope]`` ``[N]`` (zero or
-    missing in a scope per head or expert), the layer's ``output`` ``[N, d]``, recomputed, and the plan that ran; by
-    scope, how far a sketch is expected to be off."""
+    """What is left of a pack's ``N`` queries beside the rows of their maps: ``bias[scope]`` ``[N]`` (zero in a scope
+    per head or expert), the layer's ``output`` ``[N, d]``, recomputed, and the plan that ran; by scope, how far a
+    sketch is expected to be off."""
 
     bias: dict[Scope, Tensor]
     output: Tensor
@@ -102,6 +102,9 @@ def run_layer(task: LayerTask, pack: Pack, plan: LayerPlan, take: TakeRows) -> L
             result = result.take_rows(rows)
         start += sum(len(rows.queries) for rows in found)
     _check_range(largest, result.bias, plan, "squares of what vectors hold")
+    for scope in task.asked:
+        if scope not in result.bias:  # told apart by head or expert
+            result.bias[scope] = pack.x.new_zeros(total)
     if maps is not None:
         result.sketch_error.update(maps.sketch_error)
     return replace(result, plan=plan)

@@ -148,10 +148,11 @@ def test_hopper_kernels(rows):
 def test_hopper_waits_once_for_a_slab(rows):
     """`o += p @ down` of a slab of neurons is in flight with the next `z`: one wait for all."""
     for row in _of(rows, "ff_norms_sm90.cu"):
-        shape, depth = ("QGMMA.64x128x32", 32) if "Float8" in row["kernel"] else ("HGMMA.64x256x16", 16)
-        streams = 2 if row["kernel"].endswith(", 2>") else 1
+        dtype, streams, columns = row["kernel"].removeprefix("direct<").removesuffix(">").split(", ")
+        kind, depth = ("QGMMA", 32) if dtype == "Float8" else ("HGMMA", 16)
+        shape = f"{kind}.64x{columns}x{depth}"
         assert row["loop_waits"], _names([row])
-        slab = 64 if shape.startswith("QGMMA") else 64 // streams
+        slab = 64 if kind == "QGMMA" else 64 // int(streams)
         assert row["loop_matrix"][shape] == row["loop_waits"] * slab // depth, _names([row])
 
 
