@@ -23,10 +23,10 @@ from .walk import Station, Stream, add_streams, scale_stream, select_rows, walk
 
 __all__ = [
     "Baseline",
-    "Decomposed",
     "Encoder",
     "Path",
     "Rule",
+    "ScopeVectors",
     "apply_activation",
     "attention_stream",
     "branch_stream",
@@ -142,8 +142,9 @@ def context(alpha: Tensor, values: Tensor) -> Tensor:
 
 
 def weigh_values(alpha: Tensor, values: Tensor, query: Tensor, key: Tensor) -> Tensor:
-    """What the heads read of single tokens, ``alpha[h, i, j] v_jh``: ``[P, H * dh]`` of the pairs ``(query, key)``."""
-    return (alpha[:, query, key].T[..., None] * values[key]).flatten(1)
+    """What the heads read of single tokens, ``alpha[h, i, j] v_jh``: ``[P, H * dh]`` of the pairs ``(query, key)``.
+    ``values`` ``[P, H, dh]`` are those of the pairs' keys."""
+    return (alpha[:, query, key].T[..., None] * values).flatten(1)
 
 
 def attention_stream(
@@ -162,7 +163,7 @@ def attention_stream(
     shared = torch.zeros_like(whole) if constant is None else (alpha.sum(-1).T[..., None] * constant).flatten(1)
     whole = whole if constant is None else whole + shared
     weighted, query = of_pairs or (whole[:0], torch.empty(0, dtype=torch.int64, device=whole.device))
-    stream = Stream.join(weighted, query, shared, whole)
+    stream = Stream.from_parts(weighted, query, shared, whole)
     return stream.with_rows(stream.rows @ weights.out.weight, weights.out.bias)
 
 
@@ -300,7 +301,7 @@ def compute_output(
 
 
 @dataclass(frozen=True)
-class Decomposed:
+class ScopeVectors:
     """A scope's vectors ``[N, T, d]``, one per input token, its bias and what the model computes, ``[N, d]``.
 
     Of scopes per head or expert ``[H, N, T, d]`` and ``[k, N, T, d]``, with a bias and total of zero size.
@@ -320,7 +321,7 @@ def decompose(
     value_bias: str = "token",
     routing: Routing | None = None,
     encoder: Encoder | None = None,
-) -> Iterator[tuple[Scope, Decomposed]]:
+) -> Iterator[tuple[Scope, ScopeVectors]]:
     """Every scope of one layer in order: ``x`` ``[T, d]`` one sequence, ``rows`` ``[N]`` queries.
 
     With an ``encoder`` of ``T'`` tokens, vectors from ``atb`` on are ``[N, T + T', d]``, its tokens last; before, they
@@ -336,7 +337,7 @@ def decompose(
     def pair_up(keys: int) -> tuple[Tensor, Tensor]:
         return every.repeat_interleave(keys), torch.arange(keys, device=rows.device).repeat(count)
 
-    def fold(vectors: Tensor, scope: Scope) -> Tensor:
+    def fold_pairs(vectors: Tensor, scope: Scope) -> Tensor:
         """The vectors ``[N, keys, d]`` of all pairs at a scope, which are the last of those that there are."""
         sizes = [across] if scope.source == "cross" else [len(x), across]
         sizes = sizes[:1] if scope.point in ("attn", "attn_res") else sizes
@@ -349,7 +350,7 @@ def decompose(
         values, constant = own_values(part, keys, value_bias)
         apart[weights.own_scopes[0].seen_from(source)] = weigh_heads(part, alpha, values)
         query, key = pair_up(len(keys))
-        weighted = weigh_values(alpha, values, query, key)
+        weighted = weigh_values(alpha, values[key], query, key)
         return attention_stream(part, alpha, context(alpha, values), constant, (weighted, query))
 
     def sum_branches(ff_input: Stream) -> Stream:
@@ -364,18 +365,16 @@ def decompose(
                 by_expert += taken.T[..., None] * ff.vectors
         if by_expert is not None:
             parts = torch.cat([by_expert, torch.stack(shared)]) if shared else by_expert
-            apart[weights.expert_scope] = torch.stack([fold(part, weights.expert_scope) for part in parts])
+            apart[weights.expert_scope] = torch.stack([fold_pairs(part, weights.expert_scope) for part in parts])
         return total
 
     query, key = pair_up(len(x))
-    own = x[rows]
-    itself = own.index_select(0, query) * (rows[query] == key)[:, None]
-    for station in walk(weights, Stream.join(itself, query, torch.zeros_like(own), own), attend, sum_branches):
+    for station in walk(weights, Stream.of_pairs(x[rows], rows, query, key), attend, sum_branches):
         if station.scope is None:
             continue
         yield from _parts_first(weights, station, station.scope, apart)
         stream = station.stream
-        yield station.scope, Decomposed(fold(stream.vectors, station.scope), stream.bias, stream.total)
+        yield station.scope, ScopeVectors(fold_pairs(stream.vectors, station.scope), stream.bias, stream.total)
 
 
 def _choose_source(
@@ -391,11 +390,11 @@ def _choose_source(
 
 def _parts_first(
     weights: LayerWeights, station: Station, scope: Scope, apart: dict[Scope, Tensor]
-) -> Iterator[tuple[Scope, Decomposed]]:
+) -> Iterator[tuple[Scope, ScopeVectors]]:
     """What is summed at a station, per head or per expert."""
     norm = weights.norm_of_ff if scope.point == "ff" else dict(weights.attentions)[scope.source].norm_of_attn
     for other in [name for name in apart if name.point == scope.point]:
         vectors = apart.pop(other)
         if norm is not None and station.norm_scale is not None:
             vectors = norm.linear(vectors) * station.norm_scale[:, None, None]
-        yield other, Decomposed(vectors, vectors.new_empty(0), vectors.new_empty(0))
+        yield other, ScopeVectors(vectors, vectors.new_empty(0), vectors.new_empty(0))

@@ -44,9 +44,16 @@ class Stream:
     queries: int
 
     @classmethod
-    def join(cls, vectors: Tensor, query: Tensor, bias: Tensor, total: Tensor) -> Stream:
+    def from_parts(cls, vectors: Tensor, query: Tensor, bias: Tensor, total: Tensor) -> Stream:
         """The stream of ``vectors`` ``[P, d]`` of the queries ``query`` ``[P]``, ``bias`` and ``total`` ``[N, d]``."""
         return cls(torch.cat([vectors, bias, total]), query, len(total))
+
+    @classmethod
+    def of_pairs(cls, own: Tensor, tokens: Tensor, query: Tensor, key: Tensor) -> Stream:
+        """A layer's input ``own`` ``[N, d]``, and as vectors what the keys of the pairs ``(query, key)`` ``[P]`` bring to
+        it: the query itself, which is key ``tokens`` ``[N]``, its own vector, all others nothing."""
+        itself = tokens.index_select(0, query) == key
+        return cls.from_parts(own.index_select(0, query) * itself[:, None], query, torch.zeros_like(own), own)
 
     @classmethod
     def of_total(cls, total: Tensor) -> Stream:
@@ -80,7 +87,7 @@ class Stream:
 
     def with_vectors(self, vectors: Tensor, query: Tensor) -> Stream:
         """The same bias and total beside other vectors."""
-        return Stream.join(vectors, query, self.bias, self.total)
+        return Stream.from_parts(vectors, query, self.bias, self.total)
 
     def with_total(self, total: Tensor) -> Stream:
         """``total`` alone: vectors and bias are zero."""
@@ -153,7 +160,7 @@ def join_streams(stream: Stream, other: Stream) -> Stream:
     """The sum of two streams whose vectors come from different tokens: those of ``other`` are last."""
     vectors = torch.cat([stream.vectors, other.vectors])
     query = torch.cat([stream.query, other.query])
-    return Stream.join(vectors, query, stream.bias + other.bias, stream.total + other.total)
+    return Stream.from_parts(vectors, query, stream.bias + other.bias, stream.total + other.total)
 
 
 def select_rows(stream: Stream, tokens: Tensor) -> tuple[Stream, Tensor]:

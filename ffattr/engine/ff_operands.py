@@ -60,7 +60,7 @@ class FFOperands:
         self.recall = make_anew if weights.mixture else recall  # the operands of a mixture are those of some experts
         self.asked, self.dtype = dtype, operand_dtype(dtype, backend.rounded)
         # From head values to the block.
-        self.matrices = [self._cast(f"{path.source} to the block", path.ff_input.matrix) for path in self.paths]
+        self.matrices = [self._cast_matrix(path.ff_input.name, path.ff_input.matrix) for path in self.paths]
         self.targets: tuple[NormTarget, ...] = (NormTarget(weights.pairwise_scopes, 0),)
         self._maps: list[Tensor] = []
         self._scratch: dict[str, Tensor] = {}
@@ -150,7 +150,7 @@ class FFOperands:
     def _load_branches(self, branches: Sequence[Branch]) -> None:
         projections = zip(*(branch.projections for branch in branches), strict=True)
         whole = [concatenate([part.weight for part in parts], 1) for parts in projections]
-        self.projections = [self._cast(f"projection {place}", weight) for place, weight in enumerate(whole)]
+        self.projections = [self._cast_matrix(f"projection {place}", weight) for place, weight in enumerate(whole)]
         norm, down = self.weights.norm_of_ff, concatenate([branch.down.weight for branch in branches])
         self._down = down if norm is None else norm.linear(down)
         self._maps, self._prepared = [], None
@@ -174,11 +174,11 @@ class FFOperands:
 
     def _make_residual(self, path: AttentionPath, target: NormTarget) -> Tensor:
         if target.linear is None:
-            return self._cast(f"{path.source} residual", path.residual.matrix)
+            return self._cast_matrix(path.residual.name, path.residual.matrix)
         return target.project(path.residual.matrix, self.dtype)
 
-    def _cast(self, name: str, matrix: Tensor) -> Tensor:
-        """A matrix of the weights alone, in the dtype of the operands."""
+    def _cast_matrix(self, name: str, matrix: Tensor) -> Tensor:
+        """A matrix of the weights alone, known by ``name``, in the dtype of the operands."""
         if matrix.dtype == self.dtype:
             return matrix
         return self.recall(f"{name} {self.dtype}", lambda: [matrix.to(self.dtype)])[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..decomposition.scopes import Scope
 from .key_tokens import KeyTokens, write_head_vectors
-from .pack import Pack, QueryBlock, list_starts, shift
+from .pack import Pack, QueryBlock, list_starts, shift_index
 
 __all__ = ["KeyBlock", "count_columns", "cut_keys"]
 
@@ -115,7 +115,7 @@ def _cut_single_keys(source: KeyTokens, alpha: Tensor, queries: QueryBlock, step
     for start in range(0, whole.stop - whole.start, step):
         stop = min(start + step, whole.stop - whole.start)
         tokens = slice(whole.start + start, whole.start + stop)
-        position = shift(local, -start) if source.path.reads_own_tokens else local
+        position = shift_index(local, -start) if source.path.reads_own_tokens else local
         targets = ((slice(0, len(queries)), slice(start, stop)),)
         yield KeyBlock(1, tokens, alpha[..., start:stop].contiguous(), position, None, targets)
 

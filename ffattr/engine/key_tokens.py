@@ -18,7 +18,7 @@ from ..decomposition.affine import Norm
 from ..decomposition.attention import Attention
 from ..decomposition.layer import CrossWeights, LayerWeights
 from ..decomposition.scopes import Point, Source
-from .pack import Pack, QueryBlock, concatenate, list_starts
+from .pack import Pack, QueryBlock, concatenate, list_starts, shift_index
 
 __all__ = [
     "AttentionPath",
@@ -59,11 +59,19 @@ class StreamMap:
     @cached_property
     def matrix(self) -> Tensor:
         """What takes head values to the point, ``[H * dh, d]``: made when it is asked for first."""
-        passed = self.norms if self.of_attn is None else (self.of_attn, *self.norms)
-        if not passed:
+        if not self._passed:
             return self.out
-        make = functools.partial(functools.reduce, lambda matrix, norm: norm.linear(matrix), passed, self.out)
-        return self.recall(f"{self.source} {len(passed)}", lambda: [make()])[0]
+        make = functools.partial(functools.reduce, lambda matrix, norm: norm.linear(matrix), self._passed, self.out)
+        return self.recall(self.name, lambda: [make()])[0]
+
+    @property
+    def name(self) -> str:
+        """The name by which its matrix is recalled: those that have passed the same norms are the same."""
+        return f"{self.source} {len(self._passed)}"
+
+    @property
+    def _passed(self) -> tuple[Norm, ...]:
+        return self.norms if self.of_attn is None else (self.of_attn, *self.norms)
 
     def carry_residual(self, x: Tensor) -> Tensor:
         """The residual there of tokens ``x`` ``[m, d]``."""
@@ -139,24 +147,12 @@ class KeyTokens:
             return point.carry_residual(self.x[tokens])
         return point.carry_residual(self.x).expand(len(self.values), -1)[tokens]
 
-    def residuals_of(self, queries: QueryBlock, pairs: tuple[Tensor, Tensor]) -> Tensor:
-        """What the keys of ``pairs`` (see `ffattr.engine.query_pass`) bring beside attention, ``[P, d]``: a query
-        itself its own vector, all others nothing."""
-        query, key = pairs
-        itself = queries.token_in_sequence.index_select(0, query) == key
-        return self.x.index_select(0, self.places_of(queries, query, key)) * itself[:, None]
-
-    def places_of(self, queries: QueryBlock, query: Tensor, key: Tensor) -> Tensor:
-        """Which of the ``K`` tokens the keys of pairs are, ``[P]``."""
+    def values_of(self, queries: QueryBlock, query: Tensor, key: Tensor) -> Tensor:
+        """The values ``[P, H, dh]`` of the keys of pairs (see `ffattr.engine.query_pass`)."""
         if queries.one_sequence:
-            return key + self.starts[queries.first]
+            return self.values.index_select(0, shift_index(key, self.starts[queries.first]))
         starts = [torch.full((some.stop - some.start,), self.starts[b]) for b, some in queries.sequences()]
-        return torch.cat(starts).to(key.device).index_select(0, query) + key
-
-    def weigh_values(self, alpha: Tensor, queries: QueryBlock, query: Tensor, key: Tensor) -> Tensor:
-        """What the heads read of single tokens, ``[P, H * dh]``: `reference.weigh_values` of a block of queries."""
-        weight = alpha[:, query, key].T  # [P, H]
-        return (weight[..., None] * self.values.index_select(0, self.places_of(queries, query, key))).flatten(1)
+        return self.values.index_select(0, torch.cat(starts).to(key.device).index_select(0, query) + key)
 
     def alpha(self, queries: QueryBlock) -> Tensor:
         """Attention weights ``[H, n, M]``: column ``j`` is the ``j``-th key of the query's own sequence, of which the

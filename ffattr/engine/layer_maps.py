@@ -150,7 +150,7 @@ class LayerMaps:
             if scope in wanted:
                 bias[scope] = reduce_vectors(stream.bias, task.reduction, stream.total)
             if pairs is not None:
-                pairs.take(scope, stream, some)
+                pairs.take_stream(scope, stream, some)
 
         routing = None if self.pack.routing is None else self.pack.routing.of(queries.token_in_pack)
         slopes = self.slopes if task.needs_slopes else None
@@ -161,7 +161,7 @@ class LayerMaps:
         parts: Iterable[list[Pairs]] = [[]]
         if to and self.ff_maps is None:
             pairs = PairRows(self.sources, alpha, queries, to, task.reduction)
-            parts = pairs.cut(plan.blocks.queries * plan.blocks.ff_keys)
+            parts = pairs.cut_pairs(plan.blocks.queries * plan.blocks.ff_keys)
         for some in parts:
             passed = pass_queries(weights, self.sources, queries, routing, slopes, take, by_expert, alpha, some)
         if task.reduction == "alti":

@@ -18,7 +18,7 @@ from ..decomposition.attention import Attention
 from ..decomposition.reference import Encoder
 from ..decomposition.routing import Routing
 
-__all__ = ["OneSequence", "Pack", "QueryBlock", "concatenate", "list_starts", "shift"]
+__all__ = ["OneSequence", "Pack", "QueryBlock", "concatenate", "list_starts", "shift_index"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ class Pack:
     @cached_property
     def query_tokens(self) -> Tensor:
         """Which of the ``K`` tokens the queries are, ``[N]``."""
-        return concatenate([shift(one.query_tokens, by) for one, by in zip(self.sequences, self.starts, strict=False)])
+        return concatenate(
+            [shift_index(one.query_tokens, by) for one, by in zip(self.sequences, self.starts, strict=False)]
+        )
 
     @cached_property
     def routing(self) -> Routing | None:
@@ -142,7 +144,9 @@ class QueryBlock:
     @cached_property
     def token_in_sequence(self) -> Tensor:
         """Which token of its own sequence each query is, ``[n]``."""
-        parts = [shift(self.token_in_pack[queries], -self.pack.starts[number]) for number, queries in self.sequences()]
+        parts = [
+            shift_index(self.token_in_pack[queries], -self.pack.starts[number]) for number, queries in self.sequences()
+        ]
         return concatenate(parts)
 
     def sequences(self) -> Iterator[tuple[int, slice]]:
@@ -173,7 +177,7 @@ def list_starts(lengths: Sequence[int]) -> tuple[int, ...]:
     return (0, *itertools.accumulate(lengths))
 
 
-def shift(index: Tensor, by: int) -> Tensor:
+def shift_index(index: Tensor, by: int) -> Tensor:
     """The numbers of ``index`` and ``by`` each, or ``index`` itself where that is the same: on a GPU a kernel less."""
     return index + by if by else index
 

@@ -17,7 +17,7 @@ from .key_tokens import KeyTokens
 from .pack import Pack, QueryBlock
 from .query_pass import Pairs, Slopes, pass_queries
 
-__all__ = ["PairRows", "list_pairs", "sample_pair_vectors"]
+__all__ = ["PairRows", "nonzero_pairs", "sample_pair_vectors"]
 
 _QUERIES = 512
 """Pairs are those of so many queries, if there are so many: few with many keys each are not like the rest of a map."""
@@ -40,18 +40,18 @@ class PairRows:
             for source, mixed in zip(sources, alpha, strict=True)
         ]
         self.pairs = [
-            list_pairs(source, mixed, queries, columns)
+            _list_pairs(source, mixed, queries, columns)
             for source, mixed, columns in zip(sources, alpha, self.columns, strict=True)
         ]
 
-    def cut(self, step: int) -> Iterator[list[Pairs]]:
+    def cut_pairs(self, step: int) -> Iterator[list[Pairs]]:
         """The pairs of each source, about ``step`` of each at a time; at least once, also where there are none."""
         parts = [zip(query.split(step), key.split(step), strict=True) for query, key in self.pairs]
         none = tuple(part[:0] for part in self.pairs[0])
         for some in itertools.zip_longest(*parts, fillvalue=none):
             yield [(query, key) for query, key in some]
 
-    def take(self, scope: Scope, stream: Stream, pairs: Sequence[Pairs]) -> None:
+    def take_stream(self, scope: Scope, stream: Stream, pairs: Sequence[Pairs]) -> None:
         """Writes what the vectors of ``pairs`` are reduced to at a scope; those of every source are in the stream."""
         rows = self.to.get(scope)
         if rows is None:
@@ -94,7 +94,7 @@ def sample_pair_vectors(
     return {scope: found[scope] for scope in weights.pairwise_scopes}
 
 
-def list_pairs(source: KeyTokens, alpha: Tensor, queries: QueryBlock, columns: Tensor | None) -> Pairs:
+def _list_pairs(source: KeyTokens, alpha: Tensor, queries: QueryBlock, columns: Tensor | None) -> Pairs:
     """The pairs that bring anything to a column of the map."""
     nonzero = nonzero_pairs(source, alpha, queries)
     query, key = (nonzero if columns is None else nonzero & (columns >= 0)).nonzero(as_tuple=True)

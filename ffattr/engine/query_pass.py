@@ -121,11 +121,9 @@ def pass_queries(
     mixed = dict(zip(by_source, alpha or [source.alpha(queries) for source in sources], strict=True))
     chosen = dict(zip(by_source, pairs, strict=True)) if pairs else {}
     if weights.parallel:  # its block reads the query's own vector alone, which takes the way that others are spared
-        own = Stream.join(x, number_queries(), torch.zeros_like(x), x)
+        own = Stream.from_parts(x, number_queries(), torch.zeros_like(x), x)
     elif chosen:
-        own = Stream.join(
-            by_source["own"].residuals_of(queries, chosen["own"]), chosen["own"][0], torch.zeros_like(x), x
-        )
+        own = Stream.of_pairs(x, queries.token_in_sequence, *chosen["own"])
     else:
         own = Stream.of_total(x)
     passed: list[Tensor | None] = []
@@ -139,7 +137,8 @@ def pass_queries(
         keys, of_pairs = by_source[source], None
         if chosen:
             query, key = chosen[source]
-            of_pairs = keys.weigh_values(mixed[source], queries, query, key), query
+            values = keys.values_of(queries, query, key)
+            of_pairs = reference.weigh_values(mixed[source], values, query, key), query
         read = keys.read_context(mixed[source], queries)
         found = reference.attention_stream(keys.path.weights, mixed[source], read, keys.constant, of_pairs)
         return found.with_vectors(torch.zeros_like(x), number_queries()) if weights.parallel else found

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ..decomposition import reference
 from ..decomposition.adjoint.layer import LayerAdjoint
-from ..decomposition.reference import Decomposed
+from ..decomposition.reference import ScopeVectors
 from ..decomposition.scopes import Scope
 from ..errors import NonFiniteError, OutOfMemory
 from ..ops.out_of_memory import OutOfMemoryWatch
 from ..ops.reduction import reduce_vectors
 from .layer_maps import LayerMaps, LayerTask, MapRows
-from .pack import OneSequence, Pack, QueryBlock, shift
+from .pack import OneSequence, Pack, QueryBlock, shift_index
 from .planning.plan import LayerPlan, free_bytes
 from .query_pass import Slopes
 
@@ -176,7 +176,7 @@ def _hand_on(found: MapRows, take: TakeRows) -> None:
     pack = found.queries.pack
     for number, queries in found.queries.sequences():
         if queries.start < queries.stop:
-            index = shift(found.queries.index_in_pack[queries], -pack.query_starts[number])
+            index = shift_index(found.queries.index_in_pack[queries], -pack.query_starts[number])
             take(number, index, {scope: found.of_sequence(scope, number, queries) for scope in found.maps})
 
 
@@ -210,7 +210,7 @@ def _define_rows(task: LayerTask, queries: QueryBlock) -> Iterator[MapRows]:
         yield found
 
 
-def _split_sources(scope: Scope, stream: Decomposed, one: OneSequence) -> Iterator[tuple[Scope, Tensor]]:
+def _split_sources(scope: Scope, stream: ScopeVectors, one: OneSequence) -> Iterator[tuple[Scope, Tensor]]:
     """A scope's vectors ``[..., n, C, d]`` of the sequence's own keys and of its encoder's, which come last; before
     both attentions are through, they are on their own."""
     own, tokens = stream.vectors, len(one.x)

@@ -212,7 +212,7 @@ def _check_declared(operator: str) -> None:
         )
 
 
-def _complete(namespace: str) -> torch.library.Library:
+def _complete_operators(namespace: str) -> torch.library.Library:
     """Gives every operator its fake and the plain PyTorch version, and declares it where no library has."""
     library = torch.library.Library(namespace, "FRAGMENT")
     for name, schema in SCHEMAS.items():
@@ -225,4 +225,6 @@ def _complete(namespace: str) -> torch.library.Library:
     return library
 
 
-_libraries = [_complete(namespace) for namespace in ("ffattr", "ffattr_cuda")]  # registered for as long as they live
+_libraries = [
+    _complete_operators(namespace) for namespace in ("ffattr", "ffattr_cuda")
+]  # registered for as long as they live

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..decomposition import reference
 from ..decomposition.attention import LayerRecord
 from ..decomposition.layer import edit_weights
-from ..decomposition.reference import Decomposed
+from ..decomposition.reference import ScopeVectors
 from ..decomposition.scopes import Scope
+from ..results.contents import Labelled
 from ..results.kept.policy import require_room
 from ..selection import Indices
 from .assemble import CapturedSequence, find_errors, layer_tolerance, require_reproduced
@@ -29,7 +30,7 @@ _AT_ONCE = 2**24  # numbers of the largest tensor of a block of queries
 
 
 @dataclass(frozen=True)
-class Vectors:
+class Vectors(Labelled):
     """The decomposed vectors of one scope: ``values.sum(-2) + bias == total``.
 
     ``values`` ``[layers, B, queries, T, d]`` (told apart by head or expert: ``[layers, B, heads, queries, T, d]``),
@@ -56,11 +57,6 @@ class Vectors:
     key_mask: Tensor | None = None
     checked: bool = True
     labels: list[list[str]] | None = None
-
-    @property
-    def names(self) -> list[list[str]]:
-        """What the tokens are called where they are shown: in the case of the text."""
-        return self.tokens if self.labels is None else self.labels
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.values.shape))
@@ -222,7 +218,7 @@ class _VectorSink:
         shape = (len(stack.layers), len(stack.mask), len(stack.queries), values.shape[-1])
         return cls(stack, scope, values, values.new_zeros(shape), values.new_zeros(shape))
 
-    def add(self, stream: Decomposed, one: CapturedSequence, layers: Sequence[int], rows: Tensor) -> None:
+    def add(self, stream: ScopeVectors, one: CapturedSequence, layers: Sequence[int], rows: Tensor) -> None:
         """Take the vectors of the queries ``rows`` of a sequence, at the places ``layers`` on the layer axis."""
         own = len(one.sequence.x)
         if self.scope.source == "own":
@@ -247,8 +243,8 @@ class _VectorSink:
 
 
 def _pick_scopes(
-    streams: Iterator[tuple[Scope, Decomposed]], scopes: Sequence[Scope]
-) -> Iterator[tuple[Scope, Decomposed]]:
+    streams: Iterator[tuple[Scope, ScopeVectors]], scopes: Sequence[Scope]
+) -> Iterator[tuple[Scope, ScopeVectors]]:
     """The streams at ``scopes``, and no further: those after the last of them are not computed."""
     missing = set(scopes)
     for scope, stream in streams:

@@ -21,6 +21,7 @@ from .kept.top import Top
 __all__ = [
     "SHARED",
     "Contents",
+    "Labelled",
     "Ticks",
     "describe_check",
     "describe_model",
@@ -52,8 +53,20 @@ def number_expert(expert: int | str) -> int:
     return expert
 
 
+class Labelled:
+    """What has tokens, and ``labels``: the same in the case of the text, None where nothing differs or is known."""
+
+    tokens: list[list[str]]
+    labels: list[list[str]] | None
+
+    @property
+    def names(self) -> list[list[str]]:
+        """What tokens are called where they are shown: in the case of the text, where that is known."""
+        return self.tokens if self.labels is None else self.labels
+
+
 @dataclass(eq=False, repr=False)
-class Contents:
+class Contents(Labelled):
     """The fields of an `Attribution`, which says what they are, and its maps by name."""
 
     kept: Kept
@@ -73,11 +86,6 @@ class Contents:
     shares: Tensor | None = None
     sketch_error: dict[str, Tensor] = field(default_factory=dict)
     labels: list[list[str]] | None = None
-
-    @property
-    def names(self) -> list[list[str]]:
-        """What tokens are called where they are shown: in the case of the text, where that is known."""
-        return self.tokens if self.labels is None else self.labels
 
     @property
     def maps(self) -> dict[str, Tensor]:

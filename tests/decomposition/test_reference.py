@@ -19,8 +19,8 @@ from ffattr.decomposition.attention import Attention, LayerRecord
 from ffattr.decomposition.layer import LayerWeights
 from ffattr.decomposition.reference import (
     Baseline,
-    Decomposed,
     Rule,
+    ScopeVectors,
     attention_stream,
     compute_output,
     context,
@@ -51,7 +51,7 @@ class Sequence:
 
     def scopes(
         self, rule: Rule | None = None, value_bias: str = "token", rows: Tensor | None = None
-    ) -> dict[str, Decomposed]:
+    ) -> dict[str, ScopeVectors]:
         rows = torch.arange(len(self.x)) if rows is None else rows
         found = decompose(self.weights, self.x, self.attention, rows, rule or Rule(), value_bias)
         return {str(scope): stream for scope, stream in found}
@@ -124,7 +124,7 @@ def test_rows_of_attention_may_sum_to_less_than_one() -> None:
         alpha = sequence.attention.attention_weights(torch.arange(7)) * 0.3
         assert constant is not None
         query, key = torch.arange(7).repeat_interleave(7), torch.arange(7).repeat(7)
-        of_pairs = weigh_values(alpha, values, query, key), query
+        of_pairs = weigh_values(alpha, values[key], query, key), query
         stream = attention_stream(weights, alpha, context(alpha, values), constant, of_pairs)
         vectors = stream.vectors.view(7, 7, -1)
         torch.testing.assert_close(vectors, torch.einsum("hij,jhd->ijd", alpha, head_vectors(weights, values)))

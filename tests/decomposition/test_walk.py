@@ -34,7 +34,7 @@ def stream(keys: int, seed: int = 0) -> Stream:
     vectors = torch.randn(N, keys, WIDTH, generator=generator, dtype=torch.float64)
     bias = torch.randn(N, WIDTH, generator=generator, dtype=torch.float64)
     query = torch.arange(N).repeat_interleave(keys)
-    return Stream.join(vectors.flatten(0, 1), query, bias, vectors.sum(1) + bias)
+    return Stream.from_parts(vectors.flatten(0, 1), query, bias, vectors.sum(1) + bias)
 
 
 def add_up(one: Stream) -> torch.Tensor:

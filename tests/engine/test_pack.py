@@ -13,7 +13,7 @@ from ffattr.decomposition.reference import Rule
 from ffattr.decomposition.routing import Routing
 from ffattr.decomposition.scopes import Scope
 from ffattr.engine.layer_maps import LayerTask
-from ffattr.engine.pack import OneSequence, Pack, shift
+from ffattr.engine.pack import OneSequence, Pack, shift_index
 from ffattr.engine.planning.costs import Blocks, LayerShape, Method
 from ffattr.engine.planning.plan import LayerPlan
 from ffattr.engine.run import LayerResult, run_layer
@@ -148,5 +148,5 @@ def test_a_mixture_keeps_sequences_apart() -> None:
 
 def test_indices_are_shifted_only_where_that_changes_them() -> None:
     index = torch.arange(3)
-    assert shift(index, 0) is index
-    assert shift(index, -2).tolist() == [-2, -1, 0]
+    assert shift_index(index, 0) is index
+    assert shift_index(index, -2).tolist() == [-2, -1, 0]

@@ -92,12 +92,12 @@ def test_rows_are_filled_with_norms_and_keys_without_a_column_left_out(at_once: 
         across = [scope.seen_from("cross") for scope in layer.weights.pairwise_scopes]
         to |= {scope: torch.zeros(2, given.sources[1].starts[1], dtype=torch.float64) for scope in across}
     rows = PairRows(given.sources, given.passed.alpha, given.queries, to, "l2")
-    parts = list(rows.cut(at_once))
+    parts = list(rows.cut_pairs(at_once))
     assert max(len(query) for part in parts for query, _ in part) <= at_once
     for part in parts:
         for scope, stream in carry_pairs(layer, given, part).items():
             for source in given.sources:
-                rows.take(scope.seen_from(source.path.source), stream, part)
+                rows.take_stream(scope.seen_from(source.path.source), stream, part)
     for scope, found in to.items():
         norms = define_vectors(layer, one, scope).norm(dim=-1)
         torch.testing.assert_close(found, norms if scope.source == "cross" else norms[:, [4, 0, 2]], rtol=0, atol=1e-12)
@@ -108,7 +108,7 @@ def test_nothing_to_fill_is_one_part_all_the_same() -> None:
     one = cut(layer, list(range(3)), [1])
     given = pass_pack(layer, Pack((replace(one, groups=torch.tensor([-1, -1, -1])),)))
     rows = PairRows(given.sources, given.passed.alpha, given.queries, {}, "l2")
-    (part,) = rows.cut(10)
+    (part,) = rows.cut_pairs(10)
     assert [len(query) for query, _ in part] == [0]
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ffattr.decomposition.attention import QueryKey
 from ffattr.decomposition.layer import LayerWeights
-from ffattr.decomposition.reference import Decomposed, Encoder, Rule, decompose
+from ffattr.decomposition.reference import Encoder, Rule, ScopeVectors, decompose
 from ffattr.decomposition.routing import Routing
 from ffattr.decomposition.scopes import Scope
 from ffattr.decomposition.walk import Stream
@@ -76,7 +76,7 @@ def pass_pack(layer: RandomLayer, pack: Pack, index: Tensor | None = None, ff: b
     return PassedPack(layer.weights, sources, queries, routing, passed, bias)
 
 
-def define(layer: RandomLayer, one: OneSequence) -> dict[str, Decomposed]:
+def define(layer: RandomLayer, one: OneSequence) -> dict[str, ScopeVectors]:
     """The definition of one sequence."""
     given = (layer.weights, one.x, one.attention, one.query_tokens, Rule(), "token", one.routing, one.encoder)
     return {str(scope): stream for scope, stream in decompose(*given)}

@@ -14,7 +14,7 @@ from ffattr.decomposition.affine import Linear, Norm
 from ffattr.decomposition.attention import QueryKey
 from ffattr.decomposition.clamp import Clamp
 from ffattr.decomposition.layer import Branch, CrossWeights, LayerWeights
-from ffattr.decomposition.reference import Decomposed, Encoder, Rule, decompose
+from ffattr.decomposition.reference import Encoder, Rule, ScopeVectors, decompose
 from ffattr.decomposition.routing import Routing
 from ffattr.engine.layer_maps import LayerTask
 from ffattr.engine.pack import OneSequence
@@ -46,7 +46,7 @@ class RandomLayer:
     routing: Routing | None
     encoder: Encoder | None
 
-    def streams(self, rows: Tensor, rule: Rule, value_bias: str = "token") -> dict[str, Decomposed]:
+    def streams(self, rows: Tensor, rule: Rule, value_bias: str = "token") -> dict[str, ScopeVectors]:
         given = (self.weights, self.x, self.attention, rows, rule, value_bias, self.routing, self.encoder)
         return {str(scope): stream for scope, stream in decompose(*given)}
 

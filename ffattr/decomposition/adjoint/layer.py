@@ -248,7 +248,7 @@ class LayerAdjoint:
         base = reference.path_start(branch, z, bias, baseline)
         slope = self._slopes(branch, Path(z, bias, base, z[:, :0]))
         if base is None:
-            start = reference.apply_activation(branch, z.new_zeros(len(z), 1, 1))
+            start = z.new_tensor(reference.start_value(branch, None))
         else:
             start = reference.apply_activation(branch, base) - (slope * base).sum(0)
         network = _Network(block, slope, start if bool(start.any()) else None)

@@ -115,7 +115,7 @@ def prepare_inputs(description: ModelDescription, model: nn.Module, inputs: Any,
     else:
         found = find_text_tokens(description, given, name, tokenizer)
     if decoder is None:
-        return Inputs(given, found.mask, found.tokens, lengths=lengths, labels=_label(found, inputs, rows))
+        return Inputs(given, found.mask, found.tokens, lengths=lengths, labels=_label_inputs(found, inputs, rows))
     if len(decoder.mask) != len(found.mask):
         raise ValueError(
             f"inputs have {len(found.mask)} sequences for the encoder and {len(decoder.mask)} for the decoder; "
@@ -139,7 +139,7 @@ def _prepare_learned(description: ModelDescription, model: nn.Module, inputs: An
     found = learn_tokens(description, given, tokenizer)
     check_rows(found.mask)
     whole = lengths is not None and found.mask.shape == given["input_ids"].shape
-    labels = _label(found, inputs, rows) if whole else None
+    labels = _label_inputs(found, inputs, rows) if whole else None
     return Inputs(given, found.mask, found.tokens, lengths=lengths if whole else None, labels=labels)
 
 
@@ -155,7 +155,7 @@ def _prepare_learned_sides(description: ModelDescription, model: nn.Module, inpu
     return Inputs(given, decoder.mask, decoder.tokens, encoder)
 
 
-def _label(found: Tokens, inputs: Any, rows: list[Row] | None) -> list[list[str]] | None:
+def _label_inputs(found: Tokens, inputs: Any, rows: list[Row] | None) -> list[list[str]] | None:
     """Returns the tokens as the texts have them that a user passed; None where these say the same or there are none."""
     return None if rows is None else label_texts(found.tokens, as_texts(inputs), [row.get(SPANS) for row in rows])
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...selection import sequence
-from ..contents import Ticks
+from ..contents import Labelled, Ticks
 from ..kept.policy import Kept
 
 __all__ = [
@@ -38,7 +38,7 @@ CROSS_FLOW = "cross.flow"
 
 
 @dataclass(eq=False)
-class SignedContents:
+class SignedContents(Labelled):
     """The fields of `Contributions`, which says what they are."""
 
     value: Tensor
@@ -60,11 +60,6 @@ class SignedContents:
     encoder: SignedContents | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     labels: list[list[str]] | None = None
-
-    @property
-    def names(self) -> list[list[str]]:
-        """What tokens are called where they are shown: in the case of the text, where that is known."""
-        return self.tokens if self.labels is None else self.labels
 
 
 @dataclass(frozen=True)
