@@ -50,7 +50,7 @@ class Stream:
 
     @classmethod
     def of_pairs(cls, own: Tensor, tokens: Tensor, query: Tensor, key: Tensor) -> Stream:
-        """A layer's input ``own`` ``[N, d]``, and as vectors what the keys of the pairs ``(query, key)`` ``[P]`` bring to
+        """A layer's input ``own`` ``[N, d]``, and as vectors what keys of pairs ``(query, key)`` ``[P]`` bring to
         it: the query itself, which is key ``tokens`` ``[N]``, its own vector, all others nothing."""
         itself = tokens.index_select(0, query) == key
         return cls.from_parts(own.index_select(0, query) * itself[:, None], query, torch.zeros_like(own), own)
