@@ -18,6 +18,7 @@ from .parts import Cut, Gate, Part, Product, StackedPart
 from .probe import Undetected
 from .refuse import refuse_changed_heads, refuse_experts, refuse_norms_of_neurons
 from .rows import EQUAL, LayerRows
+from .values import find_normed_values
 from .watch import Call, Run
 
 __all__ = ["match_parts"]
@@ -159,6 +160,12 @@ class _Reader(LayerRows):
                         width = out.input.shape[1] // self.heads
                         parts |= {"out": out.path, "attention_gate": gate, **self.describe_value(value, starts, width)}
                         return value, out
+        normed = find_normed_values(self)
+        if normed is not None:
+            norm, value, starts, out = normed
+            width = out.input.shape[1] // self.heads
+            parts |= {"out": out.path, "norm_of_values": norm.path, **self.describe_value(value, starts, width)}
+            return value, out
         refuse_changed_heads(self)
         own = [name for name, one in self.caller.named_parameters(recurse=False) if one.dim() > 1]
         if own:
@@ -268,7 +275,7 @@ class _Reader(LayerRows):
                     before = [name for name, t in self.apply_norms(source) if self.are_equal(t, ff_input)]
                     for norm_before_ff, (scaled_down, f) in product(before, self.apply_scales(down, ff)):
                         for norm_of_ff, returned in self.apply_norms(f):
-                            for norm_after_ff, result in self.apply_norms(stream + returned):
+                            for norm_after_ff, result in self.apply_last(stream + returned):
                                 if self.are_equal(result, self.y):
                                     yield {
                                         **of_cross,

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...decomposition.attention import Attention, GatedAttention
+from ...decomposition.attention import Attention, GatedAttention, NormedValues
 from ...decomposition.routing import Routing
 from ..capture.module_hooks import find_first, record_outputs, record_values_read
 from ..capture.passes import attach_hook
@@ -83,22 +83,30 @@ def read_run_routing(run: Run, spec: LayerSpec) -> Routing | None:
 
 
 def observe_again(base: nn.Module, observed: Observed, specs: Sequence[LayerSpec]) -> None:
-    """Have every run know the gate of its attention, and what its cross-attention reads, where layers have these: by
-    another forward pass, in which they are recorded."""
+    """Have every run know the gate of its attention, the norm of its values, and what its cross-attention reads, where
+    layers have these: by another forward pass, in which they are recorded."""
     gates = {i: spec.attention_gate for i, spec in enumerate(specs) if spec.attention_gate is not None}
     readers = {i: spec.cross.value_module for i, spec in enumerate(specs) if spec.cross is not None}
+    norms = {i: spec.values for i, spec in enumerate(specs) if spec.values is not None}
     made: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
     read: dict[int, Tensor] = {}
-    if not gates and not readers:
+    if not gates and not readers and not norms:
         return
     with (
         run_undisturbed(base),
         record_outputs({i: gate.gate_module for i, gate in gates.items()}, made.__setitem__),
+        record_outputs({i: norm.value_module for i, norm in norms.items()}, values.__setitem__),
         record_values_read(readers, read.__setitem__),
     ):
         base(**{**observed.given, **find_switches(base, observed.given)})
     for number, states in read.items():
         observed.runs[number].states = states
+    for number, norm in norms.items():
+        caller, attention = observed.runs[number].attention[0]
+        gain = norm.compute_gain(values[number])
+        gain = gain if gain.shape[0] == attention.shape[0] else gain.transpose(0, 1)
+        observed.runs[number].attention[0] = (caller, NormedValues(attention, gain))
     for number, gate in gates.items():
         caller, attention = observed.runs[number].attention[0]
         gain = gate.compute_gain(made[number])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...decomposition.activations import ACTIVATIONS, make_swish
 from ...decomposition.attention import Attention
 from ..spec.norms import is_norm
-from .parts import Part, Product
+from .parts import Gain, Part, Product
 from .probe import Undetected
 from .watch import Call, Run
 
@@ -106,6 +106,19 @@ class LayerRows:
         """Yields the tensor as it is, and what each norm that reads it makes of it."""
         yield None, tensor
         yield from ((call.path, call.output) for call in self.norms if self.are_equal(call.input, tensor))
+
+    @cached_property
+    def gains(self) -> list[tuple[str, Tensor]]:
+        """The layer's own parameters and buffers by which its whole output may be multiplied, by name."""
+        own = (*self.layer.named_parameters(recurse=False), *self.layer.named_buffers(recurse=False))
+        sizes = (1, self.x.shape[1])
+        kept = ((name, one.detach().flatten()) for name, one in own if one.is_floating_point() and one.numel() in sizes)
+        return [(name, one.to("cpu", self.wide)) for name, one in kept]
+
+    def apply_last(self, tensor: Tensor) -> Iterator[tuple[Part, Tensor]]:
+        """Yields what the last step of the layer may make of the tensor: a gain, a norm that reads it, nothing."""
+        yield from ((Gain(name), tensor * gain) for name, gain in self.gains)
+        yield from self.apply_norms(tensor)
 
     @cached_property
     def numbers(self) -> list[tuple[str, float]]:

@@ -9,7 +9,7 @@ from textwrap import indent
 from torch import nn
 
 from ...decomposition.activations import Activation
-from .parts import Cut, Gate, Part, Product, StackedPart
+from .parts import Cut, Gain, Gate, Part, Product, StackedPart
 from .probe import Undetected
 
 __all__ = ["draw_tree", "explain_failure", "write_template"]
@@ -24,7 +24,7 @@ _ROWS = (  # as they are written, one line each
     ("norm_before_attn", "norm_of_attn", "norm_after_attn"),
     ("norm_before_ff", "norm_of_ff", "norm_after_ff", "parallel"),
     ("experts", "active"),
-    ("attention_gate",),
+    ("attention_gate", "norm_of_values"),
 )
 _LINES = 25
 
@@ -119,6 +119,8 @@ def _write_part(name: str, parts: Mapping[str, Part]) -> str:
     if isinstance(part, Cut):
         groups = "" if part.groups == 1 else f", groups={part.groups}"
         return f"ffattr.Columns({_write_expression('layer', part.path)}, {part.start}, {part.stop}{groups})"
+    if isinstance(part, Gain):
+        return f"ffattr.GainSpec(layer, {part.name!r})"
     if isinstance(part, Gate):
         made = _write_part("of", {"of": part.of})
         return f"ffattr.GateSpec({made}, torch.nn.functional.{part.activation})"
