@@ -38,7 +38,7 @@ class Norm:
     (Kobayashi et al. 2021, section 3.3): ``linear`` is the same for every token, ``scale`` is one number per token.
     What keeps it from dividing by zero is added to the mean square (``eps``) or to its root (``offset``).
 
-    ``kind="gain"`` has no statistics: every dimension is multiplied by its gamma, and that is all (Gemma 4's last step).
+    ``kind="gain"`` has no statistics: every dimension is multiplied by its gamma (Gemma 4's last step).
     """
 
     kind: Literal["layer", "rms", "gain"]

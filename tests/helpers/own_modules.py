@@ -195,3 +195,39 @@ class Recurrent(nn.Module):
         for layer in (*self.layers, *self.layers):
             x = layer(x)
         return x
+
+
+VALUE_NORMS = {
+    "rms": lambda: nn.RMSNorm(6, eps=1e-3),
+    "rms, no gain": lambda: nn.RMSNorm(6, eps=1e-3, elementwise_affine=False),
+    "layer": lambda: nn.LayerNorm(6, eps=1e-3, bias=False),
+}
+
+
+class NormedValues(Attention):
+    """A norm of every head's values."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.norm = VALUE_NORMS[kind]()
+
+    def project(self, x: Tensor) -> list[Tensor]:
+        """Queries, keys and normed values, ``[B, T, heads, dh]``."""
+        q, k, v = (part.unflatten(-1, (-1, 6)) for part in self.qkv(x).split((24, 12, 12), -1))
+        return [q, k, self.norm(v)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.transpose(1, 2) for part in self.project(x))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Gained(Block):
+    """What the layer returns is multiplied at last, by a number or by one for each feature."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.gain

@@ -214,8 +214,9 @@ def _exact_norms(model: nn.Module) -> None:
             if type(child).__name__.endswith(("RMSNorm", "T5LayerNorm")) and not isinstance(child, nn.RMSNorm):
                 eps = getattr(child, "variance_epsilon", None) or child.eps
                 weight = getattr(child, "weight", None)
-                if weight is None:  # of every head's values
-                    setattr(module, name, nn.RMSNorm(module.head_dim, eps=eps, elementwise_affine=False).eval())
+                if weight is None:  # of a router, or of every head's values
+                    width = module.hidden_size if hasattr(module, "hidden_size") else module.head_dim
+                    setattr(module, name, nn.RMSNorm(width, eps=eps, elementwise_affine=False).eval())
                     continue
                 norm = nn.RMSNorm(weight.shape[0], eps=eps, dtype=weight.dtype)
                 plain = not type(child).__name__.startswith("Gemma") or hasattr(child, "with_scale")

@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from .experts import match_experts
 from .parts import Cut, Gate, Part, Product, StackedPart
 from .probe import Undetected
-from .refuse import refuse_changed_heads, refuse_experts, refuse_norms_of_neurons
+from .refuse import (
+    refuse_changed_heads,
+    refuse_experts,
+    refuse_networks_behind,
+    refuse_norms_of_experts,
+    refuse_norms_of_neurons,
+)
 from .rows import EQUAL, LayerRows
 from .values import find_normed_values
 from .watch import Call, Run
@@ -65,6 +71,9 @@ class _Reader(LayerRows):
                 parts |= {**block, **streams}
                 return
         refuse_experts(self.layer)
+        for _, up, down, _ in blocks:
+            of_block = functools.partial(self.match_streams, (out.path, down.path), out.output, up.input, down.output)
+            refuse_networks_behind(self, of_block, (up, down))
         raise Undetected(
             "the layer's output is not the sum of its input, attention and feed-forward block with norms before, on or "
             "after them (is a residual scaled, or is there one branch more?)"
@@ -128,6 +137,7 @@ class _Reader(LayerRows):
                             parts["shared_down"] = replace(returned, path=str(block["down"]))
                         parts["shared_weigher"] = None if gain is None else gain.path
                     return True
+            refuse_norms_of_experts(self, call)
             raise Undetected(
                 f"the layer's output is not the sum of its input, attention and the experts at {call.path!r}, with one "
                 "network beside them at the most"
@@ -261,9 +271,15 @@ class _Reader(LayerRows):
                             yield (rank, error), call, down, {**gated, "down": down.path, "activation": activation}
 
     def match_streams(
-        self, projections: tuple[str, str], attended: Tensor, ff_input: Tensor, ff: Tensor
+        self,
+        projections: tuple[str, str],
+        attended: Tensor,
+        ff_input: Tensor,
+        ff: Tensor,
+        target: Tensor | None = None,
     ) -> Iterator[dict[str, Part]]:
-        """Yields the norms, the scales and whether blocks are parallel that make the output of what both return."""
+        """Yields the norms, the scales and whether blocks are parallel that make the output (or another ``target``) of
+        what both return."""
         out, down = projections
         if not attended.shape == self.x.shape == ff.shape:
             return
@@ -276,7 +292,7 @@ class _Reader(LayerRows):
                     for norm_before_ff, (scaled_down, f) in product(before, self.apply_scales(down, ff)):
                         for norm_of_ff, returned in self.apply_norms(f):
                             for norm_after_ff, result in self.apply_last(stream + returned):
-                                if self.are_equal(result, self.y):
+                                if self.are_equal(result, self.y if target is None else target):
                                     yield {
                                         **of_cross,
                                         "out": scaled_out,

@@ -192,10 +192,9 @@ def _observe_stack(
                 path,
             )
         if called and (run.input.dim() != 3 or run.output is None or run.input.shape != run.output.shape):
-            streams = run.input.dim() == 4 and run.output is not None and run.input.shape == run.output.shape
             raise Undetected(
                 f"layer {number} of {path!r} takes {list(run.input.shape)}, expected [B, T, d] in and out"
-                + " (are these tokens in rows and columns, or several streams that a layer mixes?)" * streams,
+                f"{_explain_axes(run)}",
                 path,
             )
     numbers = tuple(number for number, run in enumerate(runs) if run.attention)
@@ -203,6 +202,24 @@ def _observe_stack(
     attending = [runs[number] for number in numbers]
     tokens = attending[0].attention[0][1].shape[2]
     return Observed(path, attending, numbers, others, watch.count_positions(tokens), kwargs)
+
+
+def _explain_axes(run: Run) -> str:
+    """Says what the four axes of a layer's input are, as far as its attention tells."""
+    if run.input.dim() != 4 or run.output is None or run.input.shape != run.output.shape:
+        return ""
+    batch, _, tokens, _ = run.attention[0][1].shape
+    sizes = list(run.input.shape[:-1])
+    for axis in (0, 2, 1):
+        rest = sizes[:axis] + sizes[axis + 1 :]
+        if rest == [batch, tokens]:
+            return (
+                f": {sizes[axis]} streams of every token, which the layer mixes by numbers that it makes of them; the "
+                "formulas follow one"
+            )
+    if sizes[0] * sizes[1] * sizes[2] == batch * tokens:
+        return ": tokens in rows and columns"
+    return " (are these tokens in rows and columns, or several streams that a layer mixes?)"
 
 
 def _refuse_stages(watch: Watch, path: str, called: Sequence[str]) -> None:

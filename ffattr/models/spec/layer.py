@@ -152,7 +152,7 @@ class LayerSpec(Scoped):
     Where that module is called otherwise, ``router`` is one whose output has a number for each token and expert, zero
     for those that the token does not go to; ``scales_input``: these multiply what experts read, not what they return.
     ``shared`` is a network beside the experts that all tokens go through. ``latent`` is what lies before ``value``,
-    ``attention_gate`` what multiplies the heads behind it, ``norm_of_values`` an RMSNorm of every head's values.
+    ``attention_gate`` what multiplies the heads behind it, ``norm_of_values`` a norm of every head's values.
     ``norm_after_ff`` may be a `GainSpec`, which multiplies the layer's output.
 
     >>> layer = model.encoder.layer[0]

@@ -34,8 +34,8 @@ _ROUNDINGS = 64
 
 @dataclass(frozen=True)
 class GainSpec:
-    """A parameter or buffer ``name`` of ``module``, one number or one for each feature, that multiplies the whole output
-    of a layer as its last step (Gemma 4): a norm without statistics.
+    """A parameter or buffer ``name`` of ``module``, one number or one for each feature, that multiplies the whole
+    output of a layer as its last step (Gemma 4): a norm without statistics.
 
     >>> layer = torch.nn.Module()
     >>> layer.scalar = torch.nn.Parameter(torch.full((1,), 0.5))
