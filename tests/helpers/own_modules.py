@@ -231,3 +231,21 @@ class Gained(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * self.gain
+
+
+class ByProduct(nn.Module):
+    """Queries, keys and values by a product with the weight of a module that is never called, and biases beside it: how
+    timm writes BEiT and EVA-02."""
+
+    heads = 4
+
+    def __init__(self, biased: bool = True) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(24, 72, bias=False), nn.Linear(24, 24)
+        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(24)) for _ in range(2))
+        self.biased = biased
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self.biased else None
+        q, k, v = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, 4, 6)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

@@ -245,8 +245,8 @@ class _Reader(LayerRows):
         expected = [first[0] + group * stride + n * width for group in range(groups) for n in range(together)]
         if first != expected or first[0] + together * width > stride or columns % groups:
             raise Undetected(f"the columns {first} of {value.path!r}, where its values begin, are in no regular order")
-        cut = Cut(value.path, first[0], first[0] + together * width, groups)
-        whole = together * width == stride
+        cut = Cut(value.path, first[0], first[0] + together * width, groups, self.find_bias(value, first, width))
+        whole = together * width == stride and cut.bias is None
         return {"kv_heads": len(first), "value": value.path if whole else cut}
 
     def find_ff_blocks(

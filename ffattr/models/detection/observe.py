@@ -278,6 +278,12 @@ def _require_whole_attention(runs: Sequence[Run], path: str, names: Mapping[int,
         caller, attention = run.attention[0]
         batch, _, queries, _ = attention.shape
         where, shape = f"{names[id(caller)]!r} ({type(caller).__name__})", list(run.input.shape)
+        if len(shape) == 3 and queries * attention.shape[1] == shape[2] and queries not in shape[:2]:
+            raise Undetected(
+                f"{where} attends from features to features, with weights of {list(attention.shape)} where the layer "
+                f"reads {shape}: its weights mix no tokens",
+                path,
+            )
         if len(shape) == 3 and sorted(shape[:2]) != sorted((batch, queries)):
             raise Undetected(
                 f"{where} attends in pieces, with weights of {list(attention.shape)} where the layer reads {shape}: in "

@@ -14,12 +14,13 @@ __all__ = ["Cut", "Gain", "Gate", "Part", "Product", "StackedPart"]
 
 @dataclass(frozen=True)
 class Cut:
-    """`ffattr.Columns` of the projection at ``path``."""
+    """`ffattr.Columns` of the projection at ``path``; ``bias`` is the path of one that it does not have itself."""
 
     path: str
     start: int
     stop: int
     groups: int = 1
+    bias: str | None = None
 
 
 @dataclass(frozen=True)

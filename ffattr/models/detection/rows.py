@@ -160,6 +160,24 @@ class LayerRows:
             starts.append(start)
         return starts
 
+    def find_bias(self, value: Call, starts: list[int], width: int) -> str | None:
+        """Returns the path of a bias that columns of ``value`` have, ``width`` of them at each of ``starts``, but not
+        the module that they are a product with: a parameter of the layer that is added beside it."""
+        weight = getattr(value.module, "weight", None)
+        if getattr(value.module, "bias", None) is not None or not isinstance(weight, Tensor) or weight.dim() != 2:
+            return None
+        columns = [start + feature for start in starts for feature in range(width)]
+        if weight.shape != (value.output.shape[1], value.input.shape[1]):
+            return None
+        added = (value.output - value.input @ weight.detach().to("cpu", self.wide).T)[:, columns].mean(0)
+        rounding = EQUAL[self.dtype] * float(value.output[:, columns].square().mean(0).sum().sqrt())
+        if float(added.norm()) <= rounding:
+            return None
+        for name, one in self.layer.named_parameters():
+            if one.shape == added.shape and float((added - one.detach().to("cpu", self.wide)).norm()) <= rounding:
+                return name
+        return None
+
     def apply_activations(self, z: Tensor) -> Iterator[tuple[int, Part, Tensor]]:
         """Yields what may have been made of ``z``, surest first: by a module that read it, an attribute, a function."""
         for call in self.calls:

@@ -37,7 +37,11 @@ def make_spec(layer: nn.Module, parts: Mapping[str, Part], where: str) -> LayerS
         if isinstance(part, Activation):
             return part
         if isinstance(part, Cut):
-            return Columns(find_module(name, part.path), part.start, part.stop, part.groups)
+            bias = None
+            if part.bias is not None:
+                owner, _, attribute = part.bias.rpartition(".")
+                bias = ParameterRef(find_module(name, owner), attribute)
+            return Columns(find_module(name, part.path), part.start, part.stop, part.groups, bias)
         if isinstance(part, Gain):
             find_module(name, part.name)
             return GainSpec(layer, part.name)

@@ -81,6 +81,18 @@ class OfStreams(Block):
         return torch.cat([super().forward(x[0])[None], x[1:] + x[:1]])
 
 
+class OfFeatures(Attention):
+    """Attention of each head's features to one another (XCiT)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(-1, (4, 6)).permute(0, 2, 3, 1) for part in self.qkv(x).split(24, -1))
+        return self.out(((q @ k.mT).softmax(-1) @ v).permute(0, 3, 1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(24, 72)
+
+
 class Behind(Block):
     """One more gated network behind the feed-forward block (Gemma 3n and 4, per-layer embeddings)."""
 
@@ -133,6 +145,10 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "norm of values": (
         lambda: mine(attention=lambda: NormedHeads(True)),
         r"attention mixes what 'attention.norm' .LayerNorm. makes of every head's values",
+    ),
+    "features": (
+        lambda: mine(attention=OfFeatures),
+        r"attends from features to features, with weights of \[2, 4, 6, 6\] where the layer reads \[2, 5, 24\]",
     ),
     "stages": (
         lambda: Stages([Stage(), Stage()]),

@@ -13,6 +13,7 @@ import torch
 from own_modules import (
     Attention,
     Block,
+    ByProduct,
     FeedForward,
     Gained,
     Mine,
@@ -136,6 +137,7 @@ SHAPES: dict[str, Callable[[], nn.Module]] = {
     "swish written out": lambda: mine(ff=lambda: FeedForward(lambda x: x * (1.7 * x).sigmoid())),
     "scaled blocks": lambda: blocks(Scaled(), Scaled()),
     "a gate of attention": lambda: mine(attention=Gated),
+    "a product without a module": lambda: mine(attention=ByProduct),
     "a norm of values": lambda: mine(attention=lambda: NormedValues("rms")),
     "a gain at last": lambda: blocks(Gained(1), Gained(1)),
     "layers that do not attend": lambda: blocks(Skipping(True), Still(), Skipping(True)),
