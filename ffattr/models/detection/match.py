@@ -170,6 +170,14 @@ class _Reader(LayerRows):
                         width = out.input.shape[1] // self.heads
                         parts |= {"out": out.path, "attention_gate": gate, **self.describe_value(value, starts, width)}
                         return value, out
+        for out, value, (name, number) in product(self.linears, self.linears, self.numbers):
+            starts = None if value is out else self.find_value_starts(self.alpha * number, value.output, out.input)
+            if starts is not None:
+                found = self.describe_value(value, starts, out.input.shape[1] // self.heads)
+                if isinstance(found["value"], str):
+                    scaled = Product(found["value"], name, is_number=True)
+                    parts |= {"out": out.path, **found, "value": scaled}
+                    return value, out
         normed = find_normed_values(self)
         if normed is not None:
             norm, value, starts, out = normed

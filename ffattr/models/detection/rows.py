@@ -51,19 +51,17 @@ class LayerRows:
         self.kept = whole if self.batch_first else whole.T
         self.whole = whole
         self.x, self.y = self.flatten_rows(run.input), self.flatten_rows(run.output)
+        self._across = tuple(run.input.shape[1::-1])  # where a module turns tokens and sequences round (MLCD)
         times = Counter(call.path for call in run.calls)
         calls = [
-            Call(call.path, call.module, self.flatten_rows(call.input), self.flatten_rows(call.output), call.others)
+            Call(call.path, call.module, self.flatten_call(call.input), self.flatten_call(call.output), call.others)
             for call in run.calls
             if times[call.path] == 1 and call.input.dim() and call.output.dim()
         ]
         of_tokens = [call for call in calls if len(call.input) == len(call.output) == len(self.x)]
         # What acts on the heads of every token, one by one.
-        self.by_head = [
-            call
-            for call in calls
-            if len(call.output) > len(self.x) and len(call.output) % len(self.x) == 0 and call.input.dim() == 2
-        ]
+        heads = {call.path for call in run.calls if call.input.dim() == 4}
+        self.by_head = [call for call in calls if call.path in heads and len(call.output) % len(self.x) == 0]
         order = {path: place for place, (path, _) in enumerate(run.layer.named_modules())}
         self.calls = sorted(of_tokens, key=lambda call: order[call.path])  # a wrapper before what it wraps
         self.linears = [call for call in self.calls if is_linear(call.module)]
@@ -73,6 +71,10 @@ class LayerRows:
 
     def flatten_rows(self, tensor: Tensor) -> Tensor:
         return tensor.detach().reshape(-1, tensor.shape[-1]).to("cpu", self.wide)
+
+    def flatten_call(self, tensor: Tensor) -> Tensor:
+        turned = tensor.dim() == 3 and tuple(tensor.shape[:2]) == self._across
+        return self.flatten_rows(tensor.transpose(0, 1) if turned else tensor)
 
     def split_sequences(self, rows: Tensor) -> Tensor:
         """Returns rows ``[B * T, width]`` as ``[B, T, width]``, whichever of the two comes first in the model; those of

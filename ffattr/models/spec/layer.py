@@ -173,7 +173,7 @@ class LayerSpec(Scoped):
     attention: nn.Module
     heads: int
     kv_heads: int
-    value: nn.Module | Columns
+    value: nn.Module | Columns | Scaled
     out: nn.Module | Scaled
     up: nn.Module | Columns | Stacked
     down: nn.Module | Scaled | Stacked

@@ -15,7 +15,7 @@ from ...decomposition.affine import Linear, Norm
 from ...decomposition.precision import without_autocast
 from ...errors import UnsupportedModel
 from .norms import read_norm
-from .weights import Columns
+from .weights import Columns, Scaled
 
 __all__ = ["ValueNormSpec"]
 
@@ -25,13 +25,13 @@ class ValueNormSpec:
     """Which ``norm`` every head's values pass that the projection ``value`` makes, of ``kv_heads`` heads."""
 
     norm: nn.Module
-    value: nn.Module | Columns
+    value: nn.Module | Columns | Scaled
     kv_heads: int
 
     @property
     def value_module(self) -> nn.Module:
         """The module whose output holds the values that the norm reads."""
-        return self.value.module if isinstance(self.value, Columns) else self.value
+        return self.value if isinstance(self.value, nn.Module) else self.value.module
 
     def compute_gain(self, output: Tensor) -> Tensor:
         """Returns what the norm multiplies every head's values by, ``[..., Hkv]``, of what `value_module` returned.

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from own_modules import VALUE_NORMS, Gained, Mine, NormedValues, mine, transformers_model
+from own_modules import VALUE_NORMS, Attention, Gained, Mine, NormedValues, mine, transformers_model
 from tiny_models import ids
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from versions import PINNED, needs
 
 import ffattr
 from ffattr.models.detection.detect import detect_layers
-from ffattr.models.detection.parts import Cut, Gain
+from ffattr.models.detection.parts import Cut, Gain, Product
 from ffattr.models.registry import resolve
 from ffattr.models.spec.norms import GainSpec
 
@@ -29,6 +30,63 @@ def make(name: str) -> Mine:
 
 
 EVERY = (*VALUE_NORMS, "gain", "gains")
+
+
+@pytest.mark.parametrize("heads_first", [False, True])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_layouts_of_heads(kv_heads: int, heads_first: bool) -> None:
+    """Heads of a token side by side, or tokens of a head; one head of values for all queries."""
+    torch.manual_seed(5)
+
+    class Normed(nn.Module):
+        heads = 4
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = nn.Linear(24, 24), nn.Linear(24, 6 * kv_heads), nn.Linear(24, 6 * kv_heads)
+            self.out, self.norm = nn.Linear(24, 24), nn.RMSNorm(6, eps=1e-3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (part(x).unflatten(-1, (-1, 6)) for part in (self.q, self.k, self.v))
+            v = v if heads_first else self.norm(v)
+            q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+            v = self.norm(v) if heads_first else v
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    model, tokens = mine(attention=Normed), ids() % 50
+    (parts,) = detect_layers(model).parts
+    assert (parts["norm_of_values"], parts["value"], parts["kv_heads"]) == ("attention.norm", "attention.v", kv_heads)
+    assert float(ffattr.attribute(model, tokens).error.max()) < 1e-12
+
+
+class Turned(Attention):
+    """Projects what heads return with tokens before sequences (MLCD), and multiplies values by a number (MiMo)."""
+
+    def __init__(self, value_scale: float) -> None:
+        super().__init__()
+        self.value, self.value_scale = nn.Linear(24, 24), value_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, _ = (part.unflatten(-1, (-1, 6)).transpose(1, 2) for part in self.qkv(x).split((24, 12, 12), -1))
+        v = self.value(x).unflatten(-1, (-1, 6)).transpose(1, 2) * self.value_scale
+        mixed = F.scaled_dot_product_attention(q, k.repeat_interleave(2, 1), v)
+        return self.out(mixed.permute(2, 0, 1, 3).flatten(2)).transpose(0, 1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+def test_values_that_are_multiplied_and_rows_that_are_turned_round(scale: float) -> None:
+    model, tokens = mine(attention=lambda: Turned(scale)), ids() % 50
+    (parts,) = detect_layers(model, {"ids": tokens}).parts
+    scaled = Product("attention.value", "attention.value_scale", is_number=True)
+    assert parts["value"] == ("attention.value" if scale == 1.0 else scaled)
+    expected = ffattr.attribute(model, tokens, scopes="all", backend="reference", dtype=torch.float64)
+    found = ffattr.attribute(model, tokens, scopes="all", backend="torch")
+    assert float(found.error.max()) < 1e-12
+    for scope, tile in expected.maps.items():
+        torch.testing.assert_close(found.maps[scope], tile, rtol=0, atol=1e-10, msg=scope)
+    vectors = ffattr.vectors(model, tokens, scope="layer", value_bias="separate")
+    torch.testing.assert_close(vectors.values.sum(-2) + vectors.bias, vectors.total, rtol=0, atol=1e-12)
 
 
 def test_what_is_found() -> None:
