@@ -29,6 +29,7 @@ from .models.spec.layer import CrossSpec as CrossSpec
 from .models.spec.layer import GateSpec as GateSpec
 from .models.spec.layer import LatentSpec as LatentSpec
 from .models.spec.layer import LayerSpec as LayerSpec
+from .models.spec.norms import GainSpec as GainSpec
 from .models.spec.weights import Columns as Columns
 from .pipeline.attribute import attribute as attribute
 from .pipeline.contributions import contributions as contributions

@@ -37,9 +37,11 @@ class Norm:
     With the statistics of the whole input frozen, a norm is ``scale_i * linear(p) + bias``
     (Kobayashi et al. 2021, section 3.3): ``linear`` is the same for every token, ``scale`` is one number per token.
     What keeps it from dividing by zero is added to the mean square (``eps``) or to its root (``offset``).
+
+    ``kind="gain"`` has no statistics: every dimension is multiplied by its gamma (Gemma 4's last step).
     """
 
-    kind: Literal["layer", "rms"]
+    kind: Literal["layer", "rms", "gain"]
     weight: Tensor | None
     bias: Tensor | None
     eps: float
@@ -51,6 +53,8 @@ class Norm:
 
     def scale_centred(self, centred: Tensor) -> Tensor:
         """``1 / s_i`` of a whole input that has been centred."""
+        if self.kind == "gain":
+            return centred.new_ones(centred.shape[:-1])
         square = centred.square().mean(-1) + self.eps
         return torch.rsqrt(square) if self.offset == 0.0 else 1 / (square.sqrt() + self.offset)
 

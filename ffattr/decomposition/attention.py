@@ -17,7 +17,15 @@ from torch import Tensor
 from .layer import Edit
 from .routing import Routing
 
-__all__ = ["Attention", "AttentionWeights", "GatedAttention", "LayerRecord", "QueryKey", "allows_attention"]
+__all__ = [
+    "Attention",
+    "AttentionWeights",
+    "GatedAttention",
+    "LayerRecord",
+    "NormedValues",
+    "QueryKey",
+    "allows_attention",
+]
 
 
 class Attention(Protocol):
@@ -212,6 +220,43 @@ class GatedAttention:
         gain = self.gain.index_select(0, rows).T.unflatten(0, (len(alpha), -1))  # [H, G / H, N]
         gated: Tensor = alpha[:, None] * gain[..., None]
         return gated.flatten(0, 1)
+
+    def pairs(self, rows: Tensor) -> int:
+        return self.attention.pairs(rows)
+
+    @property
+    def looks_ahead(self) -> bool:
+        return self.attention.looks_ahead
+
+
+@dataclass(frozen=True)
+class NormedValues:
+    """Attention to values that a norm divides head by head (Gemma 4), times ``gain`` ``[B, T, Hkv]``: a number for each
+    key and key/value head.
+
+    The norm's statistics frozen, ``gain[j, h] alpha[h, i, j]`` are the weights of values that were not divided.
+    """
+
+    attention: Attention
+    gain: Tensor
+
+    @property
+    def rounds_to_float32(self) -> bool:
+        return self.attention.rounds_to_float32
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.attention.shape
+
+    def sequence(self, batch: int, tokens: Tensor, dtype: torch.dtype, keys: Tensor | None = None) -> NormedValues:
+        gain = self.gain[batch].index_select(0, tokens if keys is None else keys).to(dtype)
+        return NormedValues(self.attention.sequence(batch, tokens, dtype, keys), gain)
+
+    def attention_weights(self, rows: Tensor) -> Tensor:
+        alpha = self.attention.attention_weights(rows)
+        groups = len(alpha) // self.gain.shape[1]
+        weighed: Tensor = alpha * self.gain.T.repeat_interleave(groups, 0)[:, None]
+        return weighed
 
     def pairs(self, rows: Tensor) -> int:
         return self.attention.pairs(rows)

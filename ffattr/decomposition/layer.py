@@ -242,13 +242,15 @@ class Edit:
     ``reads`` them, what it is given is changed so, and not what it returns.
 
     ``up``, ``gate``, ``down`` and ``activation`` are those of the first branch; ``cross.`` names parts of the attention
-    to an encoder. ``factor`` is None where nothing is multiplied.
+    to an encoder. ``factor`` is None where nothing is multiplied. ``removed`` ``[k, features]`` are orthonormal
+    directions in which nothing of ``y`` is left: ``y - y removed^T removed + constant``.
     """
 
     part: str
     constant: Tensor
     factor: Tensor | None = None
     reads: bool = False
+    removed: Tensor | None = None
 
 
 def edit_weights(weights: LayerWeights, edits: Sequence[Edit]) -> LayerWeights:
@@ -259,6 +261,9 @@ def edit_weights(weights: LayerWeights, edits: Sequence[Edit]) -> LayerWeights:
     like = weights.out.weight
     for edit in edits:
         branch, cross = weights.branches[0], weights.cross
+        if edit.removed is not None and edit.part == "norm_before_attn":
+            weights = _edit_values_read(weights, edit)
+            continue
         if edit.part == "activation":
             if (branch.gate is not None or branch.routed) and bool(edit.constant.any()):
                 raise ValueError("a constant is added to a gate, which multiplies it: it is none of the block's output")
@@ -274,10 +279,21 @@ def edit_weights(weights: LayerWeights, edits: Sequence[Edit]) -> LayerWeights:
     return weights
 
 
+def _edit_values_read(weights: LayerWeights, edit: Edit) -> LayerWeights:
+    """Returns weights in which values read the norm before attention changed: a norm acts on each feature alone."""
+    if weights.latent is not None:
+        return replace(weights, latent=replace(weights.latent, down=_edit_input(weights.latent.down, edit)))
+    return replace(weights, value=_edit_input(weights.value, edit))
+
+
 def _edit_part(part: Any, edit: Edit, like: Tensor) -> Any:
     if edit.reads:
         return _edit_input(part, edit)
     constant, weight, bias = edit.constant.to(like), part.weight, part.bias
+    if edit.removed is not None:
+        directions = edit.removed.to(like)
+        weight = weight - (weight @ directions.mT) @ directions
+        bias = None if bias is None else bias - (bias @ directions.mT) @ directions
     if edit.factor is not None:
         factor = edit.factor.to(like)
         weight = factor if weight is None else weight * factor
@@ -287,5 +303,9 @@ def _edit_part(part: Any, edit: Edit, like: Tensor) -> Any:
 
 def _edit_input(part: Linear, edit: Edit) -> Linear:
     added = edit.constant.to(part.weight) @ part.weight
+    if edit.removed is not None:
+        directions = edit.removed.to(part.weight)
+        weight = part.weight - directions.mT @ (directions @ part.weight)
+        return Linear(weight, added if part.bias is None else part.bias + added)
     weight = part.weight if edit.factor is None else edit.factor.to(part.weight)[:, None] * part.weight
     return Linear(weight, added if part.bias is None else part.bias + added)

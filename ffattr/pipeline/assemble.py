@@ -255,9 +255,10 @@ def require_reproduced(
     if not error <= tolerance and changed:
         raise UnsupportedModel(
             f"{stack.label_layer(layer)}, batch row {row}: {'; '.join(changed)}, by other than scaling "
-            "and shifting each feature, every token's alike (a single token does not tell, two tell a shift). The "
-            f"recomputed output differs by {error:.1e} (relative) for it. Remove the hook for this call, or let it "
-            "change the output of the whole layer, which may change in any way."
+            "and shifting each feature or taking directions out, every token's alike (a single token does not tell, "
+            "two tell a shift, three a factor or a direction). The recomputed output differs by "
+            f"{error:.1e} (relative) for it. Remove the hook for this call, or let it change the output of the whole "
+            "layer, which may change in any way."
         )
     if not error <= tolerance:
         raise ArchitectureMismatch(

@@ -14,7 +14,7 @@ from recording import state
 from tiny_models import build
 from torch import Tensor, nn
 
-from ffattr.decomposition.attention import Attention, AttentionWeights, QueryKey
+from ffattr.decomposition.attention import Attention, AttentionWeights, NormedValues, QueryKey
 from ffattr.models.capture.attention_hooks import calls_interface, record_interface, record_own_attention
 from ffattr.models.capture.run import list_configs
 
@@ -206,6 +206,19 @@ def test_position_bias_is_no_mask() -> None:
     rows = torch.arange(LENGTH)
     with_bias = attention.sequence(0, rows, torch.float32)
     assert (without.attention_weights(rows) - with_bias.attention_weights(rows)).abs().max() > 0.01
+
+
+def test_normed_values_weigh_each_key() -> None:
+    generator = torch.Generator().manual_seed(0)
+    alpha = torch.rand(2, 4, 5, 5, generator=generator, dtype=torch.float64).tril()
+    gain = torch.rand(2, 5, 2, generator=generator, dtype=torch.float64)  # of two key/value heads
+    found = NormedValues(AttentionWeights(alpha), gain)
+    rows, tokens = torch.tensor([3, 1]), torch.tensor([0, 1, 2, 4])
+    sequence = found.sequence(1, tokens, torch.float64)
+    expected = alpha[1] * gain[1].T.repeat_interleave(2, 0)[:, None]
+    torch.testing.assert_close(sequence.attention_weights(rows), expected[:, tokens][:, rows][..., tokens])
+    assert (found.shape, found.rounds_to_float32) == ((2, 4, 5, 5), False)
+    assert (sequence.pairs(rows), sequence.looks_ahead) == (4 + 2, False)
 
 
 def test_weights_are_held_as_they_are() -> None:

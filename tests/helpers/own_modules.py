@@ -195,3 +195,57 @@ class Recurrent(nn.Module):
         for layer in (*self.layers, *self.layers):
             x = layer(x)
         return x
+
+
+VALUE_NORMS = {
+    "rms": lambda: nn.RMSNorm(6, eps=1e-3),
+    "rms, no gain": lambda: nn.RMSNorm(6, eps=1e-3, elementwise_affine=False),
+    "layer": lambda: nn.LayerNorm(6, eps=1e-3, bias=False),
+}
+
+
+class NormedValues(Attention):
+    """A norm of every head's values."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.norm = VALUE_NORMS[kind]()
+
+    def project(self, x: Tensor) -> list[Tensor]:
+        """Queries, keys and normed values, ``[B, T, heads, dh]``."""
+        q, k, v = (part.unflatten(-1, (-1, 6)) for part in self.qkv(x).split((24, 12, 12), -1))
+        return [q, k, self.norm(v)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.transpose(1, 2) for part in self.project(x))
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+class Gained(Block):
+    """What the layer returns is multiplied at last, by a number or by one for each feature."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.gain
+
+
+class ByProduct(nn.Module):
+    """Queries, keys and values by a product with the weight of a module that is never called, and biases beside it: how
+    timm writes BEiT and EVA-02."""
+
+    heads = 4
+
+    def __init__(self, biased: bool = True) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(24, 72, bias=False), nn.Linear(24, 24)
+        self.q_bias, self.v_bias = (nn.Parameter(torch.zeros(24)) for _ in range(2))
+        self.biased = biased
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self.biased else None
+        q, k, v = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, 4, 6)).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]

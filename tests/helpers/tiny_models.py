@@ -213,8 +213,12 @@ def _exact_norms(model: nn.Module) -> None:
                 setattr(module, name, norm.to(child.weight.dtype).eval())
             if type(child).__name__.endswith(("RMSNorm", "T5LayerNorm")) and not isinstance(child, nn.RMSNorm):
                 eps = getattr(child, "variance_epsilon", None) or child.eps
-                norm = nn.RMSNorm(child.weight.shape[0], eps=eps, dtype=child.weight.dtype)
-                norm.weight = (
-                    nn.Parameter(child.weight + 1) if type(child).__name__.startswith("Gemma") else child.weight
-                )
+                weight = getattr(child, "weight", None)
+                if weight is None:  # of a router, or of every head's values
+                    width = module.hidden_size if hasattr(module, "hidden_size") else module.head_dim
+                    setattr(module, name, nn.RMSNorm(width, eps=eps, elementwise_affine=False).eval())
+                    continue
+                norm = nn.RMSNorm(weight.shape[0], eps=eps, dtype=weight.dtype)
+                plain = not type(child).__name__.startswith("Gemma") or hasattr(child, "with_scale")
+                norm.weight = weight if plain else nn.Parameter(weight + 1)
                 setattr(module, name, norm.eval())

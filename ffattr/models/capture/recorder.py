@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...decomposition.attention import Attention, GatedAttention, LayerRecord
+from ...decomposition.attention import Attention, GatedAttention, LayerRecord, NormedValues
 from ...decomposition.precision import are_finite, find_narrowest, without_autocast
 from ...decomposition.routing import Routing
 from ...errors import CaptureError, NonFiniteError
@@ -45,6 +45,7 @@ _CALLED = {
     "routing": "experts",
     "gain": "shared expert's gate",
     "gate": "gate of attention",
+    "values": "value projection",
 }
 
 
@@ -164,6 +165,8 @@ class _Recorder:
                 stack.enter_context(record_outputs(modules, self._keep_dtype))
             gates = {i: spec.attention_gate.gate_module for i, spec in specs.items() if spec.attention_gate is not None}
             stack.enter_context(record_outputs(gates, lambda first, made: self._keep_tensor(first, "gate", made)))
+            normed = {i: spec.values.value_module for i, spec in specs.items() if spec.values is not None}
+            stack.enter_context(record_outputs(normed, lambda first, made: self._keep_tensor(first, "values", made)))
             values = {first: spec.cross.value_module for first, spec in specs.items() if spec.cross is not None}
             stack.enter_context(
                 record_values_read(values, lambda first, states: self._keep_tensor(first, "states", states))
@@ -286,6 +289,9 @@ class _Recorder:
     def _complete_fields(self, index: int, fields: dict[str, Any]) -> None:
         """Makes of gates, changes and gains, which were seen beside a record's fields, parts of these."""
         gate, spec = fields.pop("gate", None), self.description.layers[index]
+        if "values" in fields and spec.values is not None:
+            gain = spec.values.compute_gain(self._put_batch_first(fields.pop("values")))
+            fields["attention"] = NormedValues(fields["attention"], gain)
         if gate is not None and spec.attention_gate is not None:
             gain = spec.attention_gate.compute_gain(self._put_batch_first(gate))
             fields["attention"] = GatedAttention(fields["attention"], gain)
@@ -313,8 +319,9 @@ class _Recorder:
                     "nn.MultiheadAttention, scaled_dot_product_attention or a softmax over the keys in a way that can "
                     "be recorded"
                 )
-        if spec.attention_gate is not None and "gate" not in fields:
-            raise CaptureError(f"layer {index} of {self._name} did not call its gate of attention")
+        for name, part in (("gate", spec.attention_gate), ("values", spec.norm_of_values)):
+            if part is not None and name not in fields:
+                raise CaptureError(f"layer {index} of {self._name} did not call its {_CALLED[name]}")
         gated = spec.shared is not None and spec.shared.weigher is not None
         if spec.experts is not None and ("routing" not in fields or (gated and "gain" not in fields)):
             raise CaptureError(

@@ -1,5 +1,6 @@
-"""What hooks of the user change inside a layer: an input, or an output, of which they may scale and shift each feature,
-every token's alike (steering; ablation of a block, of heads or neurons, to zero or to a mean).
+"""What hooks of the user change inside a layer: an input, or an output, of which they may scale and shift each
+feature, or take some directions out, every token's alike (steering; ablation of a block, of heads, neurons or
+directions, to zero or to a mean).
 
 What they do to a layer's own input and output is none of its business: it is recorded in between.
 """
@@ -102,6 +103,7 @@ def find_edits(spec: LayerSpec, changes: Sequence[Change], mask: Tensor | None) 
     for change in changes:
         fitted = None if change.before is None or change.after is None else _fit_features(change, mask)
         if fitted is None:
+            found += _find_removals(spec, change, mask)
             continue
         factor, constant = fitted
         for name in change.parts:
@@ -113,6 +115,24 @@ def find_edits(spec: LayerSpec, changes: Sequence[Change], mask: Tensor | None) 
             scale = None if factor is None else select_outputs(whole, factor)
             found.append(Edit(name, select_outputs(part, constant), scale))
     return tuple(found)
+
+
+def _find_removals(spec: LayerSpec, change: Change, mask: Tensor | None) -> list[Edit]:
+    """Returns the directions that a hook has taken out of what parts of a layer return or read; nothing where it did
+    something else, or where no other matrix of the part's is that."""
+    if change.before is None or change.after is None or not change.parts:
+        return []
+    known = [name for name in change.parts if change.read or _can_lose_directions(spec, name)]
+    removed = _fit_directions(change, mask) if len(known) == len(change.parts) else None
+    if removed is None:
+        return []
+    return [Edit(name, removed[1], reads=change.read, removed=removed[0]) for name in known]
+
+
+def _can_lose_directions(spec: LayerSpec, name: str) -> bool:
+    """Tells a whole projection, whose matrix is another one then, and the norm before attention, which values read: all
+    others are norms behind which a scope lies, and act on each feature alone."""
+    return name == "norm_before_attn" or (name in _PROJECTIONS and isinstance(_get_part(spec, name), nn.Module))
 
 
 def _watch_output(
@@ -199,17 +219,50 @@ def _find_parts(spec: LayerSpec, module: nn.Module, inside: bool = True) -> tupl
     return () if last is None or (spec.experts is not None and last == "down") else (last,)
 
 
-def _fit_features(change: Change, mask: Tensor | None) -> tuple[Tensor | None, Tensor] | None:
-    """Returns by what every feature of all valid tokens is multiplied, ``[width]`` (None: by one), and what is added.
-
-    None where they differ otherwise, or are too few to tell: a constant takes two tokens, a factor three.
-    """
+def _list_rows(change: Change, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns what all valid tokens were and what they became, ``[tokens, width]``, in float64."""
     assert change.before is not None
     assert change.after is not None
     before, after = (one.flatten(0, -2).double() for one in (change.before, change.after))
     if mask is not None and mask.numel() == len(before):
         kept = mask.flatten().to(before.device)
         before, after = before[kept], after[kept]
+    return before, after
+
+
+def _fit_directions(change: Change, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """Returns orthonormal directions ``[k, width]`` of which all valid tokens were left nothing, and what was added.
+
+    The directions are those in which tokens differ by what was done to them. None where what was done is something
+    else, or the tokens are too few to tell: so many directions take twice as many of them, and one more.
+    """
+    assert change.before is not None
+    before, after = _list_rows(change, mask)
+    most = (len(before) - 1) // 2
+    if most < 1:
+        return None
+    taken = before - after
+    constant = taken.mean(0)
+    limit = _ROUNDINGS * torch.finfo(change.before.dtype).eps * float(torch.maximum(before.abs(), after.abs()).max())
+    _, sizes, rows = torch.linalg.svd(taken - constant, full_matrices=False)
+    count = int((sizes > limit * len(before) ** 0.5).sum())
+    if not 0 < count <= most:
+        return None
+    directions = rows[:count]
+    centred = before - before.mean(0)
+    rest = taken - constant - (centred @ directions.mT) @ directions
+    if float(rest.abs().max()) > limit:
+        return None
+    return directions, (before.mean(0) @ directions.mT) @ directions - constant
+
+
+def _fit_features(change: Change, mask: Tensor | None) -> tuple[Tensor | None, Tensor] | None:
+    """Returns by what every feature of all valid tokens is multiplied, ``[width]`` (None: by one), and what is added.
+
+    None where they differ otherwise, or are too few to tell: a constant takes two tokens, a factor three.
+    """
+    assert change.before is not None
+    before, after = _list_rows(change, mask)
     if len(before) < _FEWEST - 1:
         return None
     limit = _ROUNDINGS * torch.finfo(change.before.dtype).eps * torch.maximum(before.abs(), after.abs()).amax(0)

@@ -29,6 +29,7 @@ from .memory import find_memory_names
 from .observe import Observed, observe_again, observe_layers, read_run_routing
 from .parts import Part
 from .probe import Undetected, list_layers
+from .refuse import refuse_shared_keys
 from .rows import is_batch_first
 from .specs import make_spec, resolve_path
 from .watch import Run
@@ -135,10 +136,14 @@ def _detect_stack(base: nn.Module, observed: Observed) -> Found:
     parts: dict[str, Part] = {}
     batch_first, kind = True, None
     try:
-        for run in reversed(observed.runs):
+        for number, run in reversed([*zip(observed.numbers, observed.runs, strict=True)]):
             if run.kind not in kinds:
                 parts, kind = {}, run.kind
-                batch_first = match_parts(run, parts)
+                try:
+                    batch_first = match_parts(run, parts)
+                except Undetected:
+                    refuse_shared_keys(observed.runs, observed.numbers, number)
+                    raise
                 kinds[run.kind] = (len(kinds), parts)
         of_runs = tuple(kinds[run.kind] for run in observed.runs)
         found = Found(

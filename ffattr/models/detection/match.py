@@ -16,8 +16,15 @@ from torch import Tensor, nn
 from .experts import match_experts
 from .parts import Cut, Gate, Part, Product, StackedPart
 from .probe import Undetected
-from .refuse import refuse_changed_heads, refuse_experts, refuse_norms_of_neurons
+from .refuse import (
+    refuse_changed_heads,
+    refuse_experts,
+    refuse_networks_behind,
+    refuse_norms_of_experts,
+    refuse_norms_of_neurons,
+)
 from .rows import EQUAL, LayerRows
+from .values import find_normed_values
 from .watch import Call, Run
 
 __all__ = ["match_parts"]
@@ -64,6 +71,9 @@ class _Reader(LayerRows):
                 parts |= {**block, **streams}
                 return
         refuse_experts(self.layer)
+        for _, up, down, _ in blocks:
+            of_block = functools.partial(self.match_streams, (out.path, down.path), out.output, up.input, down.output)
+            refuse_networks_behind(self, of_block, (up, down))
         raise Undetected(
             "the layer's output is not the sum of its input, attention and feed-forward block with norms before, on or "
             "after them (is a residual scaled, or is there one branch more?)"
@@ -127,6 +137,7 @@ class _Reader(LayerRows):
                             parts["shared_down"] = replace(returned, path=str(block["down"]))
                         parts["shared_weigher"] = None if gain is None else gain.path
                     return True
+            refuse_norms_of_experts(self, call)
             raise Undetected(
                 f"the layer's output is not the sum of its input, attention and the experts at {call.path!r}, with one "
                 "network beside them at the most"
@@ -159,6 +170,12 @@ class _Reader(LayerRows):
                         width = out.input.shape[1] // self.heads
                         parts |= {"out": out.path, "attention_gate": gate, **self.describe_value(value, starts, width)}
                         return value, out
+        normed = find_normed_values(self)
+        if normed is not None:
+            norm, value, starts, out = normed
+            width = out.input.shape[1] // self.heads
+            parts |= {"out": out.path, "norm_of_values": norm.path, **self.describe_value(value, starts, width)}
+            return value, out
         refuse_changed_heads(self)
         own = [name for name, one in self.caller.named_parameters(recurse=False) if one.dim() > 1]
         if own:
@@ -228,8 +245,8 @@ class _Reader(LayerRows):
         expected = [first[0] + group * stride + n * width for group in range(groups) for n in range(together)]
         if first != expected or first[0] + together * width > stride or columns % groups:
             raise Undetected(f"the columns {first} of {value.path!r}, where its values begin, are in no regular order")
-        cut = Cut(value.path, first[0], first[0] + together * width, groups)
-        whole = together * width == stride
+        cut = Cut(value.path, first[0], first[0] + together * width, groups, self.find_bias(value, first, width))
+        whole = together * width == stride and cut.bias is None
         return {"kv_heads": len(first), "value": value.path if whole else cut}
 
     def find_ff_blocks(
@@ -254,9 +271,15 @@ class _Reader(LayerRows):
                             yield (rank, error), call, down, {**gated, "down": down.path, "activation": activation}
 
     def match_streams(
-        self, projections: tuple[str, str], attended: Tensor, ff_input: Tensor, ff: Tensor
+        self,
+        projections: tuple[str, str],
+        attended: Tensor,
+        ff_input: Tensor,
+        ff: Tensor,
+        target: Tensor | None = None,
     ) -> Iterator[dict[str, Part]]:
-        """Yields the norms, the scales and whether blocks are parallel that make the output of what both return."""
+        """Yields the norms, the scales and whether blocks are parallel that make the output (or another ``target``) of
+        what both return."""
         out, down = projections
         if not attended.shape == self.x.shape == ff.shape:
             return
@@ -268,8 +291,8 @@ class _Reader(LayerRows):
                     before = [name for name, t in self.apply_norms(source) if self.are_equal(t, ff_input)]
                     for norm_before_ff, (scaled_down, f) in product(before, self.apply_scales(down, ff)):
                         for norm_of_ff, returned in self.apply_norms(f):
-                            for norm_after_ff, result in self.apply_norms(stream + returned):
-                                if self.are_equal(result, self.y):
+                            for norm_after_ff, result in self.apply_last(stream + returned):
+                                if self.are_equal(result, self.y if target is None else target):
                                     yield {
                                         **of_cross,
                                         "out": scaled_out,

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ...decomposition.attention import Attention, GatedAttention
+from ...decomposition.attention import Attention, GatedAttention, NormedValues
 from ...decomposition.routing import Routing
 from ..capture.module_hooks import find_first, record_outputs, record_values_read
 from ..capture.passes import attach_hook
@@ -83,22 +83,30 @@ def read_run_routing(run: Run, spec: LayerSpec) -> Routing | None:
 
 
 def observe_again(base: nn.Module, observed: Observed, specs: Sequence[LayerSpec]) -> None:
-    """Have every run know the gate of its attention, and what its cross-attention reads, where layers have these: by
-    another forward pass, in which they are recorded."""
+    """Have every run know the gate of its attention, the norm of its values, and what its cross-attention reads, where
+    layers have these: by another forward pass, in which they are recorded."""
     gates = {i: spec.attention_gate for i, spec in enumerate(specs) if spec.attention_gate is not None}
     readers = {i: spec.cross.value_module for i, spec in enumerate(specs) if spec.cross is not None}
+    norms = {i: spec.values for i, spec in enumerate(specs) if spec.values is not None}
     made: dict[int, Tensor] = {}
+    values: dict[int, Tensor] = {}
     read: dict[int, Tensor] = {}
-    if not gates and not readers:
+    if not gates and not readers and not norms:
         return
     with (
         run_undisturbed(base),
         record_outputs({i: gate.gate_module for i, gate in gates.items()}, made.__setitem__),
+        record_outputs({i: norm.value_module for i, norm in norms.items()}, values.__setitem__),
         record_values_read(readers, read.__setitem__),
     ):
         base(**{**observed.given, **find_switches(base, observed.given)})
     for number, states in read.items():
         observed.runs[number].states = states
+    for number, norm in norms.items():
+        caller, attention = observed.runs[number].attention[0]
+        gain = norm.compute_gain(values[number])
+        gain = gain if gain.shape[0] == attention.shape[0] else gain.transpose(0, 1)
+        observed.runs[number].attention[0] = (caller, NormedValues(attention, gain))
     for number, gate in gates.items():
         caller, attention = observed.runs[number].attention[0]
         gain = gate.compute_gain(made[number])
@@ -184,10 +192,9 @@ def _observe_stack(
                 path,
             )
         if called and (run.input.dim() != 3 or run.output is None or run.input.shape != run.output.shape):
-            streams = run.input.dim() == 4 and run.output is not None and run.input.shape == run.output.shape
             raise Undetected(
                 f"layer {number} of {path!r} takes {list(run.input.shape)}, expected [B, T, d] in and out"
-                + " (are these tokens in rows and columns, or several streams that a layer mixes?)" * streams,
+                f"{_explain_axes(run)}",
                 path,
             )
     numbers = tuple(number for number, run in enumerate(runs) if run.attention)
@@ -195,6 +202,24 @@ def _observe_stack(
     attending = [runs[number] for number in numbers]
     tokens = attending[0].attention[0][1].shape[2]
     return Observed(path, attending, numbers, others, watch.count_positions(tokens), kwargs)
+
+
+def _explain_axes(run: Run) -> str:
+    """Says what the four axes of a layer's input are, as far as its attention tells."""
+    if run.input.dim() != 4 or run.output is None or run.input.shape != run.output.shape:
+        return ""
+    batch, _, tokens, _ = run.attention[0][1].shape
+    sizes = list(run.input.shape[:-1])
+    for axis in (0, 2, 1):
+        rest = sizes[:axis] + sizes[axis + 1 :]
+        if rest == [batch, tokens]:
+            return (
+                f": {sizes[axis]} streams of every token, which the layer mixes by numbers that it makes of them; the "
+                "formulas follow one"
+            )
+    if sizes[0] * sizes[1] * sizes[2] == batch * tokens:
+        return ": tokens in rows and columns"
+    return " (are these tokens in rows and columns, or several streams that a layer mixes?)"
 
 
 def _refuse_stages(watch: Watch, path: str, called: Sequence[str]) -> None:
@@ -253,6 +278,12 @@ def _require_whole_attention(runs: Sequence[Run], path: str, names: Mapping[int,
         caller, attention = run.attention[0]
         batch, _, queries, _ = attention.shape
         where, shape = f"{names[id(caller)]!r} ({type(caller).__name__})", list(run.input.shape)
+        if len(shape) == 3 and queries * attention.shape[1] == shape[2] and queries not in shape[:2]:
+            raise Undetected(
+                f"{where} attends from features to features, with weights of {list(attention.shape)} where the layer "
+                f"reads {shape}: its weights mix no tokens",
+                path,
+            )
         if len(shape) == 3 and sorted(shape[:2]) != sorted((batch, queries)):
             raise Undetected(
                 f"{where} attends in pieces, with weights of {list(attention.shape)} where the layer reads {shape}: in "

@@ -9,17 +9,18 @@ from torch import Tensor
 
 from ...decomposition.activations import Activation
 
-__all__ = ["Cut", "Gate", "Part", "Product", "StackedPart"]
+__all__ = ["Cut", "Gain", "Gate", "Part", "Product", "StackedPart"]
 
 
 @dataclass(frozen=True)
 class Cut:
-    """`ffattr.Columns` of the projection at ``path``."""
+    """`ffattr.Columns` of the projection at ``path``; ``bias`` is the path of one that it does not have itself."""
 
     path: str
     start: int
     stop: int
     groups: int = 1
+    bias: str | None = None
 
 
 @dataclass(frozen=True)
@@ -53,5 +54,12 @@ class Gate:
     activation: str
 
 
-Part = str | Cut | Gate | Product | StackedPart | Activation | Callable[[Tensor], Tensor] | int | None
+@dataclass(frozen=True)
+class Gain:
+    """`ffattr.GainSpec` of the layer's own parameter or buffer ``name``."""
+
+    name: str
+
+
+Part = str | Cut | Gain | Gate | Product | StackedPart | Activation | Callable[[Tensor], Tensor] | int | None
 """A field of `LayerSpec`: a path from the layer, something made of one, a function that has no path, or a number."""

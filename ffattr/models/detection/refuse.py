@@ -7,13 +7,22 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from ...decomposition.attention import Attention, QueryKey
 from .probe import Undetected
 from .rows import LayerRows
-from .watch import Call
+from .watch import Call, Run
 
-__all__ = ["refuse_changed_heads", "refuse_experts", "refuse_norms_of_neurons"]
+__all__ = [
+    "refuse_changed_heads",
+    "refuse_experts",
+    "refuse_networks_behind",
+    "refuse_norms_of_experts",
+    "refuse_norms_of_neurons",
+    "refuse_shared_keys",
+]
 
 
 def refuse_experts(layer: nn.Module) -> None:
@@ -64,3 +73,44 @@ def refuse_norms_of_neurons(rows: LayerRows, find_blocks: Callable[[Sequence[Cal
                 f"a norm, {norm.path!r}, lies between the activation of the feed-forward block and its projection "
                 f"{down.path!r}, which no description covers"
             )
+
+
+def refuse_networks_behind(
+    rows: LayerRows, find_streams: Callable[[Tensor], Iterator[Any]], block: Sequence[Call]
+) -> None:
+    """Raises `Undetected` where a projection that is none of the feed-forward ``block`` reads the stream behind it;
+    ``find_streams`` yields how that block makes a given stream."""
+    for call in rows.linears:
+        outside = not any(call is one for one in block)
+        if outside and call.input.shape == rows.x.shape and next(find_streams(call.input), None) is not None:
+            raise Undetected(
+                f"{call.path!r} reads the stream behind the feed-forward block: one more network lies there, and a "
+                "layer has one feed-forward block in all formulas here"
+            )
+
+
+def refuse_norms_of_experts(rows: LayerRows, experts: Call) -> None:
+    """Raises `Undetected` where what a mixture's experts return passes a norm before something else is added."""
+    for norm in rows.norms:
+        if rows.are_equal(norm.input, experts.output) and not rows.are_equal(norm.output, rows.y):
+            raise Undetected(
+                f"what the experts at {experts.path!r} return passes a norm of its own, {norm.path!r}, which no "
+                "description covers: networks of one block are added up before any norm"
+            )
+
+
+def refuse_shared_keys(runs: Sequence[Run], numbers: Sequence[int], number: int) -> None:
+    """Raises `Undetected` where the layer ``number`` attends to the keys that an earlier one made; ``numbers`` are
+    those of the ``runs``."""
+    key = _find_key(runs[numbers.index(number)].attention[0][1])
+    for earlier, run in zip(numbers, runs, strict=True):
+        other = _find_key(run.attention[0][1])
+        if earlier < number and key is not None and other is not None and torch.equal(key, other):
+            raise Undetected(
+                f"layer {number} attends to keys and values that layer {earlier} made of its own input: no vector of "
+                "its own tokens passes to the queries"
+            )
+
+
+def _find_key(attention: Attention) -> Tensor | None:
+    return attention.key if isinstance(attention, QueryKey) else None

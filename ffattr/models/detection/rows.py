@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...decomposition.activations import ACTIVATIONS, make_swish
 from ...decomposition.attention import Attention
 from ..spec.norms import is_norm
-from .parts import Part, Product
+from .parts import Gain, Part, Product
 from .probe import Undetected
 from .watch import Call, Run
 
@@ -108,6 +108,19 @@ class LayerRows:
         yield from ((call.path, call.output) for call in self.norms if self.are_equal(call.input, tensor))
 
     @cached_property
+    def gains(self) -> list[tuple[str, Tensor]]:
+        """The layer's own parameters and buffers by which its whole output may be multiplied, by name."""
+        own = (*self.layer.named_parameters(recurse=False), *self.layer.named_buffers(recurse=False))
+        sizes = (1, self.x.shape[1])
+        kept = ((name, one.detach().flatten()) for name, one in own if one.is_floating_point() and one.numel() in sizes)
+        return [(name, one.to("cpu", self.wide)) for name, one in kept]
+
+    def apply_last(self, tensor: Tensor) -> Iterator[tuple[Part, Tensor]]:
+        """Yields what the last step of the layer may make of the tensor: a gain, a norm that reads it, nothing."""
+        yield from ((Gain(name), tensor * gain) for name, gain in self.gains)
+        yield from self.apply_norms(tensor)
+
+    @cached_property
     def numbers(self) -> list[tuple[str, float]]:
         """The numbers among the attributes of the layer's modules by which something may be multiplied, by path."""
         found: dict[float, str] = {}
@@ -146,6 +159,24 @@ class LayerRows:
                 return None
             starts.append(start)
         return starts
+
+    def find_bias(self, value: Call, starts: list[int], width: int) -> str | None:
+        """Returns the path of a bias that columns of ``value`` have, ``width`` of them at each of ``starts``, but not
+        the module that they are a product with: a parameter of the layer that is added beside it."""
+        weight = getattr(value.module, "weight", None)
+        if getattr(value.module, "bias", None) is not None or not isinstance(weight, Tensor) or weight.dim() != 2:
+            return None
+        columns = [start + feature for start in starts for feature in range(width)]
+        if weight.shape != (value.output.shape[1], value.input.shape[1]):
+            return None
+        added = (value.output - value.input @ weight.detach().to("cpu", self.wide).T)[:, columns].mean(0)
+        rounding = EQUAL[self.dtype] * float(value.output[:, columns].square().mean(0).sum().sqrt())
+        if float(added.norm()) <= rounding:
+            return None
+        for name, one in self.layer.named_parameters():
+            if one.shape == added.shape and float((added - one.detach().to("cpu", self.wide)).norm()) <= rounding:
+                return name
+        return None
 
     def apply_activations(self, z: Tensor) -> Iterator[tuple[int, Part, Tensor]]:
         """Yields what may have been made of ``z``, surest first: by a module that read it, an attribute, a function."""

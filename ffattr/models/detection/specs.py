@@ -12,8 +12,9 @@ from torch import nn
 from ...decomposition.activations import Activation
 from ..spec.experts import Stacked
 from ..spec.layer import BranchSpec, CrossSpec, GateSpec, LatentSpec, LayerSpec
+from ..spec.norms import GainSpec
 from ..spec.weights import Columns, ParameterRef, Scaled
-from .parts import Cut, Gate, Part, Product, StackedPart
+from .parts import Cut, Gain, Gate, Part, Product, StackedPart
 from .probe import Undetected
 
 __all__ = ["make_spec", "resolve_path"]
@@ -36,7 +37,14 @@ def make_spec(layer: nn.Module, parts: Mapping[str, Part], where: str) -> LayerS
         if isinstance(part, Activation):
             return part
         if isinstance(part, Cut):
-            return Columns(find_module(name, part.path), part.start, part.stop, part.groups)
+            bias = None
+            if part.bias is not None:
+                owner, _, attribute = part.bias.rpartition(".")
+                bias = ParameterRef(find_module(name, owner), attribute)
+            return Columns(find_module(name, part.path), part.start, part.stop, part.groups, bias)
+        if isinstance(part, Gain):
+            find_module(name, part.name)
+            return GainSpec(layer, part.name)
         if isinstance(part, Gate):
             return GateSpec(find_part(name, part.of), getattr(nn.functional, part.activation))
         if isinstance(part, StackedPart):

@@ -9,7 +9,7 @@ from textwrap import indent
 from torch import nn
 
 from ...decomposition.activations import Activation
-from .parts import Cut, Gate, Part, Product, StackedPart
+from .parts import Cut, Gain, Gate, Part, Product, StackedPart
 from .probe import Undetected
 
 __all__ = ["draw_tree", "explain_failure", "write_template"]
@@ -24,7 +24,7 @@ _ROWS = (  # as they are written, one line each
     ("norm_before_attn", "norm_of_attn", "norm_after_attn"),
     ("norm_before_ff", "norm_of_ff", "norm_after_ff", "parallel"),
     ("experts", "active"),
-    ("attention_gate",),
+    ("attention_gate", "norm_of_values"),
 )
 _LINES = 25
 
@@ -117,14 +117,16 @@ def _write_part(name: str, parts: Mapping[str, Part]) -> str:
     if isinstance(part, Activation):
         return f"ffattr.decomposition.activations.ACTIVATIONS[{part.name!r}]"
     if isinstance(part, Cut):
-        groups = "" if part.groups == 1 else f", groups={part.groups}"
-        return f"ffattr.Columns({_write_expression('layer', part.path)}, {part.start}, {part.stop}{groups})"
+        more = "" if part.groups == 1 else f", groups={part.groups}"
+        more += "" if part.bias is None else f", bias={_write_reference(part.bias)}"
+        return f"ffattr.Columns({_write_expression('layer', part.path)}, {part.start}, {part.stop}{more})"
+    if isinstance(part, Gain):
+        return f"ffattr.GainSpec(layer, {part.name!r})"
     if isinstance(part, Gate):
         made = _write_part("of", {"of": part.of})
         return f"ffattr.GateSpec({made}, torch.nn.functional.{part.activation})"
     if isinstance(part, Product):
-        owner, _, attribute = part.factor.rpartition(".")
-        factor = f"{_WEIGHTS}.ParameterRef({_write_expression('layer', owner)}, {attribute!r})"
+        factor = _write_reference(part.factor)
         if part.is_number:
             factor = f"torch.tensor({_write_expression('layer', part.factor)}, dtype=torch.float64)"
         return f"{_WEIGHTS}.Scaled({_write_expression('layer', part.path)}, {factor})"
@@ -135,6 +137,12 @@ def _write_part(name: str, parts: Mapping[str, Part]) -> str:
     if isinstance(part, str):
         return _write_expression("layer", part)
     return "..." if part is ... else repr(part)
+
+
+def _write_reference(path: str) -> str:
+    """Writes the parameter at a path from the layer."""
+    owner, _, attribute = path.rpartition(".")
+    return f"{_WEIGHTS}.ParameterRef({_write_expression('layer', owner)}, {attribute!r})"
 
 
 def _write_expression(root: str, path: str) -> str:

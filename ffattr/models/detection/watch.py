@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ...decomposition.attention import Attention, AttentionWeights
 from ...decomposition.routing import Routing
@@ -74,7 +75,7 @@ class Watch:
         self.runs: dict[str, list[Run]] = {path: [] for path in stacks}
         self.outside: list[tuple[nn.Module, Attention]] = []
         self._running: list[Run] = []
-        self._entered: list[tuple[Tensor, ...]] = []
+        self._entered: list[tuple[nn.Module, tuple[Tensor, ...]]] = []
         self._tables: list[tuple[nn.Embedding, Tensor]] = []
         self.order: list[str] = []  # of the stacks, as they run first
 
@@ -102,6 +103,7 @@ class Watch:
                 self._note_attention(modules[index], attention)
 
             stack.enter_context(record_attention(self.base, modules, heads, record_call, wrappers=False))
+            stack.enter_context(_Products(self._note_product))
             yield
 
     def _count_heads(self, module: nn.Module) -> int:
@@ -140,11 +142,12 @@ class Watch:
 
     def _enter_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-        self._entered.append(tuple(value.clone() for value in given[:3]))  # an activation may work in place
+        kept = tuple(value.clone() for value in given[:3])  # an activation may work in place
+        self._entered.append((module, kept))
 
     def _make_leave_hook(self, path: str) -> Callable[..., None]:
         def note_call(module: nn.Module, args: Any, output: Any) -> None:
-            given = self._entered.pop()
+            _, given = self._entered.pop()
             found = output[0] if isinstance(output, tuple) and output else output
             if self._running and given and isinstance(found, Tensor):
                 self._note_routing(module, given, found)
@@ -160,6 +163,17 @@ class Watch:
             self._running[-1].routings[module] = Routing(numbers[0].long(), weights[0])
         if output.dim() > 1 and output.shape[-1] == 1 and output.is_floating_point():
             self._running[-1].gains[module] = output.sigmoid().flatten()
+
+    def _note_product(self, weight: Tensor, read: Tensor, made: Tensor) -> None:
+        """Keeps a product with the weight of a module that is not called itself (timm's BEiT and EVA-02)."""
+        own = bool(self._entered) and getattr(self._entered[-1][0], "weight", None) is weight
+        if own or not self._running:  # its module is called, and seen
+            return
+        run = self._running[-1]
+        owner = next((one for one in run.layer.named_modules() if getattr(one[1], "weight", None) is weight), None)
+        if owner is not None and not any(module is owner[1] for module, _ in self._entered):
+            path, module = owner
+            run.calls.append(Call(path, module, read.clone(), made.clone()))
 
     def _note_lookup(self, table: nn.Embedding, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor):
@@ -184,6 +198,21 @@ class Watch:
                 if bool((row == row[0] + torch.arange(tokens, device=row.device)).all()):
                     return table.num_embeddings - int(row[0])
         return None
+
+
+class _Products(TorchFunctionMode):
+    """Hands every product of ``F.linear`` to ``sink(weight, read, made)``."""
+
+    def __init__(self, sink: Callable[[Tensor, Tensor, Tensor], None]) -> None:
+        super().__init__()
+        self._sink = sink
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if func is nn.functional.linear:
+            given = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
+            self._sink(given["weight"], given["input"], made)
+        return made
 
 
 def _split_heads(attention: Attention, hidden: Tensor) -> Attention:

@@ -21,7 +21,8 @@ from ...decomposition.scopes import Scoped
 from ...errors import UnsupportedModel
 from .activation import identify_activation
 from .experts import Stacked, read_stacked
-from .norms import read_norm
+from .norms import GainSpec, read_norm
+from .values import ValueNormSpec
 from .weights import Columns, Scaled, read_linear
 from .wrapped import find_compute_dtype
 
@@ -151,7 +152,8 @@ class LayerSpec(Scoped):
     Where that module is called otherwise, ``router`` is one whose output has a number for each token and expert, zero
     for those that the token does not go to; ``scales_input``: these multiply what experts read, not what they return.
     ``shared`` is a network beside the experts that all tokens go through. ``latent`` is what lies before ``value``,
-    ``attention_gate`` what multiplies the heads behind it.
+    ``attention_gate`` what multiplies the heads behind it, ``norm_of_values`` a norm of every head's values.
+    ``norm_after_ff`` may be a `GainSpec`, which multiplies the layer's output.
 
     >>> layer = model.encoder.layer[0]
     >>> attention, output = layer.attention, layer.output
@@ -182,7 +184,7 @@ class LayerSpec(Scoped):
     norm_after_attn: nn.Module | None = None
     norm_before_ff: nn.Module | None = None
     norm_of_ff: nn.Module | None = None
-    norm_after_ff: nn.Module | None = None
+    norm_after_ff: nn.Module | GainSpec | None = None
     parallel: bool = False
     clamp: Clamp | None = None
     experts: nn.Module | None = None
@@ -193,6 +195,7 @@ class LayerSpec(Scoped):
     scales_input: bool = False
     latent: LatentSpec | None = None
     attention_gate: GateSpec | None = None
+    norm_of_values: nn.Module | None = None
 
     @property
     def networks_per_token(self) -> int:
@@ -207,11 +210,18 @@ class LayerSpec(Scoped):
         )
 
     @property
+    def values(self) -> ValueNormSpec | None:
+        """The norm of every head's values, with what makes them; None where there is none."""
+        norm = self.norm_of_values
+        return None if norm is None else ValueNormSpec(norm, self.value, self.kv_heads)
+
+    @property
     def rounds_to_float32(self) -> bool:
         """Tells whether a norm may round to float32, whatever the model's dtype, as those of transformers' own do."""
         norms = [getattr(self, field.name) for field in fields(self) if field.name.startswith("norm_")]
         norms += [] if self.latent is None else [self.latent.norm]
-        return any(norm is not None and type(norm) not in (nn.LayerNorm, nn.RMSNorm) for norm in norms)
+        exact = nn.LayerNorm, nn.RMSNorm, GainSpec
+        return any(norm is not None and type(norm) not in exact for norm in norms)
 
     @property
     def narrowest_dtype(self) -> torch.dtype | None:
@@ -253,11 +263,12 @@ class LayerSpec(Scoped):
         out = read_linear(self.out, dtype)
         width = out.weight.shape[1]
         features = self._count_gated_features(out)
+        value = read_linear(self.value, dtype)
         return LayerWeights(
             heads=self.heads * features,
             head_features=features,
             kv_heads=self.kv_heads,
-            value=read_linear(self.value, dtype),
+            value=value if self.values is None else self.values.stretch(value),
             out=out,
             branches=tuple(branches),
             norm_before_attn=read_norm(self.norm_before_attn, dtype, width),

@@ -7,7 +7,7 @@ Written by hand, it may divide by ``sqrt(variance) + offset``, the variance bein
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,7 @@ from ...decomposition.affine import Norm
 from ...errors import UnsupportedModel
 from . import wrapped
 
-__all__ = ["is_norm", "read_norm"]
+__all__ = ["GainSpec", "is_norm", "read_norm"]
 
 Kind = Literal["layer", "rms"]
 
@@ -32,7 +32,22 @@ _ROUNDINGS = 64
 """Units of rounding within which a norm is the one that a module computes."""
 
 
-def read_norm(module: nn.Module | None, dtype: torch.dtype | None, width: int | None = None) -> Norm | None:
+@dataclass(frozen=True)
+class GainSpec:
+    """A parameter or buffer ``name`` of ``module``, one number or one for each feature, that multiplies the whole
+    output of a layer as its last step (Gemma 4): a norm without statistics.
+
+    >>> layer = torch.nn.Module()
+    >>> layer.scalar = torch.nn.Parameter(torch.full((1,), 0.5))
+    >>> ffattr.models.spec.norms.read_norm(ffattr.GainSpec(layer, "scalar"), None, 8).weight.shape
+    torch.Size([8])
+    """
+
+    module: nn.Module
+    name: str
+
+
+def read_norm(module: nn.Module | GainSpec | None, dtype: torch.dtype | None, width: int | None = None) -> Norm | None:
     """Reads what a norm of ``width`` features computes, in ``dtype`` (None: as it is).
 
     ``width`` is needed where the module has no parameters. Raises `UnsupportedModel` for a module that computes neither
@@ -40,6 +55,8 @@ def read_norm(module: nn.Module | None, dtype: torch.dtype | None, width: int | 
     """
     if module is None:
         return None
+    if isinstance(module, GainSpec):
+        return _read_gain(module, dtype, width)
     module = wrapped.find_running(module)
     with wrapped.fetch_parameters(module):
         weight, bias = _read_parameter(module, "weight"), _read_parameter(module, "bias")
@@ -52,6 +69,14 @@ def read_norm(module: nn.Module | None, dtype: torch.dtype | None, width: int | 
             return tensor if tensor is None or dtype is None else tensor.to(dtype)
 
         return replace(found, weight=convert(found.weight), bias=convert(found.bias))
+
+
+def _read_gain(part: GainSpec, dtype: torch.dtype | None, width: int | None) -> Norm:
+    owner = wrapped.find_owner(part.module, part.name)
+    with wrapped.fetch_parameters(owner):
+        gain = wrapped.make_dense(getattr(owner, part.name).detach()).flatten()
+        gain = gain if width is None else gain.expand(width)
+        return Norm("gain", gain.clone() if dtype is None else gain.to(dtype).contiguous(), None, 0.0)
 
 
 def is_norm(module: nn.Module, width: int) -> bool:

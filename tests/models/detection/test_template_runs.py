@@ -10,7 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from own_modules import Attention, Block, FeedForward, Mine, Skipping, Still, Torch, mine, renamed, transformers_model
+from own_modules import (
+    Attention,
+    Block,
+    ByProduct,
+    FeedForward,
+    Gained,
+    Mine,
+    NormedValues,
+    Skipping,
+    Still,
+    Torch,
+    mine,
+    renamed,
+    transformers_model,
+)
 from tiny_models import _randomise, build, ids
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -123,6 +137,9 @@ SHAPES: dict[str, Callable[[], nn.Module]] = {
     "swish written out": lambda: mine(ff=lambda: FeedForward(lambda x: x * (1.7 * x).sigmoid())),
     "scaled blocks": lambda: blocks(Scaled(), Scaled()),
     "a gate of attention": lambda: mine(attention=Gated),
+    "a product without a module": lambda: mine(attention=ByProduct),
+    "a norm of values": lambda: mine(attention=lambda: NormedValues("rms")),
+    "a gain at last": lambda: blocks(Gained(1), Gained(1)),
     "layers that do not attend": lambda: blocks(Skipping(True), Still(), Skipping(True)),
     "layers by name": ByName,
     "a memory": lambda: blocks(Crossing(), Crossing(), cls=Decoder),

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from own_modules import Block, Mine, Still, mine
-from tiny_models import build
+from own_modules import Block, ByProduct, Mine, Still, mine
+from tiny_models import build, ids
 
+import ffattr
+from ffattr.models.detection.detect import detect_layers
 from ffattr.models.detection.observe import observe_layers
+from ffattr.models.detection.parts import Cut
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,3 +45,17 @@ def test_positions_are_counted_of_a_table_that_is_read_in_order() -> None:
     assert observe_layers(mine()).positions == 16
     ids = torch.tensor([[4, 5, 6, 7]])  # tokens in order are no positions: only a table is read by all of them
     assert observe_layers(mine(), {"ids": ids}).positions in (16, 46)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_product_with_the_weight_of_a_module_that_is_not_called(biased: bool) -> None:
+    model, tokens = mine(attention=lambda: ByProduct(biased)), ids() % 50
+    (parts,) = detect_layers(model).parts
+    assert parts["value"] == Cut("attention.qkv", 48, 72, bias="attention.v_bias" if biased else None)
+    found = ffattr.attribute(model, tokens, scopes="all", backend="torch")
+    expected = ffattr.attribute(model, tokens, scopes="all", backend="reference", dtype=torch.float64)
+    assert float(found.error.max()) < 1e-12
+    for scope, tile in expected.maps.items():
+        torch.testing.assert_close(found.maps[scope], tile, rtol=0, atol=1e-10, msg=scope)
+    vectors = ffattr.vectors(model, tokens, scope="layer", value_bias="separate")
+    torch.testing.assert_close(vectors.values.sum(-2) + vectors.bias, vectors.total, rtol=0, atol=1e-12)

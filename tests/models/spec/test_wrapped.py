@@ -229,14 +229,34 @@ def test_torchao() -> None:
             ffattr.attribute(model, tiny_models.inputs(name))
 
 
-def test_bitsandbytes() -> None:
-    modules: Any = pytest.importorskip("bitsandbytes.nn")
-    model: Any = build("bert", dtype=torch.float32, hidden_size=64, intermediate_size=96, num_attention_heads=8)
-    for layer in model.encoder.layer:
-        four = modules.Linear4bit(64, 96, quant_type="nf4", compute_dtype=torch.float32)
-        four.load_state_dict(layer.intermediate.dense.state_dict())
-        layer.intermediate.dense = four.to("cpu").eval()
-    assert ffattr.attribute(model, tiny_models.inputs("bert")).error.max() < 2e-6
+@pytest.mark.parametrize("arranged", [False, True], ids=["as loaded", "arranged for the CPU"])
+@pytest.mark.parametrize("computed", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_bitsandbytes(computed: torch.dtype, arranged: bool) -> None:
+    """The library itself: maps are those of the dequantised weights, to the rounding of what it computes in, which no
+    run takes for another architecture. On a CPU it arranges weights anew where it may, and computes in bfloat16."""
+    library: Any = pytest.importorskip("bitsandbytes")
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 8}
+    model, plain = (build("bert", dtype=torch.float32, **sizes) for _ in range(2))
+    for path, linear in [*plain.encoder.layer.named_modules()]:
+        if type(linear) is not nn.Linear:
+            continue
+        bits = library.nn.Linear4bit(linear.in_features, linear.out_features, quant_type="nf4", compute_dtype=computed)
+        bits.load_state_dict(linear.state_dict())
+        bits = bits.to("cpu").eval()
+        bits.support_avx512bf16_for_cpu = bits.support_avx512bf16_for_cpu and arranged
+        weight = library.functional.dequantize_4bit(bits.weight.data, bits.weight.quant_state)
+        linear.weight = nn.Parameter(weight.float())
+        owner, _, name = path.rpartition(".")
+        setattr(model.encoder.layer.get_submodule(owner), name, bits)
+    given = tiny_models.inputs("bert")
+    found = ffattr.attribute(model, given, scopes="all", backend="torch")
+    expected = ffattr.attribute(plain, given, scopes="all", backend="torch")
+    rounding = (
+        1e-6 if computed == torch.float32 and not arranged else 3e-2 if arranged else 8 * torch.finfo(computed).eps
+    )
+    assert found.error.max() < rounding
+    for scope, tile in expected.maps.items():
+        assert (found.maps[scope] - tile).norm() < rounding * tile.norm(), scope
 
 
 def test_no_library_is_imported_for_a_plain_model() -> None:
