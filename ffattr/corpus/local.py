@@ -9,6 +9,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing import connection
@@ -28,6 +29,8 @@ _IMPORTS = [
 ]
 """What takes longer to import than a small model takes to load."""
 _PATIENCE = 10.0  # seconds that a worker has to leave its journal in order
+_MOST_TRIES = 5  # times that one process is begun
+_PAUSE = 0.2  # seconds before the next try: a process that was killed is not gone at once
 
 
 class LocalProcesses:
@@ -43,12 +46,29 @@ class LocalProcesses:
         self._pipes: dict[int, Any] = {}
 
     def start(self, slot: int) -> None:
-        ours, theirs = self._context.Pipe()
+        """Starts a worker. Where the server that forks it is killed meanwhile, the next try starts another server.
+
+        Raises RuntimeError where no try comes to a process.
+        """
         gpu = self._gpus[slot % len(self._gpus)] if self._gpus else None
-        process = self._context.Process(target=self.target, args=(self.folder, slot, theirs, gpu), daemon=True)
-        process.start()
-        theirs.close()
-        self._processes[slot], self._pipes[slot] = process, ours
+        for attempt in range(1, _MOST_TRIES + 1):
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=self.target, args=(self.folder, slot, theirs, gpu), daemon=True)
+            try:
+                process.start()
+            except (EOFError, OSError) as error:
+                ours.close()
+                if attempt == _MOST_TRIES:
+                    raise RuntimeError(
+                        f"no worker could be started, {_MOST_TRIES} times: {type(error).__name__}: {error}. Is there "
+                        "enough memory, and room for more processes? Then the same command goes on where it was"
+                    ) from error
+                time.sleep(_PAUSE)
+            else:
+                self._processes[slot], self._pipes[slot] = process, ours
+                return
+            finally:
+                theirs.close()
 
     def submit(self, slot: int, shard: int) -> None:
         with contextlib.suppress(OSError):  # it has died: `wait` will say so
@@ -69,16 +89,23 @@ class LocalProcesses:
         return events
 
     def stop(self) -> None:
-        for process in self._processes.values():
-            process.terminate()
-        for process in self._processes.values():
-            process.join(_PATIENCE)
-            if process.is_alive():
-                process.kill()
-                process.join()
-        for pipe in self._pipes.values():
+        for slot in self._pipes:
+            self._send_signal(slot, signal.SIGTERM)
+        end = time.monotonic() + _PATIENCE
+        for slot, pipe in self._pipes.items():
+            if not _is_closed(pipe, end):
+                self._send_signal(slot, getattr(signal, "SIGKILL", signal.SIGTERM))
+                _is_closed(pipe, time.monotonic() + _PATIENCE)
             pipe.close()
+        for process in self._processes.values():
+            process.join()
         self._processes, self._pipes = {}, {}
+
+    def _send_signal(self, slot: int, number: int) -> None:
+        """Sends a worker that has its pipe open a signal, by itself: `Process.kill` does nothing to one whose server
+        was killed, as it takes it for ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._processes[slot].pid, number)
 
 
 def work(folder: Path, slot: int, pipe: Any, gpu: str | None = None) -> None:
@@ -132,6 +159,16 @@ def _list_gpus() -> list[str]:
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = torch.cuda.device_count()
     return named.split(",")[:count] if named else [str(number) for number in range(count)]
+
+
+def _is_closed(pipe: Any, end: float) -> bool:
+    """Waits until the worker at the other end of the pipe is gone, whatever it still says, until the time ``end``."""
+    while pipe.poll(max(0.0, end - time.monotonic())):
+        try:
+            pipe.recv_bytes()
+        except (EOFError, OSError):
+            return True
+    return False
 
 
 def _end_with_parent() -> None:

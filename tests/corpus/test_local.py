@@ -2,11 +2,14 @@
 
 import os
 import signal
+import time
 
 import corpora
+import psutil
 import pytest
 from corpora import POISON, read_documents, read_tree
 
+from ffattr.corpus import local
 from ffattr.corpus import run as run_module
 from ffattr.corpus.local import LocalProcesses, carry_error, count_cores
 from ffattr.corpus.supervise import Died, Progressed
@@ -83,6 +86,42 @@ def test_an_end_has_a_reason():
         events += engine.wait(60)
     engine.stop()
     assert events == [Progressed(0, 1, 1), Died(0, "the process was ended by signal 9 (SIGKILL)")]
+
+
+def test_a_worker_whose_server_was_killed_is_ended(monkeypatch):
+    """Python takes such a process for ended and sends it nothing: this one lets SIGTERM pass."""
+    monkeypatch.setattr(local, "_PATIENCE", 0.5)
+    engine = LocalProcesses(None, 1, target=stay)
+    engine.start(0)
+    (event,) = engine.wait(60)
+    worker = psutil.Process(event.documents)
+    server = worker.parent()
+    assert server.pid != os.getpid()
+    server.kill()
+    psutil.wait_procs([server], timeout=10)
+    engine.stop()
+    assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+
+def stay(folder, slot, pipe, gpu):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    pipe.send(Progressed(slot, os.getpid(), 0))
+    time.sleep(600)
+
+
+def test_processes_that_cannot_be_started_are_said(monkeypatch):
+    started = []
+
+    def refuse(process):
+        started.append(process)
+        raise EOFError("unexpected EOF")
+
+    engine = LocalProcesses(None, 1, target=stay)
+    monkeypatch.setattr(engine._context.Process, "start", refuse)
+    monkeypatch.setattr(local, "_PAUSE", 0)
+    with pytest.raises(RuntimeError, match=r"no worker could be started, 5 times: EOFError: unexpected EOF\. Is there"):
+        engine.start(0)
+    assert len(started) == 5
 
 
 def end_by_signal(folder, slot, pipe, gpu):

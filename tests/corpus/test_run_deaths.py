@@ -66,11 +66,23 @@ def long_file(tmp_path_factory):
     return str(path)
 
 
-def test_kills_of_the_worker_of_the_first_process_and_of_the_group(saved_model, long_file, tmp_path):
+@pytest.fixture(scope="module")
+def whole(saved_model, long_file, tmp_path_factory):
+    """Returns the folder of a run of the long file that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    run_corpus(saved_model, [long_file], folder, **OPTIONS | {"batch_tokens": None})
+    return folder
+
+
+def name_command(saved_model, long_file, folder):
+    command = [sys.executable, "-m", "ffattr", "corpus", saved_model, long_file, "-o", str(folder)]
+    return [*command, "--workers", "1", "--shard-docs", "4", "--keep", "documents,pairs,tokens,top:2,maps"]
+
+
+def test_kills_of_the_worker_of_the_first_process_and_of_the_group(saved_model, long_file, whole, tmp_path):
     """G1, G2, G3, by the command: where the worker dies it goes on, where more dies it is called again."""
-    command = [sys.executable, "-m", "ffattr", "corpus", saved_model, long_file, "-o", str(tmp_path / "killed")]
-    command += ["--workers", "1", "--shard-docs", "4", "--keep", "documents,pairs,tokens,top:2,maps"]
-    folder, whole = tmp_path / "killed", tmp_path / "whole"
+    folder = tmp_path / "killed"
+    command = name_command(saved_model, long_file, folder)
     kinds = iter(["worker", "first process", "group"])
     first, at = None, 0
     while (kind := next(kinds, None)) is not None:
@@ -91,8 +103,41 @@ def test_kills_of_the_worker_of_the_first_process_and_of_the_group(saved_model, 
         assert psutil.wait_procs(family, timeout=60)[1] == []  # nobody goes on alone
         assert count_done(folder) in (at, at + 1, at + 2)  # it ends at once
     run_corpus(saved_model, [long_file], folder, **OPTIONS | {"batch_tokens": None})
-    run_corpus(saved_model, [long_file], whole, **OPTIONS | {"batch_tokens": None})
     assert read_tree(folder) == read_tree(whole)
+
+
+def test_kills_of_what_starts_workers(saved_model, long_file, whole, tmp_path):
+    """G2, G3: the server that forks workers is killed before it has made the first one and when the worker is at work,
+    then what counts resources, then the worker, which takes a new one of both. The command ends as ever."""
+    folder = tmp_path / "killed"
+    first = subprocess.Popen(
+        name_command(saved_model, long_file, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_for_helper(first, "forkserver").kill()  # it imports for seconds
+    server = wait_for_helper(first, "forkserver")
+    wait_for_shard(folder, first, 1)
+    (worker,) = server.children()
+    server.kill()
+    done = wait_for_shard(folder, first, count_done(folder) + 2)
+    wait_for_helper(first, "resource_tracker").kill()
+    worker.kill()
+    wait_for_shard(folder, first, done + 2)
+    _, said = first.communicate(timeout=120)
+    assert first.returncode == 3, said  # there are empty documents
+    assert "Error" not in said
+    assert read_tree(folder) == read_tree(whole)
+    assert not list((folder / "_journal").iterdir())
+
+
+def wait_for_helper(process, name):
+    """Returns the process of ``multiprocessing`` that has this name and has not ended."""
+    while True:
+        assert process.poll() is None
+        for child in psutil.Process(process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.status() != psutil.STATUS_ZOMBIE and name in " ".join(child.cmdline()):
+                    return child
+        time.sleep(0.002)
 
 
 def count_done(folder):
