@@ -93,9 +93,9 @@ class LocalProcesses:
             self._send_signal(slot, signal.SIGTERM)
         end = time.monotonic() + _PATIENCE
         for slot, pipe in self._pipes.items():
-            if not _is_closed(pipe, end):
+            if not _wait_until_closed(pipe, end):
                 self._send_signal(slot, getattr(signal, "SIGKILL", signal.SIGTERM))
-                _is_closed(pipe, time.monotonic() + _PATIENCE)
+                _wait_until_closed(pipe, time.monotonic() + _PATIENCE)
             pipe.close()
         for process in self._processes.values():
             process.join()
@@ -161,8 +161,9 @@ def _list_gpus() -> list[str]:
     return named.split(",")[:count] if named else [str(number) for number in range(count)]
 
 
-def _is_closed(pipe: Any, end: float) -> bool:
-    """Waits until the worker at the other end of the pipe is gone, whatever it still says, until the time ``end``."""
+def _wait_until_closed(pipe: Any, end: float) -> bool:
+    """Waits until the worker at the other end of the pipe is gone, whatever it still says, at most until the time
+    ``end``. Returns whether it is gone."""
     while pipe.poll(max(0.0, end - time.monotonic())):
         try:
             pipe.recv_bytes()

@@ -191,13 +191,8 @@ class AttentionWeights:
 
 
 @dataclass(frozen=True)
-class GatedAttention:
-    """Attention whose heads a gate multiplies before the output projection, by ``gain`` ``[B, T, G]`` of a query token:
-    a number for each head (``G`` = ``H``), or for each feature of each head (``G`` = ``H * dh``).
-
-    The gate frozen, a feature has weights of its own, ``gain[i, h, f] alpha[h, i, j]``: it is mixed as if it were a
-    head. So there are ``G`` heads here.
-    """
+class _WeighedAttention:
+    """Another attention whose weights are multiplied by ``gain``, which leaves what is masked as it is."""
 
     attention: Attention
     gain: Tensor
@@ -205,6 +200,27 @@ class GatedAttention:
     @property
     def rounds_to_float32(self) -> bool:
         return self.attention.rounds_to_float32
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.attention.shape
+
+    def pairs(self, rows: Tensor) -> int:
+        return self.attention.pairs(rows)
+
+    @property
+    def looks_ahead(self) -> bool:
+        return self.attention.looks_ahead
+
+
+@dataclass(frozen=True)
+class GatedAttention(_WeighedAttention):
+    """Attention whose heads a gate multiplies before the output projection, by ``gain`` ``[B, T, G]`` of a query token:
+    a number for each head (``G`` = ``H``), or for each feature of each head (``G`` = ``H * dh``).
+
+    The gate frozen, a feature has weights of its own, ``gain[i, h, f] alpha[h, i, j]``: it is mixed as if it were a
+    head. So there are ``G`` heads here.
+    """
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -221,32 +237,14 @@ class GatedAttention:
         gated: Tensor = alpha[:, None] * gain[..., None]
         return gated.flatten(0, 1)
 
-    def pairs(self, rows: Tensor) -> int:
-        return self.attention.pairs(rows)
-
-    @property
-    def looks_ahead(self) -> bool:
-        return self.attention.looks_ahead
-
 
 @dataclass(frozen=True)
-class NormedValues:
+class NormedValues(_WeighedAttention):
     """Attention to values that a norm divides head by head (Gemma 4), times ``gain`` ``[B, T, Hkv]``: a number for each
     key and key/value head.
 
     The norm's statistics frozen, ``gain[j, h] alpha[h, i, j]`` are the weights of values that were not divided.
     """
-
-    attention: Attention
-    gain: Tensor
-
-    @property
-    def rounds_to_float32(self) -> bool:
-        return self.attention.rounds_to_float32
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return self.attention.shape
 
     def sequence(self, batch: int, tokens: Tensor, dtype: torch.dtype, keys: Tensor | None = None) -> NormedValues:
         gain = self.gain[batch].index_select(0, tokens if keys is None else keys).to(dtype)
@@ -257,13 +255,6 @@ class NormedValues:
         groups = len(alpha) // self.gain.shape[1]
         weighed: Tensor = alpha * self.gain.T.repeat_interleave(groups, 0)[:, None]
         return weighed
-
-    def pairs(self, rows: Tensor) -> int:
-        return self.attention.pairs(rows)
-
-    @property
-    def looks_ahead(self) -> bool:
-        return self.attention.looks_ahead
 
 
 def allows_attention(mask: Tensor) -> Tensor:

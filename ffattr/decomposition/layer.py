@@ -291,9 +291,8 @@ def _edit_part(part: Any, edit: Edit, like: Tensor) -> Any:
         return _edit_input(part, edit)
     constant, weight, bias = edit.constant.to(like), part.weight, part.bias
     if edit.removed is not None:
-        directions = edit.removed.to(like)
-        weight = weight - (weight @ directions.mT) @ directions
-        bias = None if bias is None else bias - (bias @ directions.mT) @ directions
+        weight = _remove_directions(weight, edit.removed)
+        bias = None if bias is None else _remove_directions(bias, edit.removed)
     if edit.factor is not None:
         factor = edit.factor.to(like)
         weight = factor if weight is None else weight * factor
@@ -302,10 +301,15 @@ def _edit_part(part: Any, edit: Edit, like: Tensor) -> Any:
 
 
 def _edit_input(part: Linear, edit: Edit) -> Linear:
-    added = edit.constant.to(part.weight) @ part.weight
+    weight, added = part.weight, edit.constant.to(part.weight) @ part.weight
     if edit.removed is not None:
-        directions = edit.removed.to(part.weight)
-        weight = part.weight - directions.mT @ (directions @ part.weight)
-        return Linear(weight, added if part.bias is None else part.bias + added)
-    weight = part.weight if edit.factor is None else edit.factor.to(part.weight)[:, None] * part.weight
+        weight = _remove_directions(weight.mT, edit.removed).mT
+    if edit.factor is not None:
+        weight = edit.factor.to(weight)[:, None] * weight
     return Linear(weight, added if part.bias is None else part.bias + added)
+
+
+def _remove_directions(rows: Tensor, directions: Tensor) -> Tensor:
+    """``rows`` ``[..., features]`` of which nothing is left in orthonormal ``directions`` ``[k, features]``."""
+    directions = directions.to(rows)
+    return rows - (rows @ directions.mT) @ directions

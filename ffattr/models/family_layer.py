@@ -60,6 +60,7 @@ class _Parts:
             norm_before_ff=self.find_norm(family.norm_before_ff),
             norm_of_ff=self.find_norm(family.norm_of_ff),
             norm_after_ff=self.find_norm(family.norm_after_ff),
+            norm_of_values=self.find_norm(family.norm_of_values),
             parallel=family.parallel,
             clamp=family.clamp,
             experts=self.find(family.experts),

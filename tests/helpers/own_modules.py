@@ -249,3 +249,18 @@ class ByProduct(nn.Module):
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]) if self.biased else None
         q, k, v = F.linear(x, self.qkv.weight, bias).unflatten(-1, (3, 4, 6)).permute(2, 0, 3, 1, 4)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+
+GEMMA4 = {
+    "hidden_size": 48,
+    "intermediate_size": 40,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "vocab_size_per_layer_input": 64,
+    "hidden_size_per_layer_input": 0,
+    "num_hidden_layers": 2,
+    "layer_types": ["sliding_attention", "full_attention"],
+}
+"""Sizes of a small Gemma 4 text model, without per-layer embeddings."""

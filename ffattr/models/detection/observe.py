@@ -102,16 +102,13 @@ def observe_again(base: nn.Module, observed: Observed, specs: Sequence[LayerSpec
         base(**{**observed.given, **find_switches(base, observed.given)})
     for number, states in read.items():
         observed.runs[number].states = states
-    for number, norm in norms.items():
+    gains: list[tuple[int, type[NormedValues | GatedAttention], Tensor]] = []
+    gains += [(number, NormedValues, norm.compute_gain(values[number])) for number, norm in norms.items()]
+    gains += [(number, GatedAttention, gate.compute_gain(made[number])) for number, gate in gates.items()]
+    for number, weigh, gain in gains:
         caller, attention = observed.runs[number].attention[0]
-        gain = norm.compute_gain(values[number])
         gain = gain if gain.shape[0] == attention.shape[0] else gain.transpose(0, 1)
-        observed.runs[number].attention[0] = (caller, NormedValues(attention, gain))
-    for number, gate in gates.items():
-        caller, attention = observed.runs[number].attention[0]
-        gain = gate.compute_gain(made[number])
-        gain = gain if gain.shape[0] == attention.shape[0] else gain.transpose(0, 1)
-        observed.runs[number].attention[0] = (caller, GatedAttention(attention, gain))
+        observed.runs[number].attention[0] = (caller, weigh(attention, gain))
 
 
 def _order_inputs(base: nn.Module, given: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:

@@ -33,14 +33,15 @@ def make_spec(layer: nn.Module, parts: Mapping[str, Part], where: str) -> LayerS
             raise Undetected(f"{where} has no {path!r}, which others have") from None
         return None if name.removeprefix(_CROSS).startswith("norm_") and isinstance(module, nn.Identity) else module
 
+    def find_parameter(name: str, path: str) -> ParameterRef:
+        owner, _, attribute = path.rpartition(".")
+        return ParameterRef(find_module(name, owner), attribute)
+
     def find_part(name: str, part: Part) -> Any:
         if isinstance(part, Activation):
             return part
         if isinstance(part, Cut):
-            bias = None
-            if part.bias is not None:
-                owner, _, attribute = part.bias.rpartition(".")
-                bias = ParameterRef(find_module(name, owner), attribute)
+            bias = None if part.bias is None else find_parameter(name, part.bias)
             return Columns(find_module(name, part.path), part.start, part.stop, part.groups, bias)
         if isinstance(part, Gain):
             find_module(name, part.name)
@@ -52,11 +53,10 @@ def make_spec(layer: nn.Module, parts: Mapping[str, Part], where: str) -> LayerS
             given = (part.weight, part.bias, part.start, part.stop, part.step, part.out_last, part.factor)
             return Stacked(experts, *given)
         if isinstance(part, Product):
-            owner, _, attribute = part.factor.rpartition(".")
             if part.is_number:
                 factor = torch.tensor(find_module(name, part.factor), dtype=torch.float64)
                 return Scaled(find_module(name, part.path), factor)
-            return Scaled(find_module(name, part.path), ParameterRef(find_module(name, owner), attribute))
+            return Scaled(find_module(name, part.path), find_parameter(name, part.factor))
         return find_module(name, part) if isinstance(part, str) else part
 
     found = {name: find_part(name, part) for name, part in parts.items()}

@@ -83,6 +83,7 @@ class Family:
     norm_before_ff: str | None = None
     norm_of_ff: str | None = None
     norm_after_ff: str | None = None
+    norm_of_values: str | None = None
     scale_of_attn: str | None = None
     scale_of_ff: str | None = None
     positions: str | None = None

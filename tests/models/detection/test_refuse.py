@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from own_modules import Attention, Block, Experts, FeedForward, Mine, mine, transformers_model
+from own_modules import GEMMA4, Attention, Block, Experts, FeedForward, Mine, mine, transformers_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 from versions import PINNED, needs
@@ -179,18 +179,6 @@ def test_experts_that_nothing_records() -> None:
         refuse_experts(Experts(False))
 
 
-GEMMA4 = {
-    "hidden_size": 48,
-    "intermediate_size": 40,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "pad_token_id": 0,
-    "vocab_size_per_layer_input": 64,
-    "hidden_size_per_layer_input": 0,
-    "num_hidden_layers": 2,
-    "layer_types": ["sliding_attention", "full_attention"],
-}
 GEMMA4_REFUSED = {
     "per-layer embeddings": ({"hidden_size_per_layer_input": 8}, "'per_layer_input_gate' reads the stream behind the"),
     "experts": (

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from own_modules import VALUE_NORMS, Attention, Gained, Mine, NormedValues, mine, transformers_model
+from own_modules import GEMMA4, VALUE_NORMS, Attention, Gained, Mine, NormedValues, mine, transformers_model
 from tiny_models import ids
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -158,21 +158,14 @@ def test_gemma_4(shared: bool) -> None:
     """Windows and whole attention with other heads, values without a projection of their own, a number at last: the
     map of the last layer written out from its weights."""
     needs(str(PINNED), "that has the family, of those that are tested")
-    model = transformers_model(
-        "Gemma4Text",
-        hidden_size=48,
-        intermediate_size=40,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        head_dim=8,
-        num_hidden_layers=3,
-        layer_types=["sliding_attention", "sliding_attention", "full_attention"],
-        sliding_window=3,
-        pad_token_id=0,
-        vocab_size_per_layer_input=64,
-        hidden_size_per_layer_input=0,
-        attention_k_eq_v=shared,
-    )
+    sizes = {
+        **GEMMA4,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 3,
+        "attention_k_eq_v": shared,
+    }
+    model = transformers_model("Gemma4Text", **sizes)
     for layer in model.layers:
         layer.layer_scalar.fill_(0.4)
     spec = resolve(model).layers[-1]
