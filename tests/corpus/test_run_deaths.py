@@ -113,8 +113,9 @@ def test_kills_of_what_starts_workers(saved_model, long_file, whole, tmp_path):
     first = subprocess.Popen(
         name_command(saved_model, long_file, folder), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    wait_for_helper(first, "forkserver").kill()  # it imports for seconds
-    server = wait_for_helper(first, "forkserver")
+    killed = wait_for_helper(first, "forkserver")
+    killed.kill()  # it imports for seconds
+    server = wait_for_helper(first, "forkserver", besides=killed)
     wait_for_shard(folder, first, 1)
     (worker,) = server.children()
     server.kill()
@@ -129,13 +130,14 @@ def test_kills_of_what_starts_workers(saved_model, long_file, whole, tmp_path):
     assert not list((folder / "_journal").iterdir())
 
 
-def wait_for_helper(process, name):
-    """Returns the process of ``multiprocessing`` that has this name and has not ended."""
+def wait_for_helper(process, name, besides=None):
+    """Returns the process of ``multiprocessing`` that has this name and has not ended, another one than ``besides``."""
     while True:
         assert process.poll() is None
         for child in psutil.Process(process.pid).children():
             with contextlib.suppress(psutil.NoSuchProcess):
-                if child.status() != psutil.STATUS_ZOMBIE and name in " ".join(child.cmdline()):
+                alive = child != besides and child.status() != psutil.STATUS_ZOMBIE
+                if alive and name in " ".join(child.cmdline()):
                     return child
         time.sleep(0.002)
 
